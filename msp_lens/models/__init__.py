@@ -1,0 +1,21 @@
+"""The one seam to TransformerLens: what a hooked model is, how to build one, how to keep it."""
+
+from msp_lens.models.build import ModelConfig, build_model, load_weights
+from msp_lens.models.checkpoints import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
+from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_label
+
+__all__ = [
+    "Checkpoint",
+    "HookedModel",
+    "ModelConfig",
+    "build_model",
+    "editing",
+    "evaluating",
+    "find_sites",
+    "load_checkpoint",
+    "load_weights",
+    "model_fingerprint",
+    "residual_sites",
+    "save_checkpoint",
+    "site_label",
+]

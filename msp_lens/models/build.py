@@ -1,0 +1,166 @@
+"""Configure a model; the one module that knows TransformerLens's versions.
+
+TransformerLens 3 has `HookedTransformer`. TransformerLens 4 removed it for `TransformerBridge.boot_native`, which
+offers the same hooks under the same names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from msp_lens.models.hooked import HookedModel
+
+# Buffers in a HookedTransformer's state that follow from its config.
+_DERIVED_BUFFERS = (".attn.mask", ".attn.IGNORE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A small causal transformer, in TransformerLens's own terms. The defaults are the paper's model for Mess3.
+
+    Source: Shai et al. 2024 (arXiv 2405.15943), appendix.
+    """
+
+    d_vocab: int
+    n_layers: int = 4
+    d_model: int = 64
+    n_heads: int = 1
+    d_head: int = 8
+    d_mlp: int = 256
+    n_ctx: int = 10
+    act_fn: str = "relu"
+    normalization_type: str | None = "LN"
+    attn_only: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"ModelConfig({field}={getattr(self, field)}): {field} must be at least 1.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by TransformerLens's names."""
+        return dataclasses.asdict(self)
+
+
+def transformer_lens_version() -> str:
+    """The installed version of TransformerLens."""
+    return importlib.metadata.version("transformer-lens")
+
+
+def has_hooked_transformer() -> bool:
+    """Whether the installed TransformerLens still has `HookedTransformer`."""
+    return int(transformer_lens_version().split(".")[0]) < 4
+
+
+def build_model(
+    config: ModelConfig | Mapping[str, Any] | Any,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    bridge: bool | None = None,
+) -> HookedModel:
+    """A freshly initialised model: a `HookedTransformer` under TransformerLens 3, a native `TransformerBridge` under 4.
+
+    Args:
+        config: A `ModelConfig`, a mapping with TransformerLens's field names, or a TransformerLens config.
+        seed: Seed of the initial weights. The process-wide random state is left as it was.
+        device: Where the model goes.
+        bridge: Whether to build a `TransformerBridge` even where there is a `HookedTransformer`.
+
+    Example:
+        >>> model = build_model(ModelConfig(d_vocab=3), seed=0)
+        >>> model(torch.zeros(2, 10, dtype=torch.int64)).shape
+        torch.Size([2, 10, 3])
+    """
+    fields = _fields(config)
+    as_bridge = not has_hooked_transformer() if bridge is None else bridge
+    # Built on the CPU, so that a seed means the same weights on every device.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        torch.default_generator.manual_seed(seed)
+        model = _build_bridge(fields) if as_bridge else _build_hooked_transformer(fields)
+        return cast(HookedModel, model.to(device, print_details=False))
+
+
+def _build_hooked_transformer(fields: dict[str, Any]) -> Any:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    return HookedTransformer(HookedTransformerConfig(**_known(HookedTransformerConfig, fields)))
+
+
+def _build_bridge(fields: dict[str, Any]) -> Any:
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
+
+    # A HookedTransformer's config holds the scale in force, √d_head; a bridge's holds -1 for that default.
+    fields = {key: value for key, value in fields.items() if key not in ("attn_scale", "original_architecture")}
+    return TransformerBridge.boot_native(TransformerBridgeConfig(**_known(TransformerBridgeConfig, fields)))
+
+
+def _known(config_class: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that this version's config class takes."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return {key: value for key, value in fields.items() if key in names} | {"device": "cpu", "seed": None}
+
+
+def _fields(config: ModelConfig | Mapping[str, Any] | Any) -> dict[str, Any]:
+    fields = dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
+    if isinstance(fields.get("dtype"), str):
+        fields["dtype"] = getattr(torch, fields["dtype"])
+    return fields
+
+
+def config_fields(model: HookedModel) -> dict[str, Any]:
+    """The model's configuration as JSON-ready values, from which `build_model` makes one like it."""
+    cfg = cast(Any, model).cfg
+    fields = {}
+    for key, value in cfg.to_dict().items():
+        if isinstance(value, torch.dtype):
+            fields[key] = str(value).removeprefix("torch.")
+        elif value is None or isinstance(value, bool | int | str):
+            fields[key] = value
+        elif isinstance(value, float):
+            fields[key] = float(value)
+    # Where it runs and how it was seeded are not part of what it is.
+    return {key: value for key, value in fields.items() if key not in ("device", "seed", "n_params", "n_devices")}
+
+
+def weights(model: HookedModel) -> dict[str, Tensor]:
+    """The model's state by name, on the CPU, without buffers that follow from its config."""
+    state = cast(Any, model).state_dict()
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if not name.endswith(_DERIVED_BUFFERS)
+    }
+
+
+def load_weights(model: HookedModel, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict of either TransformerLens version into the model, every weight accounted for.
+
+    Raises:
+        ValueError: if weights are missing, left over or of another shape.
+    """
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED_BUFFERS)}
+    module = cast(Any, model)
+    if "embed.W_E" in state and "embed.W_E" not in module.state_dict():
+        from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+
+        state = convert_tl_checkpoint(state, module.cfg)
+    expected = weights(model)
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    misshapen = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    if missing or unexpected or misshapen:
+        raise ValueError(
+            f"These weights are not this model's: missing {missing[:3]}, left over {unexpected[:3]}, of another shape "
+            f"{misshapen[:3]}. Build the model with the config that the weights were saved with."
+        )
+    module.load_state_dict(state, strict=False)

@@ -1,0 +1,129 @@
+"""Models on disk: safetensors for the weights, with the JSON that says what they are in the same file's header.
+
+A checkpoint is one file, replaced atomically, so weights and their description never part. It carries the model's
+config, the process, whatever provenance the caller adds, and a fingerprint of the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from msp_lens._files import write_atomically
+from msp_lens.models.build import (
+    build_model,
+    config_fields,
+    has_hooked_transformer,
+    load_weights,
+    transformer_lens_version,
+    weights,
+)
+from msp_lens.models.hooked import HookedModel
+from msp_lens.processes.process import Process
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model loaded from disk and what was saved with it.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        process: What it was trained on, if that was saved.
+        provenance: What the saver added: training config, step, versions.
+        fingerprint: Identifies the weights.
+    """
+
+    model: HookedModel
+    process: Process | None
+    provenance: dict[str, Any]
+    fingerprint: str
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({type(self.model).__name__} {self.fingerprint}, process={self.process})"
+
+
+def model_fingerprint(model: HookedModel) -> str:
+    """Sixteen hexadecimal digits that identify the model's weights."""
+    return _fingerprint(weights(model))
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: HookedModel,
+    *,
+    process: Process | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the model to `path` (a file, or a folder in which it is `model.safetensors`), whole or not at all."""
+    path = _model_file(path)
+    state = weights(model)
+    description = {
+        "model": config_fields(model),
+        "process": process.to_dict() if process else None,
+        "provenance": dict(provenance or {}),
+        "transformer_lens": transformer_lens_version(),
+        "fingerprint": _fingerprint(state),
+    }
+    write_atomically(path, save(state, metadata={"msp_lens": json.dumps(description)}))
+    return path
+
+
+def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
+    """Load a model saved by `save_checkpoint` under either TransformerLens version.
+
+    Under TransformerLens 4 a HookedTransformer's weights are converted to a bridge's exactly; a bridge's weights
+    give a bridge under TransformerLens 3 too.
+
+    Args:
+        path: The file, or the folder of a run.
+        device: Where the model goes.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or is not a checkpoint of msp_lens.
+    """
+    path = _model_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}: give a run's folder or its {MODEL_FILE}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): it may have been cut off while copying. Copy or train it again.") from error
+    if "msp_lens" not in metadata:
+        raise ValueError(f"{path} was not saved by msp_lens: build the model and use load_weights(model, state) instead.")
+    description = json.loads(metadata["msp_lens"])
+    if _fingerprint(state) != description["fingerprint"]:
+        raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")
+    # What a bridge saved only a bridge can hold; what a HookedTransformer saved can be either's.
+    model = build_model(description["model"], device=device, bridge=True if "embed.weight" in state else None)
+    load_weights(model, state)
+    model.eval()
+    process = Process.from_dict(description["process"]) if description["process"] else None
+    return Checkpoint(model, process, description["provenance"], description["fingerprint"])
+
+
+def _model_file(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / MODEL_FILE
+
+
+def _fingerprint(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name]
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
