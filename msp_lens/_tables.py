@@ -1,0 +1,43 @@
+"""Tables worth reading, in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Sequence
+
+import pandas as pd
+
+
+def to_text(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), width: int = 110) -> str:
+    """The table with its title and notes as plain text, for a `repr`."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    for position, name in enumerate([table.index.name or "", *table.columns]):
+        grid.add_column(str(name), justify="left" if position == 0 else "right")
+    for label, row in table.iterrows():
+        grid.add_row(str(label), *(str(value) for value in row))
+    # A console of its own, without colour: the repr may end up in a file or a doctest.
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    console.print(grid)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = ()) -> str:
+    """The same as HTML, for a notebook or a page."""
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [table.index.name or "", *table.columns])
+    body = "".join(
+        f"<tr><th>{html.escape(str(label))}</th>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>"
+        for label, row in table.iterrows()
+    )
+    remarks = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return (
+        f'<div class="msp-lens-table"><h3>{html.escape(title)}</h3>'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{remarks}</div>"
+    )

@@ -1,0 +1,83 @@
+"""Stream the residual stream: activations at chosen sites, a batch of words at a time, never the whole cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device
+
+# Tokens in one forward pass: enough to keep two cores or a small GPU busy, little enough to fit anywhere.
+TOKENS_PER_BATCH = 32_768
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationBatch:
+    """What one forward pass yields.
+
+    Attributes:
+        words: Which of the words these are.
+        activations: The activation at each site, on the model's device.
+        output: What the model returned: its logits, for a language model.
+    """
+
+    words: slice
+    activations: dict[str, Float[Tensor, "batch pos d_model"]]
+    output: Any
+
+
+def stream_activations(
+    model: HookedModel,
+    tokens: Int[Tensor, "word pos"],
+    sites: str | Sequence[str] | None = None,
+    *,
+    batch_size: int | None = None,
+    progress: str | None = None,
+) -> Iterator[ActivationBatch]:
+    """Run the model over the words and yield the sites' activations batch by batch.
+
+    Each forward pass is in evaluation mode without gradients; between passes the model is as it was. Hooks of
+    one's own stay in force, so a stream taken within `editing` is that of the edited model.
+
+    Args:
+        model: Any hooked model.
+        tokens: The words.
+        sites: Hook names or labels; `None` is all residual sites, an empty sequence none (outputs only).
+        batch_size: Words in one forward pass; by default some 32,768 tokens' worth.
+        progress: Title of a progress bar; none by default.
+
+    Raises:
+        KeyError: if the model lacks a site, before the first forward pass.
+    """
+    names = find_sites(model, sites) if sites is None or len(sites) else ()
+    size = batch_size or max(1, TOKENS_PER_BATCH // tokens.shape[1])
+    if size < 1:
+        raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")
+    return _stream(model, tokens, names, size, progress)
+
+
+def _stream(
+    model: HookedModel, tokens: Int[Tensor, "word pos"], names: Sequence[str], size: int, progress: str | None
+) -> Iterator[ActivationBatch]:
+    device = model_device(model)
+    starts = range(0, len(tokens), size)
+    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", leave=False):
+        words = slice(start, min(start + size, len(tokens)))
+        captured: dict[str, Tensor] = {}
+        hooks = [(name, partial(_capture, captured, name)) for name in names]
+        with evaluating(model), model.hooks(fwd_hooks=hooks):
+            output = model(tokens[words].to(device))
+        missed = [name for name in names if name not in captured]
+        if missed:
+            raise ValueError(f"The model never reached {', '.join(missed)} in its forward pass: choose other sites.")
+        yield ActivationBatch(words, {name: captured[name] for name in names}, output)
+
+
+def _capture(captured: dict[str, Tensor], name: str, activation: Tensor, hook: Any) -> None:
+    captured[name] = activation.detach()
