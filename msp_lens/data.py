@@ -2,7 +2,7 @@
 
 A causal model's activation at a position depends on the prefix alone, so a row of data is a distinct *prefix*,
 found at (word, position); words are kept in lexicographic order, so a prefix's words are neighbours. Three
-weightings say how much a row counts, each summing to 1 over all rows of a position under the first two:
+weightings say how much a row counts:
 
 - `"probability"`: by the prefix's probability (its frequency, in sampled words). The population answer.
 - `"sequence"`: every distinct full-length word alike, so a prefix counts as often as words begin with it. The
@@ -21,7 +21,6 @@ import torch.utils.data
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from msp_lens._random import resolve_generator
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.mixed_states import walk_levels
 from msp_lens.processes.process import Process
@@ -33,6 +32,10 @@ Weighting = Literal["probability", "sequence", "prefix"]
 
 # Beyond this many words of full length, enumeration costs more than sampling is worth.
 MAX_WORDS = 500_000
+
+
+class TooManyWordsError(ValueError):
+    """There are more words than can sensibly be enumerated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,9 @@ class BeliefDataset:
         check_weighting(weighting)
         if weighting == "prefix":
             return torch.full((self.n_prefixes,), 1 / self.n_prefixes, dtype=torch.float64)
-        per_word = self.word_weights if weighting == "probability" else torch.full_like(self.word_weights, 1 / len(self))
+        per_word = (
+            self.word_weights if weighting == "probability" else torch.full_like(self.word_weights, 1 / len(self))
+        )
         per_row = per_word.unsqueeze(1).expand_as(self.tokens) / self.n_ctx
         totals = torch.zeros(self.n_prefixes, dtype=torch.float64)
         return totals.index_add_(0, self.prefix_ids.flatten(), per_row.flatten())
@@ -103,14 +108,15 @@ class BeliefDataset:
 
     def __repr__(self) -> str:
         origin = "every possible word" if self.is_population else "sampled words"
-        return f"BeliefDataset({self.process.name}, {origin}: {len(self)} × {self.n_ctx}, {self.n_prefixes} distinct prefixes)"
+        size = f"{len(self)} × {self.n_ctx}, {self.n_prefixes} distinct prefixes"
+        return f"BeliefDataset({self.process.name}, {origin}: {size})"
 
 
 def all_words(process: Process, length: int, *, max_words: int = MAX_WORDS) -> BeliefDataset:
     """Every word of `length` tokens that has a probability above 0, with it and the beliefs along it.
 
     Raises:
-        ValueError: if there are more than `max_words` of them.
+        TooManyWordsError: a `ValueError`, if there are more than `max_words` of them.
 
     Example:
         >>> from msp_lens.processes.catalog import mess3
@@ -123,7 +129,7 @@ def all_words(process: Process, length: int, *, max_words: int = MAX_WORDS) -> B
     for level in walk_levels(process, length):
         levels.append(level)
         if len(level) > max_words:
-            raise ValueError(
+            raise TooManyWordsError(
                 f"{process.name} has more than {max_words} words of {length} tokens: sample them with sampled_words(), "
                 "or raise max_words."
             )
@@ -156,14 +162,16 @@ def sampled_words(
     """
     draws = process.sample(n_words, length, seed=seed, generator=generator).cpu()
     tokens, counts = torch.unique(draws, dim=0, return_counts=True)
-    return BeliefDataset(process, tokens, filter_beliefs(process, tokens), counts.double() / n_words, is_population=False)
+    return BeliefDataset(
+        process, tokens, filter_beliefs(process, tokens), counts.double() / n_words, is_population=False
+    )
 
 
 def words_for(process: Process, n_ctx: int, *, seed: int, max_words: int = 100_000) -> BeliefDataset:
     """Every word of `n_ctx` tokens where there are at most `max_words` of them, else that many sampled ones."""
     try:
         return all_words(process, n_ctx, max_words=max_words)
-    except ValueError:
+    except TooManyWordsError:
         return sampled_words(process, max_words, n_ctx, seed=seed)
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from msp_lens.probing.probe import BeliefProbe
+from msp_lens.probing.belief_probe import BeliefProbe
 
 Edit: TypeAlias = Callable[[Float[Tensor, "word d_model"]], Float[Tensor, "word d_model"]]
 
@@ -33,9 +33,7 @@ def patch(probe: BeliefProbe, belief: Float64[Tensor, "word state"]) -> Edit:
     return lambda activation: probe.patched(activation, belief)
 
 
-def placebo(
-    probe: BeliefProbe, belief: Float64[Tensor, "word state"], *, generator: torch.Generator
-) -> Edit:
+def placebo(probe: BeliefProbe, belief: Float64[Tensor, "word state"], *, generator: torch.Generator) -> Edit:
     """A step of the length that `steer` would take, in a random direction: what any push of that size does."""
 
     def edit(activation: Float[Tensor, "word d_model"]) -> Float[Tensor, "word d_model"]:

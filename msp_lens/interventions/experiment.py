@@ -23,8 +23,8 @@ from msp_lens.activations import stream_activations
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.interventions.edits import Edit, donor, no_edit, patch, placebo, steer
-from msp_lens.models.hooked import HookedModel, check_fits, editing, find_sites
-from msp_lens.probing.probe import BeliefProbe, check_position
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites
+from msp_lens.probing.belief_probe import BeliefProbe, check_position
 from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
 
@@ -74,9 +74,7 @@ class InterventionReport:
         Raises:
             KeyError: unless exactly one row fits.
         """
-        found = [
-            r for r in self.results if r.site == site and r.edit == edit and position in (None, r.position)
-        ]
+        found = [r for r in self.results if r.site == site and r.edit == edit and position in (None, r.position)]
         if len(found) != 1:
             raise KeyError(
                 f"{len(found)} results for site={site!r}, edit={edit!r}, position={position}; there are sites "
@@ -96,12 +94,13 @@ class InterventionReport:
     def summary(self) -> list[str]:
         """How to read the table."""
         return [
-            f"{self.provenance['n']:,} words drawn from {self.provenance['process']['name']}, each with another word's "
-            "belief as target. KL(target's optimum ‖ model) in nats after each edit: 0 if the network acts as if it "
-            "held the target belief.",
-            "none: left alone. placebo: as large a step in a random direction. wrong belief: steered to a third word's. "
-            "donor: the activation of a run that held the target belief, the best any edit can do. An edit that works "
-            "shows that the belief there is enough to change what the network says, not that nothing else is used.",
+            f"{self.provenance['n']:,} words drawn from {self.provenance['process']['name']}, each with another "
+            "word's belief as target. KL(target's optimum ‖ model) in nats after each edit: 0 if the network acts as if "
+            "it held the target belief.",
+            "none: left alone. placebo: as large a step in a random direction. wrong belief: steered to a third "
+            "word's. donor: the activation of a run that held the target belief, the best any edit can do. An edit that "
+            "works shows that the belief there is enough to change what the network says, not that nothing else is "
+            "used.",
         ]
 
     def _display(self) -> pd.DataFrame:
@@ -147,14 +146,7 @@ def intervene(
         KeyError: if the model lacks a probe's site.
     """
     chosen = _single_site_probes(probes)
-    longest = model.cfg.n_ctx if hasattr(model, "cfg") else None  # pyright: ignore[reportAttributeAccessIssue]
-    if positions is None:
-        if longest is None:
-            raise ValueError("The model does not say how long its context is (cfg.n_ctx): give positions=.")
-        positions = longest * 3 // 4
-    wanted = [positions] if isinstance(positions, int) else list(positions)
-    check_position(wanted, longest)
-    wanted = [position % longest if longest else position for position in wanted]
+    wanted = _positions(positions, context_length(model))
     if n < 2:
         raise ValueError(f"n={n}: at least 2 pairs are needed for a standard error.")
     check_fits(model, process, max(wanted) + 1)
@@ -169,6 +161,19 @@ def intervene(
     return InterventionReport(tuple(results), provenance)
 
 
+def _positions(positions: int | Sequence[int] | None, n_ctx: int | None) -> list[int]:
+    """The positions to edit, counted from the start; by default one three quarters into the context."""
+    if positions is None and n_ctx is None:
+        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give positions=.")
+    if positions is None:
+        positions = n_ctx * 3 // 4 if n_ctx else 0
+    wanted = [positions] if isinstance(positions, int) else list(positions)
+    check_position(wanted, n_ctx)
+    if not wanted or (n_ctx is None and min(wanted) < 0):
+        raise ValueError(f"positions={wanted}: give at least one, counted from the start.")
+    return [position % n_ctx if n_ctx else position for position in wanted]
+
+
 def _single_site_probes(probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe]) -> list[BeliefProbe]:
     if isinstance(probes, BeliefProbe):
         chosen = [probes]
@@ -178,7 +183,9 @@ def _single_site_probes(probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe
         chosen = list(probes)
     for probe in chosen:
         if len(probe.sites) > 1:
-            raise ValueError(f"{probe!r} reads {len(probe.sites)} sites; an edit is made at one: give single sites' probes.")
+            raise ValueError(
+                f"{probe!r} reads {len(probe.sites)} sites; an edit is made at one: give single sites' probes."
+            )
     if not chosen:
         raise ValueError("probes is empty: give a report, or at least one probe of a single site.")
     return chosen

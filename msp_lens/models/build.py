@@ -152,7 +152,10 @@ def load_weights(model: HookedModel, state: Mapping[str, Tensor]) -> None:
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED_BUFFERS)}
     module = cast(Any, model)
     if "embed.W_E" in state and "embed.W_E" not in module.state_dict():
-        from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+        # Only TransformerLens 4 has it, and only there can it be needed.
+        from transformer_lens.utilities.tl_checkpoint_conversion import (  # pyright: ignore[reportMissingImports]
+            convert_tl_checkpoint,
+        )
 
         state = convert_tl_checkpoint(state, module.cfg)
     expected = weights(model)

@@ -22,7 +22,6 @@ from msp_lens._files import write_atomically
 from msp_lens.models.build import (
     build_model,
     config_fields,
-    has_hooked_transformer,
     load_weights,
     transformer_lens_version,
     weights,
@@ -101,16 +100,20 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): it may have been cut off while copying. Copy or train it again.") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): it may have been cut off while copying. Copy or train it again."
+        ) from error
     if "msp_lens" not in metadata:
-        raise ValueError(f"{path} was not saved by msp_lens: build the model and use load_weights(model, state) instead.")
+        raise ValueError(
+            f"{path} was not saved by msp_lens: build the model and use load_weights(model, state) instead."
+        )
     description = json.loads(metadata["msp_lens"])
     if _fingerprint(state) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")
     # What a bridge saved only a bridge can hold; what a HookedTransformer saved can be either's.
     model = build_model(description["model"], device=device, bridge=True if "embed.weight" in state else None)
     load_weights(model, state)
-    model.eval()
+    model.train(False)
     process = Process.from_dict(description["process"]) if description["process"] else None
     return Checkpoint(model, process, description["provenance"], description["fingerprint"])
 
@@ -125,5 +128,5 @@ def _fingerprint(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name]
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

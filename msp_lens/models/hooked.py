@@ -24,22 +24,30 @@ HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 class HookedModel(Protocol):
     """A causal transformer with TransformerLens hooks. Called on tokens `[batch, pos]`, it returns logits."""
 
-    training: bool
-
     @property
     def hook_dict(self) -> Mapping[str, Any]:
         """The hook points by name."""
         ...
 
-    def __call__(self, tokens: Tensor) -> Any: ...
+    def __call__(self, tokens: Tensor) -> Any:
+        """Logits `[batch, pos, d_vocab]` for a language model."""
+        ...
 
-    def hooks(self, fwd_hooks: list[tuple[str, HookFunction]]) -> AbstractContextManager: ...
+    def hooks(self, fwd_hooks: list[Any]) -> AbstractContextManager:
+        """Add pairs of hook name and `hook(activation, hook)`, removed at the end of the context."""
+        ...
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights."""
+        ...
 
-    def modules(self) -> Iterator[nn.Module]: ...
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules, itself included."""
+        ...
 
-    def eval(self) -> Any: ...
+    def train(self, mode: bool = True) -> Any:
+        """Set training or evaluation mode."""
+        ...
 
 
 def residual_sites(model: HookedModel) -> tuple[str, ...]:
@@ -51,7 +59,9 @@ def residual_sites(model: HookedModel) -> tuple[str, ...]:
         ValueError: if the model has no residual-stream hooks at all.
     """
     names = model.hook_dict
-    layers = sorted({int(found[1]) for name in names if (found := re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", name))})
+    layers = sorted(
+        {int(found[1]) for name in names if (found := re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", name))}
+    )
     candidates = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in layers)]
     sites = [name for name in candidates if name in names]
     # A bridge's `ln_final.hook_normalized` is off the path to the logits; its `hook_out` is on it.
@@ -122,7 +132,9 @@ def _labels(names: Iterable[str]) -> dict[str, str]:
 
 def _listed(names: Iterable[str], limit: int = 12) -> str:
     shown = list(names)
-    return ", ".join(shown[:limit]) + (f" and {len(shown) - limit} more (model.hook_dict)" if len(shown) > limit else "")
+    return ", ".join(shown[:limit]) + (
+        f" and {len(shown) - limit} more (model.hook_dict)" if len(shown) > limit else ""
+    )
 
 
 def check_fits(model: HookedModel, process: Process, n_ctx: int) -> None:
@@ -136,9 +148,14 @@ def check_fits(model: HookedModel, process: Process, n_ctx: int) -> None:
         )
     if n_ctx < 1:
         raise ValueError(f"n_ctx={n_ctx}: words have at least 1 token.")
-    longest = getattr(cfg, "n_ctx", None)
+    longest = context_length(model)
     if longest is not None and n_ctx > longest:
         raise ValueError(f"n_ctx={n_ctx} is longer than the model's context of {longest}: choose n_ctx ≤ {longest}.")
+
+
+def context_length(model: HookedModel) -> int | None:
+    """The longest word the model reads, `cfg.n_ctx`, if it says."""
+    return getattr(getattr(model, "cfg", None), "n_ctx", None)
 
 
 def model_device(model: HookedModel) -> torch.device:
@@ -150,7 +167,7 @@ def model_device(model: HookedModel) -> torch.device:
 def evaluating(model: HookedModel) -> Iterator[None]:
     """Evaluation mode and no gradients within; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(False)
     try:
         with torch.no_grad():
             yield

@@ -1,8 +1,8 @@
 """Read beliefs: moments, the small solves, probes and their report."""
 
+from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
 from msp_lens.probing.fit import probe
 from msp_lens.probing.moments import Moments, merge_all
-from msp_lens.probing.probe import BeliefProbe, read_beliefs
 from msp_lens.probing.regression import LinearMap, Score, held_out_score, least_squares, score
 from msp_lens.probing.report import ProbeReport
 

@@ -9,9 +9,7 @@ from torch import Tensor
 from msp_lens.data import BeliefDataset
 
 
-def shuffled_beliefs(
-    dataset: BeliefDataset, *, generator: torch.Generator
-) -> Float64[Tensor, "prefix state"]:
+def shuffled_beliefs(dataset: BeliefDataset, *, generator: torch.Generator) -> Float64[Tensor, "prefix state"]:
     """The beliefs of all prefixes, dealt out among them at random.
 
     A probe fitted to these can only memorise. With few prefixes and many features it memorises well: its

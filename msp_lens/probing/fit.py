@@ -10,17 +10,16 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens.activations import stream_activations
-from msp_lens.beliefs.filtering import next_token_probabilities
-from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset, Weighting, check_weighting, words_for
 from msp_lens.models.checkpoints import model_fingerprint
-from msp_lens.models.hooked import HookedModel, check_fits, find_sites
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, find_sites
+from msp_lens.probing.belief_probe import BELIEF, ProbeScores, fit_probe
 from msp_lens.probing.controls import shuffled_beliefs
 from msp_lens.probing.moments import Moments, merge_all
-from msp_lens.probing.probe import BELIEF, ProbeScores, fit_probe
 from msp_lens.probing.regression import RANK_CUTOFF, held_out_score, least_squares, score
 from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
+from msp_lens.training.regret import batch_regret
 
 SHUFFLED = "shuffled belief"
 
@@ -100,15 +99,13 @@ def probe(
     return ProbeReport(probes=probes, regret=regret, provenance=provenance, model=model, dataset=dataset)
 
 
-def _dataset(
-    model: HookedModel, process: Process | BeliefDataset, n_ctx: int | None, seed: int
-) -> BeliefDataset:
+def _dataset(model: HookedModel, process: Process | BeliefDataset, n_ctx: int | None, seed: int) -> BeliefDataset:
     if isinstance(process, BeliefDataset):
         if n_ctx not in (None, process.n_ctx):
             raise ValueError(f"n_ctx={n_ctx}, but the dataset's words have {process.n_ctx} tokens: leave n_ctx out.")
         check_fits(model, process.process, process.n_ctx)
         return process
-    length = n_ctx if n_ctx is not None else getattr(getattr(model, "cfg", None), "n_ctx", None)
+    length = n_ctx if n_ctx is not None else context_length(model)
     if length is None:
         raise ValueError("The model does not say how long its context is (cfg.n_ctx): give n_ctx=.")
     check_fits(model, process, length)
@@ -147,7 +144,10 @@ def _collect(
             members = fold_of_prefix[ids] == k
             if members.any():
                 moments.update(rows[members], row_weights[ids[members]])
-        regret = None if regret is None else _add_regret(regret, batch.output, dataset, batch.words)
+        if regret is not None and _is_next_token_logits(batch.output, dataset):
+            regret = regret + batch_regret(batch.output, dataset, batch.words)
+        else:
+            regret = None
     return folds, regret
 
 
@@ -156,20 +156,11 @@ def _folds(n_prefixes: int, n_folds: int, generator: torch.Generator) -> Int[Ten
     return torch.randperm(n_prefixes, generator=generator) % n_folds
 
 
-def _add_regret(
-    regret: Float64[Tensor, "pos"], output: Any, dataset: BeliefDataset, words: slice
-) -> Float64[Tensor, "pos"] | None:
-    """`regret` and this batch's share of it; `None` if what the model returns are not next-token logits."""
-    if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[-1] < dataset.process.n_tokens:
-        return None
-    optimal = next_token_probabilities(dataset.process, dataset.beliefs[words])
-    log_predicted = output.cpu().double().log_softmax(dim=-1)[..., : dataset.process.n_tokens]
-    return regret + dataset.word_weights[words] @ kl_divergence(optimal, log_predicted)
+def _is_next_token_logits(output: Any, dataset: BeliefDataset) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 3 and output.shape[-1] >= dataset.process.n_tokens
 
 
-def _scores(
-    whole: Moments, folds: Sequence[Moments], group: tuple[str, ...], rank_cutoff: float
-) -> ProbeScores:
+def _scores(whole: Moments, folds: Sequence[Moments], group: tuple[str, ...], rank_cutoff: float) -> ProbeScores:
     in_sample, held_out = [], []
     for target in (BELIEF, SHUFFLED):
         fitted = least_squares(whole, group, target, rank_cutoff=rank_cutoff)

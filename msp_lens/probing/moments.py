@@ -103,9 +103,7 @@ class Moments:
         """Weighted mean of the blocks' columns."""
         return self.mean[self.columns(names)]
 
-    def covariance(
-        self, rows: str | Sequence[str], columns: str | Sequence[str]
-    ) -> Float64[Tensor, "row column"]:
+    def covariance(self, rows: str | Sequence[str], columns: str | Sequence[str]) -> Float64[Tensor, "row column"]:
         """Weighted population covariance between two groups of blocks, Σ = S / W."""
         return self.scatter[self.columns(rows)][:, self.columns(columns)] / self.weight
 

@@ -14,7 +14,7 @@ from msp_lens._tables import to_html, to_text
 from msp_lens.data import BeliefDataset
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
-from msp_lens.probing.probe import BeliefProbe, read_beliefs
+from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,8 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         lines = [
             f"{self.dataset.process!r}; {words} of {given['n_ctx']} tokens: {scores.in_sample.n:,} distinct prefixes, "
             f"weights={given['weights']!r}.",
-            f"Held out: {given['n_folds']} folds by prefix. Shuffled: a probe of beliefs dealt out at random, in-sample.",
+            f"Held out: {given['n_folds']} folds by prefix. Shuffled: a probe of beliefs dealt out at random, "
+            "in-sample.",
         ]
         if self.regret is not None:
             lines.append(

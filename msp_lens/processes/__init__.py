@@ -3,4 +3,15 @@
 from msp_lens.processes.catalog import CATALOG, build_process, coin, even, golden_mean, mess3, rrxor, sns, z1r
 from msp_lens.processes.process import Process
 
-__all__ = ["CATALOG", "Process", "build_process", "coin", "even", "golden_mean", "mess3", "rrxor", "sns", "z1r"]
+__all__ = [
+    "CATALOG",
+    "Process",
+    "build_process",
+    "coin",
+    "even",
+    "golden_mean",
+    "mess3",
+    "rrxor",
+    "sns",
+    "z1r",
+]

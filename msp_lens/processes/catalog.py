@@ -29,7 +29,8 @@ def mess3(x: float = 0.05, a: float = 0.85) -> Process:
     T[k, i, j] = (a if j = k else (1-a)/2) · (1-2x if i = j else x).
 
     Args:
-        x: Probability of moving to each of the other states, in (0, 0.5]: at 0 no state is ever left. The paper's is 0.05.
+        x: Probability of moving to each of the other states, in (0, 0.5]: at 0 no state is ever left. The paper's
+            is 0.05.
         a: Probability that the token names the state arrived at, in [0, 1]. The paper's is 0.85.
             Elsewhere (x, a) = (0.15, 0.6) is common: say which you use.
 
@@ -42,12 +43,14 @@ def mess3(x: float = 0.05, a: float = 0.85) -> Process:
     moves = torch.where(torch.eye(3, dtype=torch.bool), stay, x).double()
     emits = torch.where(torch.eye(3, dtype=torch.bool), a, (1 - a) / 2).double()
     transitions = emits[:, None, :] * moves[None, :, :]
-    return Process(transitions, name="mess3", states=("A", "B", "C"), tokens=("A", "B", "C"), parameters={"x": x, "a": a})
+    return Process(
+        transitions, name="mess3", states=("A", "B", "C"), tokens=("A", "B", "C"), parameters={"x": x, "a": a}
+    )
 
 
 @_named
 def z1r(p: float = 0.5) -> Process:
-    """Zero-One-Random: a 0, a 1, then a random token, for ever. Which phase are we in?
+    """Zero-One-Random: a 0, a 1, then a random token, for ever.
 
     Args:
         p: Probability that the random token is 1, in [0, 1].
@@ -179,4 +182,6 @@ def _from_edges(
 
 def _check_range(process: str, parameter: str, value: float, low: float, high: float, reason: str) -> None:
     if not low <= value <= high:
-        raise ValueError(f"{process}({parameter}={value:g}): {parameter} must lie in [{low:g}, {high:g}], since {reason}.")
+        raise ValueError(
+            f"{process}({parameter}={value:g}): {parameter} must lie in [{low:g}, {high:g}], since {reason}."
+        )

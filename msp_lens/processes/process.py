@@ -165,9 +165,7 @@ class Process:
             raise ValueError(f"n_words={n_words}, length={length}: both must be at least 1.")
         generator = resolve_generator(seed, generator)
         outcomes = self._cumulative_outcomes.to(generator.device)
-        uniform = torch.rand(
-            length + 1, n_words, dtype=torch.float64, device=generator.device, generator=generator
-        )
+        uniform = torch.rand(length + 1, n_words, dtype=torch.float64, device=generator.device, generator=generator)
         state = _draw(_cumulative(self.initial).to(generator.device), uniform[0])
         words = torch.empty(n_words, length, dtype=torch.int64, device=generator.device)
         for position in range(length):
@@ -222,7 +220,8 @@ class Process:
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value:g}" for key, value in self.parameters.items())
-        return f"{self.name}({arguments}): {self.n_states} states, {self.n_tokens} tokens"
+        counts = f"{self.n_states} state{'s' * (self.n_states > 1)}, {self.n_tokens} token{'s' * (self.n_tokens > 1)}"
+        return f"{self.name}({arguments}): {counts}"
 
 
 def validated_distribution(
@@ -250,7 +249,7 @@ def _validated_transitions(
     matrices = torch.as_tensor(transitions, dtype=torch.float64).detach().cpu().clone()
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or 0 in matrices.shape:
         raise ValueError(
-            f"transitions has shape {tuple(matrices.shape)}; it needs [token, state, state], one square matrix per token."
+            f"transitions has shape {tuple(matrices.shape)}; it needs [token, state, state], a square matrix a token."
         )
     wrong = ~torch.isfinite(matrices) | (matrices < 0)
     if wrong.any():
@@ -286,8 +285,6 @@ def _cumulative(probabilities: Float64[Tensor, "*rows outcome"]) -> Float64[Tens
     return torch.where(is_exhausted, 2.0, cumulative)
 
 
-def _draw(
-    cumulative: Float64[Tensor, "*rows outcome"], uniform: Float64[Tensor, "word"]
-) -> Int[Tensor, "word"]:
+def _draw(cumulative: Float64[Tensor, "*rows outcome"], uniform: Float64[Tensor, "word"]) -> Int[Tensor, "word"]:
     """Invert the cumulative distribution; outcomes of probability 0 are never drawn."""
     return (uniform.unsqueeze(-1) >= cumulative).sum(dim=-1)

@@ -28,7 +28,7 @@ from torch import Tensor
 from msp_lens._files import write_atomically
 from msp_lens.activations import stream_activations
 from msp_lens.data import BeliefDataset
-from msp_lens.models.hooked import HookedModel, check_fits, editing, site_label
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, site_label
 from msp_lens.probing.moments import Moments
 from msp_lens.probing.regression import RANK_CUTOFF, LinearMap, Score, least_squares, pseudo_inverse
 
@@ -128,7 +128,12 @@ class BeliefProbe:
 
     @contextmanager
     def steer(
-        self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None, strength: float = 1.0
+        self,
+        model: HookedModel,
+        belief: Tensor | Sequence,
+        *,
+        position: Position = None,
+        strength: float = 1.0,
     ) -> Iterator[None]:
         """Within, the model acts as if it held `belief`, as far as this site carries it.
 
@@ -152,9 +157,7 @@ class BeliefProbe:
             yield
 
     @contextmanager
-    def patch(
-        self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None
-    ) -> Iterator[None]:
+    def patch(self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None) -> Iterator[None]:
         """Within, the site's activation at the given positions is `μ_h + (b' - μ_b) D`; arguments as for `steer`."""
         target = self.checked_belief(belief)
         with self._edit_at(model, position, target, self.patched):
@@ -162,18 +165,19 @@ class BeliefProbe:
 
     @contextmanager
     def _edit_at(self, model: HookedModel, position: Position, belief: Tensor, edit: Any) -> Iterator[None]:
-        if len(self.sites) > 1:
+        if len(self.sites) != 1:
             raise ValueError(
                 f"This probe reads {len(self.sites)} sites at once; an edit is made at one. "
                 f"Take the probe of one site, e.g. report[{self.sites[-1]!r}]."
             )
-        check_position(position, getattr(getattr(model, "cfg", None), "n_ctx", None))
+        check_position(position, context_length(model))
 
         def edited(activation: Tensor) -> Tensor:
             index = position_indices(position, activation.shape[1]).to(activation.device)
             # [state] and [batch, state] gain the axes they lack.
             shaped = belief if belief.ndim == 3 else belief.reshape(-1, 1, self.n_states)
-            if shaped.shape[0] not in (1, len(activation)) or shaped.shape[1] not in (1, len(index)):
+            n_words, n_positions = shaped.shape[:2]
+            if n_words not in (1, len(activation)) or n_positions not in (1, len(index)):
                 raise ValueError(
                     f"Beliefs of shape {tuple(belief.shape)} do not fit a batch of {len(activation)} words and "
                     f"{len(index)} edited positions: give [state], [batch, state] or [batch, pos, state]."
@@ -193,9 +197,15 @@ class BeliefProbe:
         """
         beliefs = torch.as_tensor(belief).detach().to("cpu", torch.float64)
         if beliefs.ndim == 0 or beliefs.shape[-1] != self.n_states:
-            raise ValueError(f"belief has shape {tuple(beliefs.shape)}; this probe's beliefs have {self.n_states} states.")
+            raise ValueError(
+                f"belief has shape {tuple(beliefs.shape)}; this probe's beliefs have {self.n_states} states."
+            )
         sums = beliefs.sum(dim=-1)
-        wrong = ((sums - 1).abs() > BELIEF_SUM_TOLERANCE) | (beliefs < -BELIEF_SUM_TOLERANCE).any(dim=-1) | ~torch.isfinite(sums)
+        wrong = (
+            ((sums - 1).abs() > BELIEF_SUM_TOLERANCE)
+            | (beliefs < -BELIEF_SUM_TOLERANCE).any(dim=-1)
+            | ~torch.isfinite(sums)
+        )
         if wrong.any():
             example = beliefs[wrong][0]
             raise ValueError(
@@ -320,7 +330,9 @@ def check_position(position: Position, n_ctx: int | None) -> None:
         return
     for index in (position,) if isinstance(position, int) else position:
         if not -n_ctx <= index < n_ctx:
-            raise ValueError(f"position={index} is outside the context: choose one from 0 to {n_ctx - 1}, or negative from the end.")
+            raise ValueError(
+                f"position={index} is outside the context: choose one from 0 to {n_ctx - 1}, or negative from the end."
+            )
 
 
 def position_indices(position: Position, length: int) -> Tensor:

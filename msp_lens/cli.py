@@ -1,0 +1,96 @@
+"""The command line, `msp-lens`. Results go to stdout, progress and errors to stderr.
+
+Heavy imports happen inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Train a transformer on a hidden Markov process, find the beliefs in its residual stream, steer them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+INTERRUPTED = 130
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `run` a subcommand while it is the only one."""
+
+
+@app.command()
+def run(
+    process: Annotated[
+        str, typer.Argument(help="A process of the catalog: mess3, z1r, rrxor, golden_mean, even, coin, sns.")
+    ],
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", "-p", help="A parameter of the process, as name=value; repeatable."),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="Recipe of model and training.")] = "quick",
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default a new one under runs/.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    weights: Annotated[
+        str, typer.Option(help="How much each prefix counts: probability, sequence (the paper's) or prefix.")
+    ] = "probability",
+    device: Annotated[str, typer.Option(help="Where to train and probe: cpu, cuda, …")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that OUT already holds.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Train, probe, intervene, and write a report.
+
+    Example: msp-lens run mess3 --param x=0.05 --param a=0.85 --out runs/mess3
+    """
+    folder = out
+    try:
+        from msp_lens import studies
+        from msp_lens.processes import build_process
+
+        chosen = build_process(process, _parameters(param or []))
+        folder = studies.prepare_folder(out, chosen.name, overwrite=overwrite)
+        study = studies.run(
+            chosen,
+            preset=preset,
+            weights=weights,  # pyright: ignore[reportArgumentType]  (checked by run)
+            out=folder,
+            seed=seed,
+            device=device,
+        )
+        print(study)
+    except KeyboardInterrupt:
+        whole = sorted(file.name for file in folder.iterdir()) if folder and folder.is_dir() else []
+        kept = f" Whole and kept in {folder}: {', '.join(whole)}." if whole else " Nothing had been written."
+        print(f"\nInterrupted.{kept}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except (ValueError, KeyError, OSError) as error:
+        if debug:
+            raise
+        print(f"msp-lens: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+def _parameters(pairs: list[str]) -> dict[str, float]:
+    parameters = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            parameters[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--param {pair}: give name=number, for example --param x=0.05.") from None
+    return parameters
+
+
+def main() -> None:
+    """Entry point of the `msp-lens` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

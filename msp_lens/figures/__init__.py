@@ -1,0 +1,1 @@
+"""Pictures of arrays; nothing here knows of models or probes."""

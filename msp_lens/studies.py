@@ -1,0 +1,199 @@
+"""Whole experiments. The main job: train on a process, probe, intervene, and write a report of what was found."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import itertools
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from msp_lens._files import write_atomically, write_json
+from msp_lens.data import Weighting, check_weighting
+from msp_lens.figures.curves import plot_sites, plot_training
+from msp_lens.figures.simplex import plot_beliefs
+from msp_lens.interventions.experiment import InterventionReport, intervene
+from msp_lens.models.build import transformer_lens_version
+from msp_lens.models.checkpoints import MODEL_FILE, model_fingerprint
+from msp_lens.probing.belief_probe import read_beliefs
+from msp_lens.probing.fit import probe
+from msp_lens.probing.report import ProbeReport
+from msp_lens.processes.process import Process
+from msp_lens.reporting import render_page
+from msp_lens.training.config import recipe
+from msp_lens.training.loop import METRICS_FILE, TrainingRun, train
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONFIG_FILE, REPORT_FILE, PAGE_FILE = "config.json", "report.json", "report.html"
+PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
+RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), REPORT_FILE, PAGE_FILE)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What a run found and where it lies.
+
+    Attributes:
+        training: The trained model and its regret.
+        report: Probes of every site and their concatenation.
+        interventions: What writing beliefs did.
+        folder: Where everything was written.
+    """
+
+    training: TrainingRun
+    report: ProbeReport
+    interventions: InterventionReport
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """The report to open in a browser."""
+        return self.folder / PAGE_FILE
+
+    def __repr__(self) -> str:
+        return "\n\n".join([repr(self.training), repr(self.report), repr(self.interventions), f"Report: {self.page}"])
+
+
+def run(
+    process: Process,
+    *,
+    preset: str = "quick",
+    weights: Weighting = "probability",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Study:
+    """Train on the process, probe every site, write beliefs back, and report.
+
+    Args:
+        process: The world to learn.
+        preset: Recipe of model and training.
+        weights: How much each prefix counts in the probes.
+        out: Folder for the results; by default a new one under `runs/`.
+        overwrite: Whether a run already in `out` may be replaced.
+        seed: Seed of everything random.
+        device: Where to train and probe.
+        progress: Whether to show progress bars.
+
+    Raises:
+        ValueError: if `out` already holds a run, or an option is out of range; before any work is done.
+        KeyError: if there is no such preset.
+    """
+    chosen = recipe(preset, process)
+    check_weighting(weights)
+    folder = prepare_folder(out, process.name, overwrite=overwrite)
+    config = {
+        "process": process.to_dict(),
+        "preset": preset,
+        "model": chosen.model.to_dict(),
+        "training": chosen.training.to_dict(),
+        "weights": weights,
+        "seed": seed,
+        "versions": versions(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(folder / CONFIG_FILE, config)
+
+    training = train(process, preset=preset, seed=seed, device=device, out=folder, progress=progress)
+    report = probe(training.model, process, weights=weights, seed=seed, progress=progress)
+    interventions = intervene(training.model, process, probes=report, seed=seed)
+
+    pictures = {name: _png(figure) for name, figure in _figures(training, report).items()}
+    for name, image in pictures.items():
+        write_atomically(folder / PICTURES[name], image)
+    findings = {
+        "process": str(process),
+        "model_fingerprint": model_fingerprint(training.model),
+        "training": {
+            "seconds": training.seconds,
+            "regret_nats": training.regret.tolist(),
+            "optimum_nats": training.optimum.tolist(),
+        },
+        "probes": report.to_dict(),
+        "interventions": interventions.to_dict(),
+    }
+    write_json(folder / REPORT_FILE, findings)
+    page = render_page(training, report, interventions, pictures, config, model_file=MODEL_FILE)
+    write_atomically(folder / PAGE_FILE, page)
+    return Study(training, report, interventions, folder)
+
+
+def prepare_folder(out: str | Path | None, name: str, *, overwrite: bool) -> Path:
+    """The folder to write a run to, empty of any former run.
+
+    Raises:
+        ValueError: if `out` is a file, or holds a run and `overwrite` is false.
+    """
+    folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out={str(folder)!r} is a file: give a folder.")
+    present = [file for file in RUN_FILES if (folder / file).exists()]
+    if present and not overwrite:
+        raise ValueError(
+            f"out={str(folder)!r} already holds a run ({', '.join(present)}): give another folder, or overwrite it "
+            "with overwrite=True (--overwrite)."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in present:
+        (folder / file).unlink()
+    return folder
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    candidates = itertools.chain([parent / name], (parent / f"{name}-{k}" for k in itertools.count(2)))
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    return {
+        "msp_lens": importlib.metadata.version("msp-lens"),
+        "transformer_lens": transformer_lens_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _figures(training: TrainingRun, report: ProbeReport) -> dict[str, Figure]:
+    dataset = report.dataset
+    last_layer = [p for p in report.probes if p.label.endswith("_post")][-1]
+    shown = [last_layer, report.probes[-1]] if len(report) > 1 else [last_layer]
+    represented = {
+        f"{p.label}: held-out R² {p.scores.held_out.r2:.4f}": read_beliefs(report.model, dataset, p) for p in shown
+    }
+    table = report.to_dataframe()
+    records: list[dict[str, Any]] = list(training.metrics)
+    return {
+        "fractal": plot_beliefs(
+            dataset.prefix_beliefs,
+            represented,
+            weights=dataset.prefix_weights(report.provenance["weights"]),
+            states=dataset.process.states,
+        ),
+        "sites": plot_sites(
+            list(table.index),
+            table["R² held out"].tolist(),
+            table["R² in-sample"].tolist(),
+            table["R² shuffled"].tolist(),
+        ),
+        "training": plot_training(
+            [record["tokens"] for record in records],
+            [record["regret"] for record in records],
+            training.regret.tolist(),
+        ),
+    }
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=180)
+    return buffer.getvalue()

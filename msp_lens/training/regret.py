@@ -1,0 +1,45 @@
+"""Regret: how far a model's predictions are from the optimal observer's, at each position.
+
+    regret(t) = E KL(P(next | x_0 … x_t) ‖ model's)  =  cross-entropy(t) - h_{t+2}
+
+in nats, the expectation over words by their probability. Unlike a loss it has a floor of 0, and it is exact: every
+possible word is visited, and the optimal next-token distribution stands in for the next token.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from msp_lens.activations import stream_activations
+from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens.beliefs.information import kl_divergence
+from msp_lens.data import BeliefDataset
+from msp_lens.models.hooked import HookedModel, check_fits
+
+
+def regret_by_position(
+    model: HookedModel,
+    dataset: BeliefDataset,
+    *,
+    batch_size: int | None = None,
+    progress: str | None = None,
+) -> Float64[Tensor, "pos"]:
+    """E KL(optimal ‖ model) at each position, in nats; exact where the dataset is the population.
+
+    Raises:
+        ValueError: if the model's vocabulary or context is too small for the dataset.
+    """
+    check_fits(model, dataset.process, dataset.n_ctx)
+    regret = torch.zeros(dataset.n_ctx, dtype=torch.float64)
+    for batch in stream_activations(model, dataset.tokens, (), batch_size=batch_size, progress=progress):
+        regret += batch_regret(batch.output, dataset, batch.words)
+    return regret
+
+
+def batch_regret(logits: Tensor, dataset: BeliefDataset, words: slice) -> Float64[Tensor, "pos"]:
+    """The share of the regret that some of the dataset's words contribute, given the model's logits for them."""
+    optimal = next_token_probabilities(dataset.process, dataset.beliefs[words])
+    log_predicted = logits.detach().cpu().double().log_softmax(dim=-1)[..., : dataset.process.n_tokens]
+    return dataset.word_weights[words] @ kl_divergence(optimal, log_predicted)
