@@ -17,7 +17,7 @@ def to_text(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), width
 
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for position, name in enumerate([table.index.name or "", *table.columns]):
-        grid.add_column(str(name), justify="left" if position == 0 else "right")
+        grid.add_column(str(name), justify="left" if position == 0 else "right", no_wrap=position == 0)
     for label, row in table.iterrows():
         grid.add_row(str(label), *(str(value) for value in row))
     # A console of its own, without colour: the repr may end up in a file or a doctest.

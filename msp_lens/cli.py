@@ -54,12 +54,13 @@ def run(
         from msp_lens.processes import build_process
 
         chosen = build_process(process, _parameters(param or []))
-        folder = studies.prepare_folder(out, chosen.name, overwrite=overwrite)
+        folder = studies.choose_folder(out, chosen.name, overwrite=overwrite)
         study = studies.run(
             chosen,
             preset=preset,
             weights=weights,  # pyright: ignore[reportArgumentType]  (checked by run)
             out=folder,
+            overwrite=overwrite,
             seed=seed,
             device=device,
         )

@@ -90,7 +90,8 @@ def run(
     """
     chosen = recipe(preset, process)
     check_weighting(weights)
-    folder = prepare_folder(out, process.name, overwrite=overwrite)
+    folder = choose_folder(out, process.name, overwrite=overwrite)
+    _empty(folder)
     config = {
         "process": process.to_dict(),
         "preset": preset,
@@ -127,8 +128,8 @@ def run(
     return Study(training, report, interventions, folder)
 
 
-def prepare_folder(out: str | Path | None, name: str, *, overwrite: bool) -> Path:
-    """The folder to write a run to, empty of any former run.
+def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:
+    """The folder to write a run to: `out`, or the first that is free under `runs/`. Nothing is made or removed.
 
     Raises:
         ValueError: if `out` is a file, or holds a run and `overwrite` is false.
@@ -142,10 +143,14 @@ def prepare_folder(out: str | Path | None, name: str, *, overwrite: bool) -> Pat
             f"out={str(folder)!r} already holds a run ({', '.join(present)}): give another folder, or overwrite it "
             "with overwrite=True (--overwrite)."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in present:
-        (folder / file).unlink()
     return folder
+
+
+def _empty(folder: Path) -> None:
+    """Make the folder, or clear it of a former run; files of others stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in RUN_FILES:
+        (folder / file).unlink(missing_ok=True)
 
 
 def _free_folder(parent: Path, name: str) -> Path:

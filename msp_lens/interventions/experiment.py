@@ -95,12 +95,12 @@ class InterventionReport:
         """How to read the table."""
         return [
             f"{self.provenance['n']:,} words drawn from {self.provenance['process']['name']}, each with another "
-            "word's belief as target. KL(target's optimum ‖ model) in nats after each edit: 0 if the network acts as if "
-            "it held the target belief.",
+            "word's belief as target. KL(target's optimum ‖ model) in nats after each edit: 0 if the network acts as "
+            "if it held the target belief.",
             "none: left alone. placebo: as large a step in a random direction. wrong belief: steered to a third "
-            "word's. donor: the activation of a run that held the target belief, the best any edit can do. An edit that "
-            "works shows that the belief there is enough to change what the network says, not that nothing else is "
-            "used.",
+            "word's. donor: the activation of a run that held the target belief, the best any edit can do. An edit "
+            "that works shows that the belief there is enough to change what the network says, not that nothing else "
+            "is used.",
         ]
 
     def _display(self) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ Activation: TypeAlias = Float[Tensor, "batch pos d_model"]
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 
 
+@runtime_checkable
 class HookedModel(Protocol):
     """A causal transformer with TransformerLens hooks. Called on tokens `[batch, pos]`, it returns logits."""
 
@@ -66,7 +67,9 @@ def residual_sites(model: HookedModel) -> tuple[str, ...]:
     sites = [name for name in candidates if name in names]
     # A bridge's `ln_final.hook_normalized` is off the path to the logits; its `hook_out` is on it.
     final = next((name for name in ("ln_final.hook_out", "ln_final.hook_normalized") if name in names), None)
-    sites += [final] if final else []
+    # Without normalisation a bridge keeps the hook, on a module that does nothing.
+    normalises = getattr(getattr(model, "cfg", None), "normalization_type", "LN") is not None
+    sites += [final] if final and normalises else []
     if not sites:
         raise ValueError(
             f"The model has no residual-stream hooks (blocks.N.hook_resid_pre/post); name its sites with sites=. "

@@ -1,0 +1,45 @@
+import pytest
+import torch
+from hypothesis import given
+
+import msp_lens as msp
+from tests import brute_force
+
+
+@given(brute_force.random_processes())
+def test_beliefs_are_posteriors_of_the_full_joint(process):
+    table = brute_force.word_probabilities(process, 3)
+    beliefs = msp.filter_beliefs(process, torch.tensor(list(table)))
+    for word, belief in zip(table, beliefs, strict=True):
+        for t in range(3):
+            posterior = torch.tensor(brute_force.joint(process, word[: t + 1]))
+            torch.testing.assert_close(belief[t], posterior.double() / posterior.sum(), atol=1e-7, rtol=1e-6)
+
+
+@given(brute_force.random_processes())
+def test_next_token_probabilities_are_ratios_of_word_probabilities(process):
+    table = brute_force.word_probabilities(process, 2)
+    predicted = msp.next_token_probabilities(process, msp.filter_beliefs(process, torch.tensor(list(table))))[:, -1]
+    for word, distribution in zip(table, predicted, strict=True):
+        for token, probability in enumerate(distribution.tolist()):
+            longer = sum(brute_force.joint(process, (*word, token)))
+            assert probability == pytest.approx(longer / table[word])
+
+
+def test_belief_is_held_after_the_token():
+    z1r = msp.z1r()
+    beliefs = msp.filter_beliefs(z1r, torch.tensor([[1, 1]]))[0]
+    torch.testing.assert_close(beliefs[0], torch.tensor([1 / 3, 0, 2 / 3], dtype=torch.float64))
+    torch.testing.assert_close(beliefs[1], torch.tensor([1.0, 0, 0], dtype=torch.float64))
+
+
+def test_impossible_words_are_refused_by_position():
+    with pytest.raises(ValueError, match=r"Word 1, \[0, 0, 0\], is impossible for z1r: token 0 at position 2"):
+        msp.filter_beliefs(msp.z1r(), torch.tensor([[0, 1, 0], [0, 0, 0]]))
+
+
+def test_tokens_outside_the_vocabulary_are_refused_by_position(mess3):
+    with pytest.raises(ValueError, match=r"Token 3 at word 0, position 1 .*tokens are 0 to 2"):
+        msp.filter_beliefs(mess3, torch.tensor([[0, 3]]))
+    with pytest.raises(ValueError, match="Token -1"):
+        mess3.word_probabilities(torch.tensor([[-1]]))

@@ -1,0 +1,51 @@
+"""Fixtures shared by all tests."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+import msp_lens as msp
+
+# Two jobs with full thread pools on the same cores stall each other.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("default")
+
+# The published Mess3 model of Shai et al. 2024, where it is at hand.
+ORACLE = Path(os.environ.get("MSP_LENS_ORACLES", Path(__file__).parents[2] / "shared" / "oracles")) / "shai2024_mess3"
+
+
+@pytest.fixture(scope="session")
+def mess3():
+    return msp.mess3(x=0.05, a=0.85)
+
+
+@pytest.fixture(scope="session")
+def published_model():
+    """The published weights in the model class of the installed TransformerLens."""
+    if not (ORACLE / "model.safetensors").is_file():
+        pytest.skip(f"the published weights are not at {ORACLE}")
+    from safetensors.torch import load_file
+
+    model = msp.build_model(json.loads((ORACLE / "config.json").read_text())["model"])
+    msp.load_weights(model, load_file(ORACLE / "model.safetensors"))
+    return model
+
+
+@pytest.fixture
+def small_model():
+    """An untrained model with a short context: 2 layers, 3 tokens, 5 positions."""
+    return msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
+
+
+@pytest.fixture
+def global_state():
+    """Asserts that the test left the process-wide random state alone."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(before, torch.get_rng_state()), "the global random state was touched"

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from hypothesis import given
+from scipy.stats import chisquare
+
+import msp_lens as msp
+from tests import brute_force
+
+
+@given(brute_force.random_processes())
+def test_word_probabilities_are_sums_over_hidden_paths(process):
+    words = list(brute_force.words(process, 3))
+    expected = [sum(brute_force.joint(process, word)) for word in words]
+    assert process.word_probabilities(torch.tensor(words)).tolist() == pytest.approx(expected, abs=1e-14)
+    assert sum(expected) == pytest.approx(1)
+
+
+@given(brute_force.random_processes())
+def test_stationary_state_is_invariant(process):
+    torch.testing.assert_close(process.stationary @ process.state_transitions, process.stationary)
+    assert float(process.stationary.sum()) == pytest.approx(1)
+    assert (process.stationary >= 0).all()
+
+
+def test_long_words_do_not_underflow(mess3):
+    word = torch.zeros(1, 5000, dtype=torch.int64)
+    log_probability = mess3.word_log_probabilities(word)
+    # For a constant word the belief settles, and each further token costs the same.
+    further = mess3.word_log_probabilities(torch.zeros(1, 5001, dtype=torch.int64)) - log_probability
+    assert torch.isfinite(log_probability).all()
+    assert float(log_probability) == pytest.approx(float(further) * 5000, rel=1e-3)
+
+
+def test_transient_states_have_no_stationary_weight():
+    process = msp.Process([[[0.0, 1.0], [0.0, 1.0]]])
+    assert process.stationary.tolist() == [0.0, 1.0]
+
+
+def test_reducible_chain_needs_an_initial_distribution():
+    two_coins = [[[0.5, 0], [0, 0.9]], [[0.5, 0], [0, 0.1]]]
+    with pytest.raises(ValueError, match=r"reducible.*\{0\}; \{1\}.*initial="):
+        msp.Process(two_coins)
+    process = msp.Process(two_coins, initial=[0.25, 0.75])
+    assert process.word_probabilities(torch.tensor([[0]])).item() == pytest.approx(0.25 * 0.5 + 0.75 * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("transitions", "message"),
+    [
+        ([[[0.5]], [[0.4]]], r"state 0 sum to 0\.9 .*not to 1"),
+        ([[[1.5]], [[-0.5]]], r"transitions\[1, 0, 0\] = -0\.5"),
+        ([[[float("nan")]]], r"transitions\[0, 0, 0\] = nan"),
+        ([[0.5, 0.5]], r"shape \(1, 2\)"),
+        ([[[0.5, 0.5]]], r"shape \(1, 1, 2\)"),
+    ],
+)
+def test_matrices_that_are_no_process_are_refused(transitions, message):
+    with pytest.raises(ValueError, match=message):
+        msp.Process(transitions)
+
+
+@pytest.mark.parametrize(
+    ("initial", "message"),
+    [([0.5, 0.2], "sums to 0.7"), ([1.0], r"shape \(1,\)"), ([1.5, -0.5], "not a distribution")],
+)
+def test_initial_distributions_are_checked(initial, message):
+    with pytest.raises(ValueError, match=message):
+        msp.Process(torch.full((2, 2, 2), 0.25), initial=initial)
+
+
+def test_names_are_checked():
+    with pytest.raises(ValueError, match="1 distinct names"):
+        msp.Process([[[1.0]]], states=("A", "B"))
+    with pytest.raises(ValueError, match="2 distinct names"):
+        msp.Process([[[0.5]], [[0.5]]], tokens=("x", "x"))
+
+
+@pytest.mark.parametrize("build", [msp.mess3, msp.z1r, msp.rrxor, msp.even, msp.sns])
+def test_samples_have_the_processs_word_frequencies(build, global_state):
+    process = build()
+    table = brute_force.word_probabilities(process, 3)
+    n = 40_000
+    sampled = process.sample(n, 3, seed=5)
+    observed = brute_force.Counter(map(tuple, sampled.tolist()))
+    assert set(observed) <= set(table), "an impossible word was drawn"
+    expected = [probability * n for probability in table.values()]
+    assert chisquare([observed[word] for word in table], expected).pvalue > 1e-3
+
+
+def test_sampling_starts_from_the_initial_distribution():
+    process = msp.Process([[[0, 1.0], [0, 0]], [[0, 0], [1.0, 0]]], initial=[1.0, 0.0])
+    assert process.sample(50, 4, seed=0).unique(dim=0).tolist() == [[0, 1, 0, 1]]
+
+
+def test_sampling_is_reproducible_and_advances_its_generator(mess3):
+    assert torch.equal(mess3.sample(20, 5, seed=3), mess3.sample(20, 5, seed=3))
+    generator = torch.Generator().manual_seed(3)
+    first, second = (mess3.sample(20, 5, generator=generator) for _ in range(2))
+    assert torch.equal(first, mess3.sample(20, 5, seed=3))
+    assert not torch.equal(first, second)
+
+
+def test_sampling_wants_one_source_of_randomness(mess3):
+    with pytest.raises(ValueError, match="exactly one"):
+        mess3.sample(1, 1)
+    with pytest.raises(ValueError, match="exactly one"):
+        mess3.sample(1, 1, seed=0, generator=torch.Generator())
+    with pytest.raises(ValueError, match="n_words=0"):
+        mess3.sample(0, 1, seed=0)
+
+
+@given(brute_force.random_processes())
+def test_round_trip_through_a_dict_is_exact(process):
+    copy = msp.Process.from_dict(process.to_dict())
+    assert copy == process
+    assert torch.equal(copy.transitions, process.transitions)
+    assert torch.equal(copy.initial, process.initial)
+
+
+def test_fingerprint_tells_processes_apart():
+    assert msp.mess3(x=0.05, a=0.85) == msp.mess3(x=0.05, a=0.85)
+    assert msp.mess3(x=0.05, a=0.85) != msp.mess3(x=0.05, a=0.86)
+    assert len({msp.mess3(), msp.mess3(), msp.z1r()}) == 2

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import msp_lens as msp
+from msp_lens.data import check_weighting, words_for
+from tests import brute_force
+
+
+@given(brute_force.random_processes(), st.integers(1, 4))
+def test_all_words_are_those_with_a_probability(process, length):
+    dataset = msp.all_words(process, length)
+    table = brute_force.word_probabilities(process, length)
+    assert [tuple(word) for word in dataset.tokens.tolist()] == list(table)
+    assert dataset.word_weights.tolist() == pytest.approx(list(table.values()))
+    torch.testing.assert_close(dataset.beliefs, msp.filter_beliefs(process, dataset.tokens))
+
+
+@given(brute_force.random_processes(), st.integers(1, 4))
+def test_prefixes_and_their_weights(process, length):
+    dataset = msp.all_words(process, length)
+    counts = brute_force.prefix_counts(dataset.tokens.tolist())
+    assert dataset.n_prefixes == len(counts)
+    by_id = {}
+    for word, ids in zip(dataset.tokens.tolist(), dataset.prefix_ids.tolist(), strict=True):
+        for t, prefix_id in enumerate(ids):
+            assert by_id.setdefault(prefix_id, tuple(word[: t + 1])) == tuple(word[: t + 1])
+    assert sorted(by_id) == list(range(len(counts)))
+    assert len(set(by_id.values())) == len(counts)
+
+    weights = {name: dataset.prefix_weights(name) for name in ("probability", "sequence", "prefix")}
+    for prefix_id, prefix in by_id.items():
+        exact = sum(brute_force.joint(process, prefix))
+        assert weights["probability"][prefix_id].item() == pytest.approx(exact / length)
+        assert weights["sequence"][prefix_id].item() == pytest.approx(counts[prefix] / len(dataset) / length)
+        assert weights["prefix"][prefix_id].item() == pytest.approx(1 / len(counts))
+    assert int(dataset.is_first.sum()) == len(counts)
+
+
+def test_sizes_and_variances_of_the_paper(mess3):
+    dataset = msp.all_words(mess3, 10)
+    assert (len(dataset), dataset.n_prefixes) == (59_049, 88_572)
+    for weighting, variance in (("sequence", 0.11115), ("probability", 0.16114)):
+        weights = dataset.prefix_weights(weighting)
+        centred = dataset.prefix_beliefs - weights @ dataset.prefix_beliefs
+        assert float((weights @ centred**2).mean()) == pytest.approx(variance, abs=5e-6)
+    assert len(msp.all_words(msp.rrxor(), 10)) == 436
+
+
+def test_too_many_words_are_sampled_or_refused(mess3):
+    with pytest.raises(ValueError, match=r"more than 100 words of 5 tokens.*sampled_words"):
+        msp.all_words(mess3, 5, max_words=100)
+    sampled = words_for(mess3, 5, seed=0, max_words=100)
+    assert not sampled.is_population
+    assert sampled.word_weights.sum().item() == pytest.approx(1)
+
+
+def test_sampled_words_count_each_draw_once(mess3):
+    draws = mess3.sample(500, 3, seed=7)
+    dataset = msp.sampled_words(mess3, 500, 3, seed=7)
+    frequencies = brute_force.Counter(map(tuple, draws.tolist()))
+    observed = zip(map(tuple, dataset.tokens.tolist()), dataset.word_weights.tolist(), strict=True)
+    assert dict(observed) == pytest.approx({word: count / 500 for word, count in frequencies.items()})
+    torch.testing.assert_close(dataset.beliefs, msp.filter_beliefs(mess3, dataset.tokens))
+    prefix_frequency = brute_force.prefix_counts(draws.tolist())[(0,)] / 500
+    first = dataset.prefix_ids[(dataset.tokens[:, 0] == 0).nonzero()[0, 0], 0]
+    assert dataset.prefix_weights("probability")[first].item() == pytest.approx(prefix_frequency / 3)
+
+
+def test_unknown_weighting_is_refused():
+    with pytest.raises(ValueError, match=r"weights='uniform'.*'probability'"):
+        check_weighting("uniform")
+
+
+def test_token_dataset_feeds_a_data_loader(mess3, global_state):
+    dataset = msp.token_dataset(mess3, 64, n_ctx=10, seed=0)
+    # A generator of its own: a DataLoader without one draws from the global random state.
+    loader = torch.utils.data.DataLoader(dataset, batch_size=16, generator=torch.Generator())
+    batches = [batch["tokens"] for batch in loader]
+    assert torch.equal(torch.cat(batches), mess3.sample(64, 11, seed=0))
+
+
+def test_token_dataset_as_a_hugging_face_dataset(mess3):
+    dataset = msp.token_dataset(mess3, 8, n_ctx=4, seed=0)
+    columns = dataset.to_huggingface()
+    assert columns.column_names == ["tokens"]
+    assert torch.equal(columns["tokens"][:], dataset.tokens)

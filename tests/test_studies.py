@@ -1,0 +1,98 @@
+import json
+import re
+
+import pytest
+
+import msp_lens as msp
+from msp_lens import studies
+from msp_lens.training import PRESETS, Recipe
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_preset():
+    """Seconds instead of minutes; everything else is the real thing."""
+
+    def tiny(process):
+        model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
+        return Recipe(model, msp.TrainingConfig(steps=150, batch_size=64, learning_rate=1e-2, warmup_steps=10))
+
+    PRESETS["tiny"] = tiny
+    yield
+    del PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return msp.run(msp.mess3(), preset="tiny", out=tmp_path_factory.mktemp("run") / "mess3", progress=False)
+
+
+def test_everything_is_there(study):
+    assert {file.name for file in study.folder.iterdir()} == set(studies.RUN_FILES)
+    assert "Report: " in repr(study)
+
+
+def test_results_can_be_loaded_and_agree(study):
+    findings = json.loads((study.folder / "report.json").read_text())
+    loaded = msp.load_checkpoint(study.folder)
+    assert findings["model_fingerprint"] == loaded.fingerprint
+    again = msp.probe(loaded.model, loaded.process, progress=False)
+    expected = [row["R² held out"] for row in findings["probes"]["sites"]]
+    assert [probe.scores.held_out.r2 for probe in again.probes] == pytest.approx(expected, abs=1e-6)
+    assert len(findings["interventions"]["results"]) == 4 * 6
+
+    config = json.loads((study.folder / "config.json").read_text())
+    assert msp.Process.from_dict(config["process"]) == msp.mess3()
+    assert config["versions"].keys() >= {"torch", "transformer_lens", "msp_lens"}
+
+
+def test_the_page_stands_alone(study):
+    page = study.page.read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page fetches something"
+    for expected in ("mess3(x=0.05, a=0.85)", "R² held out", "placebo", "msp.load_checkpoint", "fingerprint"):
+        assert expected in page
+    assert len(page) < 10e6
+
+
+def test_pictures_are_pngs(study):
+    for name in studies.PICTURES.values():
+        assert (study.folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(study):
+    with pytest.raises(ValueError, match=r"already holds a run .*overwrite"):
+        msp.run(msp.mess3(), preset="tiny", out=study.folder, progress=False)
+    # Refused before any work: nothing of the former run is gone.
+    assert {file.name for file in study.folder.iterdir()} == set(studies.RUN_FILES)
+
+
+def test_overwriting_leaves_files_of_others(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model.safetensors").write_bytes(b"of a former run")
+    study = msp.run(msp.coin(), preset="tiny", out=tmp_path, overwrite=True, progress=False)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert msp.load_checkpoint(tmp_path).process == msp.coin()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(study.training.metrics)
+
+
+def test_a_new_folder_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(studies.choose_folder(None, "mess3")) == "runs/mess3"
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "mess3").mkdir(parents=True)
+    assert str(studies.choose_folder(None, "mess3")) == "runs/mess3-2"
+
+
+def test_bad_requests_write_nothing(tmp_path):
+    with pytest.raises(KeyError, match="No preset 'slow'"):
+        msp.run(msp.mess3(), preset="slow", out=tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        msp.run(msp.mess3(), out=tmp_path / "file")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("process", [msp.rrxor(), msp.z1r(), msp.coin()])
+def test_other_processes_run_to_the_end(process, tmp_path):
+    study = msp.run(process, preset="tiny", out=tmp_path, progress=False)
+    assert study.page.is_file()

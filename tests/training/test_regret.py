@@ -1,0 +1,58 @@
+import math
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import msp_lens as msp
+from tests import brute_force
+
+
+def test_regret_is_the_expected_kl_by_enumeration(small_model, mess3):
+    length = 3
+    dataset = msp.all_words(mess3, length)
+    expected = [0.0] * length
+    for t in range(length):
+        for prefix, probability in brute_force.word_probabilities(mess3, t + 1).items():
+            with torch.no_grad():
+                predicted = small_model(torch.tensor([prefix]))[0, -1].double().softmax(0).tolist()
+            for token in range(3):
+                optimal = sum(brute_force.joint(mess3, (*prefix, token))) / probability
+                expected[t] += probability * optimal * math.log(optimal / predicted[token])
+    assert msp.regret_by_position(small_model, dataset).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_regret_of_the_published_model(published_model, mess3):
+    regret = msp.regret_by_position(published_model, msp.all_words(mess3, 10))
+    assert float(regret.mean()) == pytest.approx(9.3e-5, abs=5e-7)
+
+
+class OptimalObserver(nn.Module):
+    """Predicts as the Bayesian filter does, over a vocabulary with two tokens to spare."""
+
+    hook_dict: ClassVar[dict] = {}
+
+    def __init__(self, process):
+        super().__init__()
+        self.process = process
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def hooks(self, fwd_hooks):
+        return torch.no_grad()
+
+    def forward(self, tokens):
+        predicted = msp.next_token_probabilities(self.process, msp.filter_beliefs(self.process, tokens))
+        spare = torch.zeros(*predicted.shape[:2], 2, dtype=predicted.dtype)
+        return torch.cat([predicted, spare], dim=-1).log()
+
+
+def test_the_optimal_observer_has_none():
+    z1r = msp.z1r()
+    regret = msp.regret_by_position(OptimalObserver(z1r), msp.all_words(z1r, 6))
+    assert regret.abs().max() < 1e-12
+
+
+def test_models_that_do_not_fit_are_refused(small_model, mess3):
+    with pytest.raises(ValueError, match="n_ctx=6 is longer"):
+        msp.regret_by_position(small_model, msp.all_words(mess3, 6))
