@@ -1,0 +1,39 @@
+# `make demo` and `make test` set up everything they need: Python ≥ 3.11, make and a network will do.
+# Environments: .venv has TransformerLens 3 (HookedTransformer), .venv-4 TransformerLens 4 (TransformerBridge).
+
+PYTHON ?= python3
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+
+.PHONY: demo test test-3 test-4 lint benchmark clean
+
+demo: .venv/installed
+	.venv/bin/msp-lens run mess3
+
+test: lint test-3 test-4
+
+test-3: .venv/installed
+	.venv/bin/pytest
+
+test-4: .venv-4/installed
+	.venv-4/bin/pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+benchmark: .venv/installed
+	.venv/bin/python -m tests.benchmarks.spine
+
+clean:
+	rm -rf .venv .venv-4
+
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]" "transformer-lens<4"
+	touch $@
+
+.venv-4/installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-4
+	.venv-4/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]" "transformer-lens>=4,<5"
+	touch $@
