@@ -11,6 +11,7 @@ distribution. The next token is then distributed as b E, with E[i, x] = P(emit x
 from __future__ import annotations
 
 import torch
+from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def filter_beliefs(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float6
     belief = process.initial.expand(len(tokens), -1)
     beliefs = torch.empty(*tokens.shape, process.n_states, dtype=torch.float64)
     for position, token in enumerate(tokens.T):
-        joint = torch.einsum("wi,wij->wj", belief, process.transitions[token])
+        joint = einsum(belief, process.transitions[token], "word i, word i j -> word j")
         probability = joint.sum(dim=1, keepdim=True)
         impossible = probability <= 0
         if impossible.any():

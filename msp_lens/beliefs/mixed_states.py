@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def walk_levels(process: Process, depth: int) -> Iterator[Level]:
     beliefs = process.initial.unsqueeze(0)
     probabilities = torch.ones(1, dtype=torch.float64)
     for _ in range(depth):
-        joint = torch.einsum("wi,xij->wxj", beliefs, process.transitions)
+        joint = einsum(beliefs, process.transitions, "word i, token i j -> word token j")
         conditional = joint.sum(dim=2)
         parents, tokens = (conditional > 0).nonzero(as_tuple=True)
         conditional = conditional[parents, tokens]

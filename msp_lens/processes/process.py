@@ -16,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float64, Int
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -129,7 +130,7 @@ class Process:
         forward = self.initial.expand(len(words), -1)
         log_probability = torch.zeros(len(words), dtype=torch.float64)
         for tokens in words.T:
-            forward = torch.einsum("wi,wij->wj", forward, self.transitions[tokens])
+            forward = einsum(forward, self.transitions[tokens], "word i, word i j -> word j")
             probability = forward.sum(dim=1)
             log_probability = log_probability + probability.log()
             forward = forward / probability.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(1)
@@ -177,7 +178,7 @@ class Process:
     @cached_property
     def _cumulative_outcomes(self) -> Float64[Tensor, "state outcome"]:
         """Cumulative probabilities of the outcomes (token, next state), numbered `token * n_states + state`."""
-        return _cumulative(self.transitions.transpose(0, 1).reshape(self.n_states, -1))
+        return _cumulative(rearrange(self.transitions, "token i j -> i (token j)"))
 
     def check_tokens(self, words: Int[Tensor, "word pos"]) -> None:
         """Raise `ValueError` naming the first token that is not in the vocabulary."""

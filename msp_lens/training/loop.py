@@ -16,8 +16,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float64, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
@@ -152,7 +154,7 @@ def _optimise(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             logits = model(tokens[:, :-1])
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            loss = cross_entropy(rearrange(logits, "batch pos token -> batch token pos"), tokens[:, 1:])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
