@@ -16,11 +16,9 @@ import torch
 from msp_lens._files import write_atomically, write_json
 from msp_lens.data import Weighting, check_weighting
 from msp_lens.figures.curves import plot_sites, plot_training
-from msp_lens.figures.simplex import plot_beliefs
 from msp_lens.interventions.experiment import InterventionReport, intervene
 from msp_lens.models.build import transformer_lens_version
 from msp_lens.models.checkpoints import MODEL_FILE, model_fingerprint
-from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.fit import probe
 from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
@@ -169,21 +167,11 @@ def versions() -> dict[str, str]:
 
 
 def _figures(training: TrainingRun, report: ProbeReport) -> dict[str, Figure]:
-    dataset = report.dataset
-    last_layer = [p for p in report.probes if p.label.endswith("_post")][-1]
-    shown = [last_layer, report.probes[-1]] if len(report) > 1 else [last_layer]
-    represented = {
-        f"{p.label}: held-out R² {p.scores.held_out.r2:.4f}": read_beliefs(report.model, dataset, p) for p in shown
-    }
+    last_layer = [label for label in report if label.endswith("_post")][-1]
     table = report.to_dataframe()
     records: list[dict[str, Any]] = list(training.metrics)
     return {
-        "fractal": plot_beliefs(
-            dataset.prefix_beliefs,
-            represented,
-            weights=dataset.prefix_weights(report.provenance["weights"]),
-            states=dataset.process.states,
-        ),
+        "fractal": report.plot(last_layer, "concatenated"),
         "sites": plot_sites(
             list(table.index),
             table["R² held out"].tolist(),

@@ -309,18 +309,21 @@ def fit_probe(
 def read_beliefs(
     model: HookedModel,
     dataset: BeliefDataset,
-    probe: BeliefProbe,
+    probes: Sequence[BeliefProbe],
     *,
     batch_size: int | None = None,
     progress: str | None = None,
-) -> Float64[Tensor, "prefix state"]:
-    """The belief that the probe reads in the model after each distinct prefix, by `dataset.prefix_ids`."""
+) -> list[Float64[Tensor, "prefix state"]]:
+    """What each probe reads in the model after each distinct prefix, by `dataset.prefix_ids`; in one pass."""
     check_fits(model, dataset.process, dataset.n_ctx)
-    read = torch.empty(dataset.n_prefixes, probe.n_states, dtype=torch.float64)
-    for batch in stream_activations(model, dataset.tokens, probe.sites, batch_size=batch_size, progress=progress):
+    sites = list(dict.fromkeys(site for probe in probes for site in probe.sites))
+    read = [torch.empty(dataset.n_prefixes, probe.n_states, dtype=torch.float64) for probe in probes]
+    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size, progress=progress):
         first = dataset.is_first[batch.words]
-        activations = {name: values[first.to(values.device)] for name, values in batch.activations.items()}
-        read[dataset.prefix_ids[batch.words][first]] = probe.predict(activations).cpu().double()
+        prefixes = dataset.prefix_ids[batch.words][first]
+        activations = {site: values[first.to(values.device)] for site, values in batch.activations.items()}
+        for probe, beliefs in zip(probes, read, strict=True):
+            beliefs[prefixes] = probe.predict(activations).cpu().double()
     return read
 
 

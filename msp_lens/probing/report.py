@@ -113,27 +113,29 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         )
         return lines
 
-    def plot(self, site: str | None = None) -> Figure:
-        """The belief states as they are and as this site represents them, side by side, coloured by belief.
+    def plot(self, *sites: str) -> Figure:
+        """The belief states as they are and as these sites represent them, side by side, coloured by belief.
 
         Runs the model once more over the words it was probed on.
 
         Args:
-            site: A site or `"concatenated"`; by default the single site with the best held-out R².
+            sites: Sites, labels or `"concatenated"`, a panel each; by default the single site with the best held-out
+                R².
 
         Raises:
+            KeyError: if a site is not in the report.
             ValueError: if the model's weights have changed since it was probed.
         """
         from msp_lens.figures.simplex import plot_beliefs
 
-        probe = self[site] if site is not None else self.best_site
+        probes = [self[site] for site in sites] if sites else [self.best_site]
         if model_fingerprint(self.model) != self.provenance["model_fingerprint"]:
             raise ValueError("The model has changed since it was probed: probe it again, then plot that report.")
-        read = read_beliefs(self.model, self.dataset, probe)
-        held_out = probe.scores.held_out.r2
+        titles = [f"{probe.label}: held-out R² {probe.scores.held_out.r2:.4f}" for probe in probes]
+        read = read_beliefs(self.model, self.dataset, probes)
         return plot_beliefs(
             self.dataset.prefix_beliefs,
-            {f"{probe.label}: held-out R² {held_out:.4f}": read},
+            dict(zip(titles, read, strict=True)),
             weights=self.dataset.prefix_weights(self.provenance["weights"]),
             states=self.dataset.process.states,
         )

@@ -210,9 +210,9 @@ def test_the_report_reads_well(report):
 
 
 def test_plot_shows_the_read_out_and_knows_its_model(report, model, mess3):
-    figure = report.plot("1_post")
+    figure = report.plot("1_post", "concatenated")
     assert figure.axes[0].get_title() == "True beliefs: 363 prefixes"
-    assert "1_post" in figure.axes[1].get_title()
+    assert ["1_post" in figure.axes[1].get_title(), "concatenated" in figure.axes[2].get_title()] == [True, True]
     changed = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, n_ctx=3), seed=1)
     stale = msp.probe(changed, mess3, progress=False)
     with torch.no_grad():
@@ -222,7 +222,9 @@ def test_plot_shows_the_read_out_and_knows_its_model(report, model, mess3):
 
 
 def test_read_beliefs_are_the_probes_predictions(report, model):
-    read = msp.read_beliefs(model, report.dataset, report["1_post"], batch_size=50)
-    activations, _ = all_rows(model, report.dataset, report["1_post"].sites)
-    predicted = report["1_post"].predict(activations.float()).double()
-    torch.testing.assert_close(read[report.dataset.prefix_ids.flatten()], predicted, atol=1e-5, rtol=1e-5)
+    probes = [report["1_post"], report["concatenated"], report["0_pre"]]
+    read = msp.read_beliefs(model, report.dataset, probes, batch_size=50)
+    for probe, beliefs in zip(probes, read, strict=True):
+        activations, _ = all_rows(model, report.dataset, probe.sites)
+        predicted = probe.predict(activations.float()).double()
+        torch.testing.assert_close(beliefs[report.dataset.prefix_ids.flatten()], predicted, atol=1e-5, rtol=1e-5)
