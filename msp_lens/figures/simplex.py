@@ -59,7 +59,7 @@ def plot_beliefs(
     true_points = project(true)
     panels = {f"True beliefs: {len(true):,} prefixes": true_points}
     panels |= {name: project(beliefs) for name, beliefs in represented.items()}
-    bounds = _bounds(true_points, is_simplex=n_states == 3)
+    bounds = _bounds(list(panels.values()), is_simplex=n_states == 3)
 
     figure = Figure(figsize=(5.2 * len(panels), 5.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -161,9 +161,11 @@ def _radius(n_points: int, pixels: int) -> int:
 
 
 def _bounds(
-    points: Float64[Tensor, "prefix xy"], *, is_simplex: bool
+    panels: Sequence[Float64[Tensor, "prefix xy"]], *, is_simplex: bool
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    corners = TRIANGLE if is_simplex else points
+    """The area that all panels show: the triangle, or all true points and nearly all represented ones."""
+    true, *represented = panels
+    corners = TRIANGLE if is_simplex else torch.cat([true, *(_without_outliers(points) for points in represented)])
     low, high = corners.amin(dim=0), corners.amax(dim=0)
     # A line or a single point still needs an area to be drawn in.
     extent = float((high - low).amax().clamp(min=1e-3))
@@ -171,6 +173,11 @@ def _bounds(
     half = torch.maximum((high - low) / 2, torch.tensor(0.15 * extent, dtype=torch.float64)) + MARGIN * extent
     (left, bottom), (right, top) = (centre - half).tolist(), (centre + half).tolist()
     return (left, right), (bottom, top)
+
+
+def _without_outliers(points: Float64[Tensor, "prefix xy"]) -> Float64[Tensor, "corner xy"]:
+    """Opposite corners of the box that holds all but the outermost percent of the points, per axis."""
+    return torch.from_numpy(np.quantile(points.numpy(), [0.005, 0.995], axis=0))
 
 
 def _draw_triangle(axis: Axes, names: Sequence[str]) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from msp_lens._files import write_atomically
+from msp_lens._files import read_tensors, write_atomically
 from msp_lens.models.build import (
     build_model,
     config_fields,
@@ -93,16 +92,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
         ValueError: if the file is damaged or is not a checkpoint of msp_lens.
     """
     path = _model_file(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}: give a run's folder or its {MODEL_FILE}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): it may have been cut off while copying. Copy or train it again."
-        ) from error
+    state, metadata = read_tensors(path)
     if "msp_lens" not in metadata:
         raise ValueError(
             f"{path} was not saved by msp_lens: build the model and use load_weights(model, state) instead."

@@ -21,11 +21,10 @@ from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Float64
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from msp_lens._files import write_atomically
+from msp_lens._files import read_tensors, write_atomically
 from msp_lens.activations import stream_activations
 from msp_lens.data import BeliefDataset
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, site_label
@@ -254,14 +253,7 @@ class BeliefProbe:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged or is not a probe.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"No probe at {path}: give the file that probe.save(path) wrote.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): copy it again, or fit the probe again.") from error
+        tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
             raise ValueError(f"{path} is not a probe of msp_lens: give the file that probe.save(path) wrote.")
         description = json.loads(metadata["msp_lens_probe"])

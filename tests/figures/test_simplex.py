@@ -75,3 +75,12 @@ def test_panels_share_the_true_beliefs_axes():
     torch.testing.assert_close(
         project(beliefs * 0.5 + 0.1), 0.5 * project(beliefs) + project(beliefs * 0 + 0.1) - 0.5 * project(beliefs * 0)
     )
+
+
+def test_represented_points_beyond_the_true_ones_are_shown():
+    beliefs = msp.all_words(msp.rrxor(), 5).prefix_beliefs
+    figure = msp.plot_beliefs(beliefs, {"spread": (beliefs - beliefs.mean(dim=0)) * 2 + beliefs.mean(dim=0)})
+    left, right = figure.axes[0].get_xlim()
+    alone = msp.plot_beliefs(beliefs, {}).axes[0].get_xlim()
+    assert right - left > 1.5 * (alone[1] - alone[0])
+    assert all(axis.get_xlim() == (left, right) for axis in figure.axes)
