@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -67,6 +67,8 @@ class BeliefProbe:
         belief_mean: μ_b.
         scores: In-sample, held-out and shuffled.
         provenance: Weighting, process and model fingerprints, and whatever else the maker added.
+        moments: What all of it was solved from, and every edit of the site can be: blocks of the sites and
+            `"belief"`, perhaps more. `None` for a concatenation loaded from a file.
     """
 
     sites: tuple[str, ...]
@@ -77,6 +79,7 @@ class BeliefProbe:
     belief_mean: Float64[Tensor, "state"]
     scores: ProbeScores
     provenance: dict[str, Any]
+    moments: Moments | None = field(default=None, repr=False)
 
     @property
     def label(self) -> str:
@@ -231,19 +234,24 @@ class BeliefProbe:
             "rank": self.read_map.rank,
             "scores": asdict(self.scores),
             "provenance": self.provenance,
+            "rows": {"n": self.moments.n, "weight": self.moments.weight} if self.moments else None,
         }
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         write_atomically(path, save(tensors, metadata={"msp_lens_probe": json.dumps(description)}))
         return Path(path)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {
+        tensors = {
             "weights": self.read_map.weights,
             "bias": self.read_map.bias,
             "decoder": self.decoder,
             "activation_mean": self.activation_mean,
             "belief_mean": self.belief_mean,
         }
+        # A concatenation's moments can be large, and edits are made at one site.
+        if self.moments and len(self.sites) == 1:
+            tensors["scatter"] = self.moments.select([*self.sites, BELIEF]).scatter
+        return tensors
 
     @classmethod
     def load(cls, path: str | Path) -> BeliefProbe:
@@ -257,6 +265,12 @@ class BeliefProbe:
         if "msp_lens_probe" not in metadata:
             raise ValueError(f"{path} is not a probe of msp_lens: give the file that probe.save(path) wrote.")
         description = json.loads(metadata["msp_lens_probe"])
+        moments = None
+        if "scatter" in tensors:
+            moments = Moments({description["sites"][0]: description["widths"][0], BELIEF: len(tensors["belief_mean"])})
+            moments.n, moments.weight = description["rows"]["n"], description["rows"]["weight"]
+            moments.mean = torch.cat([tensors["activation_mean"], tensors["belief_mean"]])
+            moments.scatter = tensors["scatter"]
         return cls(
             sites=tuple(description["sites"]),
             widths=tuple(description["widths"]),
@@ -266,6 +280,7 @@ class BeliefProbe:
             belief_mean=tensors["belief_mean"],
             scores=ProbeScores(**{key: Score(**value) for key, value in description["scores"].items()}),
             provenance=description["provenance"],
+            moments=moments,
         )
 
     def __repr__(self) -> str:
@@ -295,6 +310,7 @@ def fit_probe(
         belief_mean=moments.block_mean(BELIEF),
         scores=scores,
         provenance=dict(provenance),
+        moments=moments,
     )
 
 

@@ -99,6 +99,21 @@ class Moments:
         wanted = (names,) if isinstance(names, str) else names
         return torch.cat([torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted])
 
+    def select(self, names: Sequence[str]) -> Moments:
+        """The moments of these blocks alone, in the order given: what one pass over just them would have found.
+
+        Raises:
+            KeyError: if there is no such block.
+        """
+        for name in names:
+            if name not in self.blocks:
+                raise KeyError(f"No block {name!r} in these moments; they have {', '.join(self.blocks)}.")
+        chosen = Moments({name: self.blocks[name] for name in names})
+        columns = self.columns(names)
+        chosen.n, chosen.weight = self.n, self.weight
+        chosen.mean, chosen.scatter = self.mean[columns], self.scatter[columns][:, columns]
+        return chosen
+
     def block_mean(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
         """Weighted mean of the blocks' columns."""
         return self.mean[self.columns(names)]

@@ -89,3 +89,14 @@ def test_bad_rows_are_refused():
         Moments(BLOCKS).update(rows, -weights)
     with pytest.raises(ValueError, match="differ"):
         Moments(BLOCKS).merge(Moments({"h": 5}))
+
+
+def test_selected_blocks_are_those_of_a_pass_over_them_alone():
+    rows, weights = rows_and_weights(30, 1)
+    selected = Moments(BLOCKS).update(rows, weights).select(["b"])
+    alone = Moments({"b": 2}).update(rows[:, 3:], weights)
+    torch.testing.assert_close(selected.scatter, alone.scatter)
+    torch.testing.assert_close(selected.mean, alone.mean)
+    assert (selected.n, selected.weight, selected.blocks) == (alone.n, alone.weight, alone.blocks)
+    with pytest.raises(KeyError, match="No block 'c'"):
+        selected.select(["c"])

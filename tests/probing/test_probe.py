@@ -130,6 +130,9 @@ def test_save_and_load(report, tmp_path, model):
     probe = report["1_post"]
     path = probe.save(tmp_path / "probe.safetensors")
     loaded = msp.BeliefProbe.load(path)
+    blocks = [*probe.sites, "belief"]
+    torch.testing.assert_close(loaded.moments.scatter, probe.moments.select(blocks).scatter, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.moments.mean, probe.moments.select(blocks).mean, rtol=0, atol=0)
     assert (loaded.sites, loaded.widths, loaded.scores) == (probe.sites, probe.widths, probe.scores)
     assert loaded.provenance == json.loads(json.dumps(probe.provenance))
     activations = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
