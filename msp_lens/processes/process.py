@@ -4,7 +4,10 @@ An edge-emitting (Mealy) hidden Markov model is one matrix per token,
 
     T[x, i, j] = P(emit token x and go to state j | in state i),
 
-and the probability of a word is a product of them: P(x1 … xn) = π T[x1] … T[xn] 1.
+and the probability of a word is a product of them: P(x1 … xn) = π T[x1] … T[xn] 1. A generalised one drops the
+condition that the entries are probabilities and keeps that those of words are:
+
+    P(x1 … xn) = π T[x1] … T[xn] w,    Σ_x T[x] w = w,    π Σ_x T[x] = π,    π w = 1.
 """
 
 from __future__ import annotations
@@ -13,42 +16,67 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Float64, Int
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from msp_lens._random import resolve_generator
+from msp_lens.processes.chains import communicating_classes, stationary_distribution
+from msp_lens.processes.sampling import OutcomeTable, outcome_table, sample_by_filtering, sample_paths
+from msp_lens.processes.validation import (
+    GENERALISED_TOLERANCE,
+    check_words,
+    normalised_initial,
+    unique_fixed_vector,
+    validated_distribution,
+    validated_matrices,
+    validated_names,
+    validated_right_eigenvector,
+    validated_transitions,
+)
 
-ROW_SUM_TOLERANCE = 1e-6
-# Below this a row sum differs from 1 only by rounding: such a matrix is kept to the last bit.
-ROUNDING = 1e-12
+if TYPE_CHECKING:
+    from msp_lens.processes.structure import Degeneracy
+
+# A generalised process computes a probability of 0 as a difference: rounding leaves ±1e-17 of it.
+NEGLIGIBLE = 1e-12
 
 
 class Process:
     """A stationary process given by labelled transition matrices; immutable, in float64 on the CPU.
 
+    A *generalised* process has matrices with negative entries, too, and there is no hidden state to be in. Its "belief"
+    after a word v is the vector π T[v] / (π T[v] w): entries may be negative and mean nothing by themselves, but
+    the probabilities of all that may follow are linear in it, as they are in an ordinary belief.
+
     Args:
         transitions: `[token, state, state]`, `transitions[x, i, j] = P(emit x, go to j | in i)`. Non-negative;
-            for each state the entries over tokens and next states sum to 1 (within 1e-6, then normalised).
+            for each state the entries over tokens and next states sum to 1 (within 1e-6, then normalised). For a
+            generalised process any finite numbers whose sum over tokens has the eigenvalue 1.
         name: What the process is called in tables and on the command line.
         states: Names of the hidden states; numbers by default.
         tokens: Names of the tokens; numbers by default.
-        initial: Distribution over states before the first token; by default the stationary one.
+        initial: Distribution over states before the first token; by default the stationary one. For a generalised
+            process any vector π with π w = 1; by default the left eigenvector of eigenvalue 1.
         parameters: What the process was built from, for its `repr` and for provenance.
+        right_eigenvector: w of a generalised process, Σ_x T[x] w = w (within 1e-9); makes the process one.
+        generalised: Whether the process is generalised; its right eigenvector is then found where it isn't given.
 
     Raises:
-        ValueError: if a matrix is not a process, or if the chain has more than one stationary distribution
-            and `initial` was not given.
+        ValueError: if the matrices are not a process (of a generalised one, short words are tried for negative
+            probabilities), or if there is more than one stationary distribution and `initial` was not given.
 
     Example:
         >>> fair_coin = Process([[[0.5]], [[0.5]]], name="fair coin")
         >>> fair_coin.n_tokens, fair_coin.n_states
         (2, 1)
     """
+
+    _kinds: ClassVar[dict[str, type[Process]]] = {}
 
     def __init__(
         self,
@@ -58,16 +86,36 @@ class Process:
         states: Sequence[str] | None = None,
         tokens: Sequence[str] | None = None,
         initial: Tensor | np.ndarray | Sequence[float] | None = None,
-        parameters: Mapping[str, float] | None = None,
+        parameters: Mapping[str, float | Sequence[float]] | None = None,
+        right_eigenvector: Tensor | np.ndarray | Sequence[float] | None = None,
+        generalised: bool = False,
     ) -> None:
-        self.transitions: Float64[Tensor, "token state state"] = _validated_transitions(transitions)
+        self.is_generalised = generalised or right_eigenvector is not None
+        self.transitions: Float64[Tensor, "token state state"] = (
+            validated_matrices(transitions) if self.is_generalised else validated_transitions(transitions)
+        )
         self.name = name
         self.parameters = dict(parameters or {})
-        self.states = _validated_names(states, self.n_states, "states")
-        self.tokens = _validated_names(tokens, self.n_tokens, "tokens")
-        self.initial: Float64[Tensor, "state"] = (
-            self.stationary if initial is None else validated_distribution(initial, self.n_states, "initial")
+        self.states = validated_names(states, self.n_states, "states")
+        self.tokens = validated_names(tokens, self.n_tokens, "tokens")
+        self.right_eigenvector: Float64[Tensor, "state"] = (
+            validated_right_eigenvector(self.transitions, right_eigenvector)
+            if self.is_generalised
+            else torch.ones(self.n_states, dtype=torch.float64)
         )
+        if initial is None:
+            self.initial: Float64[Tensor, "state"] = self.stationary
+        elif self.is_generalised:
+            self.initial = normalised_initial(initial, self.right_eigenvector)
+        else:
+            self.initial = validated_distribution(initial, self.n_states, "initial")
+        if self.is_generalised:
+            check_words(self.transitions, self.initial, self.right_eigenvector, name)
+
+    def __init_subclass__(cls, *, kind: str | None = None) -> None:
+        """`kind` is the name by which `from_dict` finds the subclass again."""
+        if kind is not None:
+            Process._kinds[kind] = cls
 
     @property
     def n_tokens(self) -> int:
@@ -86,39 +134,60 @@ class Process:
 
     @cached_property
     def emissions(self) -> Float64[Tensor, "state token"]:
-        """`P(emit x | in i)`: a belief times this matrix is the next-token distribution."""
-        return self.transitions.sum(dim=2).T.contiguous()
+        """`P(emit x | in i)`, or T[x] w: a belief times this matrix is the next-token distribution."""
+        emissions = self.transitions @ self.right_eigenvector if self.is_generalised else self.transitions.sum(dim=2)
+        return emissions.T.contiguous()
+
+    @property
+    def negligible(self) -> float:
+        """A conditional token probability up to this counts as 0; above 0 only where rounding blurs it."""
+        return NEGLIGIBLE if self.is_generalised else 0.0
 
     @cached_property
     def stationary(self) -> Float64[Tensor, "state"]:
-        """The stationary distribution over hidden states, π = π Σ_x T[x].
+        """The stationary distribution over hidden states, π = π Σ_x T[x]; in general, scaled so that π w = 1.
 
         Raises:
             ValueError: if it is not unique, i.e. if the chain has more than one closed class of states.
         """
-        closed = self._closed_classes()
-        if len(closed) > 1:
+        if self.is_generalised:
+            vector = unique_fixed_vector(self.state_transitions, "left")
+            overlap = float(vector @ self.right_eigenvector)
+            if abs(overlap) <= GENERALISED_TOLERANCE * float(self.right_eigenvector.norm()):
+                raise ValueError(
+                    f"The eigenvalue 1 of the summed transitions of {self.name} is not simple: its left and right "
+                    "eigenvectors are orthogonal, so that no vector π has π w = 1."
+                )
+            return vector / overlap
+        stationary = stationary_distribution(self.state_transitions)
+        if stationary is None:
+            closed = [members for members, is_closed in communicating_classes(self.state_transitions) if is_closed]
             classes = "; ".join("{" + ", ".join(self.states[i] for i in members) + "}" for members in closed)
             raise ValueError(
                 f"{self.name} is reducible: each of its closed classes of states {classes} has a stationary "
                 "distribution of its own. Give initial=, the distribution over states before the first token."
             )
-        balance = self.state_transitions.T - torch.eye(self.n_states, dtype=torch.float64)
-        equations = torch.cat([balance, torch.ones(1, self.n_states, dtype=torch.float64)])
-        right_side = torch.zeros(self.n_states + 1, dtype=torch.float64)
-        right_side[-1] = 1.0
-        solution = torch.linalg.lstsq(equations, right_side.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        # States outside the closed class are left for good: exactly 0, not a rounding error either side of it.
-        stationary = torch.zeros_like(solution)
-        stationary[closed[0]] = solution[closed[0]].clamp(min=0)
-        return stationary / stationary.sum()
+        return stationary
 
-    def _closed_classes(self) -> list[list[int]]:
-        """The sets of mutually reachable states that no transition leaves."""
-        reachable = (self.state_transitions > 0).numpy()
-        n_classes, labels = connected_components(reachable, directed=True, connection="strong")
-        members = [np.flatnonzero(labels == k).tolist() for k in range(n_classes)]
-        return [m for m in members if not np.delete(reachable[m], m, axis=1).any()]
+    @property
+    def is_irreducible(self) -> bool:
+        """Whether every hidden state can be reached from every other; see `structure.is_irreducible`."""
+        from msp_lens.processes import structure
+
+        return structure.is_irreducible(self)
+
+    @property
+    def is_unifilar(self) -> bool:
+        """Whether state and token determine the next state; see `structure.is_unifilar`."""
+        from msp_lens.processes import structure
+
+        return structure.is_unifilar(self)
+
+    def degeneracy(self) -> Degeneracy:
+        """Whether beliefs are an affine function of next-token probabilities; see `structure.degeneracy`."""
+        from msp_lens.processes import structure
+
+        return structure.degeneracy(self)
 
     def word_log_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
         """Natural logarithm of each word's probability, `-inf` for impossible ones; does not underflow.
@@ -131,13 +200,15 @@ class Process:
         log_probability = torch.zeros(len(words), dtype=torch.float64)
         for tokens in words.T:
             forward = einsum(forward, self.transitions[tokens], "word i, word i j -> word j")
-            probability = forward.sum(dim=1)
+            probability = forward @ self.right_eigenvector
+            # An impossible word's forward vector is 0 from here on, and so is the probability of all that follows.
+            probability = torch.where(probability > self.negligible, probability, 0.0)
             log_probability = log_probability + probability.log()
-            forward = forward / probability.clamp(min=torch.finfo(torch.float64).tiny).unsqueeze(1)
+            forward = torch.where(probability > 0, 1 / probability, 0.0).unsqueeze(1) * forward
         return log_probability
 
     def word_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
-        """Each word's probability, π T[x1] … T[xn] 1.
+        """Each word's probability, π T[x1] … T[xn] w (w = 1 unless generalised).
 
         Example:
             >>> from msp_lens.processes.catalog import golden_mean
@@ -165,20 +236,21 @@ class Process:
         if n_words < 1 or length < 1:
             raise ValueError(f"n_words={n_words}, length={length}: both must be at least 1.")
         generator = resolve_generator(seed, generator)
-        outcomes = self._cumulative_outcomes.to(generator.device)
-        uniform = torch.rand(length + 1, n_words, dtype=torch.float64, device=generator.device, generator=generator)
-        state = _draw(_cumulative(self.initial).to(generator.device), uniform[0])
-        words = torch.empty(n_words, length, dtype=torch.int64, device=generator.device)
-        for position in range(length):
-            outcome = _draw(outcomes[state], uniform[position + 1])
-            words[:, position] = outcome // self.n_states
-            state = outcome % self.n_states
-        return words
+        if self.is_generalised:
+            return sample_by_filtering(
+                self.transitions,
+                self.initial,
+                self.right_eigenvector,
+                n_words,
+                length,
+                generator,
+                negligible=self.negligible,
+            )
+        return sample_paths(self._outcomes, n_words, length, generator)
 
     @cached_property
-    def _cumulative_outcomes(self) -> Float64[Tensor, "state outcome"]:
-        """Cumulative probabilities of the outcomes (token, next state), numbered `token * n_states + state`."""
-        return _cumulative(rearrange(self.transitions, "token i j -> i (token j)"))
+    def _outcomes(self) -> OutcomeTable:
+        return outcome_table(self.transitions, self.initial)
 
     def check_tokens(self, words: Int[Tensor, "word pos"]) -> None:
         """Raise `ValueError` naming the first token that is not in the vocabulary."""
@@ -192,7 +264,7 @@ class Process:
 
     def to_dict(self) -> dict:
         """Everything that defines the process, as JSON-ready values; floats round-trip exactly."""
-        return {
+        definition = {
             "name": self.name,
             "parameters": self.parameters,
             "states": list(self.states),
@@ -200,16 +272,46 @@ class Process:
             "transitions": self.transitions.tolist(),
             "initial": self.initial.tolist(),
         }
+        return definition | ({"right_eigenvector": self.right_eigenvector.tolist()} if self.is_generalised else {})
+
+    @staticmethod
+    def from_dict(definition: Mapping) -> Process:
+        """Rebuild a process from `to_dict`'s values: a mixture as a mixture, a product as a product.
+
+        Raises:
+            ValueError: if it is of an unknown kind.
+        """
+        if "kind" not in definition:
+            return Process(**definition)
+        if definition["kind"] not in Process._kinds:
+            known = ", ".join(sorted(Process._kinds))
+            raise ValueError(f"kind={definition['kind']!r}: there is no such kind of process; there are {known}.")
+        return Process._kinds[definition["kind"]]._from_parts(definition)
 
     @classmethod
-    def from_dict(cls, definition: Mapping) -> Process:
-        """Rebuild a process from `to_dict`'s values."""
-        return cls(**definition)
+    def _from_parts(cls, definition: Mapping) -> Process:
+        raise NotImplementedError(f"{cls.__name__} is registered as a kind and must say how it is rebuilt.")
+
+    def to_json(self) -> str:
+        """`to_dict` as a JSON string.
+
+        Example:
+            >>> from msp_lens.processes.catalog import rrxor
+            >>> Process.from_json(rrxor().to_json())
+            rrxor(p1=0.5, p2=0.5): 5 states, 2 tokens
+        """
+        return json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> Process:
+        """Rebuild a process from `to_json`'s string."""
+        return Process.from_dict(json.loads(text))
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the process, whatever it is called and was built from."""
-        identity = {key: self.to_dict()[key] for key in ("transitions", "initial", "states", "tokens")}
+        definition = Process.to_dict(self)
+        identity = {key: value for key, value in definition.items() if key not in ("name", "parameters")}
         canonical = json.dumps(identity, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -220,72 +322,13 @@ class Process:
         return hash(self.fingerprint)
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value:g}" for key, value in self.parameters.items())
         counts = f"{self.n_states} state{'s' * (self.n_states > 1)}, {self.n_tokens} token{'s' * (self.n_tokens > 1)}"
-        return f"{self.name}({arguments}): {counts}"
+        return f"{self.name}({self._arguments()}): {'generalised, ' * self.is_generalised}{counts}"
+
+    def _arguments(self) -> str:
+        """What the process was built from, for its `repr`."""
+        return ", ".join(f"{key}={_shown(value)}" for key, value in self.parameters.items())
 
 
-def validated_distribution(
-    values: Tensor | np.ndarray | Sequence[float], length: int, what: str
-) -> Float64[Tensor, "state"]:
-    """`values` as a probability vector of the given length.
-
-    Raises:
-        ValueError: naming `what`, the value and the rule it breaks.
-    """
-    vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
-    if vector.shape != (length,):
-        raise ValueError(f"{what} has shape {tuple(vector.shape)}; it needs one number per state: ({length},).")
-    if not torch.isfinite(vector).all() or (vector < 0).any():
-        raise ValueError(f"{what}={vector.tolist()} is not a distribution: give finite numbers ≥ 0.")
-    total = float(vector.sum())
-    if abs(total - 1) > ROW_SUM_TOLERANCE:
-        raise ValueError(f"{what}={vector.tolist()} sums to {total:g}, not to 1: normalise it first.")
-    return vector if abs(total - 1) <= ROUNDING else vector / total
-
-
-def _validated_transitions(
-    transitions: Tensor | np.ndarray | Sequence,
-) -> Float64[Tensor, "token state state"]:
-    matrices = torch.as_tensor(transitions, dtype=torch.float64).detach().cpu().clone()
-    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or 0 in matrices.shape:
-        raise ValueError(
-            f"transitions has shape {tuple(matrices.shape)}; it needs [token, state, state], a square matrix a token."
-        )
-    wrong = ~torch.isfinite(matrices) | (matrices < 0)
-    if wrong.any():
-        token, row, column = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"transitions[{token}, {row}, {column}] = {float(matrices[token, row, column]):g}; "
-            "probabilities are finite and ≥ 0."
-        )
-    row_sums = matrices.sum(dim=(0, 2))
-    worst = int((row_sums - 1).abs().argmax())
-    if abs(float(row_sums[worst]) - 1) > ROW_SUM_TOLERANCE:
-        raise ValueError(
-            f"The transitions out of state {worst} sum to {float(row_sums[worst]):g} over tokens and next states, "
-            "not to 1: transitions[x, i, j] is the joint probability P(emit x, go to j | in i)."
-        )
-    needs_normalising = (row_sums - 1).abs() > ROUNDING
-    return matrices / torch.where(needs_normalising, row_sums, 1.0)[None, :, None]
-
-
-def _validated_names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...]:
-    if names is None:
-        return tuple(str(i) for i in range(count))
-    result = tuple(str(name) for name in names)
-    if len(result) != count or len(set(result)) != count:
-        raise ValueError(f"{what}={result}: the transitions need {count} distinct names.")
-    return result
-
-
-def _cumulative(probabilities: Float64[Tensor, "*rows outcome"]) -> Float64[Tensor, "*rows outcome"]:
-    """Cumulative sums in which the last possible outcome reaches past 1, so that rounding never overshoots it."""
-    cumulative = probabilities.cumsum(dim=-1)
-    is_exhausted = probabilities.flip(-1).cumsum(dim=-1).flip(-1) - probabilities <= 0
-    return torch.where(is_exhausted, 2.0, cumulative)
-
-
-def _draw(cumulative: Float64[Tensor, "*rows outcome"], uniform: Float64[Tensor, "word"]) -> Int[Tensor, "word"]:
-    """Invert the cumulative distribution; outcomes of probability 0 are never drawn."""
-    return (uniform.unsqueeze(-1) >= cumulative).sum(dim=-1)
+def _shown(value: float | Sequence[float]) -> str:
+    return "(" + ", ".join(f"{v:g}" for v in value) + ")" if isinstance(value, Sequence) else f"{value:g}"

@@ -1,0 +1,188 @@
+"""Checks of what a process is made of: an error names the value, the rule and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float64
+from torch import Tensor
+
+from msp_lens.processes.chains import fixed_vectors
+
+ROW_SUM_TOLERANCE = 1e-6
+# Below this a sum differs from 1 only by rounding: such a matrix is kept to the last bit.
+ROUNDING = 1e-12
+# A generalised process is held to its equations within this; its words may be this far below 0.
+GENERALISED_TOLERANCE = 1e-9
+# So many words at most are checked for a negative probability.
+CHECKED_WORDS = 5000
+
+
+def validated_matrices(matrices: Tensor | np.ndarray | Sequence) -> Float64[Tensor, "token state state"]:
+    """One finite square matrix a token, in float64 on the CPU.
+
+    Raises:
+        ValueError: naming the shape or the entry.
+    """
+    result = torch.as_tensor(matrices, dtype=torch.float64).detach().cpu().clone()
+    if result.ndim != 3 or result.shape[1] != result.shape[2] or 0 in result.shape:
+        raise ValueError(
+            f"transitions has shape {tuple(result.shape)}; it needs [token, state, state], a square matrix a token."
+        )
+    if not torch.isfinite(result).all():
+        token, row, column = (~torch.isfinite(result)).nonzero()[0].tolist()
+        raise ValueError(
+            f"transitions[{token}, {row}, {column}] = {float(result[token, row, column]):g}; its entries are finite."
+        )
+    return result
+
+
+def validated_transitions(transitions: Tensor | np.ndarray | Sequence) -> Float64[Tensor, "token state state"]:
+    """`transitions` as joint probabilities P(emit x, go to j | in i).
+
+    Raises:
+        ValueError: naming the entry or the state, and the rule it breaks.
+    """
+    matrices = validated_matrices(transitions)
+    if (matrices < 0).any():
+        token, row, column = (matrices < 0).nonzero()[0].tolist()
+        raise ValueError(
+            f"transitions[{token}, {row}, {column}] = {float(matrices[token, row, column]):g}; probabilities are "
+            "finite and ≥ 0. (A generalised process, with negative entries, is Process(..., generalised=True).)"
+        )
+    row_sums = matrices.sum(dim=(0, 2))
+    worst = int((row_sums - 1).abs().argmax())
+    if abs(float(row_sums[worst]) - 1) > ROW_SUM_TOLERANCE:
+        raise ValueError(
+            f"The transitions out of state {worst} sum to {float(row_sums[worst]):g} over tokens and next states, "
+            "not to 1: transitions[x, i, j] is the joint probability P(emit x, go to j | in i)."
+        )
+    needs_normalising = (row_sums - 1).abs() > ROUNDING
+    return matrices / torch.where(needs_normalising, row_sums, 1.0)[None, :, None]
+
+
+def validated_distribution(
+    values: Tensor | np.ndarray | Sequence[float], length: int, what: str
+) -> Float64[Tensor, "state"]:
+    """`values` as a probability vector of the given length.
+
+    Raises:
+        ValueError: naming `what`, the value and the rule it breaks.
+    """
+    vector = _finite_vector(values, length, what)
+    if (vector < 0).any():
+        raise ValueError(f"{what}={vector.tolist()} is not a distribution: give finite numbers ≥ 0.")
+    total = float(vector.sum())
+    if abs(total - 1) > ROW_SUM_TOLERANCE:
+        raise ValueError(f"{what}={vector.tolist()} sums to {total:g}, not to 1: normalise it first.")
+    return vector if abs(total - 1) <= ROUNDING else vector / total
+
+
+def validated_names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...]:
+    """`count` distinct names, numbers by default.
+
+    Raises:
+        ValueError: if there are more, fewer, or equal ones.
+    """
+    if names is None:
+        return tuple(str(i) for i in range(count))
+    result = tuple(str(name) for name in names)
+    if len(result) != count or len(set(result)) != count:
+        raise ValueError(f"{what}={result}: the transitions need {count} distinct names.")
+    return result
+
+
+def validated_right_eigenvector(
+    matrices: Float64[Tensor, "token state state"], values: Tensor | np.ndarray | Sequence[float] | None
+) -> Float64[Tensor, "state"]:
+    """The w with Σ_x T[x] w = w: the one given, or the one there is, its largest entry 1.
+
+    Raises:
+        ValueError: if the given one is not, or if there is none or more than one.
+    """
+    chain = matrices.sum(dim=0)
+    if values is None:
+        vector = unique_fixed_vector(chain.T, "right")
+        return vector / vector[vector.abs().argmax()]
+    vector = _finite_vector(values, len(chain), "right_eigenvector")
+    error = float((chain @ vector - vector).abs().max())
+    if not vector.any() or error > GENERALISED_TOLERANCE * float(vector.abs().max()):
+        raise ValueError(
+            f"right_eigenvector={vector.tolist()} is off by {error:.1e}: the sum of the transitions over tokens must "
+            "leave it as it is, Σ_x T[x] w = w, with w ≠ 0."
+        )
+    return vector
+
+
+def unique_fixed_vector(chain: Float64[Tensor, "state state"], side: str) -> Float64[Tensor, "state"]:
+    """The one vector, up to its length, with v S = v.
+
+    Raises:
+        ValueError: if there is none or more than one.
+    """
+    fixed = fixed_vectors(chain)
+    if len(fixed) == 0:
+        largest = float(torch.linalg.eigvals(chain).abs().max())
+        raise ValueError(
+            "The sum of the transitions over tokens has no eigenvalue 1, so word probabilities would not sum to 1 "
+            f"(its spectral radius is {largest:g}: divide by it)."
+        )
+    if len(fixed) > 1:
+        raise ValueError(
+            f"The sum of the transitions over tokens has {len(fixed)} {side} eigenvectors of eigenvalue 1, so they do "
+            "not define one process: give initial= and right_eigenvector=."
+        )
+    return fixed[0]
+
+
+def normalised_initial(
+    values: Tensor | np.ndarray | Sequence[float], right_eigenvector: Float64[Tensor, "state"]
+) -> Float64[Tensor, "state"]:
+    """A generalised process's vector before any token, scaled by rounding only so that π w = 1.
+
+    Raises:
+        ValueError: naming π w where it isn't 1.
+    """
+    vector = _finite_vector(values, len(right_eigenvector), "initial")
+    total = float(vector @ right_eigenvector)
+    if abs(total - 1) > ROW_SUM_TOLERANCE:
+        raise ValueError(
+            f"initial={vector.tolist()} times the right eigenvector is {total:g}, not 1: normalise it first."
+        )
+    return vector if abs(total - 1) <= ROUNDING else vector / total
+
+
+def check_words(
+    matrices: Float64[Tensor, "token state state"],
+    initial: Float64[Tensor, "state"],
+    right_eigenvector: Float64[Tensor, "state"],
+    name: str,
+) -> None:
+    """Raise `ValueError` naming the first short word of negative probability, if there is one.
+
+    All words of up to so many tokens are tried that the longest are at most `CHECKED_WORDS`.
+    """
+    n_tokens, forward, length = len(matrices), initial.unsqueeze(0), 0
+    while n_tokens ** (length + 1) <= max(CHECKED_WORDS, n_tokens) and length < CHECKED_WORDS.bit_length():
+        length += 1
+        forward = rearrange(einsum(forward, matrices, "word i, token i j -> word token j"), "w t j -> (w t) j")
+        probabilities = forward @ right_eigenvector
+        worst = int(probabilities.argmin())
+        if float(probabilities[worst]) < -GENERALISED_TOLERANCE:
+            word = [worst // n_tokens**k % n_tokens for k in reversed(range(length))]
+            raise ValueError(
+                f"{name} gives the word {word} the probability {float(probabilities[worst]):.3g}: these matrices, "
+                "initial vector and right eigenvector define no process."
+            )
+
+
+def _finite_vector(values: Tensor | np.ndarray | Sequence[float], length: int, what: str) -> Float64[Tensor, "state"]:
+    vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    if vector.shape != (length,):
+        raise ValueError(f"{what} has shape {tuple(vector.shape)}; it needs one number per state: ({length},).")
+    if not torch.isfinite(vector).all():
+        raise ValueError(f"{what}={vector.tolist()}: look for NaN or infinity, its entries must be finite.")
+    return vector

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from hypothesis import given
+
+import msp_lens as msp
+from msp_lens.processes import structure
+from tests import brute_force
+
+
+def enumerated_ranks(process, length):
+    """Ranks of the beliefs after, and of the futures before, all words up to a length, one by one."""
+    reached, futures = [process.initial], [process.right_eigenvector]
+    for n in range(1, length + 1):
+        for word in brute_force.words(process, n):
+            forward, backward = process.initial, process.right_eigenvector
+            for token in word:
+                forward = forward @ process.transitions[token]
+            for token in reversed(word):
+                backward = process.transitions[token] @ backward
+            reached += [forward / forward.norm()] if forward.norm() > 1e-12 else []
+            futures += [backward / backward.norm()] if backward.norm() > 1e-12 else []
+    reached, futures = torch.stack(reached), torch.stack(futures)
+    return [int(torch.linalg.matrix_rank(m, rtol=1e-8)) for m in (reached, futures, reached @ futures.T)]
+
+
+@given(brute_force.random_processes(max_states=3, max_tokens=2))
+def test_ranks_are_those_of_all_words(process):
+    assert [
+        structure.reach_rank(process),
+        structure.future_rank(process),
+        structure.minimal_dimension(process),
+    ] == enumerated_ranks(process, 5)
+
+
+def test_ranks_of_known_processes():
+    # RRXOR's 36 mixed states lie in all 4 dimensions of the simplex; its emissions take 2 values only.
+    assert (structure.reach_rank(msp.rrxor()), structure.future_rank(msp.rrxor())) == (5, 5)
+    assert structure.is_minimal(msp.rrxor())
+    assert structure.emission_rank(msp.rrxor()) == 2
+    # Two states that differ in nothing are one.
+    doubled = msp.Process(torch.full((2, 2, 2), 0.25))
+    assert (structure.reach_rank(doubled), structure.future_rank(doubled)) == (1, 1)
+    assert structure.minimal_dimension(doubled) == 1
+    assert not structure.is_minimal(doubled)
+    # At a = 1/3 the tokens of mess3 say nothing.
+    assert structure.minimal_dimension(msp.mess3(x=0.1, a=1 / 3)) == 1
+    assert structure.is_minimal(msp.mess3())
+
+
+def test_minimality_needs_both_reach_and_future():
+    """States C and D have futures of their own, but start equally likely and stay so: one belief about the two."""
+    transitions = torch.zeros(2, 3, 3, dtype=torch.float64)
+    transitions[0, 0, 1] = transitions[0, 0, 2] = 0.5
+    transitions[0, 1, 0], transitions[1, 2, 0] = 1.0, 1.0
+    process = msp.Process(transitions)
+    assert [structure.reach_rank(process), structure.future_rank(process)] == [2, 3]
+    merged = msp.Process([[[0, 1.0], [0.5, 0]], [[0, 0], [0.5, 0]]])
+    assert structure.minimal_dimension(merged) == 2
+    words = torch.tensor(list(brute_force.words(process, 4)))
+    torch.testing.assert_close(process.word_probabilities(words), merged.word_probabilities(words))
+    assert structure.minimal_dimension(process) == 2
+    assert not structure.is_minimal(process)
+
+
+def test_classes():
+    chain = torch.zeros(1, 5, 5, dtype=torch.float64)
+    for origin, destination in [(0, 1), (1, 0), (1, 2), (2, 3), (3, 2), (4, 4), (0, 4)]:
+        chain[0, origin, destination] = 1.0
+    process = msp.Process(chain / chain.sum(dim=2, keepdim=True), states="ABCDE", initial=[1.0, 0, 0, 0, 0])
+    assert structure.communicating_classes(process) == (
+        structure.StateClass(("A", "B"), False),
+        structure.StateClass(("C", "D"), True),
+        structure.StateClass(("E",), True),
+    )
+    assert not process.is_irreducible
+    assert msp.rrxor().is_irreducible
+    assert not msp.golden_mean(p=0.0).is_irreducible
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("rrxor", True), ("z1r", True), ("even", True), ("mess3", False), ("sns", False)]
+)
+def test_unifilarity(name, expected):
+    assert msp.build_process(name).is_unifilar is expected
+
+
+def test_generalised_processes_have_no_states_to_classify(mess3):
+    held = msp.Process(mess3.transitions, generalised=True, name="held")
+    assert not held.is_unifilar
+    with pytest.raises(ValueError, match="held is a generalised process: it has no hidden states"):
+        _ = held.is_irreducible
+    assert held.degeneracy().belief_dimensions == 2
+
+
+def test_mess3s_beliefs_follow_from_the_next_token(mess3):
+    result = mess3.degeneracy()
+    assert (result.emission_rank, result.belief_dimensions, result.next_token_dimensions) == (3, 2, 2)
+    assert result.beliefs_follow_from_next_token
+    assert "emission rank 3 of 3" in repr(result)
+    assert "2 of the 2 dimensions" in repr(result)
+    assert "cannot tell them apart" in repr(result)
+
+
+def test_rrxors_beliefs_do_not():
+    result = msp.rrxor().degeneracy()
+    assert (result.emission_rank, result.n_states) == (2, 5)
+    assert (result.belief_dimensions, result.next_token_dimensions) == (4, 1)
+    assert not result.beliefs_follow_from_next_token
+    assert "emission rank 2 of 5; next-token probabilities show 1 of the 4 dimensions" in repr(result)
+    assert "no affine function" in repr(result)
+
+
+@given(brute_force.random_processes(max_states=3, max_tokens=3))
+def test_degeneracy_is_what_a_regression_finds(process):
+    """Beliefs after all words, regressed on their next-token probabilities: no error exactly if they follow."""
+    result = process.degeneracy()
+    words = torch.tensor([w for w in brute_force.words(process, 4) if sum(brute_force.joint(process, w[:4])) > 0])
+    beliefs = torch.cat([process.initial[None], msp.filter_beliefs(process, words).flatten(0, 1)])
+    predicted = beliefs @ process.emissions
+    residual = beliefs - predicted @ torch.linalg.lstsq(predicted, beliefs, driver="gelsd", rcond=1e-9).solution
+    found = float(residual.abs().max())
+    assert found < 1e-6 or not result.beliefs_follow_from_next_token
+    assert found > 1e-9 or result.beliefs_follow_from_next_token
+
+
+def test_a_coin_has_nothing_to_know():
+    assert "one belief only" in repr(msp.coin().degeneracy())
