@@ -1,16 +1,45 @@
-"""What an optimal observer believes: filtering, mixed states and the entropies they attain."""
+"""What an optimal observer believes: filtering, mixed states, their presentation, fractal and entropies."""
 
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
-from msp_lens.beliefs.information import entropy, kl_divergence, myopic_entropies, optimal_losses
-from msp_lens.beliefs.mixed_states import Level, walk_levels
+from msp_lens.beliefs.fractal import Dimension, attractor, box_counting_dimension, correlation_dimension
+from msp_lens.beliefs.information import (
+    Measure,
+    block_entropies,
+    entropy,
+    entropy_rate,
+    excess_entropy,
+    kl_divergence,
+    myopic_entropies,
+    optimal_losses,
+    regret_floor,
+    statistical_complexity,
+    synchronisation,
+)
+from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
+from msp_lens.beliefs.presentation import Presentation, presentation
 
 __all__ = [
+    "Dimension",
     "Level",
+    "Measure",
+    "MixedStates",
+    "Presentation",
+    "attractor",
+    "block_entropies",
+    "box_counting_dimension",
+    "correlation_dimension",
     "entropy",
+    "entropy_rate",
+    "excess_entropy",
     "filter_beliefs",
     "kl_divergence",
+    "mixed_states",
     "myopic_entropies",
     "next_token_probabilities",
     "optimal_losses",
+    "presentation",
+    "regret_floor",
+    "statistical_complexity",
+    "synchronisation",
     "walk_levels",
 ]

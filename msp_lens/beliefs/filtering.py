@@ -6,6 +6,9 @@ A belief b is a distribution over hidden states. Seeing token x moves it to
 
 and the belief at position t is the one held *after* token t. Before any token it is the process's initial
 distribution. The next token is then distributed as b E, with E[i, x] = P(emit x | in i).
+
+For a generalised process 1 is its right eigenvector w and E[i, x] = (T[x] w)_i. Its belief still says all there is to
+say about the future, linearly, but it is no distribution: entries may be negative, and no hidden state is behind them.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ def filter_beliefs(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float6
     beliefs = torch.empty(*tokens.shape, process.n_states, dtype=torch.float64)
     for position, token in enumerate(tokens.T):
         joint = einsum(belief, process.transitions[token], "word i, word i j -> word j")
-        probability = joint.sum(dim=1, keepdim=True)
-        impossible = probability <= 0
+        probability = (joint @ process.right_eigenvector).unsqueeze(1)
+        impossible = probability <= process.negligible
         if impossible.any():
             word = int(impossible.nonzero()[0, 0])
             raise ValueError(

@@ -4,14 +4,19 @@ A node is a possible word; its children are the word followed by each token that
 
     P(w x) = P(w) · (b T[x] 1),    b' = b T[x] / (b T[x] 1).
 
-Words of probability 0 are never made. A level's words are in lexicographic order.
+Words of probability 0 are never made. Where words of one length lead to the same belief they can be merged into one
+node of their summed probability: nothing that is an expectation over beliefs changes, and a tree that grows
+exponentially often becomes a band of constant width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Float64, Int
@@ -19,42 +24,269 @@ from torch import Tensor
 
 from msp_lens.processes.process import Process
 
+# Two beliefs closer than this in every coordinate are one: far above rounding, far below any distance that matters.
+MERGE_TOLERANCE = 1e-10
+MAX_NODES = 5_000_000
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Level:
-    """All possible words of one length, as a struct of arrays.
+    """The nodes of one word length, as a struct of arrays.
+
+    Unmerged, a node is a word, and words are in lexicographic order; merged, all words that lead to its belief.
 
     Attributes:
-        beliefs: The belief after each word.
-        probabilities: Each word's probability; they sum to 1.
-        parents: Each word's index, in the level above, without its last token.
-        tokens: Each word's last token.
+        beliefs: The belief after each node's words.
+        log_probabilities: Natural logarithm of the probability of its words; their sum is 1 less `dropped`.
+        parents: Index, in the level above, of one word of the node without its last token.
+        tokens: That word's last token.
+        dropped: Probability of the words left out, at this level or above, for being too rare.
     """
 
-    beliefs: Float64[Tensor, "word state"]
-    probabilities: Float64[Tensor, "word"]
-    parents: Int[Tensor, "word"]
-    tokens: Int[Tensor, "word"]
+    beliefs: Float64[Tensor, "node state"]
+    log_probabilities: Float64[Tensor, "node"]
+    parents: Int[Tensor, "node"]
+    tokens: Int[Tensor, "node"]
+    dropped: float = 0.0
+
+    @property
+    def probabilities(self) -> Float64[Tensor, "node"]:
+        """The probability of each node's words."""
+        return self.log_probabilities.exp()
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def walk_levels(process: Process, depth: int) -> Iterator[Level]:
+def walk_levels(
+    process: Process,
+    depth: int,
+    *,
+    tolerance: float | None = None,
+    min_probability: float = 0.0,
+) -> Iterator[Level]:
     """The levels of the tree for word lengths 1 to `depth`, each made from the one above.
+
+    Args:
+        process: What emits the words.
+        depth: Length of the longest words.
+        tolerance: Beliefs of a level that differ by no more in any coordinate become one node; `None` merges none.
+        min_probability: Nodes less probable than this are left out, their mass reported as `dropped`.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean
         >>> [len(level) for level in walk_levels(golden_mean(p=0.5), 5)]   # Fibonacci numbers
         [2, 3, 5, 8, 13]
+        >>> [len(level) for level in walk_levels(golden_mean(p=0.5), 5, tolerance=1e-10)]
+        [2, 2, 2, 2, 2]
     """
-    beliefs = process.initial.unsqueeze(0)
-    probabilities = torch.ones(1, dtype=torch.float64)
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance}: give a distance above 0, or None to merge nothing.")
+    if not 0 <= min_probability < 1:
+        raise ValueError(f"min_probability={min_probability}: it must be at least 0 and below 1.")
+    root = process.initial.unsqueeze(0)
+    return grow(process, root, torch.zeros(1, dtype=torch.float64), depth, tolerance, min_probability)
+
+
+def grow(
+    process: Process,
+    roots: Float64[Tensor, "root state"],
+    log_probabilities: Float64[Tensor, "root"],
+    depth: int,
+    tolerance: float | None,
+    min_probability: float = 0.0,
+    max_level: float = math.inf,
+) -> Iterator[Level]:
+    """`walk_levels` from any beliefs, each with its probability; ends before a level could exceed `max_level` nodes."""
+    level = Level(roots, log_probabilities, torch.zeros(len(roots), dtype=torch.int64), torch.zeros(len(roots)).long())
     for _ in range(depth):
-        joint = einsum(beliefs, process.transitions, "word i, token i j -> word token j")
-        conditional = joint.sum(dim=2)
-        parents, tokens = (conditional > 0).nonzero(as_tuple=True)
-        conditional = conditional[parents, tokens]
-        beliefs = joint[parents, tokens] / conditional.unsqueeze(1)
-        probabilities = probabilities[parents] * conditional
-        yield Level(beliefs, probabilities, parents, tokens)
+        if len(level) * process.n_tokens > max_level:
+            return
+        level = _children(process, level)
+        if tolerance is not None:
+            level = _merged(level, tolerance)
+        if min_probability > 0:
+            level = _pruned(level, math.log(min_probability))
+        yield level
+
+
+def _children(process: Process, level: Level) -> Level:
+    joint = einsum(level.beliefs, process.transitions, "node i, token i j -> node token j")
+    conditional = joint @ process.right_eigenvector
+    parents, tokens = (conditional > process.negligible).nonzero(as_tuple=True)
+    conditional = conditional[parents, tokens]
+    beliefs = joint[parents, tokens] / conditional.unsqueeze(1)
+    return Level(beliefs, level.log_probabilities[parents] + conditional.log(), parents, tokens, level.dropped)
+
+
+def _merged(level: Level, tolerance: float) -> Level:
+    labels, first = equal_beliefs(level.beliefs, tolerance)
+    if len(first) == len(level):
+        return level
+    # Each sum is taken relative to its largest term, so that words as rare as e^-1000 still count.
+    lowest = torch.full((len(first),), -torch.inf, dtype=torch.float64)
+    largest = lowest.scatter_reduce(0, labels, level.log_probabilities, "amax")
+    sums = torch.zeros_like(largest).index_add_(0, labels, (level.log_probabilities - largest[labels]).exp())
+    return Level(level.beliefs[first], largest + sums.log(), level.parents[first], level.tokens[first], level.dropped)
+
+
+def _pruned(level: Level, least: float) -> Level:
+    kept = level.log_probabilities >= least
+    dropped = level.dropped + float(level.log_probabilities[~kept].exp().sum())
+    return Level(level.beliefs[kept], level.log_probabilities[kept], level.parents[kept], level.tokens[kept], dropped)
+
+
+def equal_beliefs(
+    beliefs: Float64[Tensor, "node state"], tolerance: float
+) -> tuple[Int[Tensor, "node"], Int[Tensor, "distinct"]]:
+    """Number the beliefs so that equal ones share a number, in order of first appearance.
+
+    Sorted along a generic direction, equal beliefs are neighbours; wherever neighbours lie further apart than the
+    tolerance the row is cut, and each piece is cut again along every coordinate. So the cost is that of a few sorts,
+    and no grid decides which side of a line two equal beliefs fall on. A chain of beliefs each within the tolerance
+    of the next is one piece: the tolerance is meant to be far below the distances between different beliefs.
+
+    Returns:
+        The number of each belief, and the index of the first belief of each number.
+    """
+    values = beliefs.numpy()
+    n, n_states = values.shape
+    # Square roots of primes stand in no simple ratio, as coordinates of special beliefs often do.
+    generic = np.sqrt(np.array([_prime(k) for k in range(n_states)]))
+    generic /= np.abs(generic).sum()
+    pieces = np.zeros(n, dtype=np.int64)
+    for column in (values @ generic, *values.T):
+        order = np.lexsort((column, pieces))
+        is_cut = (np.diff(pieces[order]) != 0) | (np.diff(column[order]) > tolerance)
+        pieces[order] = np.concatenate([[0], np.cumsum(is_cut)])
+        if n == 0 or pieces.max() == n - 1:
+            break
+    return by_first_appearance(pieces)
+
+
+def by_first_appearance(labels: np.ndarray) -> tuple[Int[Tensor, "node"], Int[Tensor, "distinct"]]:
+    """Renumber labels 0, 1, … in the order in which they first occur, and say where each does."""
+    _, first, labels = np.unique(labels, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order))
+    return torch.from_numpy(number[labels.reshape(-1)]), torch.from_numpy(first[order])
+
+
+def _prime(index: int) -> int:
+    """The prime number at an index, 2 being at 0."""
+    found, candidate = -1, 1
+    while found < index:
+        candidate += 1
+        found += all(candidate % divisor for divisor in range(2, math.isqrt(candidate) + 1))
+    return candidate
+
+
+@dataclass(frozen=True, eq=False)
+class MixedStates:
+    """The tree of mixed states down to some depth, as a struct of arrays; the root comes first, then level by level.
+
+    Attributes:
+        process: What emits the words.
+        beliefs: The belief at each node.
+        levels: Length of the node's words: 0 for the root.
+        log_probabilities: Natural logarithm of the probability of its words, among all of their length.
+        parents: Index of the node above, by one of its words; -1 for the root.
+        tokens: That word's last token; -1 for the root.
+        dropped: For each level, the probability of the words left out for being too rare.
+        tolerance: Beliefs of a level closer than this were merged; `None` if none were.
+    """
+
+    process: Process
+    beliefs: Float64[Tensor, "node state"]
+    levels: Int[Tensor, "node"]
+    log_probabilities: Float64[Tensor, "node"]
+    parents: Int[Tensor, "node"]
+    tokens: Int[Tensor, "node"]
+    dropped: Float64[Tensor, "level"]
+    tolerance: float | None
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest words."""
+        return len(self.dropped) - 1
+
+    def word(self, node: int) -> tuple[int, ...]:
+        """A word that leads to the node."""
+        tokens = []
+        while self.parents[node] >= 0:
+            tokens.append(int(self.tokens[node]))
+            node = int(self.parents[node])
+        return tuple(reversed(tokens))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a node: level, token, parent, probability, and the belief state by state."""
+        table = pd.DataFrame(
+            {
+                "level": self.levels.numpy(),
+                "token": self.tokens.numpy(),
+                "parent": self.parents.numpy(),
+                "probability": self.log_probabilities.exp().numpy(),
+            }
+        )
+        return table.join(pd.DataFrame(self.beliefs.numpy(), columns=[f"P({name})" for name in self.process.states]))
+
+    def __repr__(self) -> str:
+        merged = f"merged within {self.tolerance:g}" if self.tolerance is not None else "none merged"
+        mass = float(self.dropped[-1])
+        dropped = f", {mass:.2g} of the probability dropped" if mass > 0 else ""
+        return f"MixedStates({self.process.name} to depth {self.depth}: {len(self):,} nodes, {merged}{dropped})"
+
+
+def mixed_states(
+    process: Process,
+    depth: int,
+    *,
+    tolerance: float | None = MERGE_TOLERANCE,
+    min_probability: float = 0.0,
+    max_nodes: int = MAX_NODES,
+) -> MixedStates:
+    """The mixed states that the words of up to `depth` tokens lead to, level by level, equal ones merged.
+
+    Args:
+        process: What emits the words.
+        depth: Length of the longest words.
+        tolerance: Beliefs of a level that differ by no more in any coordinate become one node; `None` merges none.
+        min_probability: Nodes less probable than this are left out; `dropped` says how much that loses.
+        max_nodes: Refuse to make more than this many nodes.
+
+    Raises:
+        ValueError: if an option is out of range, or the tree has more than `max_nodes`.
+
+    Example:
+        >>> from msp_lens.processes.catalog import rrxor
+        >>> mixed_states(rrxor(), 100)
+        MixedStates(rrxor to depth 100: 1,659 nodes, merged within 1e-10)
+    """
+    if depth < 0:
+        raise ValueError(f"depth={depth}: it must be at least 0, the length of the longest words.")
+    no_node = torch.full((1,), -1)
+    root = Level(process.initial.unsqueeze(0), torch.zeros(1, dtype=torch.float64), no_node, no_node)
+    levels, starts = [root], [0, 1]
+    for level in walk_levels(process, depth, tolerance=tolerance, min_probability=min_probability):
+        levels.append(level)
+        starts.append(starts[-1] + len(level))
+        if starts[-1] > max_nodes:
+            raise ValueError(
+                f"The mixed states of {process.name} number more than {max_nodes:,} within depth {len(levels) - 1}: "
+                "lower depth, leave out rare words with min_probability, or raise max_nodes."
+            )
+    parents = [level.parents + above for level, above in zip(levels[1:], starts, strict=False)]
+    return MixedStates(
+        process=process,
+        beliefs=torch.cat([level.beliefs for level in levels]),
+        levels=torch.cat([torch.full((len(level),), k) for k, level in enumerate(levels)]),
+        log_probabilities=torch.cat([level.log_probabilities for level in levels]),
+        parents=torch.cat([no_node, *parents]),
+        tokens=torch.cat([level.tokens for level in levels]),
+        dropped=torch.tensor([level.dropped for level in levels], dtype=torch.float64),
+        tolerance=tolerance,
+    )

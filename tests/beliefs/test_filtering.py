@@ -12,8 +12,8 @@ def test_beliefs_are_posteriors_of_the_full_joint(process):
     beliefs = msp.filter_beliefs(process, torch.tensor(list(table)))
     for word, belief in zip(table, beliefs, strict=True):
         for t in range(3):
-            posterior = torch.tensor(brute_force.joint(process, word[: t + 1]))
-            torch.testing.assert_close(belief[t], posterior.double() / posterior.sum(), atol=1e-7, rtol=1e-6)
+            posterior = torch.tensor(brute_force.joint(process, word[: t + 1]), dtype=torch.float64)
+            torch.testing.assert_close(belief[t], posterior / posterior.sum(), atol=1e-12, rtol=1e-9)
 
 
 @given(brute_force.random_processes())

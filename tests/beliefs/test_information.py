@@ -6,7 +6,17 @@ import torch
 from hypothesis import given
 
 import msp_lens as msp
-from msp_lens.beliefs import entropy, kl_divergence
+from msp_lens.beliefs import (
+    block_entropies,
+    entropy,
+    entropy_rate,
+    excess_entropy,
+    kl_divergence,
+    regret_floor,
+    statistical_complexity,
+    synchronisation,
+)
+from msp_lens.beliefs.information import long_run_state
 from tests import brute_force
 
 
@@ -47,3 +57,146 @@ def test_kl_divergence_ignores_tokens_that_never_come():
     assert kl_divergence(optimal, log_predicted).item() == pytest.approx(expected)
     assert kl_divergence(optimal, optimal.log()).item() == pytest.approx(0)
     assert entropy(optimal).item() == pytest.approx(math.log(2))
+
+
+def renewal_entropies(p, q, terms=400):
+    """Entropy rate and complexity of the simple nonunifilar source in nats, from first principles.
+
+    A 1 starts it afresh, so gaps between 1s are independent, and there is a causal state for each number of 0s since.
+    """
+    # P(gap of n zeros): leave A after i ≥ 1 zeros (the last of them emitted on leaving), then n - i more in B, then 1.
+    gaps = [sum((1 - p) ** (i - 1) * p * (1 - q) ** (n - i) * q for i in range(1, n + 1)) for n in range(terms)]
+    survival = [sum(gaps[n:]) for n in range(terms)]
+    mean_length = sum((n + 1) * gap for n, gap in enumerate(gaps))
+    gap_entropy = -sum(gap * math.log(gap) for gap in gaps if gap > 0)
+    stationary = [alive / mean_length for alive in survival]
+    return gap_entropy / mean_length, -sum(v * math.log(v) for v in stationary if v > 0)
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.5, 0.5), (0.3, 0.6), (0.9, 0.4)])
+def test_simple_nonunifilar_source_is_a_renewal_process(p, q):
+    rate, complexity = renewal_entropies(p, q)
+    found = entropy_rate(msp.sns(p=p, q=q))
+    assert found.is_exact
+    assert found.value == pytest.approx(rate, abs=1e-9)
+    settled = statistical_complexity(msp.sns(p=p, q=q))
+    # A lower bound: where beliefs near their limit fast (the last case), floating point ends before the states do.
+    assert complexity - 1e-3 <= settled.value <= complexity + 1e-9
+    assert not settled.is_exact
+
+
+def test_entropy_rates_in_closed_form():
+    assert entropy_rate(msp.golden_mean(p=0.5)).bits == pytest.approx(2 / 3)
+    assert entropy_rate(msp.even(p=0.5)).bits == pytest.approx(2 / 3)
+    assert entropy_rate(msp.rrxor()).bits == pytest.approx(2 / 3)
+    assert entropy_rate(msp.rrxor()).value == pytest.approx(0.46210, abs=5e-6)
+    assert entropy_rate(msp.z1r()).bits == pytest.approx(1 / 3)
+    assert entropy_rate(msp.coin(p=0.3)).value == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
+
+
+@given(brute_force.random_processes())
+def test_bounds_hold_the_entropy_rate(process):
+    found = entropy_rate(process, max_level=2_000)
+    assert found.lower <= found.value <= found.upper
+    later = float(msp.myopic_entropies(process, 7)[-1])
+    assert found.lower <= later + 1e-12
+    # Followed deeper, the bounds only tighten.
+    deeper = entropy_rate(process, max_level=20_000)
+    assert found.lower - 1e-12 <= deeper.lower <= deeper.upper <= found.upper + 1e-12
+
+
+def test_mess3_bounds_close_in(mess3):
+    rough, fine = entropy_rate(mess3, max_level=300), entropy_rate(mess3)
+    assert rough.lower < fine.lower <= 0.7934577 <= fine.upper < rough.upper
+    assert fine.upper - fine.lower < 1e-5
+    assert "between" in repr(rough)
+
+
+def test_unifilar_and_presentation_agree():
+    """The same sum over hidden states, and over the mixed states of a nonunifilar presentation of the same process."""
+    # The golden mean with its state A split in two that behave alike: not unifilar, the same words.
+    split = msp.Process(
+        [
+            [[0.25, 0.25, 0], [0.1, 0.4, 0], [0.5, 0.5, 0]],
+            [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]],
+        ]
+    )
+    assert not split.is_unifilar
+    assert entropy_rate(split).value == pytest.approx(entropy_rate(msp.golden_mean()).value)
+    assert excess_entropy(split).value == pytest.approx(excess_entropy(msp.golden_mean()).value)
+    # Its two mixed states for A promise the same future, so they are one causal state.
+    assert statistical_complexity(split).value == pytest.approx(statistical_complexity(msp.golden_mean()).value)
+
+
+def test_excess_entropy_and_complexity_in_closed_form():
+    third = -1 / 3 * math.log(1 / 3) - 2 / 3 * math.log(2 / 3)
+    # A Markov chain's excess entropy is the entropy of one token less the rate.
+    assert excess_entropy(msp.golden_mean(p=0.5)).value == pytest.approx(third - 2 / 3 * math.log(2))
+    assert statistical_complexity(msp.golden_mean(p=0.5)).value == pytest.approx(third)
+    # The even process hides its state for ever but gives it away at each 0: all that it remembers shows.
+    assert excess_entropy(msp.even(p=0.5)).value == pytest.approx(third)
+    assert statistical_complexity(msp.even(p=0.5)).value == pytest.approx(third)
+    assert excess_entropy(msp.coin()).value == pytest.approx(0)
+    assert statistical_complexity(msp.coin()).value == pytest.approx(0)
+    assert excess_entropy(msp.z1r()).value == pytest.approx(math.log(3))
+
+
+def test_excess_entropy_is_the_sum_above_the_rate(mess3):
+    for process in (msp.rrxor(), msp.even(p=0.3), msp.golden_mean(p=0.2)):
+        h = msp.myopic_entropies(process, 200)
+        assert excess_entropy(process).value == pytest.approx(float((h - entropy_rate(process).value).sum()), abs=1e-6)
+    summed = excess_entropy(mess3)
+    assert summed.lower < summed.value
+    assert summed.value == pytest.approx(float((msp.myopic_entropies(mess3, 11) - 0.7934575).sum()), abs=1e-4)
+
+
+def test_mess3_needs_infinite_memory(mess3):
+    found = statistical_complexity(mess3)
+    assert found.value == math.inf
+    assert found.lower > 8
+
+
+def test_what_cannot_be_followed_exactly_is_bounded(mess3):
+    exact = msp.myopic_entropies(mess3, 11)[1:]
+    bounded = msp.optimal_losses(mess3, 10, max_level=3_000)
+    torch.testing.assert_close(bounded[:6], exact[:6], atol=1e-12, rtol=0)
+    torch.testing.assert_close(bounded, exact, atol=1e-4, rtol=0)
+    assert msp.optimal_losses(mess3, 100)[-1].item() == pytest.approx(entropy_rate(mess3).value, abs=1e-5)
+    with pytest.raises(ValueError, match=r"more than 100 different beliefs.*lower length=10"):
+        msp.myopic_entropies(mess3, 10, max_level=100)
+
+
+def test_regret_floor_is_what_a_short_memory_costs():
+    floor = regret_floor(msp.rrxor(), 30)
+    assert (floor.diff() <= 1e-12).all()
+    assert floor[-1] < 2e-3 < floor[0]
+
+
+@given(brute_force.random_processes())
+def test_synchronisation_is_the_expected_entropy_of_beliefs(process):
+    expected = [float(entropy(process.initial))]
+    for length in (1, 2, 3):
+        total = 0.0
+        for word, probability in brute_force.word_probabilities(process, length).items():
+            joint = brute_force.joint(process, word)
+            total += sum(-v * math.log(v / probability) for v in joint if v > 0)
+        expected.append(total)
+    assert synchronisation(process, 3).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_block_entropies_are_of_words():
+    assert block_entropies(msp.rrxor(), 4).tolist() == pytest.approx(
+        [block_entropy(msp.rrxor(), n) for n in range(1, 5)]
+    )
+
+
+def test_a_start_that_is_not_stationary_is_forgotten():
+    walk = msp.Process(
+        [[[0, 1.0, 0], [0, 0.5, 0], [0, 0, 0]], [[0, 0, 0], [0, 0, 0.5], [0, 1.0, 0]]], initial=[1, 0, 0]
+    )
+    assert long_run_state(walk).tolist() == pytest.approx([0, 2 / 3, 1 / 3])
+    assert entropy_rate(walk).bits == pytest.approx(2 / 3)
+    # Two worlds, one of which is entered for good: each counts as often as it is.
+    two = msp.Process([[[0.5, 0], [0, 0.9]], [[0.5, 0], [0, 0.1]]], initial=[0.25, 0.75])
+    expected = 0.25 * math.log(2) + 0.75 * -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+    assert entropy_rate(two).value == pytest.approx(expected)

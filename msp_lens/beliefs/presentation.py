@@ -1,0 +1,207 @@
+"""The mixed-state presentation: the beliefs an optimal observer can come to hold, and how tokens move it among them.
+
+Its states are the mixed states, its edges b → b T[x] / (b T[x] 1) with probability b T[x] 1. It is a process again,
+the same one, and unifilar: from a state a token leads to one other. Some states are only passed through while the
+observer synchronises (transient), the others come back for ever (recurrent). Often there are infinitely many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float64, Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
+from msp_lens.processes.process import Process
+
+MAX_STATES = 2_000
+# Beliefs met again by another way differ by rounding alone. What differs by more was merged by the tolerance.
+ROUNDING = 1e-12
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+@dataclass(frozen=True, eq=False)
+class Presentation:
+    """The mixed-state presentation as a graph.
+
+    Attributes:
+        process: What it presents.
+        beliefs: The mixed states, in the order in which ever longer words reach them; the first is the start.
+        words: A shortest word to each.
+        sources: Where each edge starts.
+        tokens: The token it emits.
+        targets: Where it leads.
+        probabilities: Its probability, given its source.
+        is_expanded: Whether a state's edges are there; not so for those met when there were too many.
+        tolerance: Beliefs closer than this in every coordinate are one state.
+        merge_error: The largest distance between a belief and the state that stands for it.
+    """
+
+    process: Process
+    beliefs: Float64[Tensor, "mixed_state state"]
+    words: tuple[tuple[int, ...], ...]
+    sources: Int[Tensor, "edge"]
+    tokens: Int[Tensor, "edge"]
+    targets: Int[Tensor, "edge"]
+    probabilities: Float64[Tensor, "edge"]
+    is_expanded: Bool[Tensor, "mixed_state"]
+    tolerance: float
+    merge_error: float
+
+    def __len__(self) -> int:
+        return len(self.beliefs)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every edge of every state is there, exactly or within the tolerance."""
+        return bool(self.is_expanded.all())
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether these are all the mixed states there are, none merged with another but for rounding."""
+        return self.is_complete and self.merge_error <= ROUNDING
+
+    @cached_property
+    def is_recurrent(self) -> Bool[Tensor, "mixed_state"]:
+        """Which states lie in a class that no edge leaves; none that leads to a state not expanded does."""
+        ones = np.ones(len(self.sources))
+        edges = coo_array((ones, (self.sources.numpy(), self.targets.numpy())), shape=(len(self), len(self)))
+        n_classes, label = connected_components(edges, directed=True, connection="strong")
+        leaves = np.zeros(n_classes, dtype=bool)
+        leaves[label[self.sources][label[self.sources] != label[self.targets]]] = True
+        leaves[label[~self.is_expanded.numpy()]] = True
+        return torch.from_numpy(~leaves[label])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """η with the shortest word as its index, as in η, η₁, η₁₀."""
+        separator = "" if self.process.n_tokens <= 10 else ","
+        return tuple("η" + separator.join(str(t).translate(SUBSCRIPTS) for t in word) for word in self.words)
+
+    def to_process(self) -> Process:
+        """The presentation as a process: the same words with the same probabilities, but unifilar.
+
+        Raises:
+            ValueError: if the presentation is not complete.
+        """
+        if not self.is_complete:
+            raise ValueError(
+                f"The mixed states of {self.process.name} do not close within {len(self):,} of them, so their graph is "
+                "no process: raise max_states, or raise tolerance to let nearby beliefs be one state."
+            )
+        transitions = torch.zeros(self.process.n_tokens, len(self), len(self), dtype=torch.float64)
+        transitions[self.tokens, self.sources, self.targets] = self.probabilities
+        initial = torch.zeros(len(self), dtype=torch.float64)
+        initial[0] = 1.0
+        name = f"mixed states of {self.process.name}"
+        return Process(transitions, name=name, states=self.labels, tokens=self.process.tokens, initial=initial)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row an edge: from, token, to, probability."""
+        labels = np.array(self.labels)
+        return pd.DataFrame(
+            {
+                "from": labels[self.sources],
+                "token": np.array(self.process.tokens)[self.tokens],
+                "to": labels[self.targets],
+                "probability": self.probabilities.numpy(),
+            }
+        )
+
+    def states_dataframe(self) -> pd.DataFrame:
+        """One row a mixed state: whether recurrent, and the belief state by state."""
+        table = pd.DataFrame({"recurrent": self.is_recurrent.numpy()}, index=pd.Index(self.labels, name="mixed state"))
+        columns = [f"P({name})" for name in self.process.states]
+        return table.join(pd.DataFrame(self.beliefs.numpy(), columns=columns, index=table.index))
+
+    def __repr__(self) -> str:
+        name, count, recurrent = self.process.name, len(self), int(self.is_recurrent.sum())
+        if self.is_finite:
+            return f"Presentation({name}: {count} mixed state{'s' * (count > 1)}, {recurrent} of them recurrent)"
+        if self.is_complete:
+            return (
+                f"Presentation({name}: {count:,} states, {recurrent:,} of them recurrent, stand within "
+                f"{self.merge_error:.1g} for more mixed states, perhaps infinitely many)"
+            )
+        return f"Presentation({name}: the first {count:,} of more mixed states, perhaps infinitely many)"
+
+
+def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_states: int = MAX_STATES) -> Presentation:
+    """The mixed-state presentation, followed from the prior until no new belief turns up.
+
+    Where there are infinitely many mixed states it ends at `max_states` and says so; a coarser tolerance then gives
+    a finite graph whose states stand for all beliefs near them.
+
+    Args:
+        process: What is presented.
+        tolerance: Beliefs that differ by no more in any coordinate are one state.
+        max_states: States are expanded, shortest words first, until there are more than this many.
+
+    Source: Shai et al. 2024 (arXiv 2405.15943), section 2; Crutchfield, Ellison & Riechers 2016 ("Exact complexity").
+
+    Example:
+        >>> from msp_lens.processes.catalog import rrxor, z1r
+        >>> presentation(rrxor())
+        Presentation(rrxor: 36 mixed states, 5 of them recurrent)
+        >>> presentation(z1r()).labels
+        ('η', 'η₀', 'η₁', 'η₀₀', 'η₀₁', 'η₁₀', 'η₁₁')
+    """
+    if not 0 < tolerance < 1 or max_states < 1:
+        raise ValueError(
+            f"tolerance={tolerance}, max_states={max_states}: the first must lie between 0 and 1, the second be at "
+            "least 1."
+        )
+    beliefs = process.initial.unsqueeze(0)
+    words: list[tuple[int, ...]] = [()]
+    edges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    merge_error, n_expanded = 0.0, 0
+    while n_expanded < len(beliefs) <= max_states:
+        joint = einsum(beliefs[n_expanded:], process.transitions, "node i, token i j -> node token j")
+        conditional = joint @ process.right_eigenvector
+        parents, tokens = (conditional > process.negligible).nonzero(as_tuple=True)
+        probabilities = conditional[parents, tokens]
+        reached = joint[parents, tokens] / probabilities.unsqueeze(1)
+        parents = parents + n_expanded
+        n_expanded = len(beliefs)
+        targets, first = _place(beliefs, reached, tolerance)
+        words += [(*words[int(parents[k])], int(tokens[k])) for k in first]
+        beliefs = torch.cat([beliefs, reached[first]])
+        merge_error = max(merge_error, float((reached - beliefs[targets]).abs().max()))
+        edges.append((parents, tokens, targets, probabilities))
+    sources, tokens, targets, probabilities = (torch.cat(parts) for parts in zip(*edges, strict=True))
+    return Presentation(
+        process=process,
+        beliefs=beliefs,
+        words=tuple(words),
+        sources=sources,
+        tokens=tokens,
+        targets=targets,
+        probabilities=probabilities,
+        is_expanded=torch.arange(len(beliefs)) < n_expanded,
+        tolerance=tolerance,
+        merge_error=merge_error,
+    )
+
+
+def _place(
+    known: Float64[Tensor, "known state"], reached: Float64[Tensor, "node state"], tolerance: float
+) -> tuple[Int[Tensor, "node"], Int[Tensor, "new"]]:
+    """Which state each reached belief is, numbering new ones after the known; and the first belief of each new one."""
+    distances, nearest = KDTree(known.numpy()).query(reached.numpy(), p=np.inf)
+    targets = torch.from_numpy(np.asarray(nearest, dtype=np.int64))
+    is_new = torch.from_numpy(distances > tolerance)
+    new = reached[is_new]
+    # A coarse tolerance must not chain: in one cell of a grid no two beliefs are further apart than its width.
+    is_fine = tolerance <= MERGE_TOLERANCE
+    labels, first = equal_beliefs(new, tolerance) if is_fine else by_first_appearance(np.floor(new.numpy() / tolerance))
+    targets[is_new] = labels + len(known)
+    return targets, is_new.nonzero().squeeze(1)[first]
