@@ -33,6 +33,17 @@ def word_probabilities(process, length):
     return {word: probability for word, probability in table.items() if probability > 0}
 
 
+def matrix_products(process, length):
+    """Word to probability, by a matrix product each: for generalised processes, which have no hidden paths."""
+    table = {}
+    for word in words(process, length):
+        vector = process.initial
+        for token in word:
+            vector = vector @ process.transitions[token]
+        table[word] = float(vector @ process.right_eigenvector)
+    return table
+
+
 def prefix_counts(tokens):
     """How often each prefix (as a tuple) begins a word."""
     return Counter(tuple(word[:t]) for word in tokens for t in range(1, len(word) + 1))

@@ -32,8 +32,8 @@ def test_help_needs_no_heavy_imports():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mess4"], "No process 'mess4' in the catalog; there are coin, even"),
-        (["mess3", "--param", "x=0.6"], "mess3(x=0.6): x must lie in [0, 0.5]"),
+        (["mess4"], "No process 'mess4' in the catalog; there are bloch_walk, coin"),
+        (["mess3", "--param", "x=0.6"], "mess3(x=0.6): x must lie in (0, 0.5]"),
         (["mess3", "--param", "y=1"], "mess3 has no parameter 'y'; it has x, a"),
         (["mess3", "--param", "x"], "--param x: give name=number"),
         (["mess3", "--preset", "slow"], "No preset 'slow'"),

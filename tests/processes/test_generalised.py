@@ -25,17 +25,6 @@ def rotation(p=0.5):
     return torch.stack([torch.outer(stop, reset), stay])
 
 
-def plain_products(process, length):
-    """Word to probability by a matrix product each."""
-    table = {}
-    for word in itertools.product(range(process.n_tokens), repeat=length):
-        vector = process.initial
-        for token in word:
-            vector = vector @ process.transitions[token]
-        table[word] = float(vector @ process.right_eigenvector)
-    return table
-
-
 @pytest.fixture(scope="module")
 def process():
     return msp.Process(rotation(), generalised=True)
@@ -53,7 +42,7 @@ def test_the_two_eigenvectors_are_found(process):
 
 def test_word_probabilities_are_matrix_products_and_sum_to_1(process):
     for length in (1, 2, 5):
-        table = plain_products(process, length)
+        table = brute_force.matrix_products(process, length)
         assert process.word_probabilities(torch.tensor(list(table))).tolist() == pytest.approx(
             list(table.values()), abs=1e-14
         )
@@ -61,20 +50,20 @@ def test_word_probabilities_are_matrix_products_and_sum_to_1(process):
 
 
 def test_a_belief_times_the_emissions_predicts_the_next_token(process):
-    table = plain_products(process, 3)
+    table = brute_force.matrix_products(process, 3)
     beliefs = process.initial.expand(len(table), -1)
     for position in range(3):
         tokens = torch.tensor(list(table))[:, position]
         joint = torch.einsum("wi,wij->wj", beliefs, process.transitions[tokens])
         beliefs = joint / (joint @ process.right_eigenvector)[:, None]
-    longer = plain_products(process, 4)
+    longer = brute_force.matrix_products(process, 4)
     for word, predicted in zip(table, beliefs @ process.emissions, strict=True):
         expected = [longer[(*word, token)] / table[word] for token in range(2)]
         assert predicted.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_samples_have_the_word_frequencies(process, global_state):
-    table = plain_products(process, 4)
+    table = brute_force.matrix_products(process, 4)
     n = 40_000
     observed = brute_force.Counter(map(tuple, process.sample(n, 4, seed=5).tolist()))
     possible = {word: p for word, p in table.items() if p > 1e-12}

@@ -1,0 +1,326 @@
+"""Processes made of others: mixtures and products of them, leaky ones, and with a BOS token.
+
+A mixture is one of its components for ever, unknown which: its matrices are block-diagonal. A product runs its
+factors side by side, independently: its matrices are Kronecker products, its tokens tuples of the factors' tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from msp_lens.processes.process import Process
+from msp_lens.processes.validation import validated_distribution
+
+# Entries of all matrices together: 1 GiB.
+MAX_ENTRIES = 2**27
+
+
+class Mixture(Process, kind="mixture"):
+    """One of several processes, chosen once and for ever; make it with `mixture`.
+
+    Attributes:
+        components: The processes.
+        weights: Probability of each.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[Process],
+        weights: Tensor | np.ndarray | Sequence[float],
+        *,
+        name: str = "mixture",
+    ) -> None:
+        self.components = _validated_parts(components, "mixture", "components")
+        self.weights = validated_distribution(weights, len(self.components), "weights")
+        if (self.weights == 0).any():
+            raise ValueError(f"weights={self.weights.tolist()}: a component of weight 0 never occurs; leave it out.")
+        tokens = tuple(dict.fromkeys(token for part in self.components for token in part.tokens))
+        n_states = [part.n_states for part in self.components]
+        _check_size(name, len(tokens), sum(n_states))
+        ends = np.cumsum(n_states).tolist()
+        self._blocks = [slice(end - n, end) for n, end in zip(n_states, ends, strict=True)]
+        transitions = torch.zeros(len(tokens), ends[-1], ends[-1], dtype=torch.float64)
+        for part, block in zip(self.components, self._blocks, strict=True):
+            transitions[[tokens.index(token) for token in part.tokens], block, block] = part.transitions
+        names = [part.name for part in self.components]
+        labels = names if len(set(names)) == len(names) else [f"{label}_{k}" for k, label in enumerate(names)]
+        is_generalised = any(part.is_generalised for part in self.components)
+        super().__init__(
+            transitions,
+            name=name,
+            states=[f"{label}.{s}" for label, part in zip(labels, self.components, strict=True) for s in part.states],
+            tokens=tokens,
+            initial=torch.cat([w * part.initial for w, part in zip(self.weights, self.components, strict=True)]),
+            right_eigenvector=(
+                torch.cat([part.right_eigenvector for part in self.components]) if is_generalised else None
+            ),
+        )
+
+    def component_beliefs(self, beliefs: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch component"]:
+        """The posterior over components: how much of each belief lies in each component's states."""
+        shares = beliefs * self.right_eigenvector.to(beliefs)
+        return torch.stack([shares[..., block].sum(dim=-1) for block in self._blocks], dim=-1)
+
+    def state_beliefs(
+        self, beliefs: Float[Tensor, "*batch state"], component: int
+    ) -> Float[Tensor, "*batch component_state"]:
+        """The belief within a component, given that it is the one: what filtering by that component alone gives.
+
+        Where the component is ruled out there is no such belief, and the row is 0.
+
+        Raises:
+            ValueError: if there is no such component.
+        """
+        _check_index(component, len(self.components), f"{self.name} has components")
+        share = self.component_beliefs(beliefs)[..., component].unsqueeze(-1)
+        within = beliefs[..., self._blocks[component]]
+        return torch.where(share > self.negligible, within / share, 0.0)
+
+    def to_dict(self) -> dict:
+        """The components and their weights, as JSON-ready values."""
+        parts = [part.to_dict() for part in self.components]
+        return {"kind": "mixture", "name": self.name, "weights": self.weights.tolist(), "components": parts}
+
+    @classmethod
+    def _from_parts(cls, definition: Mapping) -> Mixture:
+        components = [Process.from_dict(part) for part in definition["components"]]
+        return cls(components, definition["weights"], name=definition["name"])
+
+    def _arguments(self) -> str:
+        return ", ".join(f"{w:g} {_call(part)}" for w, part in zip(self.weights, self.components, strict=True))
+
+
+class Product(Process, kind="product"):
+    """Several processes side by side, a token of each at every position; make it with `product`.
+
+    Attributes:
+        factors: The processes.
+    """
+
+    def __init__(self, factors: Sequence[Process], *, name: str = "product") -> None:
+        self.factors = _validated_parts(factors, "product", "factors")
+        sizes = [(part.n_tokens, part.n_states) for part in self.factors]
+        _check_size(name, *np.prod(np.array(sizes, dtype=object), axis=0))
+        is_generalised = any(part.is_generalised for part in self.factors)
+        super().__init__(
+            reduce(torch.kron, [part.transitions for part in self.factors]),
+            name=name,
+            states=_joined([part.states for part in self.factors]),
+            tokens=_joined([part.tokens for part in self.factors]),
+            initial=reduce(torch.kron, [part.initial for part in self.factors]),
+            right_eigenvector=(
+                reduce(torch.kron, [part.right_eigenvector for part in self.factors]) if is_generalised else None
+            ),
+        )
+
+    def factor_beliefs(
+        self, beliefs: Float[Tensor, "*batch state"], factor: int
+    ) -> Float[Tensor, "*batch factor_state"]:
+        """The marginal belief about one factor: what filtering that factor's tokens alone gives.
+
+        Raises:
+            ValueError: if there is no such factor.
+        """
+        _check_index(factor, len(self.factors), f"{self.name} has factors")
+        marginal = beliefs.unflatten(-1, [part.n_states for part in self.factors])
+        # From the last axis to the first: the factor's own is the last one left after those behind it are gone.
+        for k in reversed(range(len(self.factors))):
+            if k != factor:
+                axis = -1 if k > factor else -2
+                weights = self.factors[k].right_eigenvector.to(beliefs)
+                marginal = marginal.movedim(axis, -1) @ weights
+        return marginal
+
+    def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
+        """Each token as the tokens of the factors.
+
+        Raises:
+            ValueError: if a token is outside the vocabulary.
+        """
+        outside = tokens[(tokens < 0) | (tokens >= self.n_tokens)]
+        if outside.numel():
+            raise ValueError(f"Token {int(outside[0])}: the {self.n_tokens} tokens of {self.name} start at 0.")
+        return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
+
+    def join_tokens(self, tokens: Int[Tensor, "*batch factor"]) -> Int[Tensor, "*batch"]:
+        """The token that stands for a token of each factor; undoes `split_tokens`.
+
+        Raises:
+            ValueError: if there is not one token for each factor, or one is outside its factor's vocabulary.
+        """
+        sizes = torch.tensor([part.n_tokens for part in self.factors], device=tokens.device)
+        if tokens.shape[-1] != len(sizes):
+            raise ValueError(f"The last axis has {tokens.shape[-1]} tokens; {self.name} has {len(sizes)} factors.")
+        outside = ((tokens < 0) | (tokens >= sizes)).nonzero()
+        if len(outside):
+            factor, token = int(outside[0, -1]), int(tokens[tuple(outside[0])])
+            raise ValueError(f"Token {token}: factor {factor} of {self.name} has tokens 0 to {int(sizes[factor]) - 1}.")
+        joined = torch.zeros_like(tokens[..., 0])
+        for factor, part in enumerate(self.factors):
+            joined = joined * part.n_tokens + tokens[..., factor]
+        return joined
+
+    def to_dict(self) -> dict:
+        """The factors, as JSON-ready values."""
+        return {"kind": "product", "name": self.name, "factors": [part.to_dict() for part in self.factors]}
+
+    @classmethod
+    def _from_parts(cls, definition: Mapping) -> Product:
+        return cls([Process.from_dict(part) for part in definition["factors"]], name=definition["name"])
+
+    def _arguments(self) -> str:
+        return " × ".join(_call(part) for part in self.factors)
+
+
+def mixture(
+    processes: Sequence[Process], weights: Tensor | np.ndarray | Sequence[float], *, name: str = "mixture"
+) -> Mixture:
+    """One of several processes for ever, unknown which: a non-ergodic process.
+
+    Its tokens are those of all components, equal names being the same token; a belief is about which component it is
+    and the state within it (`Mixture.component_beliefs`, `Mixture.state_beliefs`).
+
+    Args:
+        processes: The components.
+        weights: Probability of each, above 0.
+        name: What the mixture is called.
+
+    Raises:
+        ValueError: if there are no processes, or the weights are no distribution over them.
+
+    Example:
+        >>> from msp_lens.processes.catalog import coin, z1r
+        >>> two = mixture([coin(p=0.5), z1r(p=0.5)], [0.25, 0.75])
+        >>> two
+        mixture(0.25 coin(p=0.5), 0.75 z1r(p=0.5)): 4 states, 2 tokens
+        >>> two.component_beliefs(two.initial)
+        tensor([0.2500, 0.7500], dtype=torch.float64)
+    """
+    return Mixture(processes, weights, name=name)
+
+
+def product(processes: Sequence[Process], *, name: str = "product") -> Product:
+    """Several processes side by side, independently: a factored process.
+
+    A token is a tuple of the factors' tokens (`Product.split_tokens`), the first factor's counting most, as is a state;
+    a belief is the product of the factors' beliefs (`Product.factor_beliefs`).
+
+    Args:
+        processes: The factors.
+        name: What the product is called.
+
+    Raises:
+        ValueError: if there are no processes, or their matrices would not fit in memory.
+
+    Example:
+        >>> from msp_lens.processes.catalog import golden_mean, z1r
+        >>> both = product([z1r(p=0.5), golden_mean(p=0.5)])
+        >>> both.tokens
+        ('0,0', '0,1', '1,0', '1,1')
+        >>> both.factor_beliefs(both.initial, 1)
+        tensor([0.6667, 0.3333], dtype=torch.float64)
+    """
+    return Product(processes, name=name)
+
+
+def leaky(process: Process, epsilon: float) -> Process:
+    """The process with a share ε of its probability spread over everything: (1-ε) T + ε/(n_tokens n_states).
+
+    It starts as the process does: stationary (in its own stationary distribution) where that is, else in the same
+    distribution.
+
+    Raises:
+        ValueError: if ε is outside [0, 1] or the process is generalised.
+
+    Example:
+        >>> from msp_lens.processes.catalog import z1r
+        >>> leaky(z1r(p=0.5), epsilon=0.06).transitions[0, 0]
+        tensor([0.0100, 0.9500, 0.0100], dtype=torch.float64)
+    """
+    if process.is_generalised:
+        raise ValueError(
+            f"{process.name} is a generalised process: it has no hidden states for probability to leak to."
+        )
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"leaky(epsilon={epsilon:g}): epsilon must lie in [0, 1], since it is a probability.")
+    is_stationary = torch.allclose(process.initial @ process.state_transitions, process.initial, rtol=0, atol=1e-9)
+    share = epsilon / (process.n_tokens * process.n_states)
+    return Process(
+        (1 - epsilon) * process.transitions + share,
+        name=f"leaky_{process.name}",
+        states=process.states,
+        tokens=process.tokens,
+        initial=None if is_stationary and epsilon > 0 else process.initial,
+        parameters={**process.parameters, "epsilon": epsilon},
+    )
+
+
+def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> Process:
+    """The process after a BOS token, which comes first and never again; the belief after it is the prior.
+
+    The token is the last of the alphabet, so that the others keep their numbers; the start state that emits it is
+    the last state. The belief after BOS is the process's initial one, with a 0 for the start state.
+
+    Args:
+        process: What comes after BOS.
+        token: Name of the BOS token.
+        state: Name of the start state.
+
+    Example:
+        >>> from msp_lens.processes.catalog import golden_mean
+        >>> process = with_bos(golden_mean(p=0.5))
+        >>> process.tokens, process.states
+        (('0', '1', 'BOS'), ('A', 'B', 'START'))
+        >>> process.sample(1, 4, seed=0)[0, 0]
+        tensor(2)
+    """
+    n_tokens, n_states = process.n_tokens, process.n_states
+    transitions = torch.zeros(n_tokens + 1, n_states + 1, n_states + 1, dtype=torch.float64)
+    transitions[:n_tokens, :n_states, :n_states] = process.transitions
+    transitions[n_tokens, n_states, :n_states] = process.initial
+    return Process(
+        transitions,
+        name=f"{process.name}_with_bos",
+        states=(*process.states, state),
+        tokens=(*process.tokens, token),
+        initial=[0.0] * n_states + [1.0],
+        parameters=process.parameters,
+        right_eigenvector=torch.cat([process.right_eigenvector, torch.ones(1)]) if process.is_generalised else None,
+    )
+
+
+def _validated_parts(parts: Sequence[Process], whole: str, what: str) -> tuple[Process, ...]:
+    if not parts:
+        raise ValueError(f"{whole}([]): give at least one process.")
+    for k, part in enumerate(parts):
+        if not isinstance(part, Process):
+            raise TypeError(f"{what}[{k}] is a {type(part).__name__}: it must be a Process, such as mess3().")
+    return tuple(parts)
+
+
+def _check_size(name: str, n_tokens: int, n_states: int) -> None:
+    if n_tokens * n_states**2 > MAX_ENTRIES:
+        raise ValueError(
+            f"{name} would have {n_tokens} matrices of {n_states} × {n_states} states, more than {MAX_ENTRIES} entries "
+            "in all: use fewer or smaller processes."
+        )
+
+
+def _check_index(index: int, count: int, what: str) -> None:
+    if not 0 <= index < count:
+        raise ValueError(f"{index}: {what} 0 to {count - 1}.")
+
+
+def _joined(names: Sequence[Sequence[str]]) -> list[str]:
+    """Every combination of the names, with a comma between."""
+    return reduce(lambda before, after: [f"{a},{b}" for a in before for b in after], names[1:], list(names[0]))
+
+
+def _call(part: Process) -> str:
+    return f"{part.name}({part._arguments()})"

@@ -1,0 +1,131 @@
+"""The catalog's registry: which named processes there are, and what a listing says of each."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from msp_lens.processes.process import Process
+
+CATALOG: dict[str, Callable[..., Process]] = {}
+_FINITE: dict[str, bool] = {}
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """What a listing says of a process of the catalog; made by `catalog_entry`.
+
+    Attributes:
+        name: By which `build_process` finds it.
+        summary: The first line of its docstring.
+        source: Where it comes from.
+        defaults: Its parameters with their default values.
+        has_finite_mixed_states: Whether words lead to finitely many beliefs at these defaults.
+        process: The process at its defaults.
+    """
+
+    name: str
+    summary: str
+    source: str
+    defaults: dict[str, float | Sequence[float]]
+    has_finite_mixed_states: bool
+    process: Process
+
+
+def named(*, finite: bool) -> Callable[[Callable[..., Process]], Callable[..., Process]]:
+    """Enter a function into the catalog; `finite` says whether its mixed states are, at its defaults."""
+
+    def enter(build: Callable[..., Process]) -> Callable[..., Process]:
+        CATALOG[build.__name__] = build
+        _FINITE[build.__name__] = finite
+        return build
+
+    return enter
+
+
+def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] | None = None) -> Process:
+    """A process of the catalog by its name.
+
+    Raises:
+        KeyError: if there is no such process; the message lists those there are.
+        ValueError: if a parameter is unknown or out of range.
+
+    Example:
+        >>> build_process("mess3", {"x": 0.15, "a": 0.6})
+        mess3(x=0.15, a=0.6): 3 states, 3 tokens
+    """
+    known = inspect.signature(_builder(name)).parameters
+    for key in parameters or {}:
+        if key not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"{name} has no parameter {key!r}; {has}.")
+    return CATALOG[name](**(parameters or {}))
+
+
+def catalog_entry(name: str) -> CatalogEntry:
+    """What a listing says of a process of the catalog.
+
+    Raises:
+        KeyError: if there is no such process; the message lists those there are.
+
+    Example:
+        >>> entry = catalog_entry("even")
+        >>> entry.summary, entry.defaults, entry.has_finite_mixed_states
+        ('Runs of 1s between 0s have even length: infinite memory from two states.', {'p': 0.5}, True)
+    """
+    build = _builder(name)
+    process = build()
+    documentation = inspect.getdoc(build) or ""
+    source = re.search(r"^Source: (.*?)(?:\n\n|\Z)", documentation, flags=re.DOTALL | re.MULTILINE)
+    return CatalogEntry(
+        name=name,
+        summary=documentation.splitlines()[0],
+        source=" ".join(source[1].split()) if source else "",
+        defaults=process.parameters,
+        has_finite_mixed_states=_FINITE[name],
+        process=process,
+    )
+
+
+def _builder(name: str) -> Callable[..., Process]:
+    if name not in CATALOG:
+        raise KeyError(f"No process {name!r} in the catalog; there are {', '.join(sorted(CATALOG))}.")
+    return CATALOG[name]
+
+
+def from_edges(
+    name: str,
+    states: tuple[str, ...],
+    tokens: int | tuple[str, ...],
+    edges: Mapping[tuple[str, int, str], float],
+    parameters: Mapping[str, float | Sequence[float]],
+) -> Process:
+    """A process from its labelled edges, (from, token, to): probability."""
+    names = None if isinstance(tokens, int) else tokens
+    n_tokens = tokens if isinstance(tokens, int) else len(tokens)
+    transitions = torch.zeros(n_tokens, len(states), len(states), dtype=torch.float64)
+    for (origin, token, destination), probability in edges.items():
+        transitions[token, states.index(origin), states.index(destination)] = probability
+    return Process(transitions, name=name, states=states, tokens=names, parameters=parameters)
+
+
+def check_range(process: str, parameter: str, value: float, legal: str, reason: str) -> None:
+    """Raise `ValueError` unless `value` lies in an interval written as mathematicians do, such as "(0, 0.5]"."""
+    low, high = (float(end) for end in legal[1:-1].replace("∞", "inf").split(","))
+    above = value > low if legal[0] == "(" else value >= low
+    below = value < high if legal[-1] == ")" else value <= high
+    if not (above and below and math.isfinite(value)):
+        refuse(process, {parameter: value}, f"{parameter} must lie in {legal}, since {reason}")
+
+
+def refuse(process: str, parameters: Mapping[str, float | Sequence[float]], rule: str) -> None:
+    """Raise `ValueError` that shows the parameters and the rule they break."""
+    shown = ", ".join(
+        f"{key}={value:g}" if not isinstance(value, Sequence) else f"{key}={value}" for key, value in parameters.items()
+    )
+    raise ValueError(f"{process}({shown}): {rule}.")

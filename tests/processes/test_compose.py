@@ -1,0 +1,300 @@
+"""Mixtures, products, leaks and BOS tokens against their parts."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import msp_lens as msp
+from msp_lens.processes.compose import Mixture, Product
+from tests import brute_force
+
+small = brute_force.random_processes(max_states=3, max_tokens=2)
+
+
+def possible_words(process, length):
+    """All words of probability above 0."""
+    words = torch.tensor(list(brute_force.words(process, length)))
+    return words[process.word_probabilities(words) > process.negligible]
+
+
+def states_along(process, word):
+    """The state vectors before and along a word, one multiplication at a time; None once it is impossible."""
+    vector = process.initial
+    yield vector
+    for token in word:
+        vector = vector @ process.transitions[token]
+        total = float(vector @ process.right_eigenvector)
+        if total <= 1e-12:
+            yield None
+            return
+        vector = vector / total
+        yield vector
+
+
+# --- Mixtures
+
+
+@given(st.lists(small, min_size=1, max_size=3), st.lists(st.floats(0.05, 1), min_size=3, max_size=3))
+def test_a_mixtures_words_have_the_weighted_probabilities(components, weights):
+    weights = torch.tensor(weights[: len(components)], dtype=torch.float64)
+    mixed = msp.mixture(components, weights / weights.sum())
+    for word in brute_force.words(mixed, 3):
+        expected = 0.0
+        for component, weight in zip(components, mixed.weights, strict=True):
+            if max(word) < component.n_tokens:  # its tokens are called 0 and 1, as everybody's
+                expected += float(weight) * sum(brute_force.joint(component, word))
+        assert float(mixed.word_probabilities(torch.tensor([word]))) == pytest.approx(expected, abs=1e-12)
+
+
+@given(small, small, st.floats(0.05, 0.95))
+def test_a_mixtures_beliefs_are_those_of_its_components(first, second, weight):
+    mixed = msp.mixture([first, second], [weight, 1 - weight])
+    words = possible_words(mixed, 4)
+    beliefs = msp.filter_beliefs(mixed, words)
+    which = mixed.component_beliefs(beliefs)
+    torch.testing.assert_close(which.sum(dim=-1), torch.ones(which.shape[:-1], dtype=torch.float64))
+    for k, component in enumerate([first, second]):
+        within = mixed.state_beliefs(beliefs, k)
+        assert torch.isfinite(within).all()
+        for w, word in enumerate(words.tolist()):
+            for t in range(4):
+                prefix = word[: t + 1]
+                likelihood = sum(brute_force.joint(component, prefix)) if max(prefix) < component.n_tokens else 0.0
+                share = likelihood * float(mixed.weights[k]) / float(mixed.word_probabilities(torch.tensor([prefix])))
+                assert float(which[w, t, k]) == pytest.approx(share, abs=1e-10)
+                if likelihood == 0:
+                    assert within[w, t].tolist() == [0.0] * component.n_states
+                else:
+                    alone = msp.filter_beliefs(component, torch.tensor([prefix]))[0, -1]
+                    torch.testing.assert_close(within[w, t], alone, atol=1e-9, rtol=0)
+
+
+def test_components_share_the_tokens_of_equal_names():
+    mixed = msp.mixture([msp.days_of_week(), msp.mr_name(), msp.days_of_week()], [0.5, 0.25, 0.25])
+    assert mixed.tokens == (*msp.days_of_week().tokens, *msp.mr_name().tokens)
+    assert mixed.states[0] == "days_of_week_0.Mo"
+    assert mixed.states[-1] == "days_of_week_2.Su"
+    beliefs = msp.filter_beliefs(mixed, torch.tensor([[11]]))[0, 0]
+    assert mixed.tokens[11] == "Mr."
+    torch.testing.assert_close(mixed.component_beliefs(beliefs), torch.tensor([0.0, 1, 0], dtype=torch.float64))
+    assert mixed.state_beliefs(beliefs, 0).tolist() == [0.0] * 7
+
+
+def test_words_impossible_for_all_components_are_impossible_for_the_mixture():
+    mixed = msp.mixture([msp.z1r(), msp.golden_mean(p=0.5)], [0.5, 0.5])
+    assert mixed.states == ("z1r.0", "z1r.1", "z1r.R", "golden_mean.A", "golden_mean.B")
+    # 11 then 0 rules out the golden mean, and after 110 the next token of z1r is 1.
+    assert mixed.word_probabilities(torch.tensor([[1, 1, 0, 0]])).item() == 0
+    with pytest.raises(ValueError, match="impossible for mixture: token 0 at position 3"):
+        msp.filter_beliefs(mixed, torch.tensor([[1, 1, 0, 0]]))
+    assert mixed.component_beliefs(msp.filter_beliefs(mixed, torch.tensor([[1, 1]])))[0, 1].tolist() == [1.0, 0.0]
+
+
+def test_a_mixture_is_not_ergodic_but_sampled_all_the_same(global_state):
+    mixed = msp.mixture([msp.coin(p=1.0), msp.coin(p=0.0)], [0.25, 0.75])
+    words = mixed.sample(20_000, 5, seed=0)
+    assert (words == words[:, :1]).all()
+    assert float(words[:, 0].double().mean()) == pytest.approx(0.75, abs=0.02)
+    assert not mixed.is_irreducible
+    assert msp.mixture([msp.mess3()], [1.0]).word_probabilities(torch.tensor([[0, 1]])).item() == pytest.approx(
+        msp.mess3().word_probabilities(torch.tensor([[0, 1]])).item()
+    )
+
+
+# --- Products
+
+
+@given(small, small)
+def test_a_products_words_and_beliefs_are_those_of_its_factors(first, second):
+    joint = msp.product([first, second])
+    assert joint.n_tokens == first.n_tokens * second.n_tokens
+    words = possible_words(joint, 3)
+    split = joint.split_tokens(words)
+    assert torch.equal(joint.join_tokens(split), words)
+    torch.testing.assert_close(
+        joint.word_probabilities(words),
+        first.word_probabilities(split[..., 0]) * second.word_probabilities(split[..., 1]),
+        atol=1e-12,
+        rtol=0,
+    )
+    beliefs = msp.filter_beliefs(joint, words)
+    for factor, part in enumerate([first, second]):
+        alone = msp.filter_beliefs(part, split[..., factor])
+        torch.testing.assert_close(joint.factor_beliefs(beliefs, factor), alone, atol=1e-9, rtol=0)
+
+
+def test_three_factors_keep_their_order():
+    parts = [msp.z1r(), msp.mess3(), msp.golden_mean(p=0.3)]
+    joint = msp.product(parts)
+    assert joint.tokens[:4] == ("0,A,0", "0,A,1", "0,B,0", "0,B,1")
+    assert joint.states[-1] == "R,C,B"
+    words = joint.sample(30, 6, seed=0)
+    split = joint.split_tokens(words)
+    beliefs = msp.filter_beliefs(joint, words)
+    for factor, part in enumerate(parts):
+        alone = msp.filter_beliefs(part, split[..., factor])
+        torch.testing.assert_close(joint.factor_beliefs(beliefs, factor), alone, atol=1e-12, rtol=0)
+
+
+def test_a_product_is_impossible_where_a_factor_is():
+    joint = msp.product([msp.golden_mean(p=0.5), msp.coin()])
+    both = joint.join_tokens(torch.tensor([[[1, 0], [1, 1]]]))
+    assert joint.word_probabilities(both).item() == 0
+    with pytest.raises(ValueError, match="impossible for product"):
+        msp.filter_beliefs(joint, both)
+
+
+# --- Generalised parts
+
+
+@pytest.mark.parametrize("other", [msp.frdn(), msp.mess3()], ids=["frdn", "mess3"])
+def test_products_and_mixtures_of_generalised_processes(other):
+    # Another scale of the eigenvector, so that nothing goes without it.
+    walk = msp.bloch_walk()
+    walk = msp.Process(walk.transitions, right_eigenvector=5 * walk.right_eigenvector, tokens=walk.tokens)
+    joint, mixed = msp.product([walk, other]), msp.mixture([walk, other], [0.3, 0.7])
+    assert joint.is_generalised
+    assert mixed.is_generalised
+    for word in itertools.product(range(4), repeat=3):
+        pair = [(t, t % other.n_tokens) for t in word]
+        token_numbers = joint.join_tokens(torch.tensor(pair)).tolist()
+        joint_states, walk_states, other_states = (
+            list(states_along(process, tokens))
+            for process, tokens in ((joint, token_numbers), (walk, word), (other, [p[1] for p in pair]))
+        )
+        for both, one, two in zip(joint_states, walk_states, other_states, strict=False):
+            if one is not None and two is not None:
+                torch.testing.assert_close(joint.factor_beliefs(both, 0), one, atol=1e-9, rtol=0)
+                torch.testing.assert_close(joint.factor_beliefs(both, 1), two, atol=1e-9, rtol=0)
+    word = torch.tensor([[0, 1, 0, 1]])
+    likelihoods = [
+        float(part.word_probabilities(torch.tensor([[part.tokens.index(mixed.tokens[t]) for t in word[0].tolist()]])))
+        if all(mixed.tokens[t] in part.tokens for t in word[0].tolist())
+        else 0.0
+        for part in (walk, other)
+    ]
+    expected = 0.3 * likelihoods[0] + 0.7 * likelihoods[1]
+    assert float(mixed.word_probabilities(word)) == pytest.approx(expected, abs=1e-12)
+    *_, last = states_along(mixed, word[0].tolist())
+    assert mixed.component_beliefs(last)[0].item() == pytest.approx(0.3 * likelihoods[0] / expected, abs=1e-10)
+    if likelihoods[1] == 0:
+        assert mixed.state_beliefs(last, 1).tolist() == [0.0] * other.n_states
+    *_, alone = states_along(walk, word[0].tolist())
+    torch.testing.assert_close(mixed.state_beliefs(last, 0), alone, atol=1e-9, rtol=0)
+
+
+# --- Leaks and BOS
+
+
+def test_leaky():
+    leaked = msp.leaky(msp.z1r(), epsilon=0.12)
+    torch.testing.assert_close(leaked.transitions, 0.88 * msp.z1r().transitions + 0.12 / 6)
+    torch.testing.assert_close(leaked.initial, leaked.stationary)
+    assert leaked.is_irreducible
+    assert repr(leaked) == "leaky_z1r(p=0.5, epsilon=0.12): 3 states, 2 tokens"
+    assert msp.leaky(msp.z1r(), epsilon=0.0) == msp.z1r()
+    # What starts elsewhere still does.
+    started = msp.Process(msp.z1r().transitions, initial=[1.0, 0, 0])
+    assert msp.leaky(started, epsilon=0.1).initial.tolist() == [1.0, 0, 0]
+    # A mixture in its own stationary state becomes ergodic.
+    mixed = msp.leaky(msp.mixture([msp.coin(p=0.2), msp.coin(p=0.7)], [0.9, 0.1]), epsilon=0.1)
+    torch.testing.assert_close(mixed.initial, torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("build", [msp.rrxor, msp.bloch_walk, lambda: msp.mixture([msp.coin(), msp.z1r()], [0.5, 0.5])])
+def test_bos_carries_the_prior(build):
+    process = build()
+    begun = msp.with_bos(process)
+    bos = process.n_tokens
+    assert begun.tokens[bos] == "BOS"
+    words = torch.tensor(list(brute_force.words(process, 3)))
+    with_bos = torch.cat([torch.full((len(words), 1), bos), words], dim=1)
+    torch.testing.assert_close(begun.word_probabilities(with_bos), process.word_probabilities(words))
+    assert (begun.word_probabilities(words) == 0).all(), "BOS comes first, always"
+    assert begun.word_probabilities(with_bos[:, [0, 0]]).max() == 0, "and never again"
+    _, after = states_along(begun, [bos])
+    torch.testing.assert_close(after, torch.cat([process.initial, torch.zeros(1, dtype=torch.float64)]))
+    sampled = begun.sample(200, 4, seed=0)
+    assert (sampled[:, 0] == bos).all()
+    assert (sampled[:, 1:] != bos).all()
+    with pytest.raises(ValueError, match=r"tokens=.*distinct names"):
+        msp.with_bos(begun, state="START2")
+    assert msp.with_bos(begun, token="BOS2", state="START2").tokens[-1] == "BOS2"
+
+
+# --- Files and errors
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        msp.mixture([msp.mess3(), msp.mess3(x=0.15, a=0.6)], [1 / 3, 2 / 3], name="two"),
+        msp.product([msp.z1r(), msp.bloch_walk()]),
+        msp.mixture([msp.product([msp.coin(p=0.1), msp.z1r()]), msp.frdn()], [0.7, 0.3]),
+        msp.with_bos(msp.moon()),
+        msp.leaky(msp.mr_name(), 0.1),
+        msp.random_process(4, 3, seed=1, sparsity=0.3),
+    ],
+    ids=lambda process: process.name,
+)
+def test_round_trip_through_json_is_exact(process):
+    copy = msp.Process.from_json(process.to_json())
+    assert type(copy) is type(process)
+    assert copy == process
+    assert (repr(copy), copy.name, copy.states, copy.tokens) == (
+        repr(process),
+        process.name,
+        process.states,
+        process.tokens,
+    )
+    for part in ("transitions", "initial", "right_eigenvector"):
+        assert torch.equal(getattr(copy, part), getattr(process, part))
+    if isinstance(process, Mixture):
+        assert copy.components == process.components
+        assert torch.equal(copy.weights, process.weights)
+    if isinstance(process, Product):
+        assert copy.factors == process.factors
+
+
+def test_reprs_name_the_parts():
+    two = msp.product([msp.z1r(), msp.mixture([msp.coin(), msp.mess3()], [0.5, 0.5])], name="pair")
+    assert repr(two) == "pair(z1r(p=0.5) × mixture(0.5 coin(p=0.5), 0.5 mess3(x=0.05, a=0.85))): 12 states, 10 tokens"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: msp.mixture([], []), ValueError, "give at least one process"),
+        (lambda: msp.product([]), ValueError, "give at least one process"),
+        (lambda: msp.mixture([msp.coin(), msp.z1r()], [0.5]), ValueError, r"weights has shape \(1,\)"),
+        (lambda: msp.mixture([msp.coin(), msp.z1r()], [0.5, 0.6]), ValueError, r"weights=.* sums to 1\.1"),
+        (lambda: msp.mixture([msp.coin(), msp.z1r()], [1.5, -0.5]), ValueError, "weights=.* not a distribution"),
+        (lambda: msp.mixture([msp.coin(), msp.z1r()], [1.0, 0.0]), ValueError, "weight 0 never occurs; leave it out"),
+        (lambda: msp.product([msp.mess3()] * 7), ValueError, "2187 matrices of 2187 × 2187 states, .* use fewer"),
+        (lambda: msp.leaky(msp.frdn(), 0.1), ValueError, "frdn is a generalised process"),
+        (lambda: msp.leaky(msp.z1r(), 1.5), ValueError, r"epsilon=1\.5\): epsilon must lie in \[0, 1\]"),
+        (lambda: msp.random_process(0, 2, seed=0), ValueError, "n_states=0, n_tokens=2: both must be"),
+        (lambda: msp.random_process(2, 2, seed=0, sparsity=1.5), ValueError, r"sparsity=1\.5 must lie in \[0, 1\]"),
+        (lambda: msp.Process.from_dict({"kind": "melange"}), ValueError, "'melange'.*mixture, product"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_parts_that_are_not_there_are_refused():
+    mixed, joint = msp.mixture([msp.coin(), msp.z1r()], [0.5, 0.5]), msp.product([msp.coin(), msp.z1r()])
+    with pytest.raises(ValueError, match="2: mixture has components 0 to 1"):
+        mixed.state_beliefs(mixed.initial, 2)
+    with pytest.raises(ValueError, match="-1: product has factors 0 to 1"):
+        joint.factor_beliefs(joint.initial, -1)
+    with pytest.raises(ValueError, match="Token 4: the 4 tokens of product"):
+        joint.split_tokens(torch.tensor([0, 4]))
+    with pytest.raises(ValueError, match="Token 2: factor 1 of product has tokens 0 to 1"):
+        joint.join_tokens(torch.tensor([[0, 1], [0, 2]]))
+    with pytest.raises(ValueError, match="last axis has 3 tokens; product has 2 factors"):
+        joint.join_tokens(torch.tensor([[0, 1, 0]]))
