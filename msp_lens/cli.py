@@ -20,15 +20,27 @@ app = typer.Typer(
 INTERRUPTED = 130
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `run` a subcommand while it is the only one."""
+@app.command()
+def processes() -> None:
+    """List the named processes: size, entropy rate in nats, and how many mixed states there are.
+
+    Example: msp-lens processes
+    """
+    from msp_lens._tables import to_text
+    from msp_lens.beliefs import catalog_table
+
+    notes = [
+        "At their default parameters; give others as in: msp-lens run mess3 --param x=0.15 --param a=0.6. Entropy rate "
+        "in nats. Seen in next token: how many of the beliefs' dimensions next-token probabilities show; where it is "
+        "all of them, a probe alone cannot tell the two apart.",
+    ]
+    print(to_text(catalog_table(), title="Processes", notes=notes))
 
 
 @app.command()
 def run(
     process: Annotated[
-        str, typer.Argument(help="A process of the catalog: mess3, z1r, rrxor, golden_mean, even, coin, sns.")
+        str, typer.Argument(help="A process of the catalog, mess3 for one; msp-lens processes lists them.")
     ],
     param: Annotated[
         list[str] | None,

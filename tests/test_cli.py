@@ -24,6 +24,16 @@ def test_help_teaches_by_example():
     assert "msp-lens run mess3 --param x=0.05" in " ".join(result.stdout.split())
 
 
+def test_processes_are_listed():
+    result = call("processes")
+    assert result.returncode == 0, result.stderr
+    rows = {line.split("(")[0].strip(): line.split() for line in result.stdout.splitlines() if "(" in line}
+    assert set(msp.processes.CATALOG) <= set(rows)
+    assert rows["rrxor"][-4:] == ["36", "1", "of", "4"]
+    assert rows["rrxor"][-5] == "0.4621"
+    assert rows["mess3"][-5:] == ["0.7935", "∞", "2", "of", "2"]
+
+
 def test_help_needs_no_heavy_imports():
     code = "import sys, msp_lens.cli; print([m for m in ('torch', 'transformer_lens', 'pandas') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

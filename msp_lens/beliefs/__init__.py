@@ -15,6 +15,7 @@ from msp_lens.beliefs.information import (
     statistical_complexity,
     synchronisation,
 )
+from msp_lens.beliefs.listing import catalog_table
 from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
 from msp_lens.beliefs.presentation import Presentation, presentation
 
@@ -27,6 +28,7 @@ __all__ = [
     "attractor",
     "block_entropies",
     "box_counting_dimension",
+    "catalog_table",
     "correlation_dimension",
     "entropy",
     "entropy_rate",

@@ -10,6 +10,7 @@ Everything is in nats; `Measure.bits` converts.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from msp_lens.processes.process import Process
 # Levels of the tree are followed while they have no more nodes than this: where bounds will do, and where not.
 MAX_LEVEL = 200_000
 EXACT_LEVEL = 5_000_000
-MAX_DEPTH = 1_000
+MAX_DEPTH = 300
 # Dense solves over the mixed states are made for no more than this many.
 MAX_STATES = 500
 # Bounds that differ by no more are one number.
@@ -253,8 +254,8 @@ def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> M
     Causal states are the recurrent mixed states, those of equal future taken together (Crutchfield & Young 1989). Where
     they are finite this is exact. Else the entropy of the belief after words of L tokens is followed as L grows. Where
     the causal states can be counted (as for the simple nonunifilar source) it settles, on a lower bound: states nearer
-    each other than floating point can tell apart were taken as one. Where they can not (as for Mess3) it grows without
-    end; the value is then infinite, and the lower bound how far it got.
+    each other than floating point can tell apart were taken as one. Where they can not (as for Mess3) every token adds
+    as much as the last; the value is then infinite, and the lower bound how far it got.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -268,13 +269,17 @@ def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> M
     if process.is_unifilar and not process.is_generalised:
         states = torch.eye(process.n_states, dtype=torch.float64)
         return _exactly(_future_entropy(process, states, long_run_state(process)), "unifilar")
-    state, before, now = long_run_state(process), -1.0, 0.0
-    root = state.unsqueeze(0)
+    reached = [0.0]
+    root = long_run_state(process).unsqueeze(0)
     for level in grow(process, root, ONE.log(), MAX_DEPTH, FINEST, max_level=max_level):
-        before, now = now, _future_entropy(process, level.beliefs, level.probabilities, FINEST)
-        if abs(now - before) <= BELIEFS_SETTLED:
-            return Measure(now, now, math.inf, "settled belief entropy")
-    return Measure(math.inf, now, math.inf, "belief entropy still growing")
+        reached.append(_future_entropy(process, level.beliefs, level.probabilities, FINEST))
+        if abs(reached[-1] - reached[-2]) <= BELIEFS_SETTLED:
+            return Measure(reached[-1], reached[-1], math.inf, "settled belief entropy")
+    steps = [after - before for before, after in itertools.pairwise(reached)]
+    # Each token adds as much as the one before it: the beliefs fill a set that cannot be counted.
+    if steps[-1] > 0.5 * steps[len(steps) // 2]:
+        return Measure(math.inf, reached[-1], math.inf, "belief entropy grows with every token")
+    return Measure(reached[-1], reached[-1], math.inf, f"belief entropy after {len(steps)} tokens")
 
 
 def _future_entropy(

@@ -4,6 +4,7 @@ from hypothesis import given
 
 import msp_lens as msp
 from msp_lens.beliefs import presentation
+from msp_lens.processes import CATALOG, catalog_entry
 from tests import brute_force
 
 
@@ -97,6 +98,12 @@ def test_beliefs_that_close_in_on_a_limit_are_not_called_finite():
     found = presentation(msp.sns(p=0.3, q=0.6))
     assert found.is_complete
     assert not found.is_finite
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_the_catalog_knows_where_mixed_states_are_finite(name):
+    entry = catalog_entry(name)
+    assert presentation(entry.process, max_states=400).is_finite == entry.has_finite_mixed_states
 
 
 @pytest.mark.parametrize(("tolerance", "max_states"), [(0.0, 10), (1.5, 10), (1e-9, 0)])
