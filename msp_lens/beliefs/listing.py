@@ -15,9 +15,9 @@ LISTING_LEVEL = 30_000
 def catalog_table() -> pd.DataFrame:
     """One row a named process, at its default parameters.
 
-    Columns: HMM, or GHMM for a generalised one; hidden states; tokens; entropy rate h in nats, ≈ where its bounds leave the fourth
-    decimal open; mixed states, ∞ where they are infinitely many; how many of the reachable beliefs' dimensions
-    next-token probabilities show.
+    Columns: HMM, or GHMM for a generalised one; hidden states; tokens; entropy rate h in nats, ≈ where its bounds leave
+    the fourth decimal open; mixed states, ∞ where they are infinitely many; how many of the reachable beliefs'
+    dimensions next-token probabilities show.
 
     Example:
         >>> catalog_table().loc["rrxor(p1=0.5, p2=0.5)", "mixed states"]
