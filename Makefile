@@ -24,6 +24,7 @@ lint: .venv/installed
 
 benchmark: .venv/installed
 	.venv/bin/python -m tests.benchmarks.spine
+	.venv/bin/python -m tests.benchmarks.sampling
 
 clean:
 	rm -rf .venv .venv-4

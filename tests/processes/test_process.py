@@ -92,6 +92,46 @@ def test_sampling_starts_from_the_initial_distribution():
     assert process.sample(50, 4, seed=0).unique(dim=0).tolist() == [[0, 1, 0, 1]]
 
 
+@given(brute_force.random_processes(max_states=3, max_tokens=3))
+def test_samples_invert_the_cumulative_distributions_exactly(process):
+    """The same words as a plain search through each state's outcomes, with the same uniform numbers."""
+    uniform = torch.rand(5, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).tolist()
+    rows = process.transitions.permute(1, 0, 2).flatten(1).tolist()
+
+    def draw(probabilities, u):
+        cumulative, last = 0.0, None
+        for outcome, probability in enumerate(probabilities):
+            cumulative += probability
+            last = outcome if probability > 0 else last
+            if probability > 0 and u < cumulative:
+                break
+        return last
+
+    expected = []
+    for word in range(50):
+        state, tokens = draw(process.initial.tolist(), uniform[0][word]), []
+        for position in range(4):
+            token, state = divmod(draw(rows[state], uniform[position + 1][word]), process.n_states)
+            tokens.append(token)
+        expected.append(tokens)
+    assert process.sample(50, 4, seed=1).tolist() == expected
+
+
+def test_sampling_with_more_states_than_bits_to_spare():
+    """A cycle of 1,100 states, of which the last ten emit 1 and state 0 either token."""
+    n_states = 1100
+    transitions = torch.zeros(2, n_states, n_states, dtype=torch.float64)
+    here = torch.arange(n_states)
+    transitions[(here >= 1090).long(), here, here.roll(-1)] = 1.0
+    transitions[:, 0, 1] = 0.5
+    start = torch.zeros(n_states, dtype=torch.float64)
+    start[1095] = 1.0
+    words = msp.Process(transitions, initial=start).sample(2000, 12, seed=0)
+    assert words[:, :5].unique().tolist() == [1]
+    assert float(words[:, 5].double().mean()) == pytest.approx(0.5, abs=0.05)
+    assert words[:, 6:].unique().tolist() == [0]
+
+
 def test_sampling_is_reproducible_and_advances_its_generator(mess3):
     assert torch.equal(mess3.sample(20, 5, seed=3), mess3.sample(20, 5, seed=3))
     generator = torch.Generator().manual_seed(3)
