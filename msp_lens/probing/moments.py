@@ -57,6 +57,22 @@ class Moments:
         self.mean: Float64[Tensor, "column"] = torch.zeros(width, dtype=torch.float64, device=held)
         self.scatter: Float64[Tensor, "column column"] = torch.zeros(width, width, dtype=torch.float64, device=held)
 
+    @classmethod
+    def of(
+        cls,
+        blocks: Mapping[str, int],
+        *,
+        n: int,
+        weight: float,
+        mean: Float64[Tensor, "column"],
+        scatter: Float64[Tensor, "column column"],
+    ) -> Moments:
+        """Moments with these attributes, computed elsewhere."""
+        moments = cls({})
+        moments.blocks = dict(blocks)
+        moments.n, moments.weight, moments.mean, moments.scatter = n, weight, mean, scatter
+        return moments
+
     def update(
         self,
         rows: Float[Tensor, "row column"],
@@ -177,19 +193,19 @@ class Moments:
             KeyError: if there is no such block.
         """
         columns = self.columns(names)
-        return _assembled(
+        return Moments.of(
             {name: self.blocks[name] for name in names},
-            self.n,
-            self.weight,
-            self.mean[columns],
-            self.scatter[columns][:, columns],
+            n=self.n,
+            weight=self.weight,
+            mean=self.mean[columns],
+            scatter=self.scatter[columns][:, columns],
         )
 
     def cpu(self) -> Moments:
         """These moments on the CPU: themselves if they are there already."""
         if self.mean.device.type == "cpu":
             return self
-        return _assembled(self.blocks, self.n, self.weight, self.mean.cpu(), self.scatter.cpu())
+        return Moments.of(self.blocks, n=self.n, weight=self.weight, mean=self.mean.cpu(), scatter=self.scatter.cpu())
 
     def block_mean(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
         """Weighted mean of the blocks' columns."""
@@ -226,34 +242,39 @@ class Moments:
         return f"Moments({self.n} rows of {self.blocks}, weight {self.weight:g})"
 
 
-def _assembled(
-    blocks: Mapping[str, int],
-    n: int,
-    weight: float,
-    mean: Float64[Tensor, "column"],
-    scatter: Float64[Tensor, "column column"],
-) -> Moments:
-    moments = Moments({})
-    moments.blocks = dict(blocks)
-    moments.n, moments.weight, moments.mean, moments.scatter = n, weight, mean, scatter
-    return moments
-
-
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """The moments of all the parts' rows together, as a new object.
+    """The moments of all the parts' rows together, as a new object; on the device of the first.
 
     Raises:
         ValueError: if their blocks differ or there are no parts.
     """
-    merged: Moments | None = None
-    for part in parts:
-        merged = Moments(part.blocks, device=part.mean.device) if merged is None else merged
-        if part.blocks != merged.blocks:
-            raise ValueError(f"Only moments of the same blocks merge: {merged.blocks} and {part.blocks} differ.")
-        merged._absorb(part.n, part.weight, part.mean, part.scatter)
-    if merged is None:
+    parts = list(parts)
+    if not parts:
         raise ValueError("There are no moments to merge: give at least one.")
+    first = parts[0]
+    for part in parts[1:]:
+        if part.blocks != first.blocks:
+            raise ValueError(f"Only moments of the same blocks merge: {first.blocks} and {part.blocks} differ.")
+    merged = Moments(first.blocks, device=first.mean.device)
+    merged.n = sum(part.n for part in parts)
+    filled = [part for part in parts if part.weight > 0]
+    if not filled:
+        return merged
+    weights = torch.tensor([part.weight for part in filled], dtype=torch.float64).to(first.mean)
+    means = torch.stack([part.mean.to(first.mean) for part in filled])
+    merged.weight = float(weights.sum())
+    merged.mean = pooled_mean(means, weights)
+    shifts = means - merged.mean
+    merged.scatter.addmm_((shifts * weights.unsqueeze(1)).T, shifts)
+    for part in filled:
+        merged.scatter += part.scatter.to(merged.scatter)
     return merged
+
+
+def pooled_mean(means: Float64[Tensor, "part column"], weights: Float64[Tensor, "part"]) -> Float64[Tensor, "column"]:
+    """The mean of all rows from the parts' means, about the heaviest part's, so that an offset costs no digits."""
+    reference = means[weights.argmax()]
+    return reference + (weights / weights.sum()) @ (means - reference)
 
 
 def leave_one_out(parts: Sequence[Moments]) -> Iterator[Moments]:
@@ -315,6 +336,8 @@ def load_all(path: str | Path) -> tuple[dict[str, Moments], dict[str, Any], dict
     parts = {}
     for name, part in header["parts"].items():
         mean, scatter = content[f"moments/{name}"].split([1, len(content[f"moments/{name}"]) - 1])
-        parts[name] = _assembled(dict(part["blocks"]), part["n"], part["weight"], mean[0].clone(), scatter.clone())
+        parts[name] = Moments.of(
+            dict(part["blocks"]), n=part["n"], weight=part["weight"], mean=mean[0].clone(), scatter=scatter.clone()
+        )
     others = {name.removeprefix("tensors/"): t for name, t in content.items() if name.startswith("tensors/")}
     return parts, header["provenance"], others
