@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from msp_lens.probing.moments import Moments
 from msp_lens.probing.regression import RANK_CUTOFF, LinearMap, pseudo_inverse
+
+# A column whose deviation is this small beside its mean is constant, but for rounding.
+CONSTANT = 1e-7
 
 
 class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -31,7 +33,8 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         alpha: Strength of the ridge, as in scikit-learn's `Ridge`; 0 is least squares.
         rank: Most directions of the targets that are read; `None` for all. Beliefs over n states span n - 1.
         fit_intercept: Whether the map is affine; else it is linear.
-        rank_cutoff: Feature directions with a singular value below this fraction of the largest are left out.
+        rank_cutoff: Without a ridge, directions of the standardised features with a singular value below this fraction
+            of the largest are left out.
 
     Attributes:
         coef_: `[target, feature]`, or `[feature]` for targets given as one column.
@@ -46,20 +49,14 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         array([21.])
     """
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.0,
-        rank: int | None = None,
-        fit_intercept: bool = True,
-        rank_cutoff: float = RANK_CUTOFF,
-    ) -> None:
+    # scikit-learn's rule: the constructor takes anything and `fit` complains, so nothing here has a type to check.
+    def __init__(self, *, alpha=0.0, rank=None, fit_intercept=True, rank_cutoff=RANK_CUTOFF) -> None:
         self.alpha = alpha
         self.rank = rank
         self.fit_intercept = fit_intercept
         self.rank_cutoff = rank_cutoff
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> BeliefRegressor:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BeliefRegressor:
         """Fit to these rows alone; returns itself.
 
         Args:
@@ -72,21 +69,22 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         return self._update(X, y, sample_weight, reset=True)
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> BeliefRegressor:
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> BeliefRegressor:
         """Fit to these rows and all those seen before, as if they had come at once; arguments as for `fit`."""
         return self._update(X, y, sample_weight, reset=not hasattr(self, "moments_"))
 
-    def predict(self, X: ArrayLike) -> np.ndarray:
+    def predict(self, X: Any) -> np.ndarray:
         """`[row, target]`, or `[row]` for targets given as one column."""
         check_is_fitted(self)
-        given: dict[str, Any] = {"X": X}
-        rows = validate_data(self, reset=False, dtype=np.float64, **given)
+        rows: Any = validate_data(self, X, reset=False, dtype=np.float64)
         return rows @ self.coef_.T + self.intercept_
 
-    def _update(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, *, reset: bool) -> BeliefRegressor:
+    def _update(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> BeliefRegressor:
         self._check_parameters()
-        given: dict[str, Any] = {"X": X, "y": y, "multi_output": True, "y_numeric": True}
-        features, targets = validate_data(self, reset=reset, dtype=[np.float64, np.float32], **given)
+        checked: Any = validate_data(
+            self, X, y, reset=reset, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32]
+        )
+        features, targets = checked
         columns = targets.reshape(len(targets), -1)
         if reset:
             self.moments_ = Moments({"X": features.shape[1], "y": columns.shape[1]})
@@ -122,9 +120,13 @@ def _solve(moments: Moments, alpha: float, rank: int | None, fit_intercept: bool
     if not fit_intercept:
         gram = gram + torch.outer(feature_mean, feature_mean)
         cross = cross + torch.outer(feature_mean, target_mean)
-    ridge = torch.full_like(feature_mean, alpha / moments.weight).diag()
-    inverse, solved_in = pseudo_inverse(gram + ridge, rank_cutoff)
-    weights = inverse @ cross
+    # Least squares is the same in any units: standardised, no feature is cut off for its unit. A ridge is not.
+    variances = gram.diagonal()
+    varies = variances > ((CONSTANT * feature_mean) ** 2 if fit_intercept else 0)
+    scale = torch.where(varies, variances, math.inf).sqrt() if alpha == 0 else torch.ones_like(variances)
+    ridge = torch.full_like(scale, alpha / moments.weight).diag()
+    inverse, solved_in = pseudo_inverse(gram / torch.outer(scale, scale) + ridge, rank_cutoff if alpha == 0 else 0.0)
+    weights = (inverse @ (cross / scale.unsqueeze(1))) / scale.unsqueeze(1)
     if rank is not None and rank < weights.shape[1]:
         _, directions = torch.linalg.eigh(weights.T @ cross)
         leading = directions[:, -rank:]

@@ -68,11 +68,14 @@ def _split_scatter(
 ) -> tuple[Float64[Tensor, "column"], Float64[Tensor, "column column"]]:
     share = weights / total
     reference = share @ rows
-    # A float32 mean far from zero is off by rounding; the mean of what is left is not.
+    # A mean far from zero is off by rounding; the mean of what is left is less so.
     reference = reference + share @ (rows - reference)
     root = weights.sqrt().unsqueeze(1)
-    # The column of root weights gives, in the same products, the weight and how far the reference is off.
-    gram = _exact_gram(torch.cat([(rows - reference) * root, root], dim=1))
+    centred = (rows - reference) * root
+    if rows.dtype == torch.float64:
+        return reference, _exact_gram(centred)
+    # How far a float32 reference is off the mean, from the same products: the root weights are one column more.
+    gram = _exact_gram(torch.cat([centred, root], dim=1))
     offset = gram[-1, :-1] / gram[-1, -1]
     scatter = gram[:-1, :-1] - torch.outer(offset, offset) * gram[-1, -1]
     return reference.to(gram.device).double() + offset, scatter
