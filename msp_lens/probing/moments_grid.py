@@ -68,7 +68,7 @@ class MomentsGrid:
 
     def update(
         self,
-        blocks: Mapping[str, Float[Tensor, "row _"]],
+        blocks: Mapping[str, Float[Tensor, "_ _"]],
         weights: Float[Tensor, "row"],
         cells: Int[Tensor, "row"] | None = None,
     ) -> MomentsGrid:

@@ -6,17 +6,14 @@ Each site's d columns become k of their own, before they reach the moments:
   first part of one over words in random order. What is lost is known: probes of the reduced site are in the same
   moments as probes of the whole one.
 - `RandomProjection`: k directions drawn at random, orthonormal. It needs no look at the data, and its loss is known
-  beforehand, on average over draws: regressing on the projection explains of the targets at least
+  beforehand: regressing on the projection explains of the targets, on average over draws and up to O(1/k),
 
-      tr Σ_th (a Σ_hh + b tr(Σ_hh) I)⁻¹ Σ_ht,
-      a = d (k + 2) / (k (d + 2)) - b,    b = d (d - k) / (k (d + 2) (d - 1)),
+      tr Σ_th (Σ_hh + λI)⁻¹ Σ_ht,    λ such that  tr Σ_hh (Σ_hh + λI)⁻¹ = k,
 
-  that is, about as much as a ridge of strength tr(Σ_hh) / k · (1 - k/d): little where the activations' variance lies
-  in much fewer than k directions, all but k/d of it where it is spread evenly.
+  what a ridge of k degrees of freedom explains: nearly all where the activations' variance lies in much fewer than k
+  of d directions, k/d of it where it is spread evenly.
 
-Source: random projections as ridge, Kabán 2014 ("New bounds on compressive linear least squares regression") and
-Thanei, Heinze & Meinshausen 2017; the closed form is of the best predictor P β, P = (d/k) Q Qᵀ, with the exact mean of
-P Σ P over random orthonormal Q.
+Source: Dereziński, Liang, Liao & Mahoney 2020, "Precise expressions for random projections", theorem 1.
 """
 
 from __future__ import annotations
@@ -28,9 +25,11 @@ from typing import Protocol
 
 import torch
 from jaxtyping import Float, Float64
+from scipy.optimize import brentq
 from torch import Tensor
 
 from msp_lens.probing.moments import Moments
+from msp_lens.probing.regression import RANK_CUTOFF
 
 
 class FeatureReduction(Protocol):
@@ -85,21 +84,31 @@ class RandomProjection:
         return self._matrices[site, width]
 
     def expected_r2(self, moments: Moments, site: str, targets: str | Sequence[str]) -> float:
-        """R² that a probe of the projected site reaches at least, on average over seeds; in-sample, from its moments.
+        """In-sample R² of a probe of the projected site, on average over seeds, from moments of the whole site.
 
         Args:
             moments: Of rows that hold the site, whole, and the targets.
             site: The block to be projected.
             targets: The blocks to be read.
         """
-        covariance = moments.covariance(site, site)
-        cross = moments.covariance(site, targets)
-        d, k = len(covariance), min(self.width, len(covariance))
-        spread = (d / k) * (d - k) / ((d + 2) * max(d - 1, 1))
-        kept = d * (k + 2) / (k * (d + 2)) - spread
-        penalised = kept * covariance + spread * covariance.trace() * torch.eye(d, dtype=torch.float64)
-        explained = (cross * (torch.linalg.pinv(penalised, hermitian=True) @ cross)).sum()
+        eigenvalues, basis = torch.linalg.eigh(moments.covariance(site, site))
+        kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
+        eigenvalues, basis = eigenvalues[kept], basis[:, kept]
+        penalty = _penalty_of(eigenvalues, self.width)
+        cross = basis.T @ moments.covariance(site, targets)
+        explained = (cross**2 / (eigenvalues + penalty).unsqueeze(1)).sum()
         return float(explained / moments.covariance(targets, targets).trace())
+
+
+def _penalty_of(eigenvalues: Float64[Tensor, "direction"], degrees_of_freedom: int) -> float:
+    """The λ at which Σ e / (e + λ) is so many degrees of freedom; 0 if there are no more directions than that."""
+    if len(eigenvalues) <= degrees_of_freedom:
+        return 0.0
+    # At the upper end each term is below e / λ, and their sum at most the degrees of freedom.
+    highest = float(eigenvalues.sum()) / degrees_of_freedom
+    return float(
+        brentq(lambda penalty: float((eigenvalues / (eigenvalues + penalty)).sum()) - degrees_of_freedom, 0, highest)
+    )
 
 
 @dataclass(frozen=True, eq=False)

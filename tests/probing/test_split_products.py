@@ -41,9 +41,7 @@ def test_the_gram_of_rows_that_need_no_rounding_is_exact(n):
         assert found == pytest.approx(expected, rel=2e-15, abs=2.0**54)
 
 
-@given(
-    st.integers(1, 300), st.integers(0, 10_000), st.sampled_from([0.0, 1e3, 1e6]), st.sampled_from([1e-6, 1.0, 1e6])
-)
+@given(st.integers(1, 300), st.integers(0, 10_000), st.sampled_from([0.0, 1e3, 1e6]), st.sampled_from([1e-6, 1.0, 1e6]))
 def test_split_is_float64_to_nine_digits(n, seed, offset, scale):
     rows, weights = rows_of(n + 1, 4, seed, offset=offset * scale, scale=scale)
     expected = Moments({"h": 4}).update(rows, weights, accumulation="float64")
