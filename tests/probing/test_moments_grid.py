@@ -142,7 +142,7 @@ def test_bad_batches_are_refused_by_name():
     for bad, kind, message in (
         (lambda: grid.update(diverged, weights, cells), ValueError, "Batch 1: .*NaN or infinity in 1_post"),
         (lambda: grid.update({"0_post": blocks["0_post"]}, weights, cells), KeyError, "lack the block"),
-        (lambda: grid.update(blocks, weights[:3], cells), ValueError, "6 rows, the weights 3"),
+        (lambda: grid.update(blocks, weights[:3], cells[:3]), ValueError, "6 rows, the weights 3"),
         (lambda: grid.update(blocks, -weights, cells), ValueError, "finite and ≥ 0"),
         (lambda: grid.update(blocks, weights, cells + 1), ValueError, r"this grid has 0 … 2"),
         (
