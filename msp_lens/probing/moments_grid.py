@@ -96,10 +96,7 @@ class MomentsGrid:
             joined = self._joined(blocks, group, device, order)
             for moments, rows, share in zip(row_of_cells, joined.split(sizes), parts, strict=True):
                 if len(rows):
-                    try:
-                        moments.absorb_rows(rows, share, accumulation=self.accumulation)
-                    except ValueError as error:
-                        raise ValueError(f"Batch {self.n_batches}: {error}") from None
+                    moments.absorb_rows(rows, share, accumulation=self.accumulation)
         self.n_batches += 1
         return self
 
@@ -160,6 +157,12 @@ class MomentsGrid:
                     raise ValueError(
                         f"{name!r} has {blocks[name].shape[1]} columns; in earlier batches it had {known}."
                     )
+            # Before any moments change. A sum is finite only if all its terms are; the second look excuses overflow.
+            if not torch.isfinite(blocks[name].sum()) and not torch.isfinite(blocks[name]).all():
+                raise ValueError(
+                    f"Batch {self.n_batches}: rows must be finite: {name} holds NaN or infinity. Has the model "
+                    "diverged, or does it overflow in its dtype?"
+                )
         if not torch.isfinite(weights).all() or (weights < 0).any():
             raise ValueError(f"Batch {self.n_batches}: weights must be finite and ≥ 0: see how they were computed.")
         if cells is not None and len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:

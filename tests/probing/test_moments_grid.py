@@ -140,19 +140,22 @@ def test_bad_batches_are_refused_by_name():
     diverged = blocks | {"1_post": blocks["1_post"].clone()}
     diverged["1_post"][4, 1] = float("nan")
     for bad, kind, message in (
-        (lambda: grid.update(diverged, weights, cells), ValueError, "Batch 1: .*NaN or infinity in 1_post"),
+        (lambda: grid.update(diverged, weights, cells), ValueError, "Batch 1: .*1_post holds NaN or infinity"),
         (lambda: grid.update({"0_post": blocks["0_post"]}, weights, cells), KeyError, "lack the block"),
         (lambda: grid.update(blocks, weights[:3], cells[:3]), ValueError, "6 rows, the weights 3"),
         (lambda: grid.update(blocks, -weights, cells), ValueError, "finite and ≥ 0"),
-        (lambda: grid.update(blocks, weights, cells + 1), ValueError, r"this grid has 0 … 2"),
+        (lambda: grid.update(blocks, weights, cells + 3), ValueError, r"this grid has 0 … 2"),
         (
             lambda: grid.update(blocks | {"belief": blocks["0_post"]}, weights, cells),
             ValueError,
-            "'belief' has 4 columns; earlier batches had 2",
+            "'belief' has 4 columns; in earlier batches it had 2",
         ),
     ):
         with pytest.raises(kind, match=message):
             bad()
+    # Nothing of a refused batch was taken in.
+    assert grid.n_batches == 1
+    assert [grid.whole((name,)).n for name in ("0_post", "1_post")] == [6, 6]
     for arguments in ({"n_cells": 0, "groups": [("a",)]}, {"groups": []}, {"groups": [()]}):
         with pytest.raises(ValueError, match="at least one cell"):
             MomentsGrid(targets=(), **arguments)
