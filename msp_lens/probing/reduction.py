@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Float, Float64
@@ -106,9 +106,11 @@ def _penalty_of(eigenvalues: Float64[Tensor, "direction"], degrees_of_freedom: i
         return 0.0
     # At the upper end each term is below e / λ, and their sum at most the degrees of freedom.
     highest = float(eigenvalues.sum()) / degrees_of_freedom
-    return float(
-        brentq(lambda penalty: float((eigenvalues / (eigenvalues + penalty)).sum()) - degrees_of_freedom, 0, highest)
-    )
+
+    def excess(penalty: float) -> float:
+        return float((eigenvalues / (eigenvalues + penalty)).sum()) - degrees_of_freedom
+
+    return float(cast(float, brentq(excess, 0.0, highest)))
 
 
 @dataclass(frozen=True, eq=False)
