@@ -60,10 +60,18 @@ def stream_activations(
     """
     nothing = isinstance(sites, Sequence | Mapping) and not sites
     names = () if nothing else find_sites(model, sites)
-    size = batch_size or max(1, TOKENS_PER_BATCH // tokens.shape[1])
-    if size < 1:
+    return _stream(model, tokens, names, words_per_batch(batch_size, tokens.shape[1]), progress)
+
+
+def words_per_batch(batch_size: int | None, n_ctx: int) -> int:
+    """The given batch size, or by default some 8,192 tokens' worth of words.
+
+    Raises:
+        ValueError: if it is below 1.
+    """
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")
-    return _stream(model, tokens, names, size, progress)
+    return batch_size or max(1, TOKENS_PER_BATCH // n_ctx)
 
 
 def _stream(

@@ -59,10 +59,10 @@ class LabelledTokens:
         inside = ((self.words >= 0) & (self.words < len(self.tokens))).all() and (
             (self.columns >= 0) & (self.columns < self.n_ctx)
         ).all()
-        if len(self.columns) != n_rows or not inside or (self.words.diff() < 0).any():
+        if len(self.columns) != n_rows or not inside or ((self.words * self.n_ctx + self.columns).diff() <= 0).any():
             raise ValueError(
-                f"Rows are places in {len(self.tokens)} words of {self.n_ctx} tokens, in the order of the words: "
-                "sort them by word, and keep within."
+                f"Rows are places in {len(self.tokens)} words of {self.n_ctx} tokens, each once and in order: "
+                "sort them by word and column."
             )
         others = {"positions": self.positions, "weights": self.weights, "groups": self.groups}
         for name, values in (others | dict(self.targets)).items():
@@ -138,7 +138,7 @@ class LabelledTokens:
             words=words,
             columns=columns,
             positions=columns,
-            targets={name: _target(name, values, tokens, mask)[words, columns] for name, values in named.items()},
+            targets={name: _target_rows(name, values, tokens, words, columns) for name, values in named.items()},
             weights=_per_position("weights", weights, tokens)[mask].double(),
             groups=_per_position("groups", groups, tokens)[mask].long(),
             description={
@@ -187,7 +187,7 @@ class LabelledTokens:
         if BELIEF in more:
             raise ValueError(f"targets has a {BELIEF!r} of its own: give it another name, beliefs are there already.")
         chosen = {BELIEF: dataset.beliefs[words, symbols]} | {
-            name: _target(name, values, dataset.tokens, mask)[words, symbols] for name, values in more.items()
+            name: _target_rows(name, values, dataset.tokens, words, symbols) for name, values in more.items()
         }
         groups = dataset.prefix_ids[words, symbols]
         row_weights = dataset.prefix_weights(weights)[groups]
@@ -308,9 +308,14 @@ def position_mask(positions: Positions, words: Int[Tensor, "word pos"]) -> Bool[
     return mask
 
 
-def _target(
-    name: str, values: Any, tokens: Int[Tensor, "word pos"], mask: Bool[Tensor, "word pos"]
-) -> Float64[Tensor, "word pos target"]:
+def _target_rows(
+    name: str,
+    values: Any,
+    tokens: Int[Tensor, "word pos"],
+    words: Int[Tensor, "row"],
+    columns: Int[Tensor, "row"],
+) -> Float64[Tensor, "row target"]:
+    """A target's values in some rows, once its shape is checked."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
@@ -319,14 +324,14 @@ def _target(
         )
     wide = values.unsqueeze(2) if values.ndim == 2 else values
     # Shifted targets may be short of the last columns, where these are no rows.
-    needed = int(mask.any(dim=0).nonzero()[-1]) + 1
+    needed = int(columns.max()) + 1
     n_words, n_ctx = tokens.shape
     if wide.ndim != 3 or len(wide) != n_words or not needed <= wide.shape[1] <= n_ctx:
         raise ValueError(
             f"Target {name!r} has shape {tuple(values.shape)}; it needs [word, pos, target], here "
             f"({n_words}, {n_ctx}, …), or [word, pos] for one number each."
         )
-    return wide.detach().to("cpu", torch.float64)
+    return wide.detach().cpu()[words, columns].double()
 
 
 def _per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) -> Tensor:

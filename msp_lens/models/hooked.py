@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from msp_lens.data.token_map import TokenMap
@@ -21,6 +21,7 @@ from msp_lens.processes.process import Process
 __all__ = [
     "HookedModel",
     "check_fits",
+    "check_reads_tokens",
     "context_length",
     "editing",
     "evaluating",
@@ -70,7 +71,7 @@ def site_index(model: HookedModel) -> SiteIndex:
     """The sites that the model offers, read off its own `hook_dict`."""
     cfg = getattr(model, "cfg", None)
     return SiteIndex(
-        model.hook_dict,
+        {name: id(point) for name, point in model.hook_dict.items()},
         n_heads=getattr(cfg, "n_heads", None),
         # Without normalisation a bridge keeps the hook, on a module that does nothing.
         normalises=getattr(cfg, "normalization_type", "LN") is not None,
@@ -158,6 +159,21 @@ def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: T
         raise ValueError(
             f"n_ctx={n_ctx} symbols are {length} tokens to the model, longer than its context of {longest}: "
             f"choose n_ctx ≤ {token_map.longest_word(longest)}."
+        )
+
+
+def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> None:
+    """Raise `ValueError` if a token is outside the model's vocabulary or words are longer than its context."""
+    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    if int(tokens.min()) < 0 or (d_vocab is not None and int(tokens.max()) >= d_vocab):
+        raise ValueError(
+            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}; the model's are 0 to "
+            f"{'any' if d_vocab is None else d_vocab - 1}. Symbols of a process become them by a TokenMap."
+        )
+    longest = context_length(model)
+    if longest is not None and tokens.shape[1] > longest:
+        raise ValueError(
+            f"Words of {tokens.shape[1]} tokens are longer than the model's context of {longest}: cut them off."
         )
 
 

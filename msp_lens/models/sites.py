@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -131,8 +131,8 @@ class SiteIndex:
     """The sites that a model, or a cache, offers, by name, label and pattern.
 
     Args:
-        hooks: Name to what lies there. A bridge has several names for one hook point: the same object under two
-            names is one place.
+        places: Name to whatever tells its place from others. A bridge has several names for one hook point: they
+            have one place.
         n_heads: Heads of a layer, if that is known.
         normalises: Whether there is a final LayerNorm that does anything.
         of: What offers them, for messages.
@@ -140,19 +140,19 @@ class SiteIndex:
 
     def __init__(
         self,
-        hooks: Mapping[str, Any],
+        places: Mapping[str, Hashable],
         *,
         n_heads: int | None = None,
         normalises: bool = True,
         of: str = "The model",
     ) -> None:
-        self.names = sorted(hooks, key=_place)
+        self.names = sorted(places, key=_order)
         self.n_heads = n_heads
         self.of = of
-        self._point = {name: id(point) for name, point in hooks.items()}
-        final = next((name for name in _FINAL if name in hooks), None)
+        self._places = dict(places)
+        final = next((name for name in _FINAL if name in places), None)
         self._final = [final] if final and normalises else []
-        self._layers = sorted({int(found[1]) for name in hooks if (found := re.match(r"blocks\.(\d+)\.", name))})
+        self._layers = sorted({int(found[1]) for name in places if (found := re.match(r"blocks\.(\d+)\.", name))})
         labelled = {site_label(name): name for name in self.names if not name.startswith("ln_final.")}
         labelled |= {"ln_final": final} if final else {}
         self.labels = {label: name for label, name in labelled.items() if label != name}
@@ -168,7 +168,7 @@ class SiteIndex:
             ValueError: if there are no residual-stream hooks at all.
         """
         blocks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in self._layers)]
-        sites = [name for name in blocks if name in self._point] + self._final
+        sites = [name for name in blocks if name in self._places] + self._final
         if not sites:
             raise ValueError(
                 f"{self.of} has no residual-stream hooks (blocks.N.hook_resid_pre/post); name its sites with sites=. "
@@ -183,7 +183,7 @@ class SiteIndex:
         Each layer's `hook_resid_pre` but the first's is left out: it is the `hook_resid_post` of the layer below.
         """
         parts = [f"blocks.{layer}.{part}" for layer in self._layers for part in _PARTS[bool(layer) :]]
-        return tuple([name for name in parts if name in self._point] + self._final) or self.residual
+        return tuple([name for name in parts if name in self._places] + self._final) or self.residual
 
     def find(self, sites: Sites) -> tuple[str, ...]:
         """The full names of all the sites asked for, groups included, each once.
@@ -253,7 +253,7 @@ class SiteIndex:
         name = self._exact(spelling)
         if name is None:
             raise KeyError(f"{spelling!r} is a pattern: name one site, e.g. {self._matching(spelling)[0]!r}.")
-        return Site(name) if name in self._point else Site.parse(name)
+        return Site(name) if name in self._places else Site.parse(name)
 
     def _exact(self, spelling: str) -> str | None:
         """The full name of a name or label; `None` for a pattern.
@@ -261,14 +261,14 @@ class SiteIndex:
         Raises:
             KeyError: if it is neither, nor a pattern.
         """
-        if spelling in self._point:
+        if spelling in self._places:
             return spelling
         if name := self.labels.get(spelling) or self.aliases.get(spelling):
             return name
         label = re.fullmatch(r"L(\d+)H(\d+)", spelling)
         site = Site(f"blocks.{label[1]}.attn.hook_z", int(label[2])) if label else Site.parse(spelling)
         hook = self.labels.get(site.hook, site.hook)
-        if site.head is not None and hook in self._point:
+        if site.head is not None and hook in self._places:
             if (n_heads := self._heads(hook)) is not None and site.head >= n_heads:
                 raise KeyError(f"{self.of} has no site {spelling!r}: {hook} has heads 0 to {n_heads - 1}.")
             return Site(hook, site.head).name
@@ -330,17 +330,17 @@ class SiteIndex:
         # Keys and values may have fewer heads than queries; the activation itself will tell.
         return None if hook.endswith(("hook_k", "hook_v")) else self.n_heads
 
-    def _place_of(self, name: str) -> tuple[int, int | None]:
-        site = Site.parse(name) if name not in self._point else Site(name)
-        return self._point[site.hook], site.head
+    def _place_of(self, name: str) -> tuple[Hashable, int | None]:
+        site = Site.parse(name) if name not in self._places else Site(name)
+        return self._places[site.hook], site.head
 
     def _once(self, names: Iterable[str]) -> list[str]:
         """One name for each place: the labelled one of twins, else the first."""
-        kept: dict[int, str] = {}
+        kept: dict[Hashable, str] = {}
         for name in names:
-            twin = kept.setdefault(self._point[name], name)
+            twin = kept.setdefault(self._places[name], name)
             if twin != name and self._label(twin) == twin and self._label(name) != name:
-                kept[self._point[name]] = name
+                kept[self._places[name]] = name
         return sorted(kept.values(), key=self.names.index)
 
     def _near(self, spelling: str) -> str:
@@ -361,7 +361,7 @@ def _is_group(item: Any) -> bool:
     return isinstance(item, Sequence) and not isinstance(item, str)
 
 
-def _place(name: str) -> tuple[float, int]:
+def _order(name: str) -> tuple[float, int]:
     """Sorts names in the order of the forward pass, as far as a name tells."""
     if name in ("hook_embed", "hook_pos_embed"):
         return -1.0, 0
