@@ -129,8 +129,8 @@ class LabelledTokens:
         mask = position_mask(positions, tokens)
         if weights is None:
             weights = torch.ones(len(tokens), dtype=torch.float64)
-        if groups is None:
-            groups = prefix_hashes(tokens).unique(return_inverse=True)[1]
+        by_prefix = prefix_hashes(tokens).unique(return_inverse=True)[1] if groups is None else groups
+        group_of = _per_position("groups", by_prefix, tokens)
         named = targets if isinstance(targets, Mapping) else {BELIEF: targets}
         words, columns = mask.nonzero(as_tuple=True)
         return cls(
@@ -140,7 +140,7 @@ class LabelledTokens:
             positions=columns,
             targets={name: _target_rows(name, values, tokens, words, columns) for name, values in named.items()},
             weights=_per_position("weights", weights, tokens)[mask].double(),
-            groups=_per_position("groups", groups, tokens)[mask].long(),
+            groups=group_of[mask].long(),
             description={
                 "source": "tokens",
                 "words": len(tokens),
@@ -229,7 +229,7 @@ class LabelledTokens:
                 f"include_prior=True, but targets {sorted(more)} have no value before the first symbol: leave it out."
             )
         prior = dataset.process.initial
-        weight = 1 / dataset.n_prefixes if weights == "prefix" else 1 / dataset.n_ctx
+        weight = 1 / dataset.n_prefixes if weights == "prefix" else float(dataset.word_weights.sum()) / dataset.n_ctx
         return LabelledTokens(
             tokens=self.tokens,
             words=torch.cat([torch.zeros(1, dtype=torch.int64), self.words]),

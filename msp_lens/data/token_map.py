@@ -232,15 +232,16 @@ class TokenMap:
         }
 
 
-def _ids(value: int | Sequence[int]) -> list[int]:
-    return [int(value)] if isinstance(value, Integral) else [int(item) for item in value]
+def _ids(value: Any) -> list[int]:
+    return [int(item) for item in ([value] if isinstance(value, Integral) else value)]
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text, without special tokens; by duck typing."""
-    call = getattr(tokenizer, "encode", None) or tokenizer
+    call = getattr(tokenizer, "encode", tokenizer)
     if not callable(call):
         raise TypeError(f"A {type(tokenizer).__name__} is no tokenizer: it needs encode(text) or to be called.")
+    found: Any
     try:
         found = call(text, add_special_tokens=False)
     except TypeError:

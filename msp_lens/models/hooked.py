@@ -95,9 +95,9 @@ def find_sites(model: HookedModel, sites: Sites) -> tuple[str, ...]:
     Args:
         model: Any hooked model.
         sites: One or several of: a hook's name; a label (`"2_post"`, `"embed"`, `"2_mlp_out"`, `"L2H1"`; `"final_post"`
-            is the last layer's output); a glob over names or labels (`"blocks.*.hook_resid_post"`, as in `fnmatch`);
-            a function of a hook's name; `"all"`, every residual and sublayer-output site. `None` is the residual
-            stream, as in `residual_sites`. Groups are those of `site_groups`.
+            is the last layer's output); a glob over labels or else names, as in `fnmatch` (`"*_post"`,
+            `"blocks.*.attn.hook_z[*]"`); a function of a hook's name; `"all"`, every residual and sublayer-output
+            site. `None` is the residual stream, as in `residual_sites`. Groups are those of `site_groups`.
 
     Raises:
         KeyError: if the model has no such site; the message lists those like it.

@@ -83,7 +83,7 @@ class Site:
         """Whether the hook's activation is `[batch, pos, head, feature]`, or should be."""
         return self.head is not None or (activation.ndim == 4 and not _ATTENTION.fullmatch(self.hook))
 
-    def take(self, activation: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch pos feature"]:
+    def take(self, activation: Tensor) -> Float[Tensor, "batch pos feature"]:
         """The site's features in its hook's activation: the head's, or those of all heads side by side. Not copied.
 
         Raises:
@@ -103,9 +103,7 @@ class Site:
             raise ValueError(f"{self.name}: the hook's activations, of shape {shape}, have {heads}.")
         return activation[:, :, self.head]
 
-    def put(
-        self, activation: Float[Tensor, "batch pos *rest"], features: Float[Tensor, "batch pos feature"]
-    ) -> Float[Tensor, "batch pos *rest"]:
+    def put(self, activation: Tensor, features: Float[Tensor, "batch pos feature"]) -> Tensor:
         """The hook's activation with the site's features replaced; the given one stays as it is."""
         if self.head is None:
             return features.reshape(activation.shape)
@@ -304,9 +302,9 @@ class SiteIndex:
         in_brackets = _HEAD.fullmatch(pattern)
         by_label = _HEAD_LABELS.fullmatch(pattern) is not None
         if not in_brackets and not by_label:
-            return self._once(
-                [name for name in self.names if fnmatchcase(name, pattern) or fnmatchcase(self._label(name), pattern)]
-            )
+            # "*_post" means the labels, not a layer's mlp.hook_post.
+            by_name = [name for name in self.names if fnmatchcase(name, pattern)]
+            return self._once([name for name in self.names if fnmatchcase(self._label(name), pattern)] or by_name)
         hooks = in_brackets[1] if in_brackets and not by_label else "blocks.*.attn.hook_z"
         heads = []
         for hook in self._once([name for name in self.names if fnmatchcase(name, hooks)]):
@@ -322,9 +320,9 @@ class SiteIndex:
         return [site.name for site in heads if in_brackets and in_brackets[2] in ("*", str(site.head))]
 
     def _label(self, name: str) -> str:
-        """A name's label, where it is the one so labelled."""
+        """A name's label, where it is the one so labelled; else nothing."""
         label = site_label(name)
-        return label if self.labels.get(label) == name else name
+        return label if self.labels.get(label) == name else ""
 
     def _heads(self, hook: str) -> int | None:
         # Keys and values may have fewer heads than queries; the activation itself will tell.
@@ -339,7 +337,7 @@ class SiteIndex:
         kept: dict[Hashable, str] = {}
         for name in names:
             twin = kept.setdefault(self._places[name], name)
-            if twin != name and self._label(twin) == twin and self._label(name) != name:
+            if self._label(name) and not self._label(twin):
                 kept[self._places[name]] = name
         return sorted(kept.values(), key=self.names.index)
 
