@@ -220,8 +220,8 @@ def check_finite(values: Tensor, where: str) -> None:
     """Raise `ValueError` saying where, if a number is NaN or infinite."""
     # A sum is finite only if its terms are: one pass without a mask, save where it overflows.
     if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
-        row = int((~torch.isfinite(values)).flatten(1).any(dim=1).nonzero()[0])
+        row = int((~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero()[0])
         raise ValueError(
-            f"NaN or infinity at {where} (row {row} of {len(values)}): look for it in the model's weights and "
-            "activations, or run it in a wider dtype."
+            f"NaN or infinity at {where} (row {row} of {len(values)}): look for where it arises. In half precision "
+            "activations overflow early; a wider dtype may do."
         )
