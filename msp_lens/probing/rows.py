@@ -162,17 +162,16 @@ def sampled_rows(
     if n_ctx is None and token_map is not None:
         length = token_map.longest_word(length)
     check_fits(model, process, length, token_map=token_map)
-    # The options are tried on one word, before any work is done.
-    (trial,) = stream_words(process, 1, length, seed=seed)
-    description = {
-        **LabelledTokens.from_beliefs(trial, positions=positions, token_map=token_map).description,
+    # Checks its options now; nothing is drawn until it is gone through.
+    stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size)
+    # One word shows whether the positions are possible, before any work is done.
+    (one_word,) = stream_words(process, 1, length, seed=seed)
+    tried = LabelledTokens.from_beliefs(one_word, positions=positions, token_map=token_map).description
+    description = {key: value for key, value in tried.items() if key != "rows"} | {
         "source": "samples",
         "words": n_words,
-        "is_population": False,
         "seed": seed,
     }
-    del description["rows"]
-    stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size)
 
     def batches() -> Iterator[RowBatch]:
         first = 0
