@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from msp_lens.beliefs import filter_beliefs, myopic_entropies, next_token_probabilities, optimal_losses
-    from msp_lens.data import BeliefDataset, TokenDataset, all_words, sampled_words, token_dataset
+    from msp_lens.data import (
+        BeliefDataset,
+        LabelledTokens,
+        TokenDataset,
+        TokenMap,
+        all_words,
+        one_hot,
+        sampled_words,
+        token_dataset,
+    )
     from msp_lens.figures.simplex import plot_beliefs
     from msp_lens.interventions import InterventionReport, intervene
     from msp_lens.models import (
         ModelConfig,
         build_model,
+        find_sites,
         load_checkpoint,
         load_weights,
         residual_sites,
@@ -51,12 +61,22 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "msp_lens.beliefs": ("filter_beliefs", "myopic_entropies", "next_token_probabilities", "optimal_losses"),
-    "msp_lens.data": ("BeliefDataset", "TokenDataset", "all_words", "sampled_words", "token_dataset"),
+    "msp_lens.data": (
+        "BeliefDataset",
+        "LabelledTokens",
+        "TokenDataset",
+        "TokenMap",
+        "all_words",
+        "one_hot",
+        "sampled_words",
+        "token_dataset",
+    ),
     "msp_lens.figures.simplex": ("plot_beliefs",),
     "msp_lens.interventions": ("InterventionReport", "intervene"),
     "msp_lens.models": (
         "ModelConfig",
         "build_model",
+        "find_sites",
         "load_checkpoint",
         "load_weights",
         "residual_sites",
@@ -96,12 +116,14 @@ __all__ = [
     "BeliefDataset",
     "BeliefProbe",
     "InterventionReport",
+    "LabelledTokens",
     "ModelConfig",
     "Moments",
     "ProbeReport",
     "Process",
     "Study",
     "TokenDataset",
+    "TokenMap",
     "TrainingConfig",
     "TrainingRun",
     "all_words",
@@ -112,6 +134,7 @@ __all__ = [
     "days_of_week",
     "even",
     "filter_beliefs",
+    "find_sites",
     "frdn",
     "from_moore",
     "golden_mean",
@@ -127,6 +150,7 @@ __all__ = [
     "mr_name",
     "myopic_entropies",
     "next_token_probabilities",
+    "one_hot",
     "optimal_losses",
     "plot_beliefs",
     "probe",

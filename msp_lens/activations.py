@@ -1,8 +1,8 @@
-"""Stream the residual stream: activations at chosen sites, a batch of words at a time, never the whole cache."""
+"""Stream activations at chosen sites, a batch of words at a time, never the whole cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device
+from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device, site_index
+from msp_lens.models.sites import Site, Sites
 
 # Tokens in one forward pass: few enough for the activations of a small model to stay in a CPU's cache (measured: four
 # times as many take 1.6 times as long), enough to keep a small GPU busy.
@@ -29,14 +30,14 @@ class ActivationBatch:
     """
 
     words: slice
-    activations: dict[str, Float[Tensor, "batch pos d_model"]]
+    activations: dict[str, Float[Tensor, "batch pos feature"]]
     output: Any
 
 
 def stream_activations(
     model: HookedModel,
     tokens: Int[Tensor, "word pos"],
-    sites: str | Sequence[str] | None = None,
+    sites: Sites = None,
     *,
     batch_size: int | None = None,
     progress: str | None = None,
@@ -49,36 +50,64 @@ def stream_activations(
     Args:
         model: Any hooked model.
         tokens: The words.
-        sites: Hook names or labels; `None` is all residual sites, an empty sequence none (outputs only).
+        sites: As for `find_sites`; `None` is the residual stream, an empty sequence none (outputs only).
         batch_size: Words in one forward pass; by default some 8,192 tokens' worth.
         progress: Title of a progress bar; none by default.
 
     Raises:
         KeyError: if the model lacks a site, before the first forward pass.
+        ValueError: if a site turns out to have no activation for each word and position; the message names it.
     """
-    names = find_sites(model, sites) if sites is None or len(sites) else ()
-    size = batch_size or max(1, TOKENS_PER_BATCH // tokens.shape[1])
-    if size < 1:
+    nothing = isinstance(sites, Sequence | Mapping) and not sites
+    names = () if nothing else find_sites(model, sites)
+    return _stream(model, tokens, names, words_per_batch(batch_size, tokens.shape[1]), progress)
+
+
+def words_per_batch(batch_size: int | None, n_ctx: int) -> int:
+    """The given batch size, or by default some 8,192 tokens' worth of words.
+
+    Raises:
+        ValueError: if it is below 1.
+    """
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")
-    return _stream(model, tokens, names, size, progress)
+    return batch_size or max(1, TOKENS_PER_BATCH // n_ctx)
 
 
 def _stream(
     model: HookedModel, tokens: Int[Tensor, "word pos"], names: Sequence[str], size: int, progress: str | None
 ) -> Iterator[ActivationBatch]:
     device = model_device(model)
+    index = site_index(model)
+    places = {name: index.site(name) for name in names}
     starts = range(0, len(tokens), size)
     for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", leave=False):
         words = slice(start, min(start + size, len(tokens)))
         captured: dict[str, Tensor] = {}
-        hooks = [(name, partial(_capture, captured, name)) for name in names]
+        # A hook is captured once, however many of its heads are sites.
+        hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in places.values()}]
+        batch = tokens[words].to(device)
         with evaluating(model), model.hooks(fwd_hooks=hooks):
-            output = model(tokens[words].to(device))
-        missed = [name for name in names if name not in captured]
+            output = model(batch)
+        missed = [site.hook for site in places.values() if site.hook not in captured]
         if missed:
             raise ValueError(f"The model never reached {', '.join(missed)} in its forward pass: choose other sites.")
-        yield ActivationBatch(words, {name: captured[name] for name in names}, output)
+        activations = {name: _taken(site, captured[site.hook], batch) for name, site in places.items()}
+        yield ActivationBatch(words, activations, output)
 
 
 def _capture(captured: dict[str, Tensor], name: str, activation: Tensor, hook: Any) -> None:
     captured[name] = activation.detach()
+
+
+def _taken(site: Site, activation: Tensor, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos feature"]:
+    features = site.take(activation)
+    # Positional embeddings may come once for all words.
+    if len(features) == 1 < len(tokens):
+        features = features.expand(len(tokens), -1, -1)
+    if features.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"{site.name} has activations of shape {tuple(activation.shape)} for tokens of shape "
+            f"{tuple(tokens.shape)}: a site has one for each word and position. Choose another."
+        )
+    return features

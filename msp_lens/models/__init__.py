@@ -2,12 +2,15 @@
 
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.checkpoints import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
-from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_label
+from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
+from msp_lens.models.sites import Site, Sites, site_label
 
 __all__ = [
     "Checkpoint",
     "HookedModel",
     "ModelConfig",
+    "Site",
+    "Sites",
     "build_model",
     "editing",
     "evaluating",
@@ -17,5 +20,6 @@ __all__ = [
     "model_fingerprint",
     "residual_sites",
     "save_checkpoint",
+    "site_groups",
     "site_label",
 ]

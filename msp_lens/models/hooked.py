@@ -1,4 +1,4 @@
-"""What the library needs of a model, and the sites of its residual stream.
+"""What the library needs of a model: its protocol, and how it is run, read and edited.
 
 Anything hooked will do: `HookedTransformer`, `TransformerBridge`, a `HookedRootModule` of one's own. A model is
 known by the few members of `HookedModel`, never by its class.
@@ -6,16 +6,32 @@ known by the few members of `HookedModel`, never by its class.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from msp_lens.data.token_map import TokenMap
+from msp_lens.models.sites import Site, SiteIndex, Sites, site_label
 from msp_lens.processes.process import Process
+
+__all__ = [
+    "HookedModel",
+    "check_fits",
+    "check_reads_tokens",
+    "context_length",
+    "editing",
+    "evaluating",
+    "find_sites",
+    "model_device",
+    "residual_sites",
+    "site_groups",
+    "site_index",
+    "site_label",
+]
 
 Activation: TypeAlias = Float[Tensor, "batch pos d_model"]
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
@@ -51,109 +67,114 @@ class HookedModel(Protocol):
         ...
 
 
+def site_index(model: HookedModel) -> SiteIndex:
+    """The sites that the model offers, read off its own `hook_dict`."""
+    cfg = getattr(model, "cfg", None)
+    return SiteIndex(
+        {name: id(point) for name, point in model.hook_dict.items()},
+        n_heads=getattr(cfg, "n_heads", None),
+        # Without normalisation a bridge keeps the hook, on a module that does nothing.
+        normalises=getattr(cfg, "normalization_type", "LN") is not None,
+    )
+
+
 def residual_sites(model: HookedModel) -> tuple[str, ...]:
     """The residual stream along the model: before the first layer, after each, and after the final LayerNorm.
 
-    Read off the model's own `hook_dict`; a model without a final LayerNorm has no such site.
+    A model without a final LayerNorm has no such site.
 
     Raises:
         ValueError: if the model has no residual-stream hooks at all.
     """
-    names = model.hook_dict
-    layers = sorted(
-        {int(found[1]) for name in names if (found := re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", name))}
-    )
-    candidates = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in layers)]
-    sites = [name for name in candidates if name in names]
-    # A bridge's `ln_final.hook_normalized` is off the path to the logits; its `hook_out` is on it.
-    final = next((name for name in ("ln_final.hook_out", "ln_final.hook_normalized") if name in names), None)
-    # Without normalisation a bridge keeps the hook, on a module that does nothing.
-    normalises = getattr(getattr(model, "cfg", None), "normalization_type", "LN") is not None
-    sites += [final] if final and normalises else []
-    if not sites:
-        raise ValueError(
-            f"The model has no residual-stream hooks (blocks.N.hook_resid_pre/post); name its sites with sites=. "
-            f"Its hooks are {_listed(names)}."
-        )
-    return tuple(sites)
+    return site_index(model).residual
 
 
-def site_label(hook_name: str) -> str:
-    """A site's short label, in TransformerLens's style.
+def find_sites(model: HookedModel, sites: Sites) -> tuple[str, ...]:
+    """Full names of sites, each once, in the order given.
 
-    Example:
-        >>> [site_label(name) for name in ("blocks.2.hook_resid_post", "ln_final.hook_out", "hook_embed")]
-        ['2_post', 'ln_final', 'hook_embed']
-    """
-    if found := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", hook_name):
-        return f"{found[1]}_{found[2]}"
-    return "ln_final" if hook_name.startswith("ln_final.") else hook_name
-
-
-def find_sites(model: HookedModel, sites: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Full hook names for the given names or labels (`"2_post"`); `None` is all residual sites.
-
-    `"final_post"` is the last layer's output, as in TransformerLens.
+    Args:
+        model: Any hooked model.
+        sites: One or several of: a hook's name; a label (`"2_post"`, `"embed"`, `"2_mlp_out"`, `"L2H1"`; `"final_post"`
+            is the last layer's output); a glob over labels or else names, as in `fnmatch` (`"*_post"`,
+            `"blocks.*.attn.hook_z[*]"`); a function of a hook's name; `"all"`, every residual and sublayer-output
+            site. `None` is the residual stream, as in `residual_sites`. Groups are those of `site_groups`.
 
     Raises:
         KeyError: if the model has no such site; the message lists those like it.
         ValueError: if a site is named twice or none is.
     """
-    if sites is None:
-        return residual_sites(model)
-    wanted = (sites,) if isinstance(sites, str) else tuple(sites)
-    by_label = _labels(model.hook_dict)
-    found = []
-    for name in wanted:
-        resolved = name if name in model.hook_dict else by_label.get(name)
-        if resolved is None:
-            raise KeyError(
-                f"The model has no site {name!r}; its residual sites are {', '.join(by_label)}, "
-                f"and its hooks {_listed(model.hook_dict)}."
-            )
-        found.append(resolved)
-    if not found or len(set(found)) != len(found):
-        raise ValueError(f"sites={list(wanted)}: name at least one site, and none twice.")
-    return tuple(found)
+    return site_index(model).find(sites)
 
 
-def _labels(names: Iterable[str]) -> dict[str, str]:
-    """Short label to hook name, for residual sites in the order of the forward pass."""
-    labels = {}
-    posts = []
-    for name in names:
-        label = site_label(name)
-        if label in ("ln_final", name):
-            continue
-        labels[label] = name
-        posts += [name] if label.endswith("_post") else []
-    if posts:
-        labels["final_post"] = max(posts, key=lambda name: int(name.split(".")[1]))
-    final = [name for name in names if name in ("ln_final.hook_out", "ln_final.hook_normalized")]
-    return labels | ({"ln_final": min(final, key=lambda name: name != "ln_final.hook_out")} if final else {})
+def site_groups(model: HookedModel, sites: Sites) -> dict[str, tuple[str, ...]]:
+    """What to read together: label to full names. A site by itself is a group of one.
+
+    Args:
+        model: Any hooked model.
+        sites: As for `find_sites`. A sequence within a sequence is a group, `["embed", ["1_post", "2_post"]]`; in a
+            mapping, `{"early": ["0_post", "1_post"]}`, each value is one, under its key.
+
+    Raises:
+        KeyError, ValueError: as for `find_sites`.
+
+    Example:
+        >>> from msp_lens.models.build import ModelConfig, build_model
+        >>> model = build_model(ModelConfig(d_vocab=3, n_layers=2))
+        >>> list(site_groups(model, ["0_pre", ["0_post", "1_post"]]))
+        ['0_pre', '0_post+1_post']
+    """
+    return site_index(model).groups(sites)
 
 
-def _listed(names: Iterable[str], limit: int = 12) -> str:
-    shown = list(names)
-    return ", ".join(shown[:limit]) + (
-        f" and {len(shown) - limit} more (model.hook_dict)" if len(shown) > limit else ""
-    )
+def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: TokenMap | None = None) -> None:
+    """Raise `ValueError` if the model cannot read words of `n_ctx` of the process's symbols.
 
-
-def check_fits(model: HookedModel, process: Process, n_ctx: int) -> None:
-    """Raise `ValueError` if the model cannot read words of `n_ctx` of the process's tokens."""
-    cfg = getattr(model, "cfg", None)
-    d_vocab = getattr(cfg, "d_vocab", None)
-    if d_vocab is not None and d_vocab < process.n_tokens:
-        raise ValueError(
-            f"The model's vocabulary has {d_vocab} tokens, {process.name} emits {process.n_tokens}: "
-            f"build the model with d_vocab={process.n_tokens} or more."
-        )
+    Args:
+        model: What is to read them.
+        process: What emits them.
+        n_ctx: How many there are in a word.
+        token_map: How the model reads them; by default symbol 0 as token 0, and so on.
+    """
     if n_ctx < 1:
         raise ValueError(f"n_ctx={n_ctx}: words have at least 1 token.")
+    token_map = token_map or TokenMap.identity(process.n_tokens)
+    token_map.check_reads(process)
+    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    if d_vocab is not None and d_vocab < token_map.d_vocab:
+        if token_map.is_identity:
+            raise ValueError(
+                f"The model's vocabulary has {d_vocab} tokens, {process.name} emits {process.n_tokens}: "
+                f"build the model with d_vocab={process.n_tokens} or more."
+            )
+        raise ValueError(
+            f"The model's vocabulary has {d_vocab} tokens, and the token map uses token {token_map.d_vocab - 1}: "
+            "make the map with the model's own tokenizer."
+        )
     longest = context_length(model)
-    if longest is not None and n_ctx > longest:
-        raise ValueError(f"n_ctx={n_ctx} is longer than the model's context of {longest}: choose n_ctx ≤ {longest}.")
+    if longest is not None and (length := token_map.length(n_ctx)) > longest:
+        if token_map.is_identity:
+            raise ValueError(
+                f"n_ctx={n_ctx} is longer than the model's context of {longest}: choose n_ctx ≤ {longest}."
+            )
+        raise ValueError(
+            f"n_ctx={n_ctx} symbols are {length} tokens to the model, longer than its context of {longest}: "
+            f"choose n_ctx ≤ {token_map.longest_word(longest)}."
+        )
+
+
+def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> None:
+    """Raise `ValueError` if a token is outside the model's vocabulary or words are longer than its context."""
+    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    if int(tokens.min()) < 0 or (d_vocab is not None and int(tokens.max()) >= d_vocab):
+        raise ValueError(
+            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}; the model's are 0 to "
+            f"{'any' if d_vocab is None else d_vocab - 1}. Symbols of a process become them by a TokenMap."
+        )
+    longest = context_length(model)
+    if longest is not None and tokens.shape[1] > longest:
+        raise ValueError(
+            f"Words of {tokens.shape[1]} tokens are longer than the model's context of {longest}: cut them off."
+        )
 
 
 def context_length(model: HookedModel) -> int | None:
@@ -187,28 +208,33 @@ def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]])
 
     Args:
         model: The model to edit.
-        edits: Hook name to a function from the activation to a new one of the same shape.
+        edits: Site to a function from its activation to a new one of the same shape. A site is a hook's name, or a
+            head's (`"blocks.2.attn.hook_z[1]"`); of a hook with heads, the edit sees all heads side by side, as a
+            probe of that site does.
 
     Raises:
         KeyError: if the model has no such hook.
         ValueError: during the forward pass, if an edit returns another shape.
     """
-    for name in edits:
-        if name not in model.hook_dict:
-            find_sites(model, name)
-    with model.hooks(fwd_hooks=[(name, _checked(name, edit)) for name, edit in edits.items()]):
+    index = site_index(model)
+    sites = [index.site(name) for name in edits]
+    hooks = [(site.hook, _checked(site, edit)) for site, edit in zip(sites, edits.values(), strict=True)]
+    with model.hooks(fwd_hooks=hooks):
         yield
 
 
-def _checked(name: str, edit: Callable[[Tensor], Tensor]) -> HookFunction:
+def _checked(site: Site, edit: Callable[[Tensor], Tensor]) -> HookFunction:
     def hook(activation: Tensor, hook: Any) -> Tensor:
-        edited = edit(activation)
-        if not isinstance(edited, Tensor) or edited.shape != activation.shape:
+        # A hook that is no site, such as an attention pattern, is edited whole.
+        before = site.take(activation) if site.is_of_heads(activation) else activation
+        edited = edit(before)
+        if not isinstance(edited, Tensor) or edited.shape != before.shape:
             got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
             raise ValueError(
-                f"The edit at {name} returned {got}; it must return a tensor of the activation's shape "
-                f"{tuple(activation.shape)}."
+                f"The edit at {site.name} returned {got}; it must return a tensor of the activation's shape "
+                f"{tuple(before.shape)}."
             )
-        return edited.to(activation.dtype)
+        edited = edited.to(activation.dtype)
+        return site.put(activation, edited) if before is not activation else edited
 
     return hook

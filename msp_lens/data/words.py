@@ -12,7 +12,8 @@ weightings say how much a row counts:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -21,6 +22,7 @@ import torch.utils.data
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from msp_lens._random import resolve_generator
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.mixed_states import walk_levels
 from msp_lens.processes.process import Process
@@ -32,6 +34,10 @@ Weighting = Literal["probability", "sequence", "prefix"]
 
 # Beyond this many words of full length, enumeration costs more than sampling is worth.
 MAX_WORDS = 500_000
+# Words drawn where there are too many to enumerate.
+SAMPLED_WORDS = 100_000
+# Tokens of words held at once when they are streamed.
+TOKENS_PER_DRAW = 500_000
 
 
 class TooManyWordsError(ValueError):
@@ -167,7 +173,67 @@ def sampled_words(
     )
 
 
-def words_for(process: Process, n_ctx: int, *, seed: int, max_words: int = 100_000) -> BeliefDataset:
+def stream_words(
+    process: Process,
+    n_words: int,
+    length: int,
+    *,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> Iterator[BeliefDataset]:
+    """`sampled_words` a chunk at a time, so that memory does not grow with their number; stop when it is enough.
+
+    Repetitions are merged within a chunk, not across chunks. A chunk's word weights are its share of the whole: over
+    all chunks they sum to 1.
+
+    Args:
+        process: What to draw from.
+        n_words: How many draws in all.
+        length: Tokens in each.
+        seed: Give this or `generator`.
+        generator: Source of the randomness.
+        chunk_size: Draws in a chunk, on which the words drawn depend; by default some 500,000 tokens' worth.
+
+    Raises:
+        ValueError: if a number is below 1, before the first word is drawn.
+
+    Example:
+        >>> from msp_lens.processes.catalog import mess3
+        >>> [len(chunk) for chunk in stream_words(mess3(x=0.05, a=0.85), 50, 100, seed=0, chunk_size=20)]
+        [20, 20, 10]
+    """
+    if chunk_size is None:
+        chunk_size = max(1, TOKENS_PER_DRAW // max(1, length))
+    if min(n_words, length, chunk_size) < 1:
+        raise ValueError(f"n_words={n_words}, length={length}, chunk_size={chunk_size}: each must be at least 1.")
+    generator = resolve_generator(seed, generator)
+
+    def chunks() -> Iterator[BeliefDataset]:
+        for start in range(0, n_words, chunk_size):
+            size = min(chunk_size, n_words - start)
+            drawn = sampled_words(process, size, length, generator=generator)
+            yield replace(drawn, word_weights=drawn.word_weights * size / n_words)
+
+    return chunks()
+
+
+def prefix_hashes(tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word pos"]:
+    """A number for each prefix, the same wherever it is met, from 0 to 2⁶³ - 1; two prefixes hardly ever share one.
+
+    Groups the same prefix in chunks of words that are never held together.
+    """
+    hashes = torch.empty_like(tokens, dtype=torch.int64)
+    state = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+    for position, column in enumerate(tokens.long().T):
+        # A linear congruential step (Knuth), its high bits folded into the low ones; int64 wraps around.
+        state = state * 6364136223846793005 + column + 1442695040888963407
+        state = (state ^ (state >> 29)) * 0x5851F42D4C957F2D
+        hashes[:, position] = (state ^ (state >> 32)) & 0x7FFFFFFFFFFFFFFF
+    return hashes
+
+
+def words_for(process: Process, n_ctx: int, *, seed: int, max_words: int = SAMPLED_WORDS) -> BeliefDataset:
     """Every word of `n_ctx` tokens where there are at most `max_words` of them, else that many sampled ones."""
     try:
         return all_words(process, n_ctx, max_words=max_words)

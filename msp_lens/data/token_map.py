@@ -1,0 +1,251 @@
+"""From a process's symbols to the tokens of a model with a vocabulary of its own.
+
+A word x_0 x_1 … becomes
+
+    [BOS] [prompt …] ⟨x_0⟩ [separator …] ⟨x_1⟩ [separator …] …
+
+where ⟨x⟩ is one token or several. The belief after symbol x_t belongs to the position of ⟨x_t⟩'s last token: the first
+at which the model can know it. The prior belief belongs to the position before ⟨x_0⟩.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from msp_lens.processes.process import Process
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """How a model reads a process's symbols.
+
+    Args:
+        symbols: The token ids of each of the process's symbols, in its order: a number, or several.
+        bos: A token before everything.
+        prompt: Tokens after it and before the first symbol.
+        separator: Tokens between two symbols.
+        include_prior: Whether the position before the first symbol is a row too, with the belief before any symbol.
+
+    Raises:
+        ValueError: if an id is negative, if two symbols cannot be told apart (one's ids begin the other's), or if
+            there is no position for the prior.
+
+    Example:
+        >>> spaced = TokenMap(symbols=(64, 65), bos=50256, separator=(220,))
+        >>> tokens, columns = spaced.encode(torch.tensor([[0, 1, 1]]))
+        >>> tokens.tolist(), columns.tolist()
+        ([[50256, 64, 220, 65, 220, 65]], [[1, 3, 5]])
+    """
+
+    symbols: tuple[tuple[int, ...], ...]
+    bos: int | None = None
+    prompt: tuple[int, ...] = ()
+    separator: tuple[int, ...] = ()
+    include_prior: bool = False
+
+    def __init__(
+        self,
+        symbols: Sequence[int | Sequence[int]],
+        *,
+        bos: int | None = None,
+        prompt: Sequence[int] = (),
+        separator: Sequence[int] = (),
+        include_prior: bool = False,
+    ) -> None:
+        # Frozen, and lenient in what it takes: single ids stand for sequences of one.
+        ids = tuple(tuple(_ids(symbol)) for symbol in symbols)
+        for field, value in (
+            ("symbols", ids),
+            ("bos", None if bos is None else int(bos)),
+            ("prompt", tuple(_ids(prompt))),
+            ("separator", tuple(_ids(separator))),
+            ("include_prior", include_prior),
+        ):
+            object.__setattr__(self, field, value)
+        self._validate()
+
+    @classmethod
+    def identity(cls, n_symbols: int, *, bos: int | None = None, include_prior: bool = False) -> TokenMap:
+        """Symbol 0 is token 0, and so on, perhaps after a BOS token."""
+        return cls(range(n_symbols), bos=bos, include_prior=include_prior)
+
+    @classmethod
+    def from_tokenizer(
+        cls,
+        tokenizer: Any,
+        symbols: Sequence[str],
+        *,
+        separator: str = "",
+        prompt: str = "",
+        bos: bool | int | None = None,
+        include_prior: bool = False,
+        several_tokens: bool = False,
+    ) -> TokenMap:
+        """The map that spells each symbol as a text.
+
+        Args:
+            tokenizer: Anything with `encode(text)` or `tokenizer(text)`: of transformers, tokenizers or tiktoken.
+            symbols: A text for each of the process's symbols; for most tokenizers best with the space before it,
+                `[" A", " B", " C"]`.
+            separator: A text between two symbols.
+            prompt: A text before the first.
+            bos: An id, `True` for the tokenizer's own (`bos_token_id`), none by default.
+            include_prior: As for `TokenMap`.
+            several_tokens: Whether a symbol may take more than one token.
+
+        Raises:
+            ValueError: if a symbol is no token or more than one, if two are alike, or if the tokenizer would split
+                the joined text otherwise than the symbols one by one.
+            TypeError: if the tokenizer cannot be called in either way.
+        """
+        texts = [str(symbol) for symbol in symbols]
+        ids = [_encode(tokenizer, text) for text in texts]
+        for text, found in zip(texts, ids, strict=True):
+            if not found or (len(found) > 1 and not several_tokens):
+                raise ValueError(
+                    f"The symbol {text!r} is {len(found)} tokens to the tokenizer, {found}: spell it as one token "
+                    "(often with a space before it), or allow several_tokens=True."
+                )
+        if bos is True:
+            bos = getattr(tokenizer, "bos_token_id", None)
+            if bos is None:
+                raise ValueError("bos=True, but the tokenizer has no bos_token_id: give an id, or leave it out.")
+        made = cls(
+            ids,
+            bos=None if bos is False else bos,
+            prompt=_encode(tokenizer, prompt) if prompt else (),
+            separator=_encode(tokenizer, separator) if separator else (),
+            include_prior=include_prior,
+        )
+        for first, second in itertools.product(range(len(texts)), repeat=2):
+            text = prompt + texts[first] + separator + texts[second]
+            expected = [*made.prompt, *ids[first], *made.separator, *ids[second]]
+            if (joined := _encode(tokenizer, text)) != expected:
+                raise ValueError(
+                    f"The tokenizer splits {text!r} into {joined}, but symbol by symbol it is {expected}: the model "
+                    "would read what it never met. Spell the symbols otherwise, e.g. with a space before each and no "
+                    "separator; or give the ids that you mean to TokenMap(...)."
+                )
+        return made
+
+    def _validate(self) -> None:
+        every = list(itertools.chain(*self.symbols, self.start, self.separator))
+        if not self.symbols or not all(self.symbols):
+            raise ValueError(f"symbols={self.symbols}: give at least one token id for each of the process's symbols.")
+        if min(every) < 0:
+            raise ValueError(f"Token id {min(every)} in the token map: ids are ≥ 0.")
+        ordered = sorted(range(len(self.symbols)), key=lambda k: self.symbols[k])
+        for first, second in itertools.pairwise(ordered):
+            if self.symbols[second][: len(self.symbols[first])] == self.symbols[first]:
+                raise ValueError(
+                    f"Symbols {first} and {second} have ids {list(self.symbols[first])} and "
+                    f"{list(self.symbols[second])}: one begins with the other, so that having read the shorter a "
+                    "model cannot tell them apart. Give each symbol ids of its own."
+                )
+        if self.include_prior and not self.start:
+            raise ValueError(
+                "include_prior=True, but no token comes before the first symbol, where the prior belief would be: "
+                "give bos= or prompt=."
+            )
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """The tokens before the first symbol."""
+        return (*(() if self.bos is None else (self.bos,)), *self.prompt)
+
+    @cached_property
+    def d_vocab(self) -> int:
+        """The vocabulary that a model needs at least: the largest id, and 1."""
+        return 1 + max(itertools.chain(*self.symbols, self.start, self.separator))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether words are already as the model reads them."""
+        return self == TokenMap(range(len(self.symbols)))
+
+    def length(self, n_symbols: int) -> int:
+        """Tokens in the longest word of `n_symbols` symbols."""
+        return len(self.start) + n_symbols * max(map(len, self.symbols)) + (n_symbols - 1) * len(self.separator)
+
+    def longest_word(self, n_ctx: int) -> int:
+        """The most symbols whose tokens are sure to fit a context of `n_ctx`."""
+        each = max(map(len, self.symbols)) + len(self.separator)
+        return max(0, (n_ctx - len(self.start) + len(self.separator)) // each)
+
+    def check_reads(self, process: Process) -> None:
+        """Raise `ValueError` unless there are ids for each of the process's symbols, and for no other."""
+        if len(self.symbols) != process.n_tokens:
+            raise ValueError(
+                f"The token map has {len(self.symbols)} symbols, {process.name} emits {process.n_tokens}: give each of "
+                "its tokens an id."
+            )
+
+    def encode(self, words: Int[Tensor, "word symbol"]) -> tuple[Int[Tensor, "word pos"], Int[Tensor, "word symbol"]]:
+        """Words of symbols as the model reads them.
+
+        Returns:
+            The tokens, and for each symbol the column of its last token. Where symbols differ in length, shorter
+            words are filled up on the right, where a causal model's earlier positions do not see it.
+
+        Raises:
+            ValueError: if there are symbols that the map has no ids for.
+        """
+        if words.numel() and (int(words.min()) < 0 or int(words.max()) >= len(self.symbols)):
+            raise ValueError(
+                f"The words hold symbols {int(words.min())} to {int(words.max())}; the token map has ids for "
+                f"0 to {len(self.symbols) - 1}."
+            )
+        words = words.cpu()
+        sizes = torch.tensor([len(ids) for ids in self.symbols])
+        longest = int(sizes.max())
+        table = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in self.symbols])
+        lengths = sizes[words]
+        ends = len(self.start) + (lengths + len(self.separator)).cumsum(dim=1) - len(self.separator)
+        width = int(ends.max()) if words.numel() else len(self.start)
+        tokens = torch.full((len(words), width), self.symbols[0][0], dtype=torch.int64)
+        tokens[:, : len(self.start)] = torch.tensor(self.start, dtype=torch.int64)
+        row = torch.arange(len(words)).unsqueeze(1).expand_as(words)
+        for k in range(longest):
+            has = lengths > k
+            tokens[row[has], (ends - lengths + k)[has]] = table[words[has], k]
+        for k, token in enumerate(self.separator):
+            tokens[row[:, :-1], ends[:, :-1] + k] = token
+        return tokens, ends - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The map as JSON-ready values."""
+        return {
+            "symbols": [list(ids) for ids in self.symbols],
+            "bos": self.bos,
+            "prompt": list(self.prompt),
+            "separator": list(self.separator),
+            "include_prior": self.include_prior,
+        }
+
+
+def _ids(value: Any) -> list[int]:
+    return [int(item) for item in ([value] if isinstance(value, Integral) else value)]
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text, without special tokens; by duck typing."""
+    call = getattr(tokenizer, "encode", tokenizer)
+    if not callable(call):
+        raise TypeError(f"A {type(tokenizer).__name__} is no tokenizer: it needs encode(text) or to be called.")
+    found: Any
+    try:
+        found = call(text, add_special_tokens=False)
+    except TypeError:
+        # tiktoken's adds none unless it is asked to.
+        found = call(text)
+    found = getattr(found, "ids", found)
+    return _ids(found["input_ids"] if hasattr(found, "keys") else found)

@@ -1,0 +1,383 @@
+"""Sites: the places of a network that are read and written, under TransformerLens's hook names and labels.
+
+| site | name | label |
+|---|---|---|
+| residual stream | `blocks.2.hook_resid_pre`, `…_mid`, `…_post` | `2_pre`, `2_mid`, `2_post` |
+| embeddings | `hook_embed`, `hook_pos_embed` | `embed`, `pos_embed` |
+| sublayer outputs | `blocks.2.hook_attn_out`, `blocks.2.hook_mlp_out` | `2_attn_out`, `2_mlp_out` |
+| after the final LayerNorm | `ln_final.hook_normalized`, on a bridge `ln_final.hook_out` | `ln_final` |
+| all heads of a layer side by side | `blocks.2.attn.hook_z` | `2_z` |
+| a single head | `blocks.2.attn.hook_z[1]` | `L2H1` |
+
+Any other hook with one activation per word and position is a site too, under its own name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+# A name, label, glob or "all"; a function of the hook's name; a sequence of these, in which a sequence within is a
+# group to concatenate; a mapping of names to groups; None, the residual stream.
+Sites: TypeAlias = str | Callable[[str], bool] | Sequence[Any] | Mapping[str, Any] | None
+
+ALL = "all"
+
+_LABELS = (
+    (r"hook_(embed|pos_embed)", "{0}"),
+    (r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", "{0}_{1}"),
+    (r"blocks\.(\d+)\.hook_(attn_out|mlp_out)", "{0}_{1}"),
+    (r"blocks\.(\d+)\.attn\.hook_([qkvz])", "{0}_{1}"),
+    (r"blocks\.(\d+)\.attn\.hook_z\[(\d+)\]", "L{0}H{1}"),
+    (r"ln_final\..*", "ln_final"),
+)
+# A bridge's `ln_final.hook_normalized` is off the path to the logits; its `hook_out` is on it.
+_FINAL = ("ln_final.hook_out", "ln_final.hook_normalized")
+# What an "all" takes of each layer, in the order of the forward pass.
+_PARTS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+# [batch, head, query, key]: no activation of a position, though it may have the shape of one.
+_ATTENTION = re.compile(r".*hook_(pattern|attn_scores)")
+_GLOB = re.compile(r"[*?\[]")
+_HEAD = re.compile(r"(.+)\[(\d+|\*)\]")
+_HEAD_LABELS = re.compile(r"L[\d*?\[\]-]+H.*")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hook, or one head of a hook that has heads.
+
+    Example:
+        >>> site = Site.parse("blocks.2.attn.hook_z[1]")
+        >>> site.hook, site.head, site.label
+        ('blocks.2.attn.hook_z', 1, 'L2H1')
+    """
+
+    hook: str
+    head: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> Site:
+        """The site of a full name; labels and globs are `SiteIndex.find`'s."""
+        found = _HEAD.fullmatch(name)
+        return cls(found[1], int(found[2])) if found and found[2].isdigit() else cls(name)
+
+    @property
+    def name(self) -> str:
+        """The hook's name, with the head's number in brackets if it is one head."""
+        return self.hook if self.head is None else f"{self.hook}[{self.head}]"
+
+    @property
+    def label(self) -> str:
+        """The short label, in TransformerLens's style."""
+        return site_label(self.name)
+
+    def is_of_heads(self, activation: Tensor) -> bool:
+        """Whether the hook's activation is `[batch, pos, head, feature]`, or should be."""
+        return self.head is not None or (activation.ndim == 4 and not _ATTENTION.fullmatch(self.hook))
+
+    def take(self, activation: Tensor) -> Float[Tensor, "batch pos feature"]:
+        """The site's features in its hook's activation: the head's, or those of all heads side by side. Not copied.
+
+        Raises:
+            ValueError: if the activation is not `[batch, pos, feature]`, nor `[batch, pos, head, feature]`, or has
+                no such head.
+        """
+        shape = tuple(activation.shape)
+        if activation.ndim not in (3, 4) or _ATTENTION.fullmatch(self.hook):
+            raise ValueError(
+                f"{self.name} has activations of shape {shape}; a site's are [batch, pos, d_model], or "
+                "[batch, pos, head, d_head]. Choose another site."
+            )
+        if self.head is None:
+            return activation if activation.ndim == 3 else activation.flatten(2)
+        if activation.ndim == 3 or self.head >= shape[2]:
+            heads = "no heads" if activation.ndim == 3 else f"heads 0 to {shape[2] - 1}"
+            raise ValueError(f"{self.name}: the hook's activations, of shape {shape}, have {heads}.")
+        return activation[:, :, self.head]
+
+    def put(self, activation: Tensor, features: Float[Tensor, "batch pos feature"]) -> Tensor:
+        """The hook's activation with the site's features replaced; the given one stays as it is."""
+        if self.head is None:
+            return features.reshape(activation.shape)
+        result = activation.clone()
+        result[:, :, self.head] = features
+        return result
+
+
+def site_label(name: str) -> str:
+    """A site's short label, in TransformerLens's style; its name where there is none.
+
+    Example:
+        >>> [site_label(name) for name in ("blocks.2.hook_resid_post", "ln_final.hook_out", "hook_embed")]
+        ['2_post', 'ln_final', 'embed']
+    """
+    for pattern, label in _LABELS:
+        if found := re.fullmatch(pattern, name):
+            return label.format(*found.groups())
+    return name
+
+
+class SiteIndex:
+    """The sites that a model, or a cache, offers, by name, label and pattern.
+
+    Args:
+        places: Name to whatever tells its place from others. A bridge has several names for one hook point: they
+            have one place.
+        n_heads: Heads of a layer, if that is known.
+        normalises: Whether there is a final LayerNorm that does anything.
+        of: What offers them, for messages.
+    """
+
+    def __init__(
+        self,
+        places: Mapping[str, Hashable],
+        *,
+        n_heads: int | None = None,
+        normalises: bool = True,
+        of: str = "The model",
+    ) -> None:
+        self.names = sorted(places, key=_order)
+        self.n_heads = n_heads
+        self.of = of
+        self._places = dict(places)
+        final = next((name for name in _FINAL if name in places), None)
+        self._final = [final] if final and normalises else []
+        self._layers = sorted({int(found[1]) for name in places if (found := re.match(r"blocks\.(\d+)\.", name))})
+        labelled = {site_label(name): name for name in self.names if not name.startswith("ln_final.")}
+        labelled |= {"ln_final": final} if final else {}
+        self.labels = {label: name for label, name in labelled.items() if label != name}
+        self.aliases = {}
+        if posts := [name for name in self.names if name.endswith("hook_resid_post")]:
+            self.aliases["final_post"] = posts[-1]
+
+    @property
+    def residual(self) -> tuple[str, ...]:
+        """The residual stream before the first layer, after each, and after the final LayerNorm.
+
+        Raises:
+            ValueError: if there are no residual-stream hooks at all.
+        """
+        blocks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in self._layers)]
+        sites = [name for name in blocks if name in self._places] + self._final
+        if not sites:
+            raise ValueError(
+                f"{self.of} has no residual-stream hooks (blocks.N.hook_resid_pre/post); name its sites with sites=. "
+                f"Its hooks are {_listed(self.names)}."
+            )
+        return tuple(sites)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """The residual stream and what each sublayer adds to it, in the order of the forward pass.
+
+        Each layer's `hook_resid_pre` but the first's is left out: it is the `hook_resid_post` of the layer below.
+        """
+        parts = [f"blocks.{layer}.{part}" for layer in self._layers for part in _PARTS[bool(layer) :]]
+        return tuple([name for name in parts if name in self._places] + self._final) or self.residual
+
+    def find(self, sites: Sites) -> tuple[str, ...]:
+        """The full names of all the sites asked for, groups included, each once.
+
+        Raises:
+            KeyError: if there is no such site; the message lists those like it.
+            ValueError: if a site is named twice in one sequence, or none is.
+            TypeError: if something in `sites` is no name, function, sequence or mapping.
+        """
+        return tuple(dict.fromkeys(name for group in self.groups(sites).values() for name in group))
+
+    def groups(self, sites: Sites) -> dict[str, tuple[str, ...]]:
+        """What to read together: label to sites. A site by itself is a group of one.
+
+        Args:
+            sites: As for `find`. In a sequence, a sequence within is a group, labelled `"1_post+2_post"`; in a
+                mapping, each value is a group under its key.
+
+        Raises:
+            KeyError, ValueError, TypeError: as for `find`.
+        """
+        if isinstance(sites, Mapping):
+            groups = {str(label): self._flat(members, sites) for label, members in sites.items()}
+        elif sites is None or isinstance(sites, str) or callable(sites) or not isinstance(sites, Sequence):
+            groups = _alone(self._flat(sites, sites))
+        else:
+            together = [item for item in sites if _is_group(item)]
+            groups = _alone(self._flat([item for item in sites if not _is_group(item)], sites, or_none=bool(together)))
+            for item in together:
+                members = self._flat(item, sites)
+                label = "+".join(site_label(name) for name in members)
+                if label in groups:
+                    raise ValueError(f"sites={_shown(sites)}: {label} is asked for twice; name it once.")
+                groups[label] = members
+        if not groups:
+            raise ValueError(f"sites={_shown(sites)}: name at least one site, and none twice.")
+        return groups
+
+    def _flat(self, sites: Any, whole: Any, *, or_none: bool = False) -> tuple[str, ...]:
+        """One sequence of sites, in the order given; patterns add those that are not there yet."""
+        items = sites if _is_group(sites) else [sites]
+        found: dict[str, None] = {}
+        exact: list[str] = []
+        for item in items:
+            if isinstance(item, str) and item != ALL and (name := self._exact(item)):
+                exact.append(name)
+                found[name] = None
+            else:
+                found |= dict.fromkeys(self._matching(item))
+        places = [self._place_of(name) for name in exact]
+        if (not found and not or_none) or len(set(places)) != len(places):
+            raise ValueError(f"sites={_shown(whole)}: name at least one site, and none twice.")
+        for name in found:
+            if _ATTENTION.fullmatch(name):
+                raise ValueError(
+                    f"{name} holds [batch, head, query, key], no activation of a position: choose another site."
+                )
+        named = set(places)
+        return tuple(name for name in found if name in exact or self._place_of(name) not in named)
+
+    def site(self, spelling: str) -> Site:
+        """The one site of a name or label.
+
+        Raises:
+            KeyError: if there is no such site, or the spelling is a pattern.
+        """
+        name = self._exact(spelling)
+        if name is None:
+            raise KeyError(f"{spelling!r} is a pattern: name one site, e.g. {self._matching(spelling)[0]!r}.")
+        return Site(name) if name in self._places else Site.parse(name)
+
+    def _exact(self, spelling: str) -> str | None:
+        """The full name of a name or label; `None` for a pattern.
+
+        Raises:
+            KeyError: if it is neither, nor a pattern.
+        """
+        if spelling in self._places:
+            return spelling
+        if name := self.labels.get(spelling) or self.aliases.get(spelling):
+            return name
+        label = re.fullmatch(r"L(\d+)H(\d+)", spelling)
+        site = Site(f"blocks.{label[1]}.attn.hook_z", int(label[2])) if label else Site.parse(spelling)
+        hook = self.labels.get(site.hook, site.hook)
+        if site.head is not None and hook in self._places:
+            if (n_heads := self._heads(hook)) is not None and site.head >= n_heads:
+                raise KeyError(f"{self.of} has no site {spelling!r}: {hook} has heads 0 to {n_heads - 1}.")
+            return Site(hook, site.head).name
+        if _GLOB.search(spelling):
+            return None
+        raise KeyError(
+            f"{self.of} has no site {spelling!r}{self._near(spelling)}. Its residual sites are "
+            f"{_listed(self.labels, 40)}, and its hooks {_listed(self.names)}."
+        )
+
+    def _matching(self, pattern: Any) -> list[str]:
+        """The sites of a glob, a function or `"all"`: in the order of the forward pass, each place once."""
+        if pattern is None:
+            return list(self.residual)
+        if pattern == ALL:
+            return list(self.all)
+        if callable(pattern):
+            matched = self._once([name for name in self.names if pattern(name)])
+        elif isinstance(pattern, str):
+            matched = self._globbed(pattern)
+        else:
+            raise TypeError(
+                f"sites: {pattern!r} is a {type(pattern).__name__}; give names, labels, globs, functions of a hook's "
+                "name, or one level of sequences of them."
+            )
+        if not matched:
+            shown = repr(pattern) if isinstance(pattern, str) else "that function"
+            near = self._near(pattern) if isinstance(pattern, str) else ""
+            raise KeyError(f"{self.of} has no site that matches {shown}{near}. Its hooks are {_listed(self.names)}.")
+        return matched
+
+    def _globbed(self, pattern: str) -> list[str]:
+        in_brackets = _HEAD.fullmatch(pattern)
+        by_label = _HEAD_LABELS.fullmatch(pattern) is not None
+        if not in_brackets and not by_label:
+            # "*_post" means the labels, not a layer's mlp.hook_post.
+            by_name = [name for name in self.names if fnmatchcase(name, pattern)]
+            return self._once([name for name in self.names if fnmatchcase(self._label(name), pattern)] or by_name)
+        hooks = in_brackets[1] if in_brackets and not by_label else "blocks.*.attn.hook_z"
+        heads = []
+        for hook in self._once([name for name in self.names if fnmatchcase(name, hooks)]):
+            n_heads = self._heads(hook)
+            if n_heads is None:
+                raise ValueError(
+                    f"sites: {pattern!r} asks for heads, but {self.of.lower()} does not say how many it has "
+                    "(cfg.n_heads): name each, e.g. 'blocks.0.attn.hook_z[0]'."
+                )
+            heads += [Site(hook, head) for head in range(n_heads)]
+        if by_label:
+            return [site.name for site in heads if fnmatchcase(site.label, pattern)]
+        return [site.name for site in heads if in_brackets and in_brackets[2] in ("*", str(site.head))]
+
+    def _label(self, name: str) -> str:
+        """A name's label, where it is the one so labelled; else nothing."""
+        label = site_label(name)
+        return label if self.labels.get(label) == name else ""
+
+    def _heads(self, hook: str) -> int | None:
+        # Keys and values may have fewer heads than queries; the activation itself will tell.
+        return None if hook.endswith(("hook_k", "hook_v")) else self.n_heads
+
+    def _place_of(self, name: str) -> tuple[Hashable, int | None]:
+        site = Site.parse(name) if name not in self._places else Site(name)
+        return self._places[site.hook], site.head
+
+    def _once(self, names: Iterable[str]) -> list[str]:
+        """One name for each place: the labelled one of twins, else the first."""
+        kept: dict[Hashable, str] = {}
+        for name in names:
+            twin = kept.setdefault(self._places[name], name)
+            if self._label(name) and not self._label(twin):
+                kept[self._places[name]] = name
+        return sorted(kept.values(), key=self.names.index)
+
+    def _near(self, spelling: str) -> str:
+        near = difflib.get_close_matches(spelling, [*self.labels, *self.aliases, *self.names], n=5, cutoff=0.5)
+        return f"; near ones are {', '.join(near)}" if near else ""
+
+
+def _alone(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Each site by itself; two names of one label keep their names."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        label = site_label(name)
+        groups[label if label not in groups else name] = (name,)
+    return groups
+
+
+def _is_group(item: Any) -> bool:
+    return isinstance(item, Sequence) and not isinstance(item, str)
+
+
+def _order(name: str) -> tuple[float, int]:
+    """Sorts names in the order of the forward pass, as far as a name tells."""
+    if name in ("hook_embed", "hook_pos_embed"):
+        return -1.0, 0
+    found = re.match(r"blocks\.(\d+)\.(.*)", name)
+    if not found:
+        return math.inf, 0
+    part = found[2]
+    if part in _PARTS:
+        return int(found[1]), 2 * _PARTS.index(part)
+    return int(found[1]), 1 if "attn" in part or part.startswith("ln1") else 5
+
+
+def _shown(sites: Any) -> str:
+    return repr(list(sites) if isinstance(sites, Sequence) and not isinstance(sites, str) else sites)
+
+
+def _listed(names: Iterable[str], limit: int = 12) -> str:
+    shown = list(names)
+    return ", ".join(shown[:limit]) + (
+        f" and {len(shown) - limit} more (model.hook_dict)" if len(shown) > limit else ""
+    )
