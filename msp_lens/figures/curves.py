@@ -74,7 +74,9 @@ def plot_sites(
         low, high = np.asarray(intervals, dtype=float).T
         middle = np.asarray(held_out, dtype=float)
         reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
-        axis.errorbar(place - 0.27, np.nan_to_num(middle), yerr=reach, fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
+        axis.errorbar(
+            place - 0.27, np.nan_to_num(middle), yerr=reach, fmt="none", ecolor="0.2", elinewidth=1, capsize=2
+        )
     if control is not None and not np.isnan(control).all():
         marks = np.asarray(control, dtype=float)
         axis.hlines(marks, place - 0.45, place + 0.45, color="0.1", linewidth=1.6, label="best control, held out")

@@ -9,6 +9,7 @@ Next-token probabilities are a rival, not a control: an alternative account of w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -128,16 +129,26 @@ class Controls(Sequence[ControlScore]):
 
     def _display(self) -> pd.DataFrame:
         table = self.to_dataframe()
-        for column in table.columns[1:-1]:
-            decimals = 6 if column.startswith("MSE") else 5
-            table[column] = table[column].map(lambda value, decimals=decimals: f"{value:.{decimals}f}")
-        return table
+        shown = table[["site"]].copy()
+        shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
+        shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
+        shown["R² in-sample"] = table["R² in-sample"].map("{:.5f}".format)
+        shown["MSE held out"] = table["MSE held out"].map("{:.6f}".format)
+        shown["rival"] = table["is rival"].map({True: "rival", False: ""})
+        return shown
 
     def __repr__(self) -> str:
         return to_text(self._display(), title="Controls")
 
     def _repr_html_(self) -> str:
         return to_html(self._display(), title="Controls")
+
+
+def interval_text(low: float, high: float) -> str:
+    """An interval of R² as short as it can be read."""
+    if math.isnan(low):
+        return "–"
+    return " – ".join(f"{end:.4f}".replace("0.", ".", 1) if abs(end) < 1 else f"{end:.3f}" for end in (low, high))
 
 
 class TokenWindows:
@@ -311,7 +322,10 @@ def _twin(model: HookedModel, seed: int) -> HookedModel:
     try:
         # What a bridge's weights are called only a bridge has.
         twin = build_model(
-            config_fields(model), seed=seed, device=model_device(model), bridge=True if "embed.weight" in state else None
+            config_fields(model),
+            seed=seed,
+            device=model_device(model),
+            bridge=True if "embed.weight" in state else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise ValueError(f"No untrained twin could be built from the model's config: {error}. {remedy}") from error

@@ -66,10 +66,7 @@ def _bundle(spectrum: Spectrum, solver: Solver, penalty: float | None, *, extras
     features = (*sites, NEXT_TOKEN) if "with next token" in maps else sites
     width = sum(moments.blocks[name] for name in features)
     weights = torch.cat(
-        [
-            torch.nn.functional.pad(each.weights, (0, 0, 0, width - len(each.weights)))
-            for each, _ in maps.values()
-        ],
+        [torch.nn.functional.pad(each.weights, (0, 0, 0, width - len(each.weights))) for each, _ in maps.values()],
         dim=1,
     )
     bias = torch.cat([each.bias for each, _ in maps.values()])

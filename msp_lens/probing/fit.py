@@ -19,7 +19,7 @@ from msp_lens.probing.belief_probe import BELIEF, fit_probe
 from msp_lens.probing.controls import Controls, ControlScore, TokenWindows, shuffled_beliefs, untrained_twins
 from msp_lens.probing.evaluate import NEXT_TOKEN, SHUFFLED, evaluate, next_token_score
 from msp_lens.probing.regression import RANK_CUTOFF
-from msp_lens.probing.report import CONCATENATED, Increment, ProbeReport
+from msp_lens.probing.report import Increment, ProbeReport
 from msp_lens.probing.rows import RowBatch
 from msp_lens.probing.solvers import Method, Solver
 from msp_lens.probing.splits import Accumulator, Cells, Split, SplitRows, accumulate, split_rows
@@ -113,7 +113,13 @@ def probe(
             of, dataset, names, rows, targets, batch_size=batch_size, progress=title if progress else None
         )
 
-    fitting = {"solver": solver, "n_folds": n_folds, "n_groups": rows.n_groups, "concatenate": concatenate, "seed": seed}
+    fitting = {
+        "solver": solver,
+        "n_folds": n_folds,
+        "n_groups": rows.n_groups,
+        "concatenate": concatenate,
+        "seed": seed,
+    }
     regret = _Regret(dataset)
     windows = TokenWindows(dataset.tokens, dataset.process.n_tokens, n_targets=dataset.process.n_states)
     report = probe_rows(
@@ -218,9 +224,7 @@ def probe_rows(
         cells = cells_of[group[0]]
         linear_map, scores = evaluate(cells, group, solver, extras=extras, own_positions=own_positions)
         probes.append(
-            fit_probe(
-                cells.whole, group, scores, provenance=given, read_map=linear_map, rank_cutoff=solver.rank_cutoff
-            )
+            fit_probe(cells.whole, group, scores, provenance=given, read_map=linear_map, rank_cutoff=solver.rank_cutoff)
         )
     found = windows.scores(n_folds) if windows else []
     rival = next_token_score(cells_of[names[0]], solver) if extras else None

@@ -165,9 +165,7 @@ def second_moment(
 ) -> Float64[Tensor, "row column"]:
     """Covariance between two groups of blocks, or, without intercept, their mean product."""
     covariance = moments.covariance(rows, columns)
-    return (
-        covariance if intercept else covariance + torch.outer(moments.block_mean(rows), moments.block_mean(columns))
-    )
+    return covariance if intercept else covariance + torch.outer(moments.block_mean(rows), moments.block_mean(columns))
 
 
 def least_squares(

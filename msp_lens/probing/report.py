@@ -17,7 +17,7 @@ from msp_lens.data import BeliefDataset
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
-from msp_lens.probing.controls import Controls, ControlScore
+from msp_lens.probing.controls import Controls, ControlScore, interval_text
 from msp_lens.probing.scores import NOTHING_LEFT, HeldOutScore, Score, skill
 from msp_lens.processes.process import Process
 
@@ -331,7 +331,7 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         table = self.to_dataframe()
         shown = pd.DataFrame(index=table.index)
         shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
-        shown["95 %"] = [f"{low:.4f}–{high:.4f}" for low, high in zip(table["low"], table["high"], strict=True)]
+        shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
         shown["R² in-sample"] = table["R² in-sample"].map("{:.5f}".format)
         if table["R² shuffled"].notna().any():
             shown["R² shuffled"] = table["R² shuffled"].map("{:.4f}".format)

@@ -156,9 +156,7 @@ def bootstrap_interval(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(n_cells, (N_RESAMPLES, n_cells), generator=generator)
     r2 = 1 - errors[drawn].sum(dim=1) / spread[drawn].sum(dim=1).clamp(min=scarce)
-    tail = float(
-        stats.norm.cdf(math.sqrt(n_cells / (n_cells - 1)) * stats.t.ppf((1 - CONFIDENCE) / 2, n_cells - 1))
-    )
+    tail = float(stats.norm.cdf(math.sqrt(n_cells / (n_cells - 1)) * stats.t.ppf((1 - CONFIDENCE) / 2, n_cells - 1)))
     low, high = np.quantile(r2.numpy(), [tail, 1 - tail])
     return (float(low), float(high))
 

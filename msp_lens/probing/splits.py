@@ -331,7 +331,9 @@ class Accumulator:
                 )
         for name, values in batch.targets.items():
             if not torch.isfinite(values).all():
-                raise ValueError(f"The target {name!r} holds NaN or infinity in batch {self._n_batches}: check the data.")
+                raise ValueError(
+                    f"The target {name!r} holds NaN or infinity in batch {self._n_batches}: check the data."
+                )
 
 
 def accumulate(

@@ -41,9 +41,7 @@ def _data(report: ProbeReport) -> str:
         return f"{n:,} rows, weights={given.get('weights', 'as given')!r}."
     words = "every possible word" if given["is_population"] else f"{given['words']:,} sampled words"
     rows = "rows, repetitions included" if given["split"] == "sequence" else "distinct prefixes"
-    return (
-        f"{report.process!r}; {words} of {given['n_ctx']} tokens: {n:,} {rows}, weights={given['weights']!r}."
-    )
+    return f"{report.process!r}; {words} of {given['n_ctx']} tokens: {n:,} {rows}, weights={given['weights']!r}."
 
 
 def _held_out(report: ProbeReport) -> str:
