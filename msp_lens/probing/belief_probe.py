@@ -232,8 +232,8 @@ class BeliefProbe:
             notes.append("It is not known which model the probe was fitted on.")
         elif known != found:
             notes.append(
-                f"The model's weights ({found}) are not those the probe was fitted on ({known}): its scores do not hold "
-                "here. score_probe(probe, model, process) measures it anew."
+                f"The model's weights ({found}) are not those the probe was fitted on ({known}): its scores do not "
+                "hold here. score_probe(probe, model, dataset) measures it anew."
             )
         return notes
 

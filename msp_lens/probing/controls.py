@@ -194,7 +194,7 @@ class TokenWindows:
     def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Take in a batch of rows, their `words` and `positions` pointing into the tokens."""
         targets = batch.targets[BELIEF]
-        if self._sums is None:
+        if self._sums is None or self._reference is None:
             # Sums about some mean: squares of far-off targets would cancel.
             self._reference = targets.mean(dim=0)
             width = targets.shape[1]

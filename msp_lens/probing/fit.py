@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -113,19 +114,19 @@ def probe(
             of, dataset, names, rows, targets, batch_size=batch_size, progress=title if progress else None
         )
 
-    fitting = {
-        "solver": solver,
-        "n_folds": n_folds,
-        "n_groups": rows.n_groups,
-        "concatenate": concatenate,
-        "seed": seed,
-    }
+    fitted = partial(
+        probe_rows,
+        sites=names,
+        solver=solver,
+        n_folds=n_folds,
+        n_groups=rows.n_groups,
+        concatenate=concatenate,
+        seed=seed,
+    )
     regret = _Regret(dataset)
     windows = TokenWindows(dataset.tokens, dataset.process.n_tokens, n_targets=dataset.process.n_states)
-    report = probe_rows(
+    report = fitted(
         stream(model, "Probing", targets),
-        names,
-        **fitting,
         n_positions=dataset.n_ctx if by_position else None,
         own_positions=own_positions,
         windows=windows if controls else None,
@@ -149,9 +150,7 @@ def probe(
     untrained_scores = [
         ControlScore(name, each.label, each.scores.in_sample, each.scores.held_out)
         for name, twin in twins
-        for each in probe_rows(
-            stream(twin, f"Probing {name}", {BELIEF: targets[BELIEF]}), names, **fitting, extras=False
-        ).probes
+        for each in fitted(stream(twin, f"Probing {name}", {BELIEF: targets[BELIEF]}), extras=False).probes
     ]
     return report.with_controls(untrained_scores).with_regret(regret.by_position)
 
@@ -200,6 +199,8 @@ def probe_rows(
         ValueError: if numbers are not finite, sites too wide to concatenate, or groups too few.
     """
     names = tuple(sites)
+    if not names:
+        raise ValueError("sites is empty: name at least one.")
     solver = solver or Solver()
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: cross-validation needs at least 2.")

@@ -262,5 +262,6 @@ def from_json(value: Any) -> Any:
     """Scores again from the mappings, and tuples from the lists, that JSON gives back; other values as they are."""
     if isinstance(value, Mapping):
         fields = {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
-        return HeldOutScore(**fields) if "r2_interval" in fields else Score(**fields)
+        kind: Any = HeldOutScore if "r2_interval" in fields else Score
+        return kind(**fields)
     return tuple(from_json(each) for each in value) if isinstance(value, list) else value

@@ -45,7 +45,7 @@ class Solver:
         ValueError: if an option is out of range or goes with another method.
     """
 
-    method: Method = "ols"
+    method: str = "ols"
     rank: int | None = None
     penalty: float | None = None
     intercept: bool = True
@@ -56,8 +56,8 @@ class Solver:
             raise ValueError(f"method={self.method!r}: choose one of {', '.join(map(repr, get_args(Method)))}.")
         if (self.rank is not None) != (self.method == "reduced_rank"):
             raise ValueError(
-                f"rank={self.rank} with method={self.method!r}: method='reduced_rank' needs a rank, and only it has one "
-                "(report.by_rank() shows every rank, whatever the method)."
+                f"rank={self.rank} with method={self.method!r}: method='reduced_rank' needs a rank, and only it has "
+                "one (report.by_rank() shows every rank, whatever the method)."
             )
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank={self.rank}: at least 1.")
@@ -97,7 +97,7 @@ class PenaltyChoice:
 
 
 def choose_penalty(
-    cells: Cells, features: Blocks, targets: Blocks, solver: Solver, penalties: Sequence[float] = PENALTIES
+    cells: Cells, features: Blocks, targets: str, solver: Solver, penalties: Sequence[float] = PENALTIES
 ) -> PenaltyChoice:
     """Choose ridge's penalty by nested cross-validation over folds; never on training error.
 
@@ -107,17 +107,19 @@ def choose_penalty(
     folds = cells.folds
     if len(folds) < 3:
         raise ValueError(
-            f"{len(folds)} folds: choosing a penalty and scoring the choice honestly takes at least 3. Give more folds, "
-            "or penalty=."
+            f"{len(folds)} folds: choosing a penalty and scoring the choice honestly takes at least 3. Give more "
+            "folds, or penalty=."
         )
 
     def errors(left_out: Sequence[int]) -> dict[int, Float64[Tensor, "penalty"]]:
         """Squared error on each fold left out, under each penalty."""
         maps = solver.decompose(cells.without(*left_out), features).ridge(targets, penalties)
+        # Side by side, so that one product evaluates the whole path.
+        weights, bias = torch.cat([each.weights for each in maps], dim=1), torch.cat([each.bias for each in maps])
+        path, repeated = LinearMap(weights, bias, maps[0].rank), [targets] * len(penalties)
         return {
-            k: torch.stack(
-                [folds[k].weight * mean_squared_errors(each, folds[k], features, targets).mean() for each in maps]
-            )
+            k: folds[k].weight
+            * mean_squared_errors(path, folds[k], features, repeated).reshape(len(penalties), -1).mean(dim=1)
             for k in left_out
         }
 

@@ -1,7 +1,7 @@
 """What is held out together, and the moments of every part of the data.
 
 Rows fall into *groups* that are never torn apart: a prefix, a word, a subtree of words. Groups are dealt into *cells*,
-and a *fold* is a union of cells. The moments of each cell (and position) are kept, so that training on all folds but one
+and a *fold* is a union of cells. The moments of each cell (and position) are kept, so that fitting on all folds but one
 is an addition:
 
     fold k's complement = Σ of the other cells,        S = Σ_i S_i + Σ_i W_i (μ_i - μ)(μ_i - μ)ᵀ.
@@ -54,7 +54,7 @@ class SplitRows:
 
 
 def split_rows(
-    dataset: BeliefDataset, split: Split, weighting: Weighting, *, subtree_depth: int | None = None, n_folds: int = 5
+    dataset: BeliefDataset, split: str, weighting: Weighting, *, subtree_depth: int | None = None, n_folds: int = 5
 ) -> SplitRows:
     """The rows of a dataset and their groups.
 
@@ -156,7 +156,7 @@ class Cells:
     @cached_property
     def cells(self) -> list[Moments]:
         """By cell, positions together; empty ones left out."""
-        merged = [pooled(positions) if len(positions) > 1 else positions[0] for positions in self.parts]
+        merged = [positions[0] if len(positions) == 1 else pooled(positions) for positions in self.parts]
         return [cell for cell in merged if cell.weight > 0]
 
     @cached_property

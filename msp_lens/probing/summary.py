@@ -60,8 +60,8 @@ def _controls(report: ProbeReport) -> list[str]:
     twins = [name for name in report.controls.names if name.startswith("untrained")]
     if not (shuffled or names or twins):
         return [
-            "No controls stand beside these numbers: an R² means little alone, and a random network can reach a high one. "
-            "Probe with controls=True and untrained=3."
+            "No controls stand beside these numbers: an R² means little alone, and a random network can reach a high "
+            "one. Probe with controls=True and untrained=3."
         ]
     lines = []
     if shuffled:
@@ -73,8 +73,8 @@ def _controls(report: ProbeReport) -> list[str]:
         against.append(f"{len(twins)} untrained network{'s' * (len(twins) > 1)}")
     if against:
         lines.append(
-            f"Best control: the best held out of {' and '.join(against)}. Skill: the share of what it leaves unexplained "
-            "that the probe explains; below 0, less than the control."
+            f"Best control: the best held out of {' and '.join(against)}. Skill: the share of what it leaves "
+            "unexplained that the probe explains; below 0, less than the control."
         )
     if not twins:
         lines.append(
@@ -91,6 +91,6 @@ def _method(report: ProbeReport) -> str:
         return f"Probes are by ridge with penalty {given['penalty']:g}."
     penalties = [probe.scores.penalty for probe in report.probes if probe.scores.penalty is not None]
     return (
-        f"Probes are by ridge with penalties {min(penalties):g} to {max(penalties):g}, chosen on held-out folds; scores "
-        "are of penalties chosen without the fold that is scored."
+        f"Probes are by ridge with penalties {min(penalties):g} to {max(penalties):g}, chosen on held-out folds; "
+        "scores are of penalties chosen without the fold that is scored."
     )
