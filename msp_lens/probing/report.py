@@ -24,6 +24,8 @@ from msp_lens.processes.process import Process
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from msp_lens.probing.geometry import Geometry
+
 # In tables a skill below this says no more than "worse than the control".
 LOWEST_SKILL = -9.99
 
@@ -283,6 +285,18 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         held_out, in_sample, shuffled, control = (table[column].tolist() for column in columns)
         intervals = list(zip(table["low"], table["high"], strict=True))
         return plot_sites(list(table.index), held_out, in_sample, shuffled, control=control, intervals=intervals)
+
+    def geometry(self) -> Geometry:
+        """How the belief lies at each site: variance share, dimensions, angles, the simplex, the unembedding.
+
+        Runs the model once more over the words it was probed on, to see where read-outs fall.
+
+        Raises:
+            ValueError: if the report was loaded without its model.
+        """
+        from msp_lens.probing.geometry import geometry
+
+        return geometry(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the report to one safetensors file, its numbers as JSON in the header; whole or not at all."""

@@ -112,7 +112,8 @@ def deal(groups: Int[Tensor, "row"], n_cells: int, *, n_groups: int | None, seed
     if n_groups is not None:
         return (_shuffled(n_groups, seed) % n_cells)[groups.cpu()]
     # SplitMix64's finaliser, on wrapping 64-bit integers.
-    mixed = groups.cpu().long() + (seed + 1) * -7046029254386353131
+    start = ((seed + 1) * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63
+    mixed = groups.cpu().long() + start
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return (mixed ^ ((mixed >> 31) & ((1 << 33) - 1))) % n_cells

@@ -152,7 +152,7 @@ def test_numbers_that_are_none_name_the_site_and_the_batch(wrong):
         probe_rows([part(batch, slice(0, 100)), broken], ["a", "b"])
     broken = part(batch, slice(0, 100))
     broken.targets["belief"][0, 0] = wrong
-    with pytest.raises(ValueError, match="Target 'belief' holds NaN or infinity in batch 0"):
+    with pytest.raises(ValueError, match="The target 'belief' holds NaN or infinity in batch 0"):
         probe_rows([broken], ["a", "b"])
 
 
