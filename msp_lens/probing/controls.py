@@ -129,12 +129,12 @@ class Controls(Sequence[ControlScore]):
 
     def _display(self) -> pd.DataFrame:
         table = self.to_dataframe()
-        shown = table[["site"]].copy()
+        shown = pd.DataFrame({"site": table["site"]})
         shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
         shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
         shown["R² in-sample"] = table["R² in-sample"].map("{:.5f}".format)
         shown["MSE held out"] = table["MSE held out"].map("{:.6f}".format)
-        shown["rival"] = table["is rival"].map({True: "rival", False: ""})
+        shown["rival"] = ["rival" if each.is_rival else "" for each in self.scores]
         return shown
 
     def __repr__(self) -> str:

@@ -123,7 +123,9 @@ def evaluate(
     width = cells.whole.blocks[BELIEF]
     n_features = sum(cells.whole.blocks[site] for site in group)
     linear_map = LinearMap(
-        whole.maps.weights[:n_features, :width].contiguous(), whole.maps.bias[:width].clone(), whole.maps.rank
+        whole.maps.weights[:n_features, :width].contiguous(),
+        whole.maps.bias[:width].clone(),
+        min(whole.maps.rank, solver.rank or whole.maps.rank),
     )
     ranked = [name for name in whole.names if name.startswith("rank ")]
     scores = ProbeScores(

@@ -208,6 +208,7 @@ def probe_rows(
     accumulator = Accumulator(panels, n_folds=n_folds, n_groups=n_groups, n_positions=n_positions, seed=seed)
     watching = [*observers, *([windows.update] if windows else [])]
     by_panel = accumulate(batches, accumulator, watching)
+    first = by_panel[panels[0]]
     cells_of = {site: cells for panel, cells in by_panel.items() for site in panel}
     given = dict(provenance or {}) | {
         "n_folds": n_folds,
@@ -216,7 +217,7 @@ def probe_rows(
         "penalty": solver.penalty,
         "intercept": solver.intercept,
         "rank_cutoff": solver.rank_cutoff,
-        "n_cells": len(cells_of[names[0]].cells),
+        "n_cells": len(first.cells),
         "seed": seed,
     }
     groups = [(name,) for name in names] + ([names] if concatenate and len(names) > 1 else [])
@@ -228,7 +229,7 @@ def probe_rows(
             fit_probe(cells.whole, group, scores, provenance=given, read_map=linear_map, rank_cutoff=solver.rank_cutoff)
         )
     found = windows.scores(n_folds) if windows else []
-    rival = next_token_score(cells_of[names[0]], solver) if extras else None
+    rival = next_token_score(first, solver) if extras else None
     if rival:
         found.append(ControlScore(NEXT_TOKEN, None, *rival, is_rival=True))
     increments = _increments(by_panel[names], names, probes, solver) if extras and len(groups) > len(names) else ()

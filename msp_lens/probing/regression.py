@@ -38,7 +38,7 @@ class LinearMap:
     Attributes:
         weights: `[feature, target]`.
         bias: `[target]`.
-        rank: How many directions of the features it was solved in.
+        rank: How many directions of the features it was solved in; of a reduced-rank map, its rank.
     """
 
     weights: Float64[Tensor, "feature target"]
