@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens.models.hooked import find_sites
