@@ -121,7 +121,7 @@ def test_other_ways_to_solve(model, mess3, report, options, says):
     if options == {"method": "ridge"}:
         table = found.by_penalty()
         assert table.loc["1_post"].idxmin() == other.penalty
-        assert other.held_out.r2 > ordinary.held_out.r2 - 0.01
+        assert other.held_out.r2 > ordinary.held_out.r2 - 0.05
     if "rank" in options:
         assert found["1_post"].read_map.rank == 1
         assert other.held_out.r2 == pytest.approx(found.by_rank().loc["1_post", 1])
