@@ -39,6 +39,9 @@ def render_page(
         optimum=float(training.optimum.mean()),
         report=report,
         report_table=report._repr_html_(),
+        controls_table=report.controls._repr_html_(),
+        skill=report.skill(best.label),
+        control=report.controls.best(best.label),
         best=best,
         steered={
             edit: interventions.select(site=best.label, edit=edit) for edit in ("none", "placebo", "steer", "donor")

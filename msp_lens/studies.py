@@ -15,7 +15,7 @@ import torch
 
 from msp_lens._files import write_atomically, write_json
 from msp_lens.data import Weighting, check_weighting
-from msp_lens.figures.curves import plot_sites, plot_training
+from msp_lens.figures.curves import plot_training
 from msp_lens.interventions.experiment import InterventionReport, intervene
 from msp_lens.models.build import transformer_lens_version
 from msp_lens.models.checkpoints import MODEL_FILE, model_fingerprint
@@ -168,16 +168,10 @@ def versions() -> dict[str, str]:
 
 def _figures(training: TrainingRun, report: ProbeReport) -> dict[str, Figure]:
     last_layer = [label for label in report if label.endswith("_post")][-1]
-    table = report.to_dataframe()
     records: list[dict[str, Any]] = list(training.metrics)
     return {
         "fractal": report.plot(last_layer, "concatenated"),
-        "sites": plot_sites(
-            list(table.index),
-            table["R² held out"].tolist(),
-            table["R² in-sample"].tolist(),
-            table["R² shuffled"].tolist(),
-        ),
+        "sites": report.plot_scores(),
         "training": plot_training(
             [record["tokens"] for record in records],
             [record["regret"] for record in records],

@@ -39,9 +39,24 @@ def plot_training(tokens: Sequence[float], regret: Sequence[float], by_position:
 
 
 def plot_sites(
-    labels: Sequence[str], held_out: Sequence[float], in_sample: Sequence[float], shuffled: Sequence[float]
+    labels: Sequence[str],
+    held_out: Sequence[float],
+    in_sample: Sequence[float],
+    shuffled: Sequence[float],
+    *,
+    control: Sequence[float] | None = None,
+    intervals: Sequence[tuple[float, float]] | None = None,
 ) -> Figure:
-    """R² at each site, held out and in-sample, beside a probe of shuffled beliefs."""
+    """R² at each site, held out and in-sample, beside a probe of shuffled beliefs.
+
+    Args:
+        labels: The sites'.
+        held_out: R² held out.
+        in_sample: R² in-sample.
+        shuffled: R² of a probe of shuffled beliefs, in-sample.
+        control: R² held out of the best control at each site, a mark across its bars.
+        intervals: Ends of each held-out R²'s interval.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.4, 3.4), layout="constrained")
@@ -53,13 +68,18 @@ def plot_sites(
         "shuffled beliefs, in-sample": (shuffled, GREY),
     }
     for index, (name, (values, colour)) in enumerate(series.items()):
-        axis.bar(
-            place + (index - 1) * 0.27,
-            np.nan_to_num(np.asarray(values, dtype=float)),
-            width=0.25,
-            color=colour,
-            label=name,
+        heights = np.nan_to_num(np.asarray(values, dtype=float))
+        axis.bar(place + (index - 1) * 0.27, heights, width=0.25, color=colour, label=name)
+    if intervals is not None:
+        low, high = np.asarray(intervals, dtype=float).T
+        middle = np.asarray(held_out, dtype=float)
+        reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
+        axis.errorbar(
+            place - 0.27, np.nan_to_num(middle), yerr=reach, fmt="none", ecolor="0.2", elinewidth=1, capsize=2
         )
+    if control is not None and not np.isnan(control).all():
+        marks = np.asarray(control, dtype=float)
+        axis.hlines(marks, place - 0.45, place + 0.45, color="0.1", linewidth=1.6, label="best control, held out")
     lowest = np.nanmin([*held_out, *shuffled, 0.0])
     axis.set(xticks=place, xticklabels=labels, ylabel="R² of beliefs", ylim=(max(lowest, -0.5), 1.02))
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -27,31 +27,17 @@ from torch import Tensor
 from msp_lens._files import read_tensors, write_atomically
 from msp_lens.activations import stream_activations
 from msp_lens.data import BeliefDataset
-from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, site_label
+from msp_lens.models.checkpoints import model_fingerprint
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites, site_label
 from msp_lens.probing.moments import Moments
-from msp_lens.probing.regression import RANK_CUTOFF, LinearMap, Score, least_squares, pseudo_inverse
+from msp_lens.probing.regression import RANK_CUTOFF, LinearMap, least_squares, pseudo_inverse
+from msp_lens.probing.scores import ProbeScores
+from msp_lens.processes.process import Process
 
 BELIEF = "belief"
 BELIEF_SUM_TOLERANCE = 1e-4
 
 Position: TypeAlias = int | Sequence[int] | slice | None
-
-
-@dataclass(frozen=True)
-class ProbeScores:
-    """A probe's scores on the beliefs, and on beliefs dealt out at random.
-
-    Attributes:
-        in_sample: On the rows it was fitted on.
-        held_out: By cross-validation over prefixes.
-        shuffled: In-sample, of a probe fitted to shuffled beliefs: what chance alone would show.
-        shuffled_held_out: The same, cross-validated.
-    """
-
-    in_sample: Score
-    held_out: Score
-    shuffled: Score
-    shuffled_held_out: Score
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +51,7 @@ class BeliefProbe:
         decoder: `[state, feature]`, how activations move with the belief.
         activation_mean: μ_h, weighted as the rows were.
         belief_mean: μ_b.
-        scores: In-sample, held-out and shuffled.
+        scores: In-sample, held-out, beside shuffled beliefs, by rank and position.
         provenance: Weighting, process and model fingerprints, and whatever else the maker added.
         moments: What all of it was solved from, and every edit of the site can be: blocks of the sites and
             `"belief"`, perhaps more. `None` for a concatenation loaded from a file.
@@ -216,6 +202,41 @@ class BeliefProbe:
             )
         return beliefs
 
+    def check_applies(self, model: HookedModel, process: Process | None = None) -> list[str]:
+        """Whether this probe may read that model; returns what to bear in mind, a sentence each, where it may.
+
+        Other weights are allowed (another checkpoint, another seed) but noted: what the probe then reads is how far the
+        two represent beliefs alike.
+
+        Raises:
+            KeyError: if the model lacks a site.
+            ValueError: if a site's width differs, or `process` is not the one whose beliefs the probe reads.
+        """
+        sites = find_sites(model, self.sites)
+        (batch,) = stream_activations(model, torch.zeros(1, 1, dtype=torch.int64), sites)
+        for site, expected in zip(sites, self.widths, strict=True):
+            if (width := batch.activations[site].shape[-1]) != expected:
+                raise ValueError(
+                    f"{site} has {width} features in this model and had {expected} in the one the probe was fitted on: "
+                    "it reads a model of the same width only."
+                )
+        fitted_on = self.provenance.get("process_fingerprint")
+        if process is not None and fitted_on not in (None, process.fingerprint):
+            raise ValueError(
+                f"This probe reads beliefs of process {fitted_on}, not of {process!r} ({process.fingerprint}): probe "
+                "the model anew."
+            )
+        notes = []
+        known, found = self.provenance.get("model_fingerprint"), model_fingerprint(model)
+        if known is None:
+            notes.append("It is not known which model the probe was fitted on.")
+        elif known != found:
+            notes.append(
+                f"The model's weights ({found}) are not those the probe was fitted on ({known}): its scores do not "
+                "hold here. score_probe(probe, model, dataset) measures it anew."
+            )
+        return notes
+
     def _features(self, activations: Any) -> Tensor:
         if not isinstance(activations, Tensor):
             activations = torch.cat([activations[site] for site in self.sites], dim=-1)
@@ -228,7 +249,13 @@ class BeliefProbe:
 
     def save(self, path: str | Path) -> Path:
         """Write the probe to one safetensors file, its description in the header; whole or not at all."""
-        description = {
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        write_atomically(path, save(tensors, metadata={"msp_lens_probe": json.dumps(self.description())}))
+        return Path(path)
+
+    def description(self) -> dict[str, Any]:
+        """All but the tensors, as JSON-ready values."""
+        return {
             "sites": self.sites,
             "widths": self.widths,
             "rank": self.read_map.rank,
@@ -236,11 +263,9 @@ class BeliefProbe:
             "provenance": self.provenance,
             "rows": {"n": self.moments.n, "weight": self.moments.weight} if self.moments else None,
         }
-        tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
-        write_atomically(path, save(tensors, metadata={"msp_lens_probe": json.dumps(description)}))
-        return Path(path)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that `from_parts` rebuilds the probe from, by name."""
         tensors = {
             "weights": self.read_map.weights,
             "bias": self.read_map.bias,
@@ -264,7 +289,11 @@ class BeliefProbe:
         tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
             raise ValueError(f"{path} is not a probe of msp_lens: give the file that probe.save(path) wrote.")
-        description = json.loads(metadata["msp_lens_probe"])
+        return cls.from_parts(json.loads(metadata["msp_lens_probe"]), tensors)
+
+    @classmethod
+    def from_parts(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BeliefProbe:
+        """Rebuild a probe from its `description()` and `tensors()`."""
         moments = None
         if "scatter" in tensors:
             moments = Moments({description["sites"][0]: description["widths"][0], BELIEF: len(tensors["belief_mean"])})
@@ -278,7 +307,7 @@ class BeliefProbe:
             decoder=tensors["decoder"],
             activation_mean=tensors["activation_mean"],
             belief_mean=tensors["belief_mean"],
-            scores=ProbeScores(**{key: Score(**value) for key, value in description["scores"].items()}),
+            scores=ProbeScores.from_dict(description["scores"]),
             provenance=description["provenance"],
             moments=moments,
         )
@@ -297,14 +326,18 @@ def fit_probe(
     scores: ProbeScores,
     *,
     provenance: Mapping[str, Any],
+    read_map: LinearMap | None = None,
     rank_cutoff: float = RANK_CUTOFF,
 ) -> BeliefProbe:
-    """The probe and decoder of some sites, from moments that hold their blocks and the block `"belief"`."""
+    """The probe and decoder of some sites, from moments that hold their blocks and the block `"belief"`.
+
+    The probe reads with `read_map`, by default the least-squares map.
+    """
     belief_inverse, _ = pseudo_inverse(moments.covariance(BELIEF, BELIEF), rank_cutoff)
     return BeliefProbe(
         sites=tuple(sites),
         widths=tuple(moments.blocks[site] for site in sites),
-        read_map=least_squares(moments, sites, BELIEF, rank_cutoff=rank_cutoff),
+        read_map=read_map or least_squares(moments, sites, BELIEF, rank_cutoff=rank_cutoff),
         decoder=belief_inverse @ moments.covariance(BELIEF, sites),
         activation_mean=moments.block_mean(sites),
         belief_mean=moments.block_mean(BELIEF),

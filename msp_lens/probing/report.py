@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,9 +17,32 @@ from msp_lens.data import BeliefDataset
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
+from msp_lens.probing.controls import Controls, ControlScore, interval_text
+from msp_lens.probing.scores import NOTHING_LEFT, HeldOutScore, Score, skill
+from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from msp_lens.probing.geometry import Geometry
+
+# In tables a skill below this says no more than "worse than the control".
+LOWEST_SKILL = -9.99
+
+
+@dataclass(frozen=True)
+class Increment:
+    """A site together with all sites before it.
+
+    Attributes:
+        site: The last one's label.
+        in_sample: Score of the probe of all of them.
+        held_out: The same, held out.
+    """
+
+    site: str
+    in_sample: Score
+    held_out: HeldOutScore
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +54,20 @@ class ProbeReport(Mapping[str, BeliefProbe]):
     Attributes:
         probes: The probes.
         regret: E KL(optimal next token ‖ model's) at each position, in nats; `None` if the model gave no logits.
-        provenance: Process, weighting, number of words, fingerprints, seed.
+        provenance: Process, weighting, split, number of words, fingerprints, seed.
         model: The model that was probed (not saved).
         dataset: The words it was probed on (not saved).
+        controls: What the probes are set beside.
+        cumulative: Each site together with all before it.
     """
 
     probes: tuple[BeliefProbe, ...]
     regret: Float64[Tensor, "pos"] | None
     provenance: dict[str, Any]
-    model: HookedModel = field(repr=False)
-    dataset: BeliefDataset = field(repr=False)
+    model: HookedModel | None = field(repr=False)
+    dataset: BeliefDataset | None = field(repr=False)
+    controls: Controls = field(default_factory=Controls, repr=False)
+    cumulative: tuple[Increment, ...] = field(default=(), repr=False)
 
     def __getitem__(self, site: str) -> BeliefProbe:
         for probe in self.probes:
@@ -57,17 +86,65 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         """The single-site probe with the highest held-out R²."""
         return max((p for p in self.probes if len(p.sites) == 1), key=lambda p: p.scores.held_out.r2)
 
+    @property
+    def process(self) -> Process | None:
+        """The process whose beliefs were probed, where there is one."""
+        if self.dataset is not None:
+            return self.dataset.process
+        return Process.from_dict(self.provenance["process"]) if "process" in self.provenance else None
+
+    def with_controls(self, scores: Sequence[ControlScore]) -> ProbeReport:
+        """The same report beside further controls."""
+        return replace(self, controls=Controls((*self.controls.scores, *scores)))
+
+    def with_regret(self, regret: Float64[Tensor, "pos"] | None) -> ProbeReport:
+        """The same report with the model's regret."""
+        return replace(self, regret=regret)
+
+    def skill(self, site: str) -> float:
+        """The share of what the best control leaves unexplained that the site's probe explains, held out.
+
+        Below 0 if the control explains more. NaN if the report has no controls but shuffled beliefs.
+        """
+        probe = self[site]
+        best = self.controls.best(probe.label)
+        held_out = probe.scores.held_out
+        if best is None:
+            return math.nan
+        return skill(held_out.mse, best.held_out.mse, held_out.variance)
+
+    def beyond_next_token(self, site: str) -> float:
+        """The share of what next-token probabilities leave of the beliefs that the activations add, held out.
+
+        NaN where it was not measured, or where next-token probabilities leave less than a millionth of the variance:
+        there the two cannot be told apart.
+        """
+        joint = self[site].scores.with_next_token
+        rivals = [each for each in self.controls if each.is_rival]
+        if joint is None or not rivals:
+            return math.nan
+        left = rivals[0].held_out.mse
+        return 1 - joint.mse / left if left > NOTHING_LEFT * joint.variance else math.nan
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row a probe. R² is against the variance over all coordinates, MSE per coordinate."""
         rows = []
         for probe in self.probes:
             scores = probe.scores
+            best = self.controls.best(probe.label)
             rows.append(
                 {
                     "site": probe.label,
                     "R² held out": scores.held_out.r2,
+                    "low": scores.held_out.r2_interval[0],
+                    "high": scores.held_out.r2_interval[1],
                     "R² in-sample": scores.in_sample.r2,
-                    "R² shuffled": scores.shuffled.r2,
+                    "R² shuffled": scores.shuffled.r2 if scores.shuffled else math.nan,
+                    "R² shuffled held out": scores.shuffled_held_out.r2 if scores.shuffled_held_out else math.nan,
+                    "R² best control": best.held_out.r2 if best else math.nan,
+                    "best control": best.name if best else None,
+                    "skill": self.skill(probe.label),
+                    "beyond next token": self.beyond_next_token(probe.label),
                     "MSE held out": scores.held_out.mse,
                     "MSE in-sample": scores.in_sample.mse,
                     "RMSE in-sample": scores.in_sample.rmse,
@@ -79,39 +156,94 @@ class ProbeReport(Mapping[str, BeliefProbe]):
             )
         return pd.DataFrame(rows).set_index("site")
 
+    def by_position(self, *, own: bool = False) -> pd.DataFrame:
+        """Held-out R² at each position, a row a probe, against the variance of beliefs at that position.
+
+        Args:
+            own: Of probes fitted at each position on its own, instead of the one probe of all positions.
+
+        Raises:
+            ValueError: if it was not measured.
+        """
+        found = {p.label: p.scores.by_position_own if own else p.scores.by_position for p in self.probes}
+        if not all(found.values()):
+            option = "own_positions=True" if own else "by_position=True"
+            raise ValueError(f"Positions were not scored{' on their own' if own else ''}: probe with {option}.")
+        rows = {label: [score.r2 for score in scores] for label, scores in found.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="site", columns="position")
+
+    def by_state(self) -> pd.DataFrame:
+        """Held-out R² of each coordinate of the belief, a row a probe."""
+        process = self.process
+        n_states = self.probes[0].n_states
+        names = process.states if process and process.n_states == n_states else tuple(map(str, range(n_states)))
+        rows = {probe.label: probe.scores.held_out.r2_by_target for probe in self.probes}
+        return pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(names)).rename_axis(
+            index="site", columns="state"
+        )
+
+    def by_rank(self, *, in_sample: bool = False) -> pd.DataFrame:
+        """R² of reduced-rank regression of each rank, held out unless `in_sample`; a row a probe."""
+        rows = {
+            p.label: [score.r2 for score in (p.scores.by_rank_in_sample if in_sample else p.scores.by_rank)]
+            for p in self.probes
+        }
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        return table.set_axis(range(1, table.shape[1] + 1), axis=1).rename_axis(index="site", columns="rank")
+
+    def increments(self) -> pd.DataFrame:
+        """What each site adds to those before it: R² of all sites up to it, and how much that is more.
+
+        Raises:
+            ValueError: if the sites were not concatenated, or there is only one.
+        """
+        if not self.cumulative:
+            raise ValueError("There are no concatenations: probe two or more sites, with concatenate=True.")
+        table = pd.DataFrame(
+            {
+                "site": each.site,
+                "R² held out, alone": self[each.site].scores.held_out.r2,
+                "R² held out, with those before": each.held_out.r2,
+                "R² in-sample, with those before": each.in_sample.r2,
+            }
+            for each in self.cumulative
+        ).set_index("site")
+        table["increment held out"] = table["R² held out, with those before"].diff().fillna(table.iloc[0, 1])
+        return table
+
+    def by_penalty(self) -> pd.DataFrame:
+        """Held-out MSE of each ridge penalty, a row a probe; the chosen one has the least, so it flatters there.
+
+        Raises:
+            ValueError: if no penalty was chosen.
+        """
+        rows = {probe.label: dict(probe.scores.mse_by_penalty) for probe in self.probes}
+        if not all(rows.values()):
+            raise ValueError("No penalty was chosen: probe with method='ridge' and no penalty=.")
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="site", columns="penalty")
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the probes' weights, as JSON-ready values; undefined numbers are `None`."""
-        table = self.to_dataframe().reset_index()
-        return {
-            "sites": [
+
+        def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+            return [
                 {key: None if pd.isna(value) else value for key, value in row.items()}
-                for row in table.to_dict(orient="records")
-            ],
+                for row in table.reset_index().to_dict(orient="records")
+            ]
+
+        return {
+            "sites": records(self.to_dataframe()),
+            "controls": records(self.controls.to_dataframe()),
+            "increments": records(self.increments()) if self.cumulative else [],
             "regret_nats": self.regret.tolist() if self.regret is not None else None,
             "provenance": self.provenance,
         }
 
     def summary(self) -> list[str]:
         """What the numbers are of, and how far to trust them, a sentence each."""
-        given = self.provenance
-        scores = self.probes[0].scores
-        words = "every possible word" if given["is_population"] else f"{given['words']:,} sampled words"
-        lines = [
-            f"{self.dataset.process!r}; {words} of {given['n_ctx']} tokens: {scores.in_sample.n:,} distinct prefixes, "
-            f"weights={given['weights']!r}.",
-            f"Held out: {given['n_folds']} folds by prefix. Shuffled: a probe of beliefs dealt out at random, "
-            "in-sample.",
-        ]
-        if self.regret is not None:
-            lines.append(
-                f"Regret of the model: {float(self.regret.mean()):.2g} nats on average over positions "
-                f"({float(self.regret.min()):.2g} to {float(self.regret.max()):.2g})."
-            )
-        lines.append(
-            "Not among the controls here: next-token probabilities, token windows, an untrained network. A random "
-            "network can reach a high R² too; compare before concluding."
-        )
-        return lines
+        from msp_lens.probing.summary import summarise
+
+        return summarise(self)
 
     def plot(self, *sites: str) -> Figure:
         """The belief states as they are and as these sites represent them, side by side, coloured by belief.
@@ -124,11 +256,15 @@ class ProbeReport(Mapping[str, BeliefProbe]):
 
         Raises:
             KeyError: if a site is not in the report.
-            ValueError: if the model's weights have changed since it was probed.
+            ValueError: if the model's weights have changed since it was probed, or the report was loaded without it.
         """
         from msp_lens.figures.simplex import plot_beliefs
 
         probes = [self[site] for site in sites] if sites else [self.best_site]
+        if self.model is None or self.dataset is None:
+            raise ValueError(
+                "This report has no model or no words to run it on: load it with ProbeReport.load(path, model=model)."
+            )
         if model_fingerprint(self.model) != self.provenance["model_fingerprint"]:
             raise ValueError("The model has changed since it was probed: probe it again, then plot that report.")
         titles = [f"{probe.label}: held-out R² {probe.scores.held_out.r2:.4f}" for probe in probes]
@@ -140,6 +276,63 @@ class ProbeReport(Mapping[str, BeliefProbe]):
             states=self.dataset.process.states,
         )
 
+    def plot_scores(self) -> Figure:
+        """R² at each site, held out and in-sample, beside shuffled beliefs and the best control."""
+        from msp_lens.figures.curves import plot_sites
+
+        table = self.to_dataframe()
+        columns = ("R² held out", "R² in-sample", "R² shuffled", "R² best control")
+        held_out, in_sample, shuffled, control = (table[column].tolist() for column in columns)
+        intervals = list(zip(table["low"], table["high"], strict=True))
+        return plot_sites(list(table.index), held_out, in_sample, shuffled, control=control, intervals=intervals)
+
+    def geometry(self) -> Geometry:
+        """How the belief lies at each site: variance share, dimensions, angles, the simplex, the unembedding.
+
+        Runs the model once more over the words it was probed on, to see where read-outs fall.
+
+        Raises:
+            ValueError: if the report was loaded without its model.
+        """
+        from msp_lens.probing.geometry import geometry
+
+        return geometry(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report to one safetensors file, its numbers as JSON in the header; whole or not at all."""
+        from msp_lens.probing.report_files import save_report
+
+        return save_report(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, model: HookedModel | None = None, process: Process | BeliefDataset | None = None
+    ) -> ProbeReport:
+        """Load a report saved by `save`.
+
+        Args:
+            path: The file.
+            model: The model it is of, for plots.
+            process: The process it is of, or the dataset, to check; words of a dataset of one's own are not saved.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged or no report, or if the model's or the process's fingerprint is not the
+                report's.
+        """
+        from msp_lens.probing.report_files import load_report
+
+        return load_report(path, model=model, process=process)
+
+    def description(self) -> dict[str, Any]:
+        """All but the tensors, as values for JSON; `report_files` reads it back."""
+        return {
+            "probes": [probe.description() for probe in self.probes],
+            "controls": [asdict(each) for each in self.controls],
+            "cumulative": [asdict(each) for each in self.cumulative],
+            "provenance": self.provenance,
+        }
+
     def __repr__(self) -> str:
         return to_text(self._display(), title="Belief probes", notes=self.summary())
 
@@ -147,10 +340,20 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         return to_html(self._display(), title="Belief probes", notes=self.summary())
 
     def _display(self) -> pd.DataFrame:
-        """The table as shown: rounded to what carries meaning."""
-        table = self.to_dataframe().drop(columns=["n", "rank", "hook"])
-        formats = {"R²": "{:.5f}", "MSE": "{:.6f}", "RMSE": "{:.4f}"}
-        for column in table.columns:
-            if (kind := column.split()[0]) in formats:
-                table[column] = table[column].map(lambda value, kind=kind: formats[kind].format(value))
-        return table
+        """The table as shown: what one must see at a glance, rounded to what carries meaning."""
+        table = self.to_dataframe()
+        shown = pd.DataFrame(index=table.index)
+        shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
+        shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
+        shown["R² in-sample"] = table["R² in-sample"].map("{:.5f}".format)
+        if bool(table["R² shuffled"].notna().any()):
+            shown["R² shuffled"] = table["R² shuffled"].map("{:.4f}".format)
+        if len(self.controls) > 0:
+            shown["best control"] = [
+                f"{r2:.4f} {name}" for r2, name in zip(table["R² best control"], table["best control"], strict=True)
+            ]
+            shown["skill"] = [f"{s:.3f}" if s > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}" for s in table["skill"]]
+        if bool(table["beyond next token"].notna().any()):
+            shown["beyond next token"] = table["beyond next token"].map("{:.3f}".format)
+        shown["MSE held out"] = table["MSE held out"].map("{:.6f}".format)
+        return shown

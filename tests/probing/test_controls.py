@@ -1,0 +1,215 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+import msp_lens as msp
+from msp_lens.models.hooked import find_sites
+from msp_lens.probing import TokenWindows, probe_rows
+from msp_lens.probing.fit import model_rows
+from msp_lens.probing.splits import deal, split_rows
+
+
+@pytest.fixture(scope="module")
+def model():
+    return msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
+
+
+@pytest.fixture(scope="module")
+def report(model, mess3):
+    return msp.probe(model, mess3, untrained=2, progress=False)
+
+
+def one_hot_windows(dataset, length, kind):
+    """Design matrices row by row, as one would write them: a row for each distinct prefix."""
+    rows = []
+    for word, position in dataset.is_first.nonzero().tolist():
+        window = dataset.tokens[word, max(0, position - length + 1) : position + 1].tolist()
+        padded = [-1] * (length - len(window)) + window
+        if kind == "additive":
+            rows.append([f"{lag}:{token}" for lag, token in enumerate(padded)] + [f"at {position}"])
+        else:
+            rows.append([(tuple(padded), position if kind == "pos" else None)])
+    names = {name: column for column, name in enumerate({name: None for row in rows for name in row})}
+    design = torch.zeros(len(rows), len(names), dtype=torch.float64)
+    for index, row in enumerate(rows):
+        design[index, [names[name] for name in row]] = 1.0
+    return design
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+@pytest.mark.parametrize(("kind", "suffix"), [("joint", ""), ("pos", " × pos"), ("additive", " additive")])
+def test_windows_are_scikit_learns_on_one_hot_vectors(report, length, kind, suffix):
+    dataset = report.dataset
+    ids = dataset.prefix_ids[dataset.is_first]
+    beliefs, weights = dataset.prefix_beliefs[ids], dataset.prefix_weights("probability")[ids]
+    design = one_hot_windows(dataset, length, kind)
+    fitted = LinearRegression().fit(design, beliefs, sample_weight=weights).predict(design)
+    expected = r2_score(beliefs, fitted, sample_weight=weights, multioutput="variance_weighted")
+    found = report.controls.select(f"window {length}{suffix}")
+    assert found.in_sample.r2 == pytest.approx(expected, abs=1e-9)
+    if kind == "additive":
+        fold = deal(ids, 20, n_groups=dataset.n_prefixes, seed=0) % 5
+        predicted = np.empty(beliefs.shape)
+        for k in range(5):
+            train = fold != k
+            reference = LinearRegression().fit(design[train], beliefs[train], sample_weight=weights[train])
+            predicted[~train] = reference.predict(design[~train])
+        held_out = r2_score(beliefs, predicted, sample_weight=weights, multioutput="variance_weighted")
+        assert found.held_out.r2 == pytest.approx(held_out, abs=0.02)
+
+
+def test_held_out_windows_fall_back_to_the_longest_that_was_met(report):
+    dataset = report.dataset
+    ids = dataset.prefix_ids[dataset.is_first]
+    beliefs, weights = dataset.prefix_beliefs[ids], dataset.prefix_weights("probability")[ids]
+    words = [
+        tuple(dataset.tokens[word, : position + 1].tolist()) for word, position in dataset.is_first.nonzero().tolist()
+    ]
+    fold = (deal(ids, 20, n_groups=dataset.n_prefixes, seed=0) % 5).tolist()
+    errors = 0.0
+    for row, word in enumerate(words):
+        train = [other for other in range(len(words)) if fold[other] != fold[row]]
+        like = train
+        for length in (1, 2, 3):
+            # A window that reaches the beginning is one of its own, told apart from the same tokens later on.
+            window = ("start", *word)[-length:] if len(word) < length else word[-length:]
+            met = [other for other in train if (("start", *words[other])[-length:] if len(words[other]) < length
+                                                else words[other][-length:]) == window]  # fmt: skip
+            like = met or like
+        predicted = weights[like] @ beliefs[like] / weights[like].sum()
+        errors += float(weights[row] * ((predicted - beliefs[row]) ** 2).mean())
+    assert report.controls.select("window 3").held_out.mse == pytest.approx(errors / float(weights.sum()), rel=1e-9)
+
+
+def test_untrained_twins_are_probed_on_the_same_rows_and_folds(report, mess3):
+    for k in (1, 2):
+        config = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
+        alone = msp.probe(msp.build_model(config, seed=k), mess3, progress=False)
+        for label in report:
+            found = report.controls.select(f"untrained {k}", label)
+            assert found.held_out.r2 == pytest.approx(alone[label].scores.held_out.r2, abs=1e-9)
+            assert found.in_sample.r2 == pytest.approx(alone[label].scores.in_sample.r2, abs=1e-9)
+    assert "2 untrained networks" in " ".join(repr(report).split())
+
+
+def test_twins_that_cannot_be_built_are_refused_before_any_work(model, mess3):
+    class Bare(HookedRootModule):
+        def __init__(self):
+            super().__init__()
+            self.hook_embed = HookPoint()
+            self.embed = torch.nn.Embedding(3, 4)
+            self.setup()
+
+        def forward(self, tokens):
+            return self.hook_embed(self.embed(tokens))
+
+    with pytest.raises(ValueError, match=r"built from model\.cfg, which Bare lacks.*untrained=\[model"):
+        msp.probe(Bare(), mess3, sites="hook_embed", n_ctx=5, untrained=1, progress=False)
+    with pytest.raises(ValueError, match="untrained=-1"):
+        msp.probe(model, mess3, untrained=-1, progress=False)
+    other = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, n_ctx=5), seed=1)
+    with pytest.raises(KeyError, match="no site"):
+        msp.probe(model, mess3, untrained=[other], progress=False)
+
+
+def test_the_best_control_and_skill(report):
+    for label in report:
+        best = report.controls.best(label)
+        candidates = [c.held_out.r2 for c in report.controls if c.site in (None, label) and not c.is_rival]
+        assert best.held_out.r2 == max(candidates)
+        network = report[label].scores.held_out
+        share = (network.r2 - best.held_out.r2) / (1 - best.held_out.r2)
+        assert report.skill(label) == pytest.approx(share, abs=1e-9)
+
+
+def test_a_hidden_rival_is_caught_by_the_windows(model, mess3):
+    """Targets that are a function of the last token only: the probe reads them perfectly and gets no credit."""
+    dataset = msp.all_words(mess3, 5)
+    rows = split_rows(dataset, "prefix", "probability")
+    ids = dataset.prefix_ids[dataset.is_first]
+    by_token = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=torch.float64)
+    targets = torch.empty(dataset.n_prefixes, 3, dtype=torch.float64)
+    targets[ids] = by_token[dataset.tokens[dataset.is_first]]
+    sites = find_sites(model, None)
+    found = probe_rows(
+        model_rows(model, dataset, sites, rows, {"belief": targets}),
+        sites,
+        n_groups=rows.n_groups,
+        windows=TokenWindows(dataset.tokens, 3, n_targets=3),
+    )
+    assert found["0_pre"].scores.held_out.r2 > 0.999
+    assert found.controls.best("0_post").held_out.r2 == pytest.approx(1, abs=1e-12)
+    assert all(found.skill(label) < 0.01 for label in found)
+    assert found.skill("0_pre") == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("weighting", "expected"), [("sequence", 0.256), ("probability", 0.246)])
+def test_next_token_probabilities_explain_a_quarter_of_rrxors_beliefs(weighting, expected):
+    process = msp.rrxor(0.5, 0.5)
+    model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8), seed=0)
+    report = msp.probe(model, process, weights=weighting, by_position=False, progress=False)
+    found = report.controls.select("next token")
+    assert round(found.in_sample.r2, 3) == expected
+    assert found.is_rival
+    joint = report["0_post"].scores.with_next_token
+    left = 1 - (1 - joint.r2) / (1 - found.held_out.r2)
+    assert report.beyond_next_token("0_post") == pytest.approx(left, abs=1e-9)
+
+
+def test_where_beliefs_follow_from_next_tokens_there_is_nothing_beyond(report):
+    assert report.controls.select("next token").held_out.r2 == pytest.approx(1, abs=1e-9)
+    assert math.isnan(report.beyond_next_token("0_post"))
+
+
+def test_what_the_network_adds_to_next_tokens_is_a_joint_regression():
+    process = msp.rrxor(0.5, 0.5)
+    model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=6), seed=0)
+    report = msp.probe(model, process, progress=False)
+    probe, dataset = report["0_post"], report.dataset
+    (batch,) = model_rows(model, dataset, probe.sites, split_rows(dataset, "prefix", "probability"), {})
+    beliefs = dataset.prefix_beliefs[batch.groups]
+    joint = torch.cat([batch.features[probe.sites[0]].double(), beliefs @ process.emissions], dim=1)
+    fold = deal(batch.groups, 20, n_groups=dataset.n_prefixes, seed=0) % 5
+    predicted = np.empty(beliefs.shape)
+    for k in range(5):
+        train = fold != k
+        fitted = LinearRegression().fit(joint[train], beliefs[train], sample_weight=batch.weights[train])
+        predicted[~train] = fitted.predict(joint[~train])
+    expected = r2_score(beliefs, predicted, sample_weight=batch.weights, multioutput="variance_weighted")
+    assert probe.scores.with_next_token.r2 == pytest.approx(expected, abs=1e-4)
+
+
+def test_controls_on_the_published_model(published_model, mess3):
+    """The window of four tokens on all 88,572 prefixes, and a probe beside it; figures by scikit-learn."""
+    report = msp.probe(published_model, mess3, weights="prefix", by_position=False, progress=False)
+    found = {name: report.controls.select(name).in_sample.r2 for name in ("window 4", "window 4 additive", "window 1")}
+    assert found == pytest.approx({"window 4": 0.9808, "window 4 additive": 0.9314, "window 1": 0.6857}, abs=5.1e-5)
+    assert report.controls.best("3_post").name == "window 4"
+    assert 0.8 < report.skill("3_post") < 0.83
+    assert report.skill("0_post") < 0.3
+    increments = report.increments()
+    assert increments.iloc[-1, 1] == report["concatenated"].scores.held_out.r2
+    assert increments["increment held out"].sum() == pytest.approx(increments.iloc[-1, 1])
+
+
+def test_controls_can_be_left_out_and_the_report_says_so(model, mess3):
+    report = msp.probe(model, mess3, controls=False, by_position=False, progress=False)
+    assert len(report.controls) == 0
+    assert report["0_post"].scores.shuffled is None
+    assert math.isnan(report.skill("0_post"))
+    assert "No controls stand beside" in repr(report)
+    with pytest.raises(KeyError, match="No control 'window 1'"):
+        report.controls.select("window 1")
+
+
+def test_longer_alphabets_get_shorter_windows():
+    tokens = torch.zeros(1, 10, dtype=torch.int64)
+    assert TokenWindows(tokens, 3, n_targets=3).longest == 4
+    assert TokenWindows(tokens, 50, n_targets=3).longest == 2
+    assert TokenWindows(tokens, 100_000, n_targets=3).longest == 0

@@ -1,0 +1,128 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import subspace_angles as scipy_angles
+from scipy.optimize import minimize
+from sklearn.linear_model import LinearRegression
+
+import msp_lens as msp
+from msp_lens.activations import stream_activations
+from msp_lens.probing.geometry import (
+    effective_dimension,
+    nearest_distribution,
+    principal_angles,
+    unembedding_agreement,
+    variance_share,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
+
+
+@pytest.fixture(scope="module")
+def report(model, mess3):
+    return msp.probe(model, mess3, progress=False)
+
+
+def rows_of(model, report, label):
+    """Every distinct prefix: activations, beliefs and weights."""
+    dataset, (site,) = report.dataset, report[label].sites
+    activations = torch.cat([batch.activations[site] for batch in stream_activations(model, dataset.tokens, site)])
+    ids = dataset.prefix_ids[dataset.is_first]
+    weights = dataset.prefix_weights("probability")[ids]
+    return activations[dataset.is_first].double(), dataset.prefix_beliefs[ids], weights
+
+
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=5))
+def test_the_nearest_distribution_is_that_of_a_general_optimiser(point):
+    found = nearest_distribution(torch.tensor([point], dtype=torch.float64))[0].numpy()
+    assert found.sum() == pytest.approx(1)
+    assert (found >= 0).all()
+    best = minimize(
+        lambda x: ((x - point) ** 2).sum(),
+        np.full(len(point), 1 / len(point)),
+        bounds=[(0, 1)] * len(point),
+        constraints={"type": "eq", "fun": lambda x: x.sum() - 1},
+    )
+    assert ((found - point) ** 2).sum() <= best.fun + 1e-6
+
+
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1.0, 1e-9]))
+def test_principal_angles_are_scipys_small_ones_too(seed, m, n, closeness):
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(7, m, generator=generator, dtype=torch.float64)
+    noise = torch.randn(7, n, generator=generator, dtype=torch.float64)
+    second = noise if closeness == 1 else first[:, :1].expand(7, n) * torch.eye(1, n).double() + closeness * noise
+    bases = [torch.linalg.qr(each)[0] for each in (first, second)]
+    expected = np.sort(np.rad2deg(scipy_angles(first.numpy(), second.numpy())))
+    np.testing.assert_allclose(principal_angles(*bases), expected, atol=1e-5)
+
+
+def test_the_share_of_variance_is_that_of_a_regression_on_beliefs(model, report):
+    for label in ("0_pre", "1_post"):
+        activations, beliefs, weights = rows_of(model, report, label)
+        fitted = LinearRegression().fit(beliefs[:, :2], activations, sample_weight=weights).predict(beliefs[:, :2])
+
+        def variance(values, weights=weights):
+            values = torch.as_tensor(values)
+            return float((weights @ (values - weights @ values / weights.sum()) ** 2).sum())
+
+        assert variance_share(report[label]) == pytest.approx(variance(fitted) / variance(activations), rel=1e-6)
+
+
+def test_effective_dimensions_count_directions():
+    assert effective_dimension(torch.eye(7, dtype=torch.float64)) == pytest.approx(7)
+    assert effective_dimension(torch.ones(3, 3, dtype=torch.float64)) == pytest.approx(1)
+    assert math.isnan(effective_dimension(torch.zeros(2, 2, dtype=torch.float64)))
+
+
+def test_the_table_of_geometry(model, report):
+    found = report.geometry()
+    table = found.to_dataframe()
+    assert list(table.index) == list(report)[:-1]
+    assert table["variance share"].between(0, 1).all()
+    assert (table["belief dimension"] <= 2 + 1e-9).all()
+    assert (table["effective dimension"] >= 1).all()
+    activations, _, weights = rows_of(model, report, "1_post")
+    read = report["1_post"].predict(activations)
+    distance = (read - nearest_distribution(read)).norm(dim=1)
+    assert table.loc["1_post", "off simplex, mean"] == pytest.approx(float(weights @ distance), abs=1e-6)
+    assert table.loc["1_post", "off simplex, largest"] == pytest.approx(float(distance.max()), abs=1e-5)
+    assert np.allclose(np.diag(found.angles), 0, atol=1e-4)
+    assert np.allclose(found.angles, found.angles.T, atol=1e-6)
+    assert table["unembedding"].notna().tolist() == [label == "ln_final" for label in table.index]
+    assert "Off simplex" in repr(found)
+    assert "<table>" in found._repr_html_()
+
+
+def test_a_trained_networks_unembedding_reads_what_its_probe_implies(published_model, mess3, report, model):
+    trained = msp.probe(published_model, mess3, n_ctx=6, controls=False, by_position=False, progress=False)
+    agreement = unembedding_agreement(trained["ln_final"], published_model, mess3)
+    assert agreement > 0.9
+    assert abs(unembedding_agreement(report["ln_final"], model, mess3)) < agreement
+    assert math.isnan(unembedding_agreement(trained["3_post"], published_model, mess3))
+
+
+def test_the_unembeddings_reading_is_the_slope_of_its_predictions(model, report, mess3):
+    """W_U (diag p̄ - p̄ p̄ᵀ) against a numerical derivative of softmax at the logits of the mean prediction."""
+    probe = report["ln_final"]
+    mean = probe.belief_mean @ mess3.emissions
+    unembedding = model.W_U.detach().double()
+    step = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    small = 1e-6
+    slope = ((mean.log() + small * step @ unembedding).softmax(0) - mean) / small
+    torch.testing.assert_close(
+        slope, step @ unembedding @ (torch.diag(mean) - torch.outer(mean, mean)), atol=1e-5, rtol=1e-4
+    )
+    covariance = probe.moments.covariance(probe.sites, probe.sites)
+    a = unembedding @ (torch.diag(mean) - torch.outer(mean, mean))
+    b = probe.read_map.weights @ mess3.emissions
+    rows = torch.linalg.cholesky(covariance + 1e-14 * torch.eye(16)).T
+    expected = np.corrcoef(np.stack([(rows @ a).flatten(), (rows @ b).flatten()]))[0, 1]
+    assert unembedding_agreement(probe, model, mess3) == pytest.approx(expected, abs=0.05)
