@@ -124,7 +124,7 @@ class LabelledTokens:
         described = {
             "weights": "row" if weights is None else "given",
             "groups": "prefix" if groups is None else "given",
-            "positions": _described(positions),
+            "positions": described_positions(positions),
         }
         mask = position_mask(positions, tokens)
         if weights is None:
@@ -213,7 +213,7 @@ class LabelledTokens:
                 "is_population": dataset.is_population,
                 "weights": weights,
                 "groups": "prefix",
-                "positions": _described(positions),
+                "positions": described_positions(positions),
                 "token_map": read_as,
                 "rows": len(words) + bool(token_map and token_map.include_prior),
             },
@@ -345,7 +345,7 @@ def _per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) ->
     return (values.unsqueeze(1) if values.ndim == 1 else values).expand(tokens.shape)
 
 
-def _described(positions: Positions) -> Any:
+def described_positions(positions: Positions) -> Any:
     """Positions as a JSON-ready value."""
     if positions is None:
         return "all"

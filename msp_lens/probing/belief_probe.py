@@ -29,6 +29,7 @@ from msp_lens.activations import stream_activations
 from msp_lens.data import BeliefDataset
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites, site_label
+from msp_lens.probing.given_rows import taken
 from msp_lens.probing.moments import Moments
 from msp_lens.probing.regression import RANK_CUTOFF, LinearMap, least_squares, pseudo_inverse
 from msp_lens.probing.scores import ProbeScores
@@ -54,7 +55,8 @@ class BeliefProbe:
         scores: In-sample, held-out, beside shuffled beliefs, by rank and position.
         provenance: Weighting, process and model fingerprints, and whatever else the maker added.
         moments: What all of it was solved from, and every edit of the site can be: blocks of the sites and
-            `"belief"`, perhaps more. `None` for a concatenation loaded from a file.
+            `"belief"`, perhaps more. `None` for a concatenation that was loaded from a file or reduced.
+        name: What a group of sites was called by whoever asked for it.
     """
 
     sites: tuple[str, ...]
@@ -66,10 +68,13 @@ class BeliefProbe:
     scores: ProbeScores
     provenance: dict[str, Any]
     moments: Moments | None = field(default=None, repr=False)
+    name: str | None = None
 
     @property
     def label(self) -> str:
         """Short name in tables and as a report's key."""
+        if self.name is not None:
+            return self.name
         return site_label(self.sites[0]) if len(self.sites) == 1 else "concatenated"
 
     @property
@@ -239,7 +244,7 @@ class BeliefProbe:
 
     def _features(self, activations: Any) -> Tensor:
         if not isinstance(activations, Tensor):
-            activations = torch.cat([activations[site] for site in self.sites], dim=-1)
+            activations = torch.cat([taken(activations, site) for site in self.sites], dim=-1)
         if activations.shape[-1] != sum(self.widths):
             raise ValueError(
                 f"activations have {activations.shape[-1]} features; this probe of {', '.join(self.sites)} reads "
@@ -261,6 +266,7 @@ class BeliefProbe:
             "rank": self.read_map.rank,
             "scores": asdict(self.scores),
             "provenance": self.provenance,
+            "name": self.name,
             "rows": {"n": self.moments.n, "weight": self.moments.weight} if self.moments else None,
         }
 
@@ -296,10 +302,13 @@ class BeliefProbe:
         """Rebuild a probe from its `description()` and `tensors()`."""
         moments = None
         if "scatter" in tensors:
-            moments = Moments({description["sites"][0]: description["widths"][0], BELIEF: len(tensors["belief_mean"])})
-            moments.n, moments.weight = description["rows"]["n"], description["rows"]["weight"]
-            moments.mean = torch.cat([tensors["activation_mean"], tensors["belief_mean"]])
-            moments.scatter = tensors["scatter"]
+            moments = Moments.of(
+                {description["sites"][0]: description["widths"][0], BELIEF: len(tensors["belief_mean"])},
+                n=description["rows"]["n"],
+                weight=description["rows"]["weight"],
+                mean=torch.cat([tensors["activation_mean"], tensors["belief_mean"]]),
+                scatter=tensors["scatter"],
+            )
         return cls(
             sites=tuple(description["sites"]),
             widths=tuple(description["widths"]),
@@ -310,6 +319,7 @@ class BeliefProbe:
             scores=ProbeScores.from_dict(description["scores"]),
             provenance=description["provenance"],
             moments=moments,
+            name=description["name"],
         )
 
     def __repr__(self) -> str:

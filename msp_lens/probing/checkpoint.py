@@ -89,9 +89,14 @@ class PassCheckpoint:
         save_all(self.path, grid.parts(), provenance=provenance, tensors=sums)
         self._saved_at = time.monotonic()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval has passed since the last saving."""
+        return time.monotonic() - self._saved_at >= self.interval
+
     def save_if_due(self, grid: MomentsGrid, *, n_done: int, sums: Mapping[str, Tensor] | None = None) -> bool:
         """`save`, if the interval has passed since the last time; whether it was."""
-        due = time.monotonic() - self._saved_at >= self.interval
+        due = self.is_due
         if due:
             self.save(grid, n_done=n_done, sums=sums)
         return due

@@ -10,7 +10,7 @@ Next-token probabilities are a rival, not a control: an alternative account of w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from msp_lens.data import BeliefDataset
 from msp_lens.models.build import build_model, config_fields, weights
 from msp_lens.models.hooked import HookedModel, find_sites, model_device
 from msp_lens.probing.belief_probe import BELIEF
+from msp_lens.probing.distributed import process_count, reduce_sum
 from msp_lens.probing.moments import Moments
 from msp_lens.probing.regression import least_squares
 from msp_lens.probing.rows import RowBatch
@@ -148,7 +149,7 @@ def interval_text(low: float, high: float) -> str:
     """An interval of R² as short as it can be read."""
     if math.isnan(low):
         return "–"
-    return " – ".join(f"{end:.4f}".replace("0.", ".", 1) if abs(end) < 1 else f"{end:.3f}" for end in (low, high))
+    return "–".join(f"{end:.4f}".replace("0.", ".", 1) if abs(end) < 1 else f"{end:.3f}" for end in (low, high))
 
 
 class TokenWindows:
@@ -195,8 +196,8 @@ class TokenWindows:
         """Take in a batch of rows, their `words` and `positions` pointing into the tokens."""
         targets = batch.targets[BELIEF]
         if self._sums is None or self._reference is None:
-            # Sums about some mean: squares of far-off targets would cancel.
-            self._reference = targets.mean(dim=0)
+            # Sums about some mean, the same in all processes: squares of far-off targets would cancel.
+            self._reference = reduce_sum(targets.mean(dim=0)) / process_count()
             width = targets.shape[1]
             self._sums = torch.zeros(n_cells * self._n_categories, width + 1, dtype=torch.float64)
             self._squares = torch.zeros(n_cells, width, dtype=torch.float64)
@@ -209,13 +210,32 @@ class TokenWindows:
         self._squares.index_add_(0, cells, weighted[:, 1:] * centred)
         self._rows += torch.bincount(cells, minlength=n_cells)
 
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, to be saved."""
+        if self._sums is None or self._reference is None:
+            return {}
+        sums = {"sums": self._sums, "reference": self._reference, "squares": self._squares, "rows": self._rows}
+        return {f"windows.{name}": values for name, values in sums.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from sums that `state` gave."""
+        if "windows.sums" in state:
+            self._sums, self._reference = state["windows.sums"], state["windows.reference"]
+            self._squares, self._rows = state["windows.squares"], state["windows.rows"]
+
+    def reduce(self) -> None:
+        """Add the sums of all processes, where there are several."""
+        if self._sums is not None:
+            self._sums, self._squares = reduce_sum(self._sums), reduce_sum(self._squares)
+            self._rows = reduce_sum(self._rows)
+
     def _categories(self, words: Int[Tensor, "row"], positions: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
         code = torch.zeros(len(words), dtype=torch.int64)
         for lag in range(self.longest):
             # The alphabet's size stands for "before the beginning".
             seen = self.tokens[words, (positions - lag).clamp(min=0)]
             code = code + torch.where(positions >= lag, seen, self.base - 1) * self.base**lag
-        return code * self.n_positions + (positions if self.n_positions > 1 else 0)
+        return code * self.n_positions + (positions.clamp(min=0) if self.n_positions > 1 else 0)
 
     def scores(self, n_folds: int) -> list[ControlScore]:
         """All windows' scores; cell c belongs to fold c mod `n_folds`, as in the probes' split."""

@@ -10,7 +10,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.moments import Moments
+from msp_lens.probing.cells import Cells
+from msp_lens.probing.moments import Moments, merge_all
 from msp_lens.probing.regression import (
     LinearMap,
     Spectrum,
@@ -19,7 +20,6 @@ from msp_lens.probing.regression import (
 )
 from msp_lens.probing.scores import HeldOutScore, ProbeScores, Score, cell_errors, score_of
 from msp_lens.probing.solvers import PENALTIES, Solver, choose_penalty
-from msp_lens.probing.splits import Cells, pooled
 
 SHUFFLED = "shuffled belief"
 NEXT_TOKEN = "next token"
@@ -180,7 +180,7 @@ def _own_positions(cells: Cells, group: tuple[str, ...], solver: Solver) -> tupl
             continue
         errors = []
         for k, part in enumerate(parts):
-            spectrum = fixed.decompose(pooled(parts[:k] + parts[k + 1 :]), group)
+            spectrum = fixed.decompose(merge_all(parts[:k] + parts[k + 1 :]), group)
             errors.append(_weighted_errors(_bundle(spectrum, fixed, None, extras=False), part))
         scores.append(cell_errors(torch.stack(errors), parts, torch.arange(len(parts)), BELIEF).score())
     return tuple(scores)

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from msp_lens.activations import stream_activations
 from msp_lens.beliefs.filtering import next_token_probabilities
-from msp_lens.data import BeliefDataset, Weighting, check_weighting, words_for
+from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, all_words, check_weighting, sampled_words
+from msp_lens.data.labelled import Positions
+from msp_lens.data.words import TooManyWordsError
 from msp_lens.models.checkpoints import model_fingerprint
-from msp_lens.models.hooked import HookedModel, check_fits, context_length, find_sites, site_label
-from msp_lens.probing.belief_probe import BELIEF, fit_probe
-from msp_lens.probing.controls import Controls, ControlScore, TokenWindows, shuffled_beliefs, untrained_twins
-from msp_lens.probing.evaluate import NEXT_TOKEN, SHUFFLED, evaluate, next_token_score
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, site_groups
+from msp_lens.models.sites import Sites
+from msp_lens.probing.belief_probe import BELIEF
+from msp_lens.probing.checkpoint import PassCheckpoint
+from msp_lens.probing.controls import ControlScore, TokenWindows, shuffled_beliefs, untrained_twins
+from msp_lens.probing.distributed import own_path, process_count, reduce_sum, shard
+from msp_lens.probing.evaluate import NEXT_TOKEN, SHUFFLED
+from msp_lens.probing.fit_rows import probe_rows
+from msp_lens.probing.moments_grid import MAX_BYTES
+from msp_lens.probing.reduction import FeatureReduction
 from msp_lens.probing.regression import RANK_CUTOFF
-from msp_lens.probing.report import Increment, ProbeReport
-from msp_lens.probing.rows import RowBatch
+from msp_lens.probing.report import ProbeReport
+from msp_lens.probing.rows import RowBatch, model_rows
 from msp_lens.probing.solvers import Method, Solver
-from msp_lens.probing.splits import Accumulator, Cells, Split, SplitRows, accumulate, split_rows
+from msp_lens.probing.splits import Split, SplitRows, labelled_rows, split_rows
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import batch_regret
 
-Observer: TypeAlias = Callable[[RowBatch, Tensor, int], None]
+# All words are visited where there are no more than this.
+MAX_WORDS = 100_000
+# Else this many are drawn, and four times as many again until held-out intervals are this narrow, or tokens this many.
+FIRST_WORDS = 5_000
+NARROW = 0.01
+MAX_TOKENS = 4_000_000
+# Windows of a larger vocabulary say what a table as large as the data says.
+MAX_WINDOW_TOKENS = 4_096
 
 
 def probe(
     model: HookedModel,
-    process: Process | BeliefDataset,
+    process: Process | BeliefDataset | LabelledTokens,
     *,
-    sites: str | Sequence[str] | None = None,
+    sites: Sites = None,
     weights: Weighting = "probability",
     n_ctx: int | None = None,
+    n_words: int | None = None,
+    positions: Positions = None,
+    token_map: TokenMap | None = None,
+    target: str = BELIEF,
     split: Split = "prefix",
     subtree_depth: int | None = None,
     n_folds: int = 5,
@@ -46,10 +65,13 @@ def probe(
     intercept: bool = True,
     rank_cutoff: float = RANK_CUTOFF,
     concatenate: bool = True,
+    reduction: FeatureReduction | None = None,
+    max_bytes: int = MAX_BYTES,
     by_position: bool = True,
     own_positions: bool = False,
     controls: bool = True,
     untrained: int | Sequence[HookedModel] = 0,
+    resume: str | Path | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = True,
@@ -57,17 +79,23 @@ def probe(
     """Regress beliefs on the residual stream, per site and over all sites concatenated, beside controls.
 
     Each distinct prefix is one row: every possible word of `n_ctx` tokens where there are at most 100,000 ("the
-    population"), else as many sampled ones. Memory does not grow with the rows. All of it comes from one forward pass
-    (and one for each untrained twin).
+    population"), else sampled ones, four times as many again until the held-out intervals are narrower than 0.01 (or
+    four million tokens were drawn). Memory does not grow with the rows. All of it comes from one forward pass (and
+    one for each untrained twin). Under `torchrun` or `accelerate launch` each process reads its share of the words and
+    all get the same report.
 
     Args:
-        model: Any hooked model that reads the process's tokens as they are.
-        process: The process, or a `BeliefDataset` of one's own.
-        sites: Hook names or labels; by default the residual stream before the first layer, after each layer and
-            after the final LayerNorm.
+        model: Any hooked model that reads the process's tokens, as they are or by a `token_map`.
+        process: The process, a `BeliefDataset` of one's own, or `LabelledTokens`: given tokens with given targets.
+        sites: Hook names, labels, globs, a function, groups to concatenate, or `"all"`; see `find_sites`. By default
+            the residual stream before the first layer, after each layer and after the final LayerNorm.
         weights: How much each prefix counts: `"probability"` (the population answer), `"sequence"` (the paper's:
             every full-length word alike) or `"prefix"` (every distinct prefix alike).
         n_ctx: Length of the words; by default the model's context.
+        n_words: How many words to sample where there are too many for all; by default as said above.
+        positions: Which of a word's positions are rows: a slice, numbers, or a mask; all by default.
+        token_map: How a model with a vocabulary of its own reads the process's symbols.
+        target: Which of the targets of `LabelledTokens` to read.
         split: What is held out together: `"prefix"`, `"sequence"` (whole words; their beginnings are shared) or
             `"subtree"` (all words that begin alike: the strictest).
         subtree_depth: How many first tokens the words of a subtree share; by default as few as give enough subtrees.
@@ -80,10 +108,15 @@ def probe(
         rank_cutoff: Directions of the standardised features with a singular value below this fraction of the largest
             are left out.
         concatenate: Whether to probe all sites together too, and each site with all before it.
+        reduction: Makes the sites' features fewer before they are concatenated (`RandomProjection`,
+            `PrincipalComponents`), where all together are too wide.
+        max_bytes: Refuse moments that take more memory than this.
         by_position: Whether to score the probes at each position (as far as memory allows: half a gigabyte).
         own_positions: Whether to fit probes at each position on its own too.
         controls: Whether to set the probes beside shuffled beliefs, next-token probabilities and token windows.
         untrained: How many untrained twins of the model to probe as well, or such models.
+        resume: A file in which the sums of a long pass are kept every minute: run again with the same file, an
+            interrupted pass goes on where it was. The file is removed at the end.
         seed: Seed of the folds, the shuffling, the twins and, if need be, the sample.
         batch_size: Words in one forward pass.
         progress: Whether to show progress bars.
@@ -98,209 +131,198 @@ def probe(
     check_weighting(weights)
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: cross-validation needs at least 2.")
+    if n_words is not None and n_words < 2:
+        raise ValueError(f"n_words={n_words}: sample at least 2 words.")
     solver = Solver(method, rank, penalty, intercept, rank_cutoff)
-    names = find_sites(model, sites)
-    dataset = _dataset(model, process, n_ctx, seed)
-    rows = split_rows(dataset, split, weights, subtree_depth=subtree_depth, n_folds=n_folds)
-    twins = untrained_twins(model, untrained, names, seed=seed)
-    targets = {BELIEF: dataset.prefix_beliefs}
+    groups = site_groups(model, sites)
+    names = tuple(dict.fromkeys(site for group in groups.values() for site in group))
+    twins = list(untrained_twins(model, untrained, names, seed=seed)) if untrained else []
+
+    def report_of(data: _Data) -> ProbeReport:
+        description = {**data.description, "model_fingerprint": model_fingerprint(model)}
+        fitted = partial(
+            probe_rows,
+            sites=groups,
+            solver=solver,
+            n_folds=n_folds,
+            n_groups=data.n_groups,
+            concatenate=concatenate,
+            reduction=reduction,
+            max_bytes=max_bytes,
+            seed=seed,
+        )
+        words = shard(len(data.labelled.tokens))
+        checkpoint = progressed = None
+        if resume is not None:
+            decisive = {"sites": names, "n_folds": n_folds, "seed": seed, "processes": process_count()}
+            checkpoint = PassCheckpoint(own_path(resume), _without_tables(description) | decisive)
+            progressed = checkpoint.resume()
+        observers = [data.regret] if data.regret is not None else []
+        if progressed is not None:
+            words = slice(progressed.n_done, words.stop)
+            for observer in (*observers, *([data.windows] if data.windows else [])):
+                observer.restore(progressed.sums)
+        read = partial(model_rows, data=data.labelled, sites=names, batch_size=batch_size)
+        report = fitted(
+            read(model, words=words, progress="Probing" if progress else None),
+            n_positions=data.n_positions if by_position else None,
+            own_positions=own_positions,
+            windows=data.windows,
+            observers=observers,
+            checkpoint=checkpoint,
+            resume_from=progressed,
+            progress=progress,
+            model=model,
+            dataset=data.dataset if token_map is None else None,
+            provenance=description,
+        )
+        untrained_scores = [
+            ControlScore(name, each.label, each.scores.in_sample, each.scores.held_out)
+            for name, twin in twins
+            for each in fitted(
+                read(twin, words=shard(len(data.labelled.tokens)), progress=f"Probing {name}" if progress else None),
+                extras=False,
+            ).probes
+        ]
+        if checkpoint is not None:
+            checkpoint.path.unlink(missing_ok=True)
+        return report.with_controls(untrained_scores).with_regret(data.regret.by_position if data.regret else None)
+
+    if isinstance(process, LabelledTokens):
+        return report_of(_given(process, target, controls=controls, seed=seed))
+    report = None
+    for dataset in _datasets(model, process, n_ctx, n_words, token_map, seed):
+        rows = split_rows(dataset, split, weights, subtree_depth=subtree_depth, n_folds=n_folds)
+        data = _of_process(dataset, rows, positions, token_map, controls=controls, seed=seed)
+        data.description.update(
+            weights=weights, split=split, groups=rows.words, own_dataset=isinstance(process, BeliefDataset)
+        )
+        report = report_of(data)
+        if all(each.scores.held_out.is_within(NARROW) for each in report.probes):
+            break
+    assert report is not None
+    return report
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """What is read, and what is summed up beside it."""
+
+    labelled: LabelledTokens
+    n_groups: int | None
+    n_positions: int
+    description: dict[str, Any]
+    windows: TokenWindows | None = None
+    regret: _Regret | None = None
+    dataset: BeliefDataset | None = field(default=None, repr=False)
+
+
+def _of_process(
+    dataset: BeliefDataset,
+    rows: SplitRows,
+    positions: Positions,
+    token_map: TokenMap | None,
+    *,
+    controls: bool,
+    seed: int,
+) -> _Data:
+    process = dataset.process
+    targets, prior = {BELIEF: dataset.prefix_beliefs}, {BELIEF: process.initial}
     if controls:
         generator = torch.Generator().manual_seed(seed)
-        targets[SHUFFLED] = shuffled_beliefs(dataset, generator=generator)
-        targets[NEXT_TOKEN] = next_token_probabilities(dataset.process, dataset.prefix_beliefs)
-
-    def stream(of: HookedModel, title: str, targets: Mapping[str, Tensor]) -> Iterator[RowBatch]:
-        return model_rows(
-            of, dataset, names, rows, targets, batch_size=batch_size, progress=title if progress else None
-        )
-
-    fitted = partial(
-        probe_rows,
-        sites=names,
-        solver=solver,
-        n_folds=n_folds,
-        n_groups=rows.n_groups,
-        concatenate=concatenate,
-        seed=seed,
-    )
-    regret = _Regret(dataset)
-    windows = TokenWindows(dataset.tokens, dataset.process.n_tokens, n_targets=dataset.process.n_states)
-    report = fitted(
-        stream(model, "Probing", targets),
-        n_positions=dataset.n_ctx if by_position else None,
-        own_positions=own_positions,
-        windows=windows if controls else None,
-        observers=(regret.update,),
-        progress=progress,
-        model=model,
-        dataset=dataset,
-        provenance={
-            "process": dataset.process.to_dict(),
-            "process_fingerprint": dataset.process.fingerprint,
-            "model_fingerprint": model_fingerprint(model),
-            "weights": weights,
+        targets[SHUFFLED], prior[SHUFFLED] = shuffled_beliefs(dataset, generator=generator), process.initial
+        targets[NEXT_TOKEN] = next_token_probabilities(process, dataset.prefix_beliefs)
+        prior[NEXT_TOKEN] = next_token_probabilities(process, process.initial)
+    labelled = labelled_rows(dataset, rows, targets, prior, positions=positions, token_map=token_map)
+    n_prior = int(token_map is not None and token_map.include_prior)
+    return _Data(
+        labelled=labelled,
+        n_groups=rows.n_groups + n_prior,
+        n_positions=dataset.n_ctx,
+        description={
+            "process": process.to_dict(),
+            "process_fingerprint": process.fingerprint,
             "words": len(dataset),
             "n_ctx": dataset.n_ctx,
             "is_population": dataset.is_population,
-            "own_dataset": isinstance(process, BeliefDataset),
-            "split": split,
-            "groups": rows.words,
+            **labelled.description,
         },
-    )
-    untrained_scores = [
-        ControlScore(name, each.label, each.scores.in_sample, each.scores.held_out)
-        for name, twin in twins
-        for each in fitted(stream(twin, f"Probing {name}", {BELIEF: targets[BELIEF]}), extras=False).probes
-    ]
-    return report.with_controls(untrained_scores).with_regret(regret.by_position)
-
-
-def probe_rows(
-    batches: Iterable[RowBatch],
-    sites: Sequence[str],
-    *,
-    solver: Solver | None = None,
-    n_folds: int = 5,
-    n_groups: int | None = None,
-    n_positions: int | None = None,
-    own_positions: bool = False,
-    concatenate: bool = True,
-    extras: bool = True,
-    windows: TokenWindows | None = None,
-    observers: Sequence[Observer] = (),
-    seed: int = 0,
-    progress: bool = False,
-    model: HookedModel | None = None,
-    dataset: BeliefDataset | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> ProbeReport:
-    """Probe rows from anywhere: one pass over the batches, then all solves from their moments.
-
-    Args:
-        batches: Rows, with the beliefs (or whatever is to be read) under `targets["belief"]`. With
-            `targets["shuffled belief"]` and `targets["next token"]` the report has those controls too.
-        sites: Which features to probe, in the order of the forward pass.
-        solver: How to solve; least squares by default.
-        n_folds: Folds of the cross-validation, over the rows' groups.
-        n_groups: How many groups there are, numbered from 0: then they are dealt evenly. By default by hash.
-        n_positions: Score the probes at each of this many positions.
-        own_positions: Whether to fit probes at each position on its own too.
-        concatenate: Whether to probe all sites together too, and each site with all before it.
-        extras: Whether to score more than the probes themselves: controls, ranks, positions, increments.
-        windows: Token windows to set the probes beside, over the words that the rows are numbered by.
-        observers: Called on each batch with its rows' cells and the number of cells.
-        seed: Seed of the folds.
-        progress: Whether to show a progress bar while solving.
-        model: The model the rows came from, for the report.
-        dataset: The words they came from, for the report.
-        provenance: What else the report should carry; `"weights"`, `"split"`, process and model fingerprints among it.
-
-    Raises:
-        ValueError: if numbers are not finite, sites too wide to concatenate, or groups too few.
-    """
-    names = tuple(sites)
-    if not names:
-        raise ValueError("sites is empty: name at least one.")
-    solver = solver or Solver()
-    if n_folds < 2:
-        raise ValueError(f"n_folds={n_folds}: cross-validation needs at least 2.")
-    panels: list[tuple[str, ...]] = [names] if concatenate else [(name,) for name in names]
-    accumulator = Accumulator(panels, n_folds=n_folds, n_groups=n_groups, n_positions=n_positions, seed=seed)
-    watching = [*observers, *([windows.update] if windows else [])]
-    by_panel = accumulate(batches, accumulator, watching)
-    first = by_panel[panels[0]]
-    cells_of = {site: cells for panel, cells in by_panel.items() for site in panel}
-    given = dict(provenance or {}) | {
-        "n_folds": n_folds,
-        "method": solver.method,
-        "rank": solver.rank,
-        "penalty": solver.penalty,
-        "intercept": solver.intercept,
-        "rank_cutoff": solver.rank_cutoff,
-        "n_cells": len(first.cells),
-        "seed": seed,
-    }
-    groups = [(name,) for name in names] + ([names] if concatenate and len(names) > 1 else [])
-    probes = []
-    for group in tqdm(groups, desc="Solving", disable=not progress, leave=False):
-        cells = cells_of[group[0]]
-        linear_map, scores = evaluate(cells, group, solver, extras=extras, own_positions=own_positions)
-        probes.append(
-            fit_probe(cells.whole, group, scores, provenance=given, read_map=linear_map, rank_cutoff=solver.rank_cutoff)
-        )
-    found = windows.scores(n_folds) if windows else []
-    rival = next_token_score(first, solver) if extras else None
-    if rival:
-        found.append(ControlScore(NEXT_TOKEN, None, *rival, is_rival=True))
-    increments = _increments(by_panel[names], names, probes, solver) if extras and len(groups) > len(names) else ()
-    return ProbeReport(
-        probes=tuple(probes),
-        regret=None,
-        provenance=given,
-        model=model,
+        windows=TokenWindows(dataset.tokens, process.n_tokens, n_targets=process.n_states) if controls else None,
+        regret=_Regret(dataset) if token_map is None else None,
         dataset=dataset,
-        controls=Controls(tuple(found)),
-        cumulative=increments,
     )
 
 
-def _increments(cells: Cells, names: Sequence[str], probes: Sequence[Any], solver: Solver) -> tuple[Increment, ...]:
-    """Each site together with all before it; the first and the last are probed already."""
-    found = [Increment(site_label(names[0]), probes[0].scores.in_sample, probes[0].scores.held_out)]
-    for count in range(2, len(names)):
-        _, scores = evaluate(cells, names[:count], solver, extras=False)
-        found.append(Increment(site_label(names[count - 1]), scores.in_sample, scores.held_out))
-    last = probes[-1].scores
-    return (*found, Increment(site_label(names[-1]), last.in_sample, last.held_out))
+def _given(labelled: LabelledTokens, target: str, *, controls: bool, seed: int) -> _Data:
+    """Given tokens: the target to be read, dealt out anew by group too, and windows where the vocabulary is small."""
+    if target not in labelled.targets:
+        raise KeyError(f"No target {target!r} in these tokens; they have {', '.join(labelled.targets)}: give target=.")
+    values = labelled.targets[target]
+    targets = {BELIEF: values}
+    n_tokens = int(labelled.tokens.max()) + 1
+    windows = None
+    if controls:
+        _, group = labelled.groups.unique(return_inverse=True)
+        n_groups = int(group.max()) + 1
+        one_of = torch.empty(n_groups, dtype=torch.int64)
+        one_of[group] = torch.arange(len(group))
+        dealt = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
+        targets[SHUFFLED] = values[one_of[dealt[group]]]
+        if n_tokens <= MAX_WINDOW_TOKENS:
+            windows = TokenWindows(labelled.tokens, n_tokens, n_targets=values.shape[1])
+    read = LabelledTokens(
+        tokens=labelled.tokens,
+        words=labelled.words,
+        columns=labelled.columns,
+        positions=labelled.positions,
+        targets=targets,
+        weights=labelled.weights,
+        groups=labelled.groups,
+        description=labelled.description,
+    )
+    description = {**labelled.description, "target": target, "split": "groups", "own_dataset": True}
+    return _Data(read, None, labelled.n_ctx, description, windows)
 
 
-def model_rows(
+def _datasets(
     model: HookedModel,
-    dataset: BeliefDataset,
-    sites: Sequence[str],
-    rows: SplitRows,
-    targets: Mapping[str, Float64[Tensor, "prefix target"]],
-    *,
-    batch_size: int | None = None,
-    progress: str | None = None,
-) -> Iterator[RowBatch]:
-    """Rows from a run of the model over a dataset's words.
-
-    Args:
-        model: The model.
-        dataset: The words.
-        sites: Hook names.
-        rows: Which rows, and what each is held out with.
-        targets: Targets of each distinct prefix.
-        batch_size: Words in one forward pass.
-        progress: Title of a progress bar.
-    """
-    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size, progress=progress):
-        chosen = rows.is_row[batch.words]
-        word, position = chosen.nonzero(as_tuple=True)
-        ids = dataset.prefix_ids[batch.words][chosen]
-        yield RowBatch(
-            features={site: values[chosen.to(values.device)] for site, values in batch.activations.items()},
-            targets={name: values[ids] for name, values in targets.items()},
-            weights=rows.weights[batch.words][chosen],
-            groups=rows.groups[batch.words][chosen],
-            words=word + batch.words.start,
-            positions=position,
-            output=batch.output,
-        )
-
-
-def _dataset(model: HookedModel, process: Process | BeliefDataset, n_ctx: int | None, seed: int) -> BeliefDataset:
+    process: Process | BeliefDataset,
+    n_ctx: int | None,
+    n_words: int | None,
+    token_map: TokenMap | None,
+    seed: int,
+) -> Iterator[BeliefDataset]:
+    """The words to probe on: all of them, or ever more sampled ones; the last is as good as it gets."""
     if isinstance(process, BeliefDataset):
         if n_ctx not in (None, process.n_ctx):
             raise ValueError(f"n_ctx={n_ctx}, but the dataset's words have {process.n_ctx} tokens: leave n_ctx out.")
-        check_fits(model, process.process, process.n_ctx)
-        return process
+        check_fits(model, process.process, process.n_ctx, token_map=token_map)
+        yield process
+        return
     length = n_ctx if n_ctx is not None else context_length(model)
     if length is None:
         raise ValueError("The model does not say how long its context is (cfg.n_ctx): give n_ctx=.")
-    check_fits(model, process, length)
-    return words_for(process, length, seed=seed)
+    if n_ctx is None and token_map is not None:
+        length = token_map.longest_word(length)
+    check_fits(model, process, length, token_map=token_map)
+    if n_words is None:
+        try:
+            yield all_words(process, length, max_words=MAX_WORDS)
+            return
+        except TooManyWordsError:
+            pass
+    most = max(MAX_TOKENS // length, 2)
+    count = n_words if n_words is not None else min(FIRST_WORDS, most)
+    while True:
+        yield sampled_words(process, count, length, seed=seed)
+        if n_words is not None or count >= most:
+            return
+        count = min(4 * count, most)
+
+
+def _without_tables(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the data, without the process's matrices, for which the fingerprint stands."""
+    return {key: value for key, value in description.items() if key != "process"}
 
 
 class _Regret:
@@ -310,12 +332,24 @@ class _Regret:
         self.dataset = dataset
         self.by_position: Float64[Tensor, "pos"] | None = torch.zeros(dataset.n_ctx, dtype=torch.float64)
 
-    def update(self, batch: RowBatch, cells: Tensor, n_cells: int) -> None:
-        """Take in a batch that holds every word of a stretch of the dataset."""
+    def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
+        """Take in a batch: what the model returned for a stretch of the words."""
         output, n_tokens = batch.output, self.dataset.process.n_tokens
-        words = slice(int(batch.words.min()), int(batch.words.max()) + 1)
         is_logits = isinstance(output, Tensor) and output.ndim == 3 and output.shape[-1] >= n_tokens
-        if self.by_position is not None and is_logits and len(output) == words.stop - words.start:
-            self.by_position = self.by_position + batch_regret(output, self.dataset, words)
+        if self.by_position is not None and is_logits and batch.batch_words is not None:
+            self.by_position = self.by_position + batch_regret(output, self.dataset, batch.batch_words)
         else:
             self.by_position = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, to be saved."""
+        return {} if self.by_position is None else {"regret": self.by_position}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from sums that `state` gave."""
+        self.by_position = state.get("regret")
+
+    def reduce(self) -> None:
+        """Add the sums of all processes, where there are several."""
+        if self.by_position is not None:
+            self.by_position = reduce_sum(self.by_position)

@@ -345,15 +345,15 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         shown = pd.DataFrame(index=table.index)
         shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
         shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
-        shown["R² in-sample"] = table["R² in-sample"].map("{:.5f}".format)
+        shown["in-sample"] = table["R² in-sample"].map("{:.5f}".format)
         if bool(table["R² shuffled"].notna().any()):
-            shown["R² shuffled"] = table["R² shuffled"].map("{:.4f}".format)
+            shown["shuffled"] = table["R² shuffled"].map("{:.3f}".format)
         if len(self.controls) > 0:
             shown["best control"] = [
-                f"{r2:.4f} {name}" for r2, name in zip(table["R² best control"], table["best control"], strict=True)
+                f"{r2:.3f} {name}" for r2, name in zip(table["R² best control"], table["best control"], strict=True)
             ]
             shown["skill"] = [f"{s:.3f}" if s > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}" for s in table["skill"]]
         if bool(table["beyond next token"].notna().any()):
-            shown["beyond next token"] = table["beyond next token"].map("{:.3f}".format)
-        shown["MSE held out"] = table["MSE held out"].map("{:.6f}".format)
+            shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
+        shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
         return shown

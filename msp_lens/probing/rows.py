@@ -80,6 +80,7 @@ def model_rows(
     data: BeliefDataset | LabelledTokens,
     sites: Sites = None,
     *,
+    words: slice | None = None,
     batch_size: int | None = None,
     progress: str | None = None,
 ) -> Rows:
@@ -89,6 +90,7 @@ def model_rows(
         model: Any hooked model.
         data: Tokens and targets; of a `BeliefDataset`, each distinct prefix by its probability.
         sites: As for `find_sites`.
+        words: Read only this stretch of the words; all by default.
         batch_size: Words in one forward pass.
         progress: Title of a progress bar.
 
@@ -111,10 +113,13 @@ def model_rows(
         check_fits(model, data.process, data.n_ctx)
         data = LabelledTokens.from_beliefs(data)
     check_reads_tokens(model, data.tokens)
+    first, last, _ = (words or slice(None)).indices(len(data.tokens))
 
     def batches() -> Iterator[RowBatch]:
-        for batch in stream_activations(model, data.tokens, names, batch_size=batch_size, progress=progress):
-            yield labelled_batch(data, batch.words, batch.activations, batch.output)
+        tokens = data.tokens[first:last]
+        for batch in stream_activations(model, tokens, names, batch_size=batch_size, progress=progress):
+            stretch = slice(batch.words.start + first, batch.words.stop + first)
+            yield labelled_batch(data, stretch, batch.activations, batch.output)
 
     return Rows(names, data.description, batches)
 

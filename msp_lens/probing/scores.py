@@ -79,6 +79,11 @@ class HeldOutScore(Score):
     r2_interval: tuple[float, float] = (math.nan, math.nan)
     r2_by_fold: tuple[float, ...] = field(default=(), repr=False)
 
+    def is_within(self, width: float) -> bool:
+        """Whether the interval is no wider than this; so too where there is none, as for targets that do not vary."""
+        low, high = self.r2_interval
+        return not high - low > width
+
     @property
     def fold_interval(self) -> tuple[float, float]:
         """Mean of the folds' R² ± its 95 % t-interval, as if folds were independent.

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens.probing.cells import Cells
 from msp_lens.probing.moments import Moments
 from msp_lens.probing.regression import (
     RANK_CUTOFF,
@@ -21,7 +22,6 @@ from msp_lens.probing.regression import (
     decompose,
     mean_squared_errors,
 )
-from msp_lens.probing.splits import Cells
 
 Method = Literal["ols", "ridge", "reduced_rank"]
 

@@ -15,12 +15,17 @@ _HELD_OUT = {
 def summarise(report: ProbeReport) -> list[str]:
     """The notes beneath a report's table."""
     given = report.provenance
-    lines = [_data(report), _held_out(report), *_controls(report)]
+    lines = [
+        _data(report),
+        "R² held out, with its 95 % interval, and in-sample; MSE held out, per coordinate.",
+        _held_out(report),
+        *_controls(report),
+    ]
     rivals = [each for each in report.controls if each.is_rival]
     if rivals:
         lines.append(
-            f"Next-token probabilities alone explain R² {rivals[0].held_out.r2:.3f} of the beliefs, held out. Beyond "
-            "next token: the share of the rest that the activations add (nan: no rest)."
+            f"Next-token probabilities alone explain R² {rivals[0].held_out.r2:.3f} of the beliefs, held out. Beyond: "
+            "the share of the rest that the activations add."
         )
     degeneracy = getattr(report.process, "degeneracy", None)
     if degeneracy is not None:

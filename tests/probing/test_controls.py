@@ -11,8 +11,8 @@ from transformer_lens.hook_points import HookPoint
 import msp_lens as msp
 from msp_lens.models.hooked import find_sites
 from msp_lens.probing import TokenWindows, probe_rows
-from msp_lens.probing.fit import model_rows
-from msp_lens.probing.splits import deal, split_rows
+from msp_lens.probing.rows import model_rows
+from msp_lens.probing.splits import deal, labelled_rows, split_rows
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_a_hidden_rival_is_caught_by_the_windows(model, mess3):
     targets[ids] = by_token[dataset.tokens[dataset.is_first]]
     sites = find_sites(model, None)
     found = probe_rows(
-        model_rows(model, dataset, sites, rows, {"belief": targets}),
+        model_rows(model, labelled_rows(dataset, rows, {"belief": targets}, {}), sites),
         sites,
         n_groups=rows.n_groups,
         windows=TokenWindows(dataset.tokens, 3, n_targets=3),
@@ -172,7 +172,8 @@ def test_what_the_network_adds_to_next_tokens_is_a_joint_regression():
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=6), seed=0)
     report = msp.probe(model, process, progress=False)
     probe, dataset = report["0_post"], report.dataset
-    (batch,) = model_rows(model, dataset, probe.sites, split_rows(dataset, "prefix", "probability"), {})
+    rows = labelled_rows(dataset, split_rows(dataset, "prefix", "probability"), {"belief": dataset.prefix_beliefs}, {})
+    (batch,) = model_rows(model, rows, probe.sites)
     beliefs = dataset.prefix_beliefs[batch.groups]
     joint = torch.cat([batch.features[probe.sites[0]].double(), beliefs @ process.emissions], dim=1)
     fold = deal(batch.groups, 20, n_groups=dataset.n_prefixes, seed=0) % 5

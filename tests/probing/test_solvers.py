@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, Ridge
 
 from msp_lens.probing import Moments, Solver, decompose, held_out_score, score
+from msp_lens.probing.cells import Cells
 from msp_lens.probing.evaluate import evaluate
 from msp_lens.probing.moments import merge_all
 from msp_lens.probing.solvers import choose_penalty
-from msp_lens.probing.splits import Cells
 
 BLOCKS = {"h": 5, "belief": 3}
 exponents = st.floats(-6, 6)

@@ -3,8 +3,10 @@ import torch
 
 import msp_lens as msp
 from msp_lens.probing import probe_rows
+from msp_lens.probing.cells import Accumulator, accumulate
+from msp_lens.probing.moments import merge_all
 from msp_lens.probing.rows import RowBatch
-from msp_lens.probing.splits import Accumulator, accumulate, deal, pooled, split_rows
+from msp_lens.probing.splits import deal, split_rows
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_moments_of_cells_and_positions_are_those_of_their_rows():
         mean = batch.weights[here] @ rows[here] / batch.weights[here].sum()
         torch.testing.assert_close(found.mean, mean)
     assert cells.whole.n == 200
-    assert pooled(cells.cells).weight == pytest.approx(float(batch.weights.sum()))
+    assert merge_all(cells.cells).weight == pytest.approx(float(batch.weights.sum()))
 
 
 def test_batches_change_nothing():
