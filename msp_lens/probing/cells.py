@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -86,6 +86,7 @@ class Cells:
         ]
 
 
+@runtime_checkable
 class Observer(Protocol):
     """What else is summed up in the same pass."""
 

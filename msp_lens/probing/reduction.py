@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
@@ -32,6 +32,7 @@ from msp_lens.probing.moments import Moments
 from msp_lens.probing.regression import RANK_CUTOFF
 
 
+@runtime_checkable
 class FeatureReduction(Protocol):
     """What makes a site's features fewer; anything with these two members will do."""
 

@@ -42,11 +42,14 @@ def summarise(report: ProbeReport) -> list[str]:
 
 def _data(report: ProbeReport) -> str:
     given, n = report.provenance, report.probes[0].scores.in_sample.n
+    weights = f"weights={given.get('weights', 'as given')!r}"
     if "words" not in given:
-        return f"{n:,} rows, weights={given.get('weights', 'as given')!r}."
-    words = "every possible word" if given["is_population"] else f"{given['words']:,} sampled words"
-    rows = "rows, repetitions included" if given["split"] == "sequence" else "distinct prefixes"
-    return f"{report.process!r}; {words} of {given['n_ctx']} tokens: {n:,} {rows}, weights={given['weights']!r}."
+        return f"{n:,} rows, {weights}."
+    process = f"{report.process!r}; " if report.process is not None else ""
+    kind = "given" if given.get("source") == "tokens" else "sampled"
+    words = "every possible word" if given["is_population"] else f"{given['words']:,} {kind} words"
+    rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
+    return f"{process}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weights}."
 
 
 def _held_out(report: ProbeReport) -> str:

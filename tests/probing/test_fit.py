@@ -1,0 +1,244 @@
+"""The whole path of `probe`: any model, any sites, any data, and the ways a long pass is cut and joined."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import mean_squared_error
+
+import msp_lens as msp
+from msp_lens.activations import stream_activations
+from msp_lens.data import LabelledTokens, TokenMap, one_hot
+from msp_lens.probing import RandomProjection, TooWideError, batch_rows, cache_rows, probe_rows, sampled_rows
+from msp_lens.probing import fit as fitting
+from tests import hooked_models
+
+
+@pytest.fixture(scope="module")
+def model():
+    return msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
+
+
+@pytest.fixture(scope="module")
+def report(model, mess3):
+    return msp.probe(model, mess3, progress=False)
+
+
+@pytest.mark.parametrize("kind", hooked_models.KINDS)
+def test_any_hooked_model_is_probed_as_scikit_learn_would(kind, mess3):
+    network = hooked_models.build(kind)
+    sites = ["hook_embed", "hook_state.1"] if kind == "own" else ["0_mid", "1_mlp_out", "L1H1"]
+    found = msp.probe(network, mess3, sites=sites, n_ctx=4, progress=False)
+    dataset = found.dataset
+    for probe in found.probes:
+        (batch,) = stream_activations(network, dataset.tokens, probe.sites, batch_size=len(dataset))
+        rows = torch.cat([batch.activations[site] for site in probe.sites], dim=-1)[dataset.is_first].double()
+        ids = dataset.prefix_ids[dataset.is_first]
+        weights = dataset.prefix_weights("probability")[ids]
+        beliefs = dataset.prefix_beliefs[ids]
+        reference = LinearRegression().fit(rows, beliefs, sample_weight=weights).predict(rows)
+        # Scikit-learn fits float32's last digits too, where a site has directions of nothing else.
+        expected = mean_squared_error(beliefs, reference, sample_weight=weights)
+        assert probe.scores.in_sample.mse == pytest.approx(expected, abs=3e-5)
+        found_again = mean_squared_error(beliefs, probe.predict(rows), sample_weight=weights)
+        assert found_again == pytest.approx(probe.scores.in_sample.mse, abs=1e-9)
+
+
+def test_groups_are_concatenated_under_their_names(model, mess3, report):
+    found = msp.probe(
+        model, mess3, sites={"late": ["1_mid", "1_post"], "0_post": "0_post"}, concatenate=False, progress=False
+    )
+    assert list(found) == ["late", "0_post"]
+    assert found["late"].sites == ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_post")
+    assert found["0_post"].scores.held_out.r2 == pytest.approx(report["0_post"].scores.held_out.r2, abs=1e-9)
+
+
+def test_given_tokens_with_given_targets(model):
+    """Next tokens as classes: a probe of the embedding reads the token that is there, not the one to come."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 3, (300, 5), generator=generator)
+    here, following = one_hot(tokens, 3), one_hot(tokens[:, 1:], 3)
+    data = LabelledTokens.from_tokens(tokens, {"this token": here, "next token": following}, positions=slice(-1))
+    read = msp.probe(model, data, target="this token", progress=False)
+    assert read["0_pre"].scores.held_out.r2 > 0.999
+    # What a window of one token tells is no merit of the network.
+    assert read.controls.best("0_pre").held_out.r2 > 0.999
+    assert abs(read.skill("0_pre")) < 0.1 or read.skill("0_pre") <= 0
+    unread = msp.probe(model, data, target="next token", progress=False)
+    assert all(probe.scores.held_out.r2 < 0.02 for probe in unread.probes)
+    with pytest.raises(KeyError, match=r"No target 'board'.*this token, next token"):
+        msp.probe(model, data, target="board", progress=False)
+
+
+def test_a_cache_and_own_batches_give_the_same_probes(model, mess3, report):
+    dataset = report.dataset
+    data = LabelledTokens.from_beliefs(dataset)
+    _, cache = model.run_with_cache(dataset.tokens)
+    sites = [probe.sites[0] for probe in report.probes[:-1]]
+    from_cache = probe_rows(cache_rows(cache, data, sites))
+    batches = [
+        (batch.activations, dataset.beliefs[batch.words], dataset.word_weights[batch.words, None].expand(-1, 5))
+        for batch in stream_activations(model, dataset.tokens, sites, batch_size=50)
+    ]
+    from_batches = probe_rows(batch_rows(iter(batches), sites))
+    for label in report:
+        expected = report[label].scores.in_sample
+        assert from_cache[label].scores.in_sample.mse == pytest.approx(expected.mse, rel=1e-4)
+        assert from_batches[label].scores.in_sample.mse == pytest.approx(expected.mse, rel=1e-4)
+    assert "No controls stand beside these numbers" in repr(from_cache)
+
+
+def test_a_larger_vocabulary_is_read_by_its_token_map(mess3):
+    """The same words in other ids, with separators, after a start: beliefs are probed where their symbol was read."""
+    network = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=2, d_model=24, d_head=8, d_mlp=32, n_ctx=8), seed=1)
+    token_map = TokenMap([5, 3, 7], bos=0, separator=[8])
+    found = msp.probe(network, mess3, token_map=token_map, sites="1_post", progress=False)
+    dataset = msp.all_words(mess3, found.provenance["n_ctx"])
+    tokens, columns = token_map.encode(dataset.tokens)
+    (batch,) = stream_activations(network, tokens, "1_post", batch_size=len(tokens))
+    (activations,) = batch.activations.values()
+    rows = activations.gather(1, columns.unsqueeze(2).expand(-1, -1, 24))[dataset.is_first].double()
+    ids = dataset.prefix_ids[dataset.is_first]
+    weights = dataset.prefix_weights("probability")[ids]
+    score = LinearRegression().fit(rows, dataset.prefix_beliefs[ids], weights)
+    residual = torch.from_numpy(score.predict(rows)) - dataset.prefix_beliefs[ids]
+    assert found["1_post"].scores.in_sample.mse == pytest.approx(
+        float(weights @ residual**2 @ torch.ones(3).double() / 3)
+    )
+    assert found.provenance["token_map"]["symbols"] == token_map.to_dict()["symbols"]
+
+    with_prior = TokenMap([5, 3, 7], bos=0, include_prior=True)
+    prior = msp.probe(network, mess3, token_map=with_prior, n_ctx=4, sites="1_post", progress=False)
+    assert prior["1_post"].scores.in_sample.n == 3 + 9 + 27 + 81 + 1
+
+
+def test_positions_choose_rows(model, mess3):
+    found = msp.probe(model, mess3, positions=slice(2, None), progress=False)
+    assert found["0_post"].scores.in_sample.n == 27 + 81 + 243
+
+
+def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatch):
+    monkeypatch.setattr(fitting, "MAX_WORDS", 100)
+    monkeypatch.setattr(fitting, "FIRST_WORDS", 50)
+    monkeypatch.setattr(fitting, "MAX_TOKENS", 50_000)
+    wide = msp.probe(model, mess3, n_words=50, progress=False)
+    assert not all(probe.scores.held_out.is_within(0.01) for probe in wide.probes)
+    found = msp.probe(model, mess3, progress=False)
+    assert not found.provenance["is_population"]
+    assert found.provenance["words"] > 100
+    assert f"{found.provenance['words']:,} sampled words" in repr(found)
+
+
+def test_drawn_rows_stream(model, mess3, report):
+    rows = sampled_rows(model, mess3, 4_000, seed=0, chunk_size=500)
+    found = probe_rows(rows)
+    for label in report:
+        assert found[label].scores.in_sample.r2 == pytest.approx(report[label].scores.in_sample.r2, abs=0.02)
+
+
+def test_a_concatenation_too_wide_is_refused_and_can_be_reduced(model, mess3, report):
+    with pytest.raises(TooWideError, match=r"limit is .*RandomProjection"):
+        msp.probe(model, mess3, max_bytes=100_000, progress=False)
+    reduced = msp.probe(model, mess3, reduction=RandomProjection(12, seed=0), progress=False)
+    assert reduced["0_post"].scores.held_out == report["0_post"].scores.held_out
+    whole, fewer = report["concatenated"], reduced["concatenated"]
+    assert fewer.widths == whole.widths
+    assert 0 < whole.scores.in_sample.r2 - fewer.scores.in_sample.r2 < 0.05
+    # Folded back, it reads whole activations, and scores there what it scored on the reduced ones.
+    dataset = report.dataset
+    (batch,) = stream_activations(model, dataset.tokens, fewer.sites, batch_size=len(dataset))
+    read = fewer.predict(batch.activations)[dataset.is_first].double()
+    ids = dataset.prefix_ids[dataset.is_first]
+    errors = ((read - dataset.prefix_beliefs[ids]) ** 2).mean(dim=1)
+    expected = float(dataset.prefix_weights("probability")[ids] @ errors)
+    assert fewer.scores.in_sample.mse == pytest.approx(expected, rel=1e-4)
+
+
+class StoppedError(Exception):
+    """Stands for a job that was killed."""
+
+
+def test_an_interrupted_pass_goes_on_where_it_was(model, mess3, report, tmp_path, monkeypatch):
+    path = tmp_path / "pass.safetensors"
+    monkeypatch.setattr("msp_lens.probing.checkpoint.PassCheckpoint.is_due", property(lambda self: True))
+    seen = []
+
+    def dying(activation, hook):
+        seen.append(len(activation))
+        if len(seen) == 7:
+            raise StoppedError
+
+    with pytest.raises(StoppedError), model.hooks(fwd_hooks=[("hook_embed", dying)]):
+        msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
+    assert path.is_file()
+    seen.clear()
+    with pytest.raises(ValueError, match=r"another pass .*seed"):
+        msp.probe(model, mess3, resume=path, batch_size=20, seed=5, progress=False)
+    with model.hooks(fwd_hooks=[("hook_embed", lambda activation, hook: seen.append(len(activation)) and None)]):
+        found = msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
+    assert sum(seen) == 243 - 6 * 20
+    assert not path.exists()
+    for label in report:
+        assert found[label].scores.held_out.r2 == pytest.approx(report[label].scores.held_out.r2, abs=1e-9)
+    assert found.controls.best("0_post").held_out.r2 == pytest.approx(report.controls.best("0_post").held_out.r2)
+    torch.testing.assert_close(found.regret, report.regret)
+
+
+def worker(index, folder):
+    """What each of two processes runs: the user's script, nothing more."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=index, world_size=2)
+    network = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
+    msp.probe(network, msp.mess3(x=0.05, a=0.85), progress=False).save(Path(folder) / f"report-{index}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_report_of_one(model, mess3, report, tmp_path):
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    code = "import sys; from tests.probing.test_fit import worker; worker(int(sys.argv[1]), sys.argv[2])"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(index), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for index in range(2)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    for index in range(2):
+        found = msp.ProbeReport.load(tmp_path / f"report-{index}", model=model, process=mess3)
+        for label in report:
+            # Batches are cut elsewhere, so activations differ in float32's last place.
+            assert found[label].scores.held_out.r2 == pytest.approx(report[label].scores.held_out.r2, abs=1e-7)
+        for mine, theirs in zip(found.controls, report.controls, strict=True):
+            assert mine.held_out.r2 == pytest.approx(theirs.held_out.r2, abs=1e-10)
+        torch.testing.assert_close(found.regret, report.regret)
+
+
+def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
+    def never(activation, hook):
+        raise AssertionError("the model was run")
+
+    with model.hooks(fwd_hooks=[("hook_embed", never)]):
+        for options, message in [
+            ({"sites": "2_post"}, "2_post"),
+            ({"n_folds": 1}, "n_folds=1"),
+            ({"n_words": 1}, "n_words=1"),
+            ({"n_ctx": 9}, "n_ctx=9 is longer"),
+            ({"positions": [7]}, "7 is outside"),
+            ({"method": "reduced_rank", "rank": 0}, "rank"),
+            ({"untrained": -1}, "untrained=-1"),
+            ({"token_map": TokenMap([5, 3, 7])}, "vocabulary"),
+        ]:
+            with pytest.raises((ValueError, KeyError), match=message):
+                msp.probe(model, mess3, progress=False, **options)
