@@ -124,7 +124,7 @@ def test_positions_choose_rows(model, mess3):
 def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatch):
     monkeypatch.setattr(fitting, "MAX_WORDS", 100)
     monkeypatch.setattr(fitting, "FIRST_WORDS", 50)
-    monkeypatch.setattr(fitting, "MAX_TOKENS", 50_000)
+    monkeypatch.setattr(fitting, "MAX_TOKENS", 8_000)
     wide = msp.probe(model, mess3, n_words=50, progress=False)
     assert not all(probe.scores.held_out.is_within(0.01) for probe in wide.probes)
     found = msp.probe(model, mess3, progress=False)
