@@ -196,11 +196,13 @@ def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]])
     for name in edits:
         if name not in model.hook_dict:
             find_sites(model, name)
-    with model.hooks(fwd_hooks=[(name, _checked(name, edit)) for name, edit in edits.items()]):
+    with model.hooks(fwd_hooks=[(name, checked_hook(name, edit)) for name, edit in edits.items()]):
         yield
 
 
-def _checked(name: str, edit: Callable[[Tensor], Tensor]) -> HookFunction:
+def checked_hook(name: str, edit: Callable[[Tensor], Tensor]) -> HookFunction:
+    """An edit as a hook; it raises `ValueError` if the edit returns another shape, which a model would accept."""
+
     def hook(activation: Tensor, hook: Any) -> Tensor:
         edited = edit(activation)
         if not isinstance(edited, Tensor) or edited.shape != activation.shape:
