@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from msp_lens.beliefs import filter_beliefs, myopic_entropies, next_token_probabilities, optimal_losses
     from msp_lens.data import BeliefDataset, TokenDataset, all_words, sampled_words, token_dataset
     from msp_lens.figures.simplex import plot_beliefs
-    from msp_lens.interventions import InterventionReport, intervene
+    from msp_lens.interventions import (
+        InterventionReport,
+        applying,
+        commutation,
+        filter_from,
+        intervene,
+        necessity,
+        persistence,
+        unembedding,
+    )
     from msp_lens.models import (
         ModelConfig,
         build_model,
@@ -30,7 +39,16 @@ _HOMES = {
     "msp_lens.beliefs": ("filter_beliefs", "myopic_entropies", "next_token_probabilities", "optimal_losses"),
     "msp_lens.data": ("BeliefDataset", "TokenDataset", "all_words", "sampled_words", "token_dataset"),
     "msp_lens.figures.simplex": ("plot_beliefs",),
-    "msp_lens.interventions": ("InterventionReport", "intervene"),
+    "msp_lens.interventions": (
+        "InterventionReport",
+        "applying",
+        "commutation",
+        "filter_from",
+        "intervene",
+        "necessity",
+        "persistence",
+        "unembedding",
+    ),
     "msp_lens.models": (
         "ModelConfig",
         "build_model",
@@ -69,19 +87,24 @@ __all__ = [
     "TrainingConfig",
     "TrainingRun",
     "all_words",
+    "applying",
     "build_model",
     "build_process",
     "coin",
+    "commutation",
     "even",
     "filter_beliefs",
+    "filter_from",
     "golden_mean",
     "intervene",
     "load_checkpoint",
     "load_weights",
     "mess3",
     "myopic_entropies",
+    "necessity",
     "next_token_probabilities",
     "optimal_losses",
+    "persistence",
     "plot_beliefs",
     "probe",
     "read_beliefs",
@@ -94,6 +117,7 @@ __all__ = [
     "sns",
     "token_dataset",
     "train",
+    "unembedding",
     "z1r",
 ]
 

@@ -8,8 +8,8 @@
     donor's belief    h + (b̂(donor) - b̂(h)) D
     centroid          the mean h of all prefixes whose belief is nearest b'
 
-W is the probe (b̂ = h W + c), D = Σ_bb⁺ Σ_bh its decoder; all are solved from the probe's moments. None of them proves by
-itself that the network uses its belief: each is set beside no edit, a placebo of its length and a donor.
+W is the probe (b̂ = h W + c), D = Σ_bb⁺ Σ_bh its decoder; all are solved from the probe's moments. None of them proves
+by itself that the network uses its belief: each is set beside no edit, a placebo of its length and a donor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-
 
 import torch
 from jaxtyping import Float, Float64
@@ -158,7 +157,8 @@ def steer(probe: BeliefProbe, *, current: Float[Tensor, "*batch state"] | None =
 
     Args:
         probe: Of the site to edit.
-        current: The belief b held now, in the shape of the belief to be written; by default b̂, read from h.
+        current: The belief b held now, in the shape of the belief to be written; by default b̂, read from h. Where
+            several sites are edited at once leave it out: a later site has been moved by the earlier ones already.
 
     Source: the regression of activation on belief, from the moments of one pass.
     """
@@ -285,5 +285,3 @@ def read_decoder(probe: BeliefProbe) -> Float64[Tensor, "state feature"]:
     read_covariance = weights.T @ site_moments(probe).covariance(probe.sites, probe.sites)
     inverse, _ = pseudo_inverse(read_covariance @ weights)
     return inverse @ read_covariance
-
-

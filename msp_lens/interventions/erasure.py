@@ -1,4 +1,4 @@
-"""The edits that take a belief away, or everything else: is it needed, is it enough?
+"""The edits that take the belief away, or everything else.
 
     erase (LEACE)     h - (h - μ_h) W D̂                    D̂ = (Wᵀ Σ_hh W)⁺ Wᵀ Σ_hh
     keep only         μ_h + (h - μ_h) W D̂  =  μ_h + (b̂ - μ_b) D̂
@@ -76,8 +76,8 @@ def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
 
 def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     """The null of `project_out`: as many random orthonormal directions, drawn evenly."""
-    basis = read_basis(probe)
-    random_basis, _ = torch.linalg.qr(_gaussian(*basis.shape, generator))
+    n_features, rank = read_basis(probe).shape
+    random_basis, _ = torch.linalg.qr(_gaussian(n_features, rank, generator))
     return _removing("project out random", probe, random_basis @ random_basis.T)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -130,17 +130,9 @@ class _Setting:
     generator: torch.Generator
 
 
-@dataclass(eq=False)
-class _Measured:
-    """What one edit did to each word, gathered batch by batch."""
-
-    kl_to_target: list[Tensor] = field(default_factory=list)
-    kl_to_actual: list[Tensor] = field(default_factory=list)
-    moved: list[Tensor] = field(default_factory=list)
-    way: list[Tensor] = field(default_factory=list)
-
-
+# Site, edit and strength; and what it did to each word of each batch: KL to target, KL to actual, moved, way.
 _Key = tuple[str, str, float]
+_Table = dict[_Key, list[Float64[Tensor, "quantity word"]]]
 
 
 def _draw(
@@ -169,15 +161,15 @@ def _run(
     strengths: Sequence[float],
     setting: _Setting,
     batch_size: int | None,
-) -> dict[_Key, _Measured]:
+) -> _Table:
     """Every edit at every group of sites, made at the words' last position."""
-    table: dict[_Key, _Measured] = {}
+    table: _Table = {}
     optimal_target = next_token_probabilities(process, setting.target)
     optimal_actual = next_token_probabilities(process, setting.actual)
     probes = [group[0] for group in groups if len(group) == 1]
     sites = [probe.sites[0] for probe in probes]
     reader = probes[-1]
-    for rows in batches(*setting.words.shape, batch_size):
+    for rows in batches(setting.words, batch_size):
         words, target = setting.words[rows], setting.target[rows]
         _, donor = run_edited(model, setting.donors[rows], (), n_tokens=process.n_tokens, sites=sites)
         plain, held = run_edited(model, words, (), n_tokens=process.n_tokens, sites=sites[-1:])
@@ -192,15 +184,20 @@ def _run(
                     log_predicted, after = run_edited(
                         model, words, edits, target, position=-1, n_tokens=process.n_tokens, sites=watched
                     )
-                measured = table.setdefault((label, name, strength), _Measured())
                 predicted = log_predicted[:, -1]
-                measured.kl_to_target.append(kl_divergence(optimal_target[rows], predicted))
-                measured.kl_to_actual.append(kl_divergence(optimal_actual[rows], predicted))
-                if watched:
-                    now = reader.predict(after[sites[-1]][:, -1]).cpu().double()
-                    way = target - read
-                    measured.moved.append(((now - read) * way).sum(dim=1))
-                    measured.way.append((way * way).sum(dim=1))
+                way = target - read
+                now = (
+                    reader.predict(after[sites[-1]][:, -1]).cpu().double()
+                    if watched
+                    else torch.full_like(read, math.nan)
+                )
+                quantities = [
+                    kl_divergence(optimal_target[rows], predicted),
+                    kl_divergence(optimal_actual[rows], predicted),
+                    ((now - read) * way).sum(dim=1),
+                    (way * way).sum(dim=1),
+                ]
+                table.setdefault((label, name, strength), []).append(torch.stack(quantities))
     return table
 
 
@@ -234,19 +231,13 @@ def _edits(
             yield name, strength, [edit.scaled(strength) for edit in whole]
 
 
-def _summarised(table: Mapping[_Key, _Measured], position: int, target: str) -> list[InterventionResult]:
-    gathered = {
-        key: tuple(torch.cat(parts) if parts else None for parts in vars(measured).values())
-        for key, measured in table.items()
-    }
-    recoveries = {
-        (site, edit, strength): _recovery(values[0], gathered[site, "none", 1.0][0])
-        for (site, edit, strength), values in gathered.items()
-    }
+def _summarised(table: _Table, position: int, target: str) -> list[InterventionResult]:
+    gathered = {key: torch.cat(parts, dim=1) for key, parts in table.items()}
+    recoveries = {key: _recovery(values[0], gathered[key[0], "none", 1.0][0]) for key, values in gathered.items()}
     results = []
     for (site, edit, strength), (to_target, to_actual, moved, way) in gathered.items():
         recovery, recovery_error = recoveries[site, edit, strength]
-        displacement, displacement_error = (math.nan, math.nan) if moved is None else ratio(moved, way)
+        displacement, displacement_error = ratio(moved, way)
         n = len(to_target)
         results.append(
             InterventionResult(

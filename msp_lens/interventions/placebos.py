@@ -35,7 +35,7 @@ def placebo_off_belief(edit: Edit, *, generator: torch.Generator) -> Edit:
     avoided = directions[:, singular_values > singular_values[0] * 1e-10]
     if avoided.shape[1] >= avoided.shape[0]:
         raise ValueError(
-            f"{probe!r}: its weights and decoder fill all {avoided.shape[0]} dimensions of the site; none is off belief."
+            f"{probe!r}: its weights and decoder fill all {avoided.shape[0]} dimensions; no direction is off belief."
         )
     return Edit("placebo off belief", probe, _random_step(edit, generator, avoid=avoided), writes=edit.writes)
 

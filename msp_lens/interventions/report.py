@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLE = "KL(target's optimum ‖ model), nats"
+MOST_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ class InterventionReport:
         strengths = [r.strength for r in rows]
         if not rows or len(set(strengths)) < len(strengths):
             raise KeyError(
-                f"{len(rows)} results for edit={edit!r}, site={site!r}, position={position}, target={target!r}: name one "
-                f"position of {self._values('position')} and one target of {', '.join(self._values('target'))}."
+                f"{len(rows)} results for edit={edit!r}, site={site!r}, position={position}, target={target!r}: name "
+                f"one position of {self._values('position')} and one target of {', '.join(self._values('target'))}."
             )
         series = pd.Series([getattr(r, value) for r in rows], index=pd.Index(strengths, name="strength"), name=value)
         return series.sort_index()
@@ -178,8 +179,8 @@ class InterventionReport:
             "word's. donor: the activation of a run that held the target belief, the best any edit can do.",
             self._contrast(),
             "An edit that works shows that the belief there is enough to change what the network says, not that "
-            "nothing else is used. One that fails may be the wrong edit: the pseudo-inverse makes the least change that "
-            "the probe sees, the decoder (steer, patch) moves all that varies with the belief.",
+            "nothing else is used. One that fails may be the wrong edit: the pseudo-inverse makes the least change "
+            "that the probe sees, the decoder (steer, patch) moves all that varies with the belief.",
         ]
         if reader is not None:
             lines.append(f"Displacement is read at {reader}, by its own probe.")
@@ -237,20 +238,30 @@ class InterventionReport:
         return list(dict.fromkeys(getattr(result, key) for result in self.results))
 
     def _display(self) -> pd.DataFrame:
-        table = self.to_dataframe()
+        """One line for each site and one column for each edit; the other way round where edits are many."""
+        sites, targets = self._values("site"), self._values("target")
+        ordered = sorted(
+            self.results, key=lambda r: (sites.index(r.site), r.position, targets.index(r.target), r.strength)
+        )
+        table = pd.DataFrame([vars(result) for result in ordered])
         table["kl_to_target"] = table["kl_to_target"].map(_figure)
-        rows = ["site", "position", "target", "strength"]
-        wide = table.pivot_table(index=rows, columns="edit", values="kl_to_target", aggfunc="first", sort=False)
-        wide = wide[self._values("edit")].fillna("").reset_index(level=rows[1:])
-        # What does not vary is said once, below the table.
-        constant = [key for key in ("target", "strength") if len(self._values(key)) == 1]
-        return wide.drop(columns=constant).rename_axis(columns=None)
+        rows, columns = ("site", "edit") if len(self._values("edit")) <= MOST_COLUMNS else ("edit", "site")
+        # What does not vary is said once, with the table.
+        varying = [key for key in ("position", "target", "strength") if len(self._values(key)) > 1]
+        wide = table.pivot_table(
+            index=[rows, *varying], columns=columns, values="kl_to_target", aggfunc="first", sort=False
+        )
+        return wide[self._values(columns)].fillna("").reset_index(level=varying).rename_axis(columns=None)
+
+    def _title(self) -> str:
+        constant = [f"{key} {self._values(key)[0]}" for key in ("position", "target") if len(self._values(key)) == 1]
+        return "; ".join([TITLE, *constant])
 
     def __repr__(self) -> str:
-        return to_text(self._display(), title=TITLE, notes=self.summary())
+        return to_text(self._display(), title=self._title(), notes=self.summary())
 
     def _repr_html_(self) -> str:
-        return to_html(self._display(), title=TITLE, notes=self.summary())
+        return to_html(self._display(), title=self._title(), notes=self.summary())
 
 
 def _figure(value: float) -> str:

@@ -101,8 +101,9 @@ def check_count(n: int) -> None:
         raise ValueError(f"n={n}: at least 2 pairs are needed for a standard error.")
 
 
-def batches(n_words: int, length: int, batch_size: int | None) -> Iterator[slice]:
+def batches(tokens: Int[Tensor, "word pos"], batch_size: int | None) -> Iterator[slice]:
     """The words of each forward pass; by default some 8,192 tokens' worth."""
+    n_words, length = tokens.shape
     size = batch_size or max(1, TOKENS_PER_BATCH // length)
     if size < 1:
         raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float64, Int
@@ -138,9 +138,10 @@ def simplex(process: Process, words: Int[Tensor, "word pos"], generator: torch.G
 def emission_kernel(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
     """The actual belief moved so that the next token's probabilities stay: `b' = b + v`, `v E = 0`.
 
-    Of some directions drawn evenly in the kernel of the emission map the one in which the simplex reaches furthest, all
-    the way: beliefs on the simplex's faces have little room. Such a move should leave the next prediction as it was and show only in later ones: what tells a belief from a
-    next-token distribution. Words from whose belief there is no such move have no target.
+    Of some directions drawn evenly in the kernel of the emission map the one in which the simplex reaches furthest,
+    all the way: beliefs on the simplex's faces have little room. Such a move should leave the next prediction as it
+    was and show only in later ones: what tells a belief from a next-token distribution. Words from whose belief there
+    is no such move have no target.
 
     Raises:
         ValueError: if the process has no such moves at all, its beliefs following from next-token probabilities.
@@ -194,7 +195,7 @@ def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -
         targets = {name: TARGETS[name] for name in names}
     if not targets:
         raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")
-    return {name: maker if callable(maker) else _given(maker) for name, maker in targets.items()}
+    return {name: cast(TargetMaker, maker) if callable(maker) else _given(maker) for name, maker in targets.items()}
 
 
 def nearest_words(
@@ -206,9 +207,11 @@ def nearest_words(
     """
     dataset = words_for(process, length, seed=seed)
     held, inverse = dataset.beliefs[:, -1].unique(dim=0, return_inverse=True)
-    first_word = torch.zeros(len(held), dtype=torch.int64).scatter_(0, inverse.flip(0), torch.arange(len(inverse)).flip(0))
-    nearest = torch.cat([torch.cdist(part, held).argmin(dim=1) for part in beliefs.split(256)])
-    return dataset.tokens[first_word[nearest]]
+    a_word = torch.zeros(len(held), dtype=torch.int64).scatter_(0, inverse, torch.arange(len(inverse)))
+    # Differences squared, not products: an equal belief is at distance 0, not at a rounding error.
+    exact = "donot_use_mm_for_euclid_dist"
+    nearest = torch.cat([torch.cdist(part, held, compute_mode=exact).argmin(dim=1) for part in beliefs.split(256)])
+    return dataset.tokens[a_word[nearest]]
 
 
 def _given(belief: Any) -> TargetMaker:

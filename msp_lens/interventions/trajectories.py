@@ -1,8 +1,8 @@
 """What follows from a belief: the beliefs filtered on from it, and the tokens it predicts.
 
-A belief b' written at position t implies b' T[x]/(b' T[x] 1) at t + 1 once token x is seen, and so on. A network that was
-given b' at one position alone still attends to a past that speaks for the old belief: to move the trajectory, write
-these beliefs at every later position too.
+A belief b' written at position t implies b' T[x]/(b' T[x] 1) at t + 1 once token x is seen, and so on. A network that
+was given b' at one position alone still attends to a past that speaks for the old belief: to move the trajectory,
+write these beliefs at every later position too.
 """
 
 from __future__ import annotations

@@ -65,11 +65,12 @@ def at_positions(
 
     def edited(activation: Float[Tensor, "word pos d_model"]) -> Float[Tensor, "word pos d_model"]:
         n_words, length = activation.shape[:2]
-        if _is_mask(position):
+        if isinstance(position, Tensor) and _is_mask(position):
             mask = position.to(activation.device)
             if mask.shape != (n_words, length):
                 raise ValueError(
-                    f"The positions' mask has shape {tuple(mask.shape)}; the batch has {n_words} words of {length} tokens."
+                    f"The mask of positions has shape {tuple(mask.shape)}; the batch has {n_words} words of {length} "
+                    "tokens."
                 )
             return torch.where(mask.unsqueeze(-1), change(activation, _spread(belief, n_words, length)), activation)
         indices = _grid(position, n_words, length).to(activation.device)
