@@ -65,14 +65,21 @@ class Edit:
         """The activation that replaces `activation`.
 
         Raises:
-            ValueError: if the activation is not of the probe's width, or a belief is needed and none is given.
+            ValueError: if the activation is not of the probe's width, a belief is needed and none is given, or the
+                function returns another shape.
         """
         if activation.shape[-1] != self.probe.widths[0]:
             raise ValueError(
                 f"The activation has {activation.shape[-1]} features; the probe of {self.site} was fitted on "
                 f"{self.probe.widths[0]}. Fit a probe on this model."
             )
-        return self.function(activation, self._belief(belief).to(activation))
+        edited = self.function(activation, self._belief(belief).to(activation))
+        if edited.shape != activation.shape:
+            raise ValueError(
+                f"The edit {self.name!r} at {self.site} returned {tuple(edited.shape)}; it must return a tensor of the "
+                f"activation's shape {tuple(activation.shape)}."
+            )
+        return edited
 
     def _belief(self, belief: Tensor | None) -> Tensor:
         if not self.writes:
