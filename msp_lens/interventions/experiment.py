@@ -24,7 +24,7 @@ from msp_lens.data import words_for
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit
 from msp_lens.interventions.menu import REFERENCES, EditMaker, Material, resolve_edits
-from msp_lens.interventions.report import InterventionReport, InterventionResult
+from msp_lens.interventions.report import InterventionReport, InterventionResult, acts_on_belief
 from msp_lens.interventions.runs import (
     TOGETHER,
     batches,
@@ -130,9 +130,9 @@ class _Setting:
     generator: torch.Generator
 
 
-# Site, edit and strength; and what it did to each word of each batch: KL to target, KL to actual, moved, way.
+# By site, edit and strength: [quantity, word] of each batch, quantities KL to target, KL to actual, moved, way.
 _Key = tuple[str, str, float]
-_Table = dict[_Key, list[Float64[Tensor, "quantity word"]]]
+_Table = dict[_Key, list[Tensor]]
 
 
 def _draw(
@@ -236,6 +236,9 @@ def _summarised(table: _Table, position: int, target: str) -> list[InterventionR
     recoveries = {key: _recovery(values[0], gathered[key[0], "none", 1.0][0]) for key, values in gathered.items()}
     results = []
     for (site, edit, strength), (to_target, to_actual, moved, way) in gathered.items():
+        untouched = gathered[site, "none", 1.0]
+        predicts = acts_on_belief(float(untouched[1].mean()), float(untouched[0].mean()))
+        placebo, donor = recoveries[site, "placebo", 1.0], recoveries[site, "donor", 1.0]
         recovery, recovery_error = recoveries[site, edit, strength]
         displacement, displacement_error = ratio(moved, way)
         n = len(to_target)
@@ -252,7 +255,7 @@ def _summarised(table: _Table, position: int, target: str) -> list[InterventionR
                 kl_to_actual_error=float(to_actual.std() / n**0.5),
                 recovery=recovery,
                 recovery_error=recovery_error,
-                above_placebo=_above(recovery, recoveries[site, "placebo", 1.0], recoveries[site, "donor", 1.0]),
+                above_placebo=_above(recovery, placebo, donor, predicts=predicts),
                 displacement=displacement,
                 displacement_error=displacement_error,
                 n=n,
@@ -265,7 +268,8 @@ def _recovery(after: Float64[Tensor, "word"], before: Float64[Tensor, "word"]) -
     return ratio(before - after, before)
 
 
-def _above(recovery: float, placebo: tuple[float, float], donor: tuple[float, float]) -> float:
-    """Recovery from placebo (0) to donor (1), where the donor surely recovers more than the placebo."""
+def _above(recovery: float, placebo: tuple[float, float], donor: tuple[float, float], *, predicts: bool) -> float:
+    """Recovery from placebo (0) to donor (1), where the model predicts and the donor surely recovers more."""
     gain = donor[0] - placebo[0]
-    return (recovery - placebo[0]) / gain if gain > 2 * math.hypot(placebo[1], donor[1]) else math.nan
+    sure = predicts and gain > 2 * math.hypot(placebo[1], donor[1])
+    return (recovery - placebo[0]) / gain if sure else math.nan

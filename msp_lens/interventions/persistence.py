@@ -153,7 +153,8 @@ def _draw(process: Process, start: int, n_after: int, target_maker: TargetMaker,
     )
 
 
-_Table = dict[tuple[str, str, str], list[Float64[Tensor, "optimum word later"]]]
+# By site, way of editing and edit: [optimum, word, later] of each batch.
+_Table = dict[tuple[str, str, str], list[Tensor]]
 
 
 def _run(

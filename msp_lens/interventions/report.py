@@ -32,8 +32,9 @@ class InterventionResult:
         kl_to_actual_error: Its error.
         recovery: 1 - kl_to_target / that of no edit: 0 if nothing was gained, 1 if the model acts on the target.
         recovery_error: Its error.
-        above_placebo: Recovery on a scale of the placebo (0) to the donor (1); NaN where the donor itself recovers no
-            more than the placebo: then the network shows nothing that an edit could recover.
+        above_placebo: Recovery on a scale of the placebo (0) to the donor (1); NaN where there is nothing to recover:
+            where the donor itself recovers no more than the placebo, or the model left alone is not nearer by half to
+            the actual optimum than to the target's.
         displacement: How far along the way from the actual to the target belief the model's belief moved, as read at
             a later site by that site's own probe; NaN if no later site was read.
         displacement_error: Its error.
@@ -182,6 +183,11 @@ class InterventionReport:
             "nothing else is used. One that fails may be the wrong edit: the pseudo-inverse makes the least change "
             "that the probe sees, the decoder (steer, patch) moves all that varies with the belief.",
         ]
+        if not all(acts_on_belief(r.kl_to_actual, r.kl_to_target) for r in self.results if r.edit == "none"):
+            lines.append(
+                "Left alone, the model is hardly nearer to the actual optimum than to the target's: it does not act on "
+                "the belief (or the two beliefs predict alike), and recoveries say nothing, of either sign."
+            )
         if reader is not None:
             lines.append(f"Displacement is read at {reader}, by its own probe.")
         return lines
@@ -262,6 +268,14 @@ class InterventionReport:
 
     def _repr_html_(self) -> str:
         return to_html(self._display(), title=self._title(), notes=self.summary())
+
+
+def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
+    """Whether a model left alone is nearer by half to the actual optimum than to another: else nothing is to recover.
+
+    A network with random weights is so by chance only: its predictions lie about as far from either.
+    """
+    return kl_to_actual < 0.5 * kl_to_target
 
 
 def _figure(value: float) -> str:

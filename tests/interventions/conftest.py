@@ -19,7 +19,7 @@ def random_report(random_model, mess3):
 
 @pytest.fixture(scope="session")
 def published_report(published_model, mess3):
-    return msp.probe(published_model, mess3, progress=False)
+    return msp.probe(published_model, mess3, progress=False, n_folds=2)
 
 
 @pytest.fixture

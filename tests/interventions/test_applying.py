@@ -102,8 +102,7 @@ class TestAfterAnException:
     def test_in_the_body(self, random_model, random_report, tokens):
         edit = edits.erase(random_report["0_post"])
         with pytest.raises(RuntimeError, match="in the body"), applying(random_model, edit):
-            random_model(tokens)
-            raise RuntimeError("in the body")
+            raise RuntimeError(f"in the body, after {random_model(tokens).shape}")
 
     def test_in_the_edit(self, random_model, random_report, tokens):
         def fails(h, belief):
@@ -185,7 +184,7 @@ def test_bad_requests_are_refused(random_model, random_report, tokens):
 def test_a_probe_of_another_model_is_refused(random_model, random_report, tokens, mess3):
     wider = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=24, d_head=8, d_mlp=32, n_ctx=5))
     with (
-        pytest.raises(ValueError, match="has 24 features; the probe of blocks.0.hook_resid_post was fitted on 16"),
+        pytest.raises(ValueError, match=r"has 24 features; the probe of blocks\.0\.hook_resid_post was fitted on 16"),
         applying(wider, edits.steer(random_report["0_post"]), [1.0, 0, 0]),
     ):
         wider(tokens)

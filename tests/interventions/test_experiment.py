@@ -54,8 +54,9 @@ def test_an_edits_row_is_that_of_its_context(random_model, random_report, mess3)
         "project out": msp.interventions.project_out,
     }
     belief = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    probes = [random_report["ln_final"], random_report["0_post"]]
     results = msp.intervene(
-        random_model, mess3, probes=random_report, positions=2, edits=chosen, targets=belief, strengths=(0.5, 1.0), n=50
+        random_model, mess3, probes=probes, positions=2, edits=chosen, targets=belief, strengths=(0.5, 1.0), n=50
     )
     words = mess3.sample(50, 3, generator=torch.Generator().manual_seed(0))
     actual = msp.filter_beliefs(mess3, words)[:, -1]
@@ -95,10 +96,10 @@ def test_batches_make_no_difference(random_model, random_report, mess3):
             msp.intervene(
                 random_model,
                 mess3,
-                probes=random_report,
-                positions=[1, 4],
+                probes=[random_report["0_post"], random_report["ln_final"]],
+                positions=3,
                 edits=chosen,
-                n=30,
+                n=12,
                 batch_size=batch_size,
                 **options,
             )
@@ -131,19 +132,28 @@ def test_all_sites_at_once_is_their_edits_nested(random_model, random_report, me
 
 
 def test_random_weights_show_no_recovery_beyond_their_placebo(mess3):
-    """The experiment can fail: the belief can be read and written here, but nothing acts on it."""
-    for seed in (3, 4):
-        model = msp.build_model(msp.ModelConfig(d_vocab=3), seed=seed)
-        report = msp.probe(model, mess3, sites=["1_post", "3_post"], progress=False, n_folds=2)
-        assert report["3_post"].scores.in_sample.r2 > 0.5
-        results = msp.intervene(model, mess3, probes=report, n=500)
-        for site in ("1_post", "3_post"):
-            placebo = results.select(site=site, edit="placebo").recovery
-            for edit in ("steer", "patch", "pseudo-inverse", "donor"):
-                row = results.select(site=site, edit=edit)
-                assert row.recovery <= placebo + 0.05, (site, edit)
-                # What little differs is nothing beside the .99 of a model that was trained.
-                assert math.isnan(row.above_placebo) or abs(row.recovery) < 0.1
+    """The experiment can fail: the belief can be read and written here, but nothing acts on it.
+
+    One random network's predictions go with the belief by chance, with either sign; over many nothing is left.
+    """
+    beyond = []
+    for seed in range(10):
+        config = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=32, d_head=8, d_mlp=64, n_ctx=5)
+        model = msp.build_model(config, seed=seed)
+        report = msp.probe(model, mess3, sites=["0_post", "1_post"], progress=False, n_folds=2)
+        assert report["1_post"].scores.in_sample.r2 > 0.7
+        results = msp.intervene(model, mess3, probes=report, positions=4, n=200)
+        assert results.to_dataframe()["above_placebo"].isna().all()
+        assert "it does not act on the belief" in " ".join(results.summary())
+        beyond.append(
+            [
+                results.select(site=site, edit=edit).recovery - results.select(site=site, edit="placebo").recovery
+                for site in ("0_post", "1_post")
+                for edit in ("steer", "patch", "pseudo-inverse")
+            ]
+        )
+    excess = torch.tensor(beyond)
+    assert (excess.mean(dim=0) <= 2 * excess.std(dim=0) / 10**0.5).all()
 
 
 def test_results_are_reproducible_and_leave_the_model_alone(
