@@ -9,7 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from msp_lens.beliefs import filter_beliefs, myopic_entropies, next_token_probabilities, optimal_losses
+    from msp_lens.beliefs import (
+        attractor,
+        entropy_rate,
+        excess_entropy,
+        filter_beliefs,
+        mixed_states,
+        myopic_entropies,
+        next_token_probabilities,
+        optimal_losses,
+        presentation,
+        statistical_complexity,
+    )
     from msp_lens.data import (
         BeliefDataset,
         LabelledTokens,
@@ -21,7 +32,16 @@ if TYPE_CHECKING:
         token_dataset,
     )
     from msp_lens.figures.simplex import plot_beliefs
-    from msp_lens.interventions import InterventionReport, intervene
+    from msp_lens.interventions import (
+        InterventionReport,
+        applying,
+        commutation,
+        filter_from,
+        intervene,
+        necessity,
+        persistence,
+        unembedding,
+    )
     from msp_lens.models import (
         ModelConfig,
         build_model,
@@ -31,7 +51,17 @@ if TYPE_CHECKING:
         residual_sites,
         save_checkpoint,
     )
-    from msp_lens.probing import BeliefProbe, Moments, ProbeReport, probe, read_beliefs
+    from msp_lens.probing import (
+        BeliefProbe,
+        BeliefRegressor,
+        Moments,
+        ProbeReport,
+        RandomProjection,
+        geometry,
+        probe,
+        probe_rows,
+        read_beliefs,
+    )
     from msp_lens.processes import (
         Process,
         bloch_walk,
@@ -60,7 +90,18 @@ if TYPE_CHECKING:
     from msp_lens.training import TrainingConfig, TrainingRun, regret_by_position, train
 
 _HOMES = {
-    "msp_lens.beliefs": ("filter_beliefs", "myopic_entropies", "next_token_probabilities", "optimal_losses"),
+    "msp_lens.beliefs": (
+        "attractor",
+        "entropy_rate",
+        "excess_entropy",
+        "filter_beliefs",
+        "mixed_states",
+        "myopic_entropies",
+        "next_token_probabilities",
+        "optimal_losses",
+        "presentation",
+        "statistical_complexity",
+    ),
     "msp_lens.data": (
         "BeliefDataset",
         "LabelledTokens",
@@ -72,7 +113,16 @@ _HOMES = {
         "token_dataset",
     ),
     "msp_lens.figures.simplex": ("plot_beliefs",),
-    "msp_lens.interventions": ("InterventionReport", "intervene"),
+    "msp_lens.interventions": (
+        "InterventionReport",
+        "applying",
+        "commutation",
+        "filter_from",
+        "intervene",
+        "necessity",
+        "persistence",
+        "unembedding",
+    ),
     "msp_lens.models": (
         "ModelConfig",
         "build_model",
@@ -82,7 +132,17 @@ _HOMES = {
         "residual_sites",
         "save_checkpoint",
     ),
-    "msp_lens.probing": ("BeliefProbe", "Moments", "ProbeReport", "probe", "read_beliefs"),
+    "msp_lens.probing": (
+        "BeliefProbe",
+        "BeliefRegressor",
+        "Moments",
+        "ProbeReport",
+        "RandomProjection",
+        "geometry",
+        "probe",
+        "probe_rows",
+        "read_beliefs",
+    ),
     "msp_lens.processes": (
         "Process",
         "bloch_walk",
@@ -115,28 +175,37 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "BeliefDataset",
     "BeliefProbe",
+    "BeliefRegressor",
     "InterventionReport",
     "LabelledTokens",
     "ModelConfig",
     "Moments",
     "ProbeReport",
     "Process",
+    "RandomProjection",
     "Study",
     "TokenDataset",
     "TokenMap",
     "TrainingConfig",
     "TrainingRun",
     "all_words",
+    "applying",
+    "attractor",
     "bloch_walk",
     "build_model",
     "build_process",
     "coin",
+    "commutation",
     "days_of_week",
+    "entropy_rate",
     "even",
+    "excess_entropy",
     "filter_beliefs",
+    "filter_from",
     "find_sites",
     "frdn",
     "from_moore",
+    "geometry",
     "golden_mean",
     "intervene",
     "leaky",
@@ -145,15 +214,20 @@ __all__ = [
     "load_weights",
     "matching_parens",
     "mess3",
+    "mixed_states",
     "mixture",
     "moon",
     "mr_name",
     "myopic_entropies",
+    "necessity",
     "next_token_probabilities",
     "one_hot",
     "optimal_losses",
+    "persistence",
     "plot_beliefs",
+    "presentation",
     "probe",
+    "probe_rows",
     "product",
     "random_process",
     "read_beliefs",
@@ -164,8 +238,10 @@ __all__ = [
     "sampled_words",
     "save_checkpoint",
     "sns",
+    "statistical_complexity",
     "token_dataset",
     "train",
+    "unembedding",
     "with_bos",
     "z1r",
 ]

@@ -38,7 +38,7 @@ def test_results_can_be_loaded_and_agree(study):
     again = msp.probe(loaded.model, loaded.process, progress=False)
     expected = [row["R² held out"] for row in findings["probes"]["sites"]]
     assert [probe.scores.held_out.r2 for probe in again.probes] == pytest.approx(expected, abs=1e-6)
-    assert len(findings["interventions"]["results"]) == 4 * 6
+    assert len(findings["interventions"]["results"]) == 4 * 7
 
     config = json.loads((study.folder / "config.json").read_text())
     assert msp.Process.from_dict(config["process"]) == msp.mess3()

@@ -1,5 +1,66 @@
-"""Write beliefs: edits of the residual stream, and the experiment that tells whether the network uses them."""
+"""Write beliefs: edits of the residual stream, and the experiments that tell whether the network uses them."""
 
-from msp_lens.interventions.experiment import InterventionReport, InterventionResult, intervene
+from msp_lens.interventions.centroids import Centroids, belief_centroids
+from msp_lens.interventions.dynamics import commutation, unembedding
+from msp_lens.interventions.edits import (
+    Edit,
+    applying,
+    centroid,
+    covariance_shift,
+    donor,
+    donor_belief,
+    no_edit,
+    patch,
+    pseudo_inverse_shift,
+    steer,
+    toward,
+)
+from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
+from msp_lens.interventions.experiment import intervene
+from msp_lens.interventions.findings import Findings
+from msp_lens.interventions.menu import EDITS, Material
+from msp_lens.interventions.necessity import necessity
+from msp_lens.interventions.persistence import persistence
+from msp_lens.interventions.placebos import placebo, placebo_off_belief
+from msp_lens.interventions.report import InterventionReport, InterventionResult
+from msp_lens.interventions.targets import TARGETS, Targets, nearest_words
+from msp_lens.interventions.trajectories import continuations, filter_from, to_simplex
 
-__all__ = ["InterventionReport", "InterventionResult", "intervene"]
+__all__ = [
+    "EDITS",
+    "TARGETS",
+    "Centroids",
+    "Edit",
+    "Findings",
+    "InterventionReport",
+    "InterventionResult",
+    "Material",
+    "Targets",
+    "applying",
+    "belief_centroids",
+    "centroid",
+    "commutation",
+    "continuations",
+    "covariance_shift",
+    "donor",
+    "donor_belief",
+    "erase",
+    "erase_random",
+    "filter_from",
+    "intervene",
+    "keep_only",
+    "nearest_words",
+    "necessity",
+    "no_edit",
+    "patch",
+    "persistence",
+    "placebo",
+    "placebo_off_belief",
+    "project_out",
+    "project_out_random",
+    "pseudo_inverse_shift",
+    "steer",
+    "to_simplex",
+    "toward",
+    "unembedding",
+]

@@ -218,12 +218,15 @@ def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]])
     """
     index = site_index(model)
     sites = [index.site(name) for name in edits]
-    hooks = [(site.hook, _checked(site, edit)) for site, edit in zip(sites, edits.values(), strict=True)]
+    hooks = [(site.hook, checked_hook(site, edit)) for site, edit in zip(sites, edits.values(), strict=True)]
     with model.hooks(fwd_hooks=hooks):
         yield
 
 
-def _checked(site: Site, edit: Callable[[Tensor], Tensor]) -> HookFunction:
+def checked_hook(site: Site | str, edit: Callable[[Tensor], Tensor]) -> HookFunction:
+    """An edit as a hook; it raises `ValueError` if the edit returns another shape, which a model would accept."""
+    site = Site.parse(site) if isinstance(site, str) else site
+
     def hook(activation: Tensor, hook: Any) -> Tensor:
         # A hook that is no site, such as an attention pattern, is edited whole.
         before = site.take(activation) if site.is_of_heads(activation) else activation

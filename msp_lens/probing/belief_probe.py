@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -29,6 +29,7 @@ from msp_lens.activations import stream_activations
 from msp_lens.data import BeliefDataset
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites, site_label
+from msp_lens.models.positions import Position, at_positions, check_position
 from msp_lens.probing.given_rows import taken
 from msp_lens.probing.moments import Moments
 from msp_lens.probing.regression import RANK_CUTOFF, LinearMap, least_squares, pseudo_inverse
@@ -37,8 +38,6 @@ from msp_lens.processes.process import Process
 
 BELIEF = "belief"
 BELIEF_SUM_TOLERANCE = 1e-4
-
-Position: TypeAlias = int | Sequence[int] | slice | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +130,15 @@ class BeliefProbe:
         """Within, the model acts as if it held `belief`, as far as this site carries it.
 
         At the given positions the site's activation h becomes `h + strength (b' - b̂) D`, b̂ being the belief read
-        from h. Later positions still see the unedited past through attention, so steering one position in an
-        early layer does not carry forward: give every later position the belief filtered on from `belief`.
+        from h. Gradients flow, to the model and to a `belief` that requires them. Later positions still see the
+        unedited past through attention, so steering one position in an early layer does not carry forward: give every
+        later position the belief filtered on from `belief`.
 
         Args:
             model: The model to steer. Its hooks are removed at the end, also when an exception flies.
             belief: `[state]` for all words alike, `[batch, state]` for each its own, or `[batch, pos, state]`.
-            position: Which positions: one, several, a slice, or all (`None`). Negative ones count from the end.
+            position: Which positions: one, several, a slice, or all (`None`), negative ones counting from the end; an
+                integer tensor `[batch, pos]` for each word its own, a boolean one to mark them along whole words.
             strength: 0 leaves the activation as it is, 1 moves it all the way.
 
         Raises:
@@ -164,22 +165,7 @@ class BeliefProbe:
                 f"Take the probe of one site, e.g. report[{self.sites[-1]!r}]."
             )
         check_position(position, context_length(model))
-
-        def edited(activation: Tensor) -> Tensor:
-            index = position_indices(position, activation.shape[1]).to(activation.device)
-            # [state] and [batch, state] gain the axes they lack.
-            shaped = belief if belief.ndim == 3 else belief.reshape(-1, 1, self.n_states)
-            n_words, n_positions = shaped.shape[:2]
-            if n_words not in (1, len(activation)) or n_positions not in (1, len(index)):
-                raise ValueError(
-                    f"Beliefs of shape {tuple(belief.shape)} do not fit a batch of {len(activation)} words and "
-                    f"{len(index)} edited positions: give [state], [batch, state] or [batch, pos, state]."
-                )
-            result = activation.clone()
-            result[:, index] = edit(activation[:, index], shaped.expand(len(activation), len(index), -1))
-            return result
-
-        with editing(model, {self.sites[0]: edited}):
+        with editing(model, {self.sites[0]: at_positions(edit, position, belief)}):
             yield
 
     def checked_belief(self, belief: Tensor | Sequence) -> Float64[Tensor, "*batch state"]:
@@ -188,7 +174,7 @@ class BeliefProbe:
         Raises:
             ValueError: if it has the wrong length, is negative or not finite, or does not sum to 1.
         """
-        beliefs = torch.as_tensor(belief).detach().to("cpu", torch.float64)
+        beliefs = torch.as_tensor(belief).to("cpu", torch.float64)
         if beliefs.ndim == 0 or beliefs.shape[-1] != self.n_states:
             raise ValueError(
                 f"belief has shape {tuple(beliefs.shape)}; this probe's beliefs have {self.n_states} states."
@@ -376,22 +362,3 @@ def read_beliefs(
         for probe, beliefs in zip(probes, read, strict=True):
             beliefs[prefixes] = probe.predict(activations).cpu().double()
     return read
-
-
-def check_position(position: Position, n_ctx: int | None) -> None:
-    """Raise `ValueError` if a position is outside a context of `n_ctx`."""
-    if position is None or isinstance(position, slice) or n_ctx is None:
-        return
-    for index in (position,) if isinstance(position, int) else position:
-        if not -n_ctx <= index < n_ctx:
-            raise ValueError(
-                f"position={index} is outside the context: choose one from 0 to {n_ctx - 1}, or negative from the end."
-            )
-
-
-def position_indices(position: Position, length: int) -> Tensor:
-    """The positions as indices into a word of `length` tokens."""
-    if position is None or isinstance(position, slice):
-        return torch.arange(length)[position or slice(None)]
-    check_position(position, length)
-    return torch.arange(length)[[position] if isinstance(position, int) else list(position)]

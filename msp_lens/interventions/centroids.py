@@ -1,0 +1,78 @@
+"""Centroids: the mean activation of all prefixes that lead to a belief, or to one in the same small cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from msp_lens.activations import stream_activations
+from msp_lens.data import BeliefDataset
+from msp_lens.models.hooked import HookedModel, check_fits, find_sites
+
+
+@dataclass(frozen=True, eq=False)
+class Centroids:
+    """Mean belief and mean activations of the prefixes in each cell of beliefs.
+
+    Attributes:
+        beliefs: Mean belief of each cell.
+        activations: Mean activation of each cell, by hook name.
+        weights: Probability of each cell; they sum to 1.
+    """
+
+    beliefs: Float64[Tensor, "cell state"]
+    activations: dict[str, Float64[Tensor, "cell d_model"]]
+    weights: Float64[Tensor, "cell"]
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def belief_centroids(
+    model: HookedModel,
+    dataset: BeliefDataset,
+    sites: str | Sequence[str] | None = None,
+    *,
+    width: float = 0.01,
+    batch_size: int | None = None,
+) -> Centroids:
+    """The centroids of activations, prefixes weighted by their probability; one pass, memory by the number of cells.
+
+    Args:
+        model: Any hooked model.
+        dataset: The words whose prefixes are gathered.
+        sites: Hook names or labels; by default all residual sites.
+        width: Beliefs are of one cell if each coordinate rounds to the same multiple of this. Where beliefs are few
+            a cell is a belief.
+        batch_size: Words in one forward pass.
+
+    Raises:
+        KeyError: if the model lacks a site.
+        ValueError: if the width is not positive, or the model does not fit the dataset.
+    """
+    if not width > 0:
+        raise ValueError(f"width={width:g}: a cell of beliefs has a width above 0.")
+    check_fits(model, dataset.process, dataset.n_ctx)
+    names = find_sites(model, sites)
+    beliefs, weights = dataset.prefix_beliefs, dataset.prefix_weights("probability")
+    _, cells = (beliefs / width).round().unique(dim=0, return_inverse=True)
+    totals = torch.zeros(int(cells.max()) + 1, dtype=torch.float64).index_add_(0, cells, weights)
+
+    def means(rows: Tensor, ids: Tensor, sums: Tensor) -> Tensor:
+        return sums.index_add_(0, cells[ids], rows.double() * (weights[ids] / totals[cells[ids]]).unsqueeze(1))
+
+    every = torch.arange(len(beliefs))
+    mean_beliefs = means(beliefs, every, torch.zeros(len(totals), beliefs.shape[1], dtype=torch.float64))
+    sums: dict[str, Tensor] = {}
+    for batch in stream_activations(model, dataset.tokens, names, batch_size=batch_size):
+        first = dataset.is_first[batch.words]
+        ids = dataset.prefix_ids[batch.words][first]
+        for site, values in batch.activations.items():
+            rows = values[first.to(values.device)].cpu()
+            sums.setdefault(site, torch.zeros(len(totals), rows.shape[1], dtype=torch.float64))
+            means(rows, ids, sums[site])
+    return Centroids(mean_beliefs, sums, totals)

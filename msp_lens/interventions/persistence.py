@@ -1,0 +1,214 @@
+"""How long the network acts on a belief that was written.
+
+After an edit the following tokens are fed, and the model's predictions compared with the belief filtered on from the
+one that was written:
+
+    KL(b'_{t+k} E ‖ model's at t + k),    b'_{t+k} = the target after the k tokens that followed.
+
+Once with the edit at position t alone, once with the filtered beliefs written at every later position too. Later
+positions attend to the past: where that was not edited it speaks for the old belief.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
+from msp_lens.beliefs.information import kl_divergence
+from msp_lens.data import words_for
+from msp_lens.interventions.centroids import Centroids, belief_centroids
+from msp_lens.interventions.findings import Findings
+from msp_lens.interventions.menu import EditMaker, Material, resolve_edits
+from msp_lens.interventions.runs import batches, check_count, chosen_positions, run_edited, single_site_probes
+from msp_lens.interventions.targets import TargetMaker, resolve_targets
+from msp_lens.interventions.trajectories import continuations, follow
+from msp_lens.models.hooked import HookedModel, check_fits, context_length
+from msp_lens.probing.belief_probe import BeliefProbe
+from msp_lens.probing.report import ProbeReport
+from msp_lens.processes.process import Process
+
+ALONE, ONWARD = "one position", "trajectory"
+
+
+def persistence(
+    model: HookedModel,
+    process: Process,
+    *,
+    probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe],
+    position: int | None = None,
+    length: int | None = None,
+    edits: str | Sequence[str] | Mapping[str, EditMaker] | None = ("none", "placebo", "steer", "patch", "donor"),
+    target: str | Mapping[str, Any] | Tensor = "another word",
+    n: int = 1000,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Findings:
+    """Edit at one position, or from it onward along the filtered trajectory, and follow the predictions.
+
+    The tokens that follow are drawn as an observer with the target belief expects them, so they are possible. They
+    speak for the target themselves: compare with no edit, which they move towards it too.
+
+    Args:
+        model: The model that the probes were fitted on.
+        process: What it was trained on.
+        probes: A report (its single sites are taken) or probes of single sites.
+        position: Where the edit is made, or begins; by default in the middle of the context.
+        length: Tokens in a word; by default the model's context.
+        edits: Names from `msp_lens.interventions.EDITS`, or a mapping of names to makers of one's own.
+        target: A name from `msp_lens.interventions.TARGETS`, `{name: maker or belief}`, or a belief.
+        n: Pairs of a word and a target.
+        seed: Seed of the words, the targets, the tokens that follow and the placebo's directions.
+        batch_size: Words in one forward pass.
+
+    Returns:
+        A row for each site, edit, way of editing (`edited`: "one position" or "trajectory") and number of tokens
+        since (`after`), with mean KL to the target's optimum, to the actual word's, and standard errors over words.
+        KL to the actual optimum is over the words for which the tokens that followed are possible.
+
+    Raises:
+        ValueError: if no token follows the position, a probe is of another model, or a target is no belief.
+        KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
+    """
+    n_tokens_context = length if length is not None else context_length(model)
+    if n_tokens_context is None:
+        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give length=.")
+    check_fits(model, process, n_tokens_context)
+    (start,) = chosen_positions(n_tokens_context // 2 if position is None else position, n_tokens_context)
+    n_after = n_tokens_context - start - 1
+    if n_after < 1:
+        raise ValueError(
+            f"position={start} is the last of {n_tokens_context}: no token follows. Choose an earlier one."
+        )
+    check_count(n)
+    chosen = single_site_probes(model, process, probes)
+    makers = resolve_edits(edits)
+    named = resolve_targets(target)
+    if len(named) != 1:
+        raise ValueError(f"target={list(named)}: give one target.")
+    ((target_name, target_maker),) = named.items()
+    course = _draw(process, start, n_after, target_maker, n=n, seed=seed)
+    if "centroid" in makers:
+        dataset = words_for(process, n_tokens_context, seed=seed)
+        centroids = belief_centroids(model, dataset, [probe.sites[0] for probe in chosen], batch_size=batch_size)
+        course = replace(course, centroids=centroids)
+    records = _records(_run(model, process, chosen, makers, start, course, batch_size))
+    n_words = len(course.fed)
+    notes = (
+        f"{n_words:,} words drawn from {process.name}, edited at position {start} towards {target_name}, then fed "
+        f"{n_after} tokens drawn from the target's own future. KL in nats to the optimum of the belief filtered on "
+        "from the target; after: tokens fed since the edit.",
+        "one position: the edit is made at that position alone. trajectory: the filtered beliefs are written at every "
+        "later position too.",
+        "The tokens that follow speak for the target themselves: an edit acts for long only as far as it stays below "
+        "no edit. That an edit of one position fades shows that later positions read the past anew, not that the "
+        "belief is unused.",
+    )
+    return Findings(
+        title="KL(optimum filtered on from the target ‖ model), nats",
+        table=pd.DataFrame(records),
+        notes=notes,
+        provenance={"process": process.to_dict(), "position": start, "target": target_name, "n": n_words, "seed": seed},
+        spread=(["site", "edited", "after"], "edit", "kl_to_target"),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """Words fed to their end, the donors' beside them, and beliefs from the edited position on."""
+
+    fed: Int[Tensor, "word pos"]
+    donors: Int[Tensor, "word pos"]
+    targets: Float64[Tensor, "word later state"]
+    actual: Float64[Tensor, "word later state"]
+    wrong: Float64[Tensor, "word later state"]
+    generator: torch.Generator
+    centroids: Centroids | None = None
+
+
+def _draw(process: Process, start: int, n_after: int, target_maker: TargetMaker, *, n: int, seed: int) -> _Course:
+    generator = torch.Generator().manual_seed(seed)
+    words = process.sample(n, start + 1, generator=generator)
+    made = target_maker(process, words, generator)
+    words = words[made.words]
+    third = process.sample(len(words), start + 1, generator=generator)
+    following = continuations(process, made.beliefs, n_after, generator=generator)
+    targets = follow(process, made.beliefs, following)
+    actual, wrong = (follow(process, filter_beliefs(process, begun)[:, -1], following) for begun in (words, third))
+    return _Course(
+        fed=torch.cat([words, following], dim=1),
+        donors=torch.cat([made.donors, following], dim=1),
+        targets=targets,
+        actual=actual,
+        # A wrong belief that rules the following tokens out gives way to the one before any token.
+        wrong=torch.where(wrong.isnan(), process.initial, wrong),
+        generator=generator,
+    )
+
+
+# By site, way of editing and edit: [optimum, word, later] of each batch.
+_Table = dict[tuple[str, str, str], list[Tensor]]
+
+
+def _run(
+    model: HookedModel,
+    process: Process,
+    probes: Sequence[BeliefProbe],
+    makers: Mapping[str, EditMaker],
+    start: int,
+    course: _Course,
+    batch_size: int | None,
+) -> _Table:
+    """By site, way of editing and edit: KL of the target's and of the actual optimum, from the edited position on."""
+    table: _Table = {}
+    sites = [probe.sites[0] for probe in probes]
+    optima = [next_token_probabilities(process, beliefs) for beliefs in (course.targets, course.actual)]
+    # Where the following tokens are impossible there is no actual belief: an edit from it makes no step.
+    held = torch.where(course.actual.isnan(), course.targets, course.actual)
+    for rows in batches(course.fed, batch_size):
+        plain, _ = run_edited(model, course.fed[rows], (), n_tokens=process.n_tokens)
+        _, donor = run_edited(model, course.donors[rows], (), n_tokens=process.n_tokens, sites=sites)
+        for probe, (edited, n_edited) in product(probes, ((ALONE, 1), (ONWARD, course.targets.shape[1]))):
+            places = slice(start, start + n_edited)
+            material = Material(
+                actual=held[rows, :n_edited],
+                wrong=course.wrong[rows, :n_edited],
+                donor=donor[probe.sites[0]][:, places],
+                centroids=course.centroids,
+                generator=course.generator,
+            )
+            for name, maker in makers.items():
+                log_predicted = plain
+                if name != "none":
+                    log_predicted, _ = run_edited(
+                        model,
+                        course.fed[rows],
+                        [maker(probe, material)],
+                        course.targets[rows, :n_edited],
+                        position=places,
+                        n_tokens=process.n_tokens,
+                    )
+                divergences = [kl_divergence(optimum[rows], log_predicted[:, start:]) for optimum in optima]
+                table.setdefault((probe.label, edited, name), []).append(torch.stack(divergences))
+    return table
+
+
+def _records(table: _Table) -> list[dict[str, Any]]:
+    records = []
+    for (site, edited, edit), parts in table.items():
+        to_target, to_actual = torch.cat(parts, dim=1)
+        for after in range(to_target.shape[1]):
+            record: dict[str, Any] = {"site": site, "edited": edited, "after": after, "edit": edit}
+            for name, values in (("kl_to_target", to_target[:, after]), ("kl_to_actual", to_actual[:, after])):
+                possible = values[~values.isnan()]
+                record[name] = float(possible.mean())
+                record[f"{name}_error"] = float(possible.std() / max(len(possible), 1) ** 0.5)
+            records.append(record | {"n": len(to_target)})
+    return records

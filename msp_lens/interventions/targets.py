@@ -1,0 +1,240 @@
+"""Targets: the beliefs to be written in place of those that the words lead to.
+
+Each maker takes the process, the words (which end at the edited position) and a generator, and gives a `Targets`. A
+target is best where the network could have held it: another word's belief, or the counterfactual's. A belief no word
+leads to asks more, that the network treats the simplex as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from msp_lens.beliefs.filtering import filter_beliefs
+from msp_lens.data import words_for
+from msp_lens.interventions.trajectories import draw_tokens
+from msp_lens.processes.process import Process, validated_distribution
+
+# A move in the emission kernel: directions tried for each word, and the least length that is a move at all.
+DIRECTIONS_TRIED = 64
+SMALLEST_MOVE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Beliefs to be written, for those of some words that have one.
+
+    Attributes:
+        words: Which of the given words these targets are for, as indices.
+        beliefs: The target of each.
+        donors: For each a word as long that leads to the target or, failing that, to the belief nearest to it.
+    """
+
+    words: Int[Tensor, "target"]
+    beliefs: Float64[Tensor, "target state"]
+    donors: Int[Tensor, "target pos"]
+
+
+TargetMaker: TypeAlias = Callable[[Process, Tensor, torch.Generator], Targets]
+
+
+def another_word(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+    """The belief after another word, drawn from the process."""
+    donors = process.sample(*words.shape, generator=generator).cpu()
+    return Targets(torch.arange(len(words)), filter_beliefs(process, donors)[:, -1], donors)
+
+
+def counterfactual(
+    process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, back: int = 1
+) -> Targets:
+    """The belief had the last token (or the `back`-th last) been another possible one; the rest of the word as it was.
+
+    The other token is drawn by its probability, given that the changed word is possible. Words of which no change
+    is possible have no target.
+
+    Raises:
+        ValueError: if the words are shorter than `back`, or none can be changed.
+    """
+    if not 1 <= back <= words.shape[1]:
+        raise ValueError(f"back={back}: words of {words.shape[1]} tokens have a last, …, {words.shape[1]}-th last one.")
+    changed = words.cpu().unsqueeze(1).repeat(1, process.n_tokens, 1)
+    changed[:, :, -back] = torch.arange(process.n_tokens)
+    probabilities = process.word_probabilities(changed.flatten(0, 1)).reshape(len(words), process.n_tokens)
+    probabilities = probabilities.scatter(1, words.cpu()[:, -back : words.shape[1] - back + 1], 0.0)
+    able = (probabilities > 0).any(dim=1).nonzero().squeeze(1)
+    if len(able) == 0:
+        raise ValueError(
+            f"None of the {len(words)} words stays possible when its token {back} from the end is changed: choose "
+            "another back=, or targets='another word'."
+        )
+    token = draw_tokens(probabilities[able], generator)
+    donors = changed[able, token]
+    return Targets(able, filter_beliefs(process, donors)[:, -1], donors)
+
+
+def vertex(
+    process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, state: int | str | None = None
+) -> Targets:
+    """Certainty of one hidden state, by its name or number; by default of one drawn evenly for each word.
+
+    Raises:
+        KeyError: if there is no such state.
+    """
+    if state is None:
+        states = torch.randint(process.n_states, (len(words),), generator=generator, device=generator.device).cpu()
+    else:
+        names = dict(zip(process.states, range(process.n_states), strict=True))
+        index = state if isinstance(state, int) else names.get(state)
+        if index is None or not 0 <= index < process.n_states:
+            raise KeyError(f"{process.name} has no state {state!r}; it has {', '.join(process.states)}.")
+        states = torch.full((len(words),), index)
+    return _with_nearest_donors(process, words, torch.eye(process.n_states, dtype=torch.float64)[states])
+
+
+def given(
+    process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, belief: Tensor | Sequence
+) -> Targets:
+    """The belief given, `[state]` for all words alike or `[word, state]`.
+
+    Raises:
+        ValueError: if it is not a belief of the process, or not one for each word.
+    """
+    beliefs = torch.as_tensor(belief, dtype=torch.float64).detach().cpu()
+    if beliefs.ndim == 1:
+        return given(process, words, generator, belief=beliefs.expand(len(words), -1))
+    if beliefs.shape != (len(words), process.n_states):
+        raise ValueError(
+            f"belief has shape {tuple(beliefs.shape)}: give [state] or [word, state], here [{process.n_states}] or "
+            f"[{len(words)}, {process.n_states}]."
+        )
+    wrong = ~torch.isfinite(beliefs).all(dim=1) | (beliefs < 0).any(dim=1) | ((beliefs.sum(dim=1) - 1).abs() > 1e-6)
+    if wrong.any():
+        validated_distribution(beliefs[wrong][0], process.n_states, "belief")
+    return _with_nearest_donors(process, words, beliefs)
+
+
+def reachable(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+    """A belief that some word of this length leads to, every possible word alike: also the improbable ones.
+
+    Where there are more than 100,000 possible words, the distinct ones of a sample.
+    """
+    dataset = words_for(process, words.shape[1], seed=_seed(generator))
+    chosen = torch.randint(len(dataset), (len(words),), generator=generator, device=generator.device).cpu()
+    return Targets(torch.arange(len(words)), dataset.beliefs[chosen, -1], dataset.tokens[chosen])
+
+
+def simplex(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+    """A belief drawn evenly from the whole simplex (Dirichlet with all parameters 1)."""
+    draws = torch.empty(len(words), process.n_states, dtype=torch.float64, device=generator.device)
+    exponential = draws.exponential_(generator=generator).cpu()
+    return _with_nearest_donors(process, words, exponential / exponential.sum(dim=1, keepdim=True))
+
+
+def emission_kernel(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+    """The actual belief moved so that the next token's probabilities stay: `b' = b + v`, `v E = 0`.
+
+    Of some directions drawn evenly in the kernel of the emission map the one in which the simplex reaches furthest,
+    all the way: beliefs on the simplex's faces have little room. Such a move should leave the next prediction as it
+    was and show only in later ones: what tells a belief from a next-token distribution. Words from whose belief there
+    is no such move have no target.
+
+    Raises:
+        ValueError: if the process has no such moves at all, its beliefs following from next-token probabilities.
+    """
+    left, singular_values, _ = torch.linalg.svd(process.emissions)
+    rank = int((singular_values > singular_values[0] * 1e-9).sum())
+    kernel = left[:, rank:].T
+    beliefs = filter_beliefs(process, words)[:, -1]
+    shape = (DIRECTIONS_TRIED, len(words), len(kernel))
+    draws = torch.randn(shape, dtype=torch.float64, generator=generator, device=generator.device).cpu()
+    directions = torch.nn.functional.normalize(draws, dim=-1) @ kernel
+    room = _room(beliefs, directions) if len(kernel) else torch.zeros(shape[:2], dtype=torch.float64)
+    furthest, which = room.max(dim=0)
+    able = (furthest > SMALLEST_MOVE).nonzero().squeeze(1)
+    if len(able) == 0:
+        raise ValueError(
+            f"No belief of {process!r} after these words can move without changing the next token's probabilities "
+            f"(its emission map has rank {rank} of {process.n_states}): choose other targets."
+        )
+    moves = directions[which[able], able] * furthest[able].unsqueeze(1)
+    moved = (beliefs[able] + moves).clamp(min=0)
+    return _with_nearest_donors(process, words, moved / moved.sum(dim=1, keepdim=True), able)
+
+
+TARGETS: Mapping[str, TargetMaker] = {
+    "another word": another_word,
+    "counterfactual": counterfactual,
+    "vertex": vertex,
+    "reachable": reachable,
+    "simplex": simplex,
+    "emission kernel": emission_kernel,
+}
+
+
+def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -> dict[str, TargetMaker]:
+    """Target makers by name, from names in `TARGETS`, a mapping of one's own (names to makers or beliefs) or a belief.
+
+    Raises:
+        KeyError: if there is no target of a name.
+        ValueError: if none is given.
+    """
+    if isinstance(targets, Tensor):
+        targets = {"given": targets}
+    if not isinstance(targets, Mapping):
+        names = [targets] if isinstance(targets, str) else list(targets)
+        for name in names:
+            if name not in TARGETS:
+                raise KeyError(
+                    f"No target {name!r}; there are {', '.join(TARGETS)}, and {{name: belief}} for a given one."
+                )
+        targets = {name: TARGETS[name] for name in names}
+    if not targets:
+        raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")
+    return {name: cast(TargetMaker, maker) if callable(maker) else _given(maker) for name, maker in targets.items()}
+
+
+def nearest_words(
+    process: Process, beliefs: Float64[Tensor, "target state"], length: int, *, seed: int = 0
+) -> Int[Tensor, "target pos"]:
+    """For each belief the word of `length` tokens that leads to it or, failing that, nearest to it.
+
+    Among all possible words, or the distinct ones of a sample where there are more than 100,000; by Euclidean distance.
+    """
+    dataset = words_for(process, length, seed=seed)
+    held, inverse = dataset.beliefs[:, -1].unique(dim=0, return_inverse=True)
+    a_word = torch.zeros(len(held), dtype=torch.int64).scatter_(0, inverse, torch.arange(len(inverse)))
+    # Differences squared, not products: an equal belief is at distance 0, not at a rounding error.
+    exact = "donot_use_mm_for_euclid_dist"
+    nearest = torch.cat([torch.cdist(part, held, compute_mode=exact).argmin(dim=1) for part in beliefs.split(256)])
+    return dataset.tokens[a_word[nearest]]
+
+
+def _given(belief: Any) -> TargetMaker:
+    return lambda process, words, generator: given(process, words, generator, belief=belief)
+
+
+def _with_nearest_donors(
+    process: Process,
+    words: Int[Tensor, "word pos"],
+    beliefs: Float64[Tensor, "target state"],
+    chosen: Int[Tensor, "target"] | None = None,
+) -> Targets:
+    which = torch.arange(len(words)) if chosen is None else chosen
+    return Targets(which, beliefs, nearest_words(process, beliefs, words.shape[1]))
+
+
+def _room(
+    beliefs: Float64[Tensor, "word state"], directions: Float64[Tensor, "try word state"]
+) -> Float64[Tensor, "try word"]:
+    """How far each direction can be followed on the simplex; directions sum to 0, so each shrinks some state."""
+    shrinks = directions < -1e-12
+    return torch.where(shrinks, beliefs / directions.abs().clamp(min=1e-12), torch.inf).amin(dim=-1)
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))

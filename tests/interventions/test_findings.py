@@ -1,0 +1,186 @@
+"""Persistence, necessity, commutation and the unembedding against computations by hand; their tables and pictures."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+import msp_lens as msp
+from msp_lens import interventions as edits
+from msp_lens.interventions import Findings, filter_from, to_simplex
+
+
+@pytest.fixture(scope="module")
+def dataset(mess3):
+    return msp.all_words(mess3, 5)
+
+
+def activations(model, dataset, probe):
+    (batch,) = msp.activations.stream_activations(model, dataset.tokens, probe.sites, batch_size=len(dataset))
+    return batch.activations[probe.sites[0]], batch.output
+
+
+def test_persistence_by_hand(random_model, random_report, mess3):
+    probe = random_report["0_post"]
+    found = msp.persistence(
+        random_model, mess3, probes=probe, position=2, edits=["steer", "patch"], target={"mine": [0.1, 0.2, 0.7]}, n=20
+    )
+    # The same draws again, in the same order.
+    generator = torch.Generator().manual_seed(0)
+    words = mess3.sample(20, 3, generator=generator)
+    target = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).expand(20, -1)
+    mess3.sample(20, 3, generator=generator)
+    following = edits.continuations(mess3, target, 2, generator=generator)
+    fed, beliefs = torch.cat([words, following], dim=1), filter_from(mess3, target, following)
+    actual = msp.filter_beliefs(mess3, fed)[:, 2:]
+    ways = {"one position": (2, beliefs[:, :1]), "trajectory": (slice(2, None), beliefs)}
+    for name, make in (("steer", edits.steer), ("patch", edits.patch)):
+        for edited, (position, written) in ways.items():
+            with torch.no_grad(), msp.applying(random_model, make(probe), written, position=position):
+                log_predicted = random_model(fed)[:, 2:].double().log_softmax(-1)
+            for column, held in (("kl_to_target", beliefs), ("kl_to_actual", actual)):
+                optimal = msp.next_token_probabilities(mess3, held)
+                expected = (optimal * (optimal.log() - log_predicted)).sum(-1).mean(dim=0)
+                for after in range(3):
+                    row = found.select(site="0_post", edit=name, edited=edited, after=after)
+                    assert row[column] == pytest.approx(float(expected[after]), rel=1e-5)
+
+
+def test_persistence_where_tokens_rule_the_actual_belief_out():
+    """After the target's own tokens the actual belief may be impossible: then it has no optimum."""
+    process = msp.z1r()
+    model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5))
+    report = msp.probe(model, process, progress=False)
+    found = msp.persistence(model, process, probes=report, position=2, n=50, edits=list(edits.EDITS)).to_dataframe()
+    assert found[["kl_to_target", "kl_to_actual"]].notna().all().all()
+
+
+def test_necessity_by_hand(random_model, random_report, mess3, dataset):
+    found = msp.necessity(random_model, dataset, probes=random_report, n_random=2, seed=3)
+    probes = [probe for probe in random_report.values() if len(probe.sites) == 1]
+    for name, ablate in (("erase", edits.erase), ("project out", edits.project_out), ("keep only", edits.keep_only)):
+        for label, group in (("0_post", [random_report["0_post"]]), ("all sites", probes)):
+            with msp.applying(random_model, [ablate(probe) for probe in group]):
+                regret = float(msp.regret_by_position(random_model, dataset).mean())
+            assert found.select(site=label, edit=name)["regret"] == pytest.approx(regret, rel=1e-6)
+    untouched = float(msp.regret_by_position(random_model, dataset).mean())
+    assert set(found.to_dataframe().query("edit == 'none'")["regret"]) == {untouched}
+    # What context is worth: the entropy of a token less its mean entropy given the words before it.
+    optimal = msp.next_token_probabilities(mess3, dataset.beliefs)
+    entropies = -(optimal * optimal.log()).sum(-1)
+    worth = torch.tensor(3.0).log() - float((dataset.word_weights @ entropies).mean())
+    row = found.select(site="1_post", edit="erase")
+    assert row["share_lost"] == pytest.approx(row["regret"] / float(worth), rel=1e-5)
+    assert found.select(site="1_post", edit="erase random")["spread"] > 0
+
+
+def test_commutation_by_hand(random_model, random_report, mess3, dataset):
+    found = msp.commutation(random_model, dataset, probes=random_report)
+    probe = random_report["1_post"]
+    read = to_simplex(probe.predict(activations(random_model, dataset, probe)[0]).double())
+    update = copy = reading = total = 0.0
+    for word, tokens in enumerate(dataset.tokens.tolist()):
+        weight = float(dataset.word_weights[word])
+        for position in range(4):
+            if tokens[position + 1] != 1:
+                continue
+            joint = read[word, position] @ mess3.transitions[1]
+            after = read[word, position + 1]
+            update += weight * float((joint / joint.sum() - after).square().mean())
+            copy += weight * float((read[word, position] - after).square().mean())
+            reading += weight * float((after - dataset.beliefs[word, position + 1]).square().mean())
+            total += weight
+    row = found.select(site="1_post", token="B")
+    assert row["update"] == pytest.approx(update / total, rel=1e-6)
+    assert row["copy"] == pytest.approx(copy / total, rel=1e-6)
+    assert row["read"] == pytest.approx(reading / total, rel=1e-6)
+    assert row["skill"] == pytest.approx(1 - update / copy, rel=1e-6)
+    assert row["weight"] == pytest.approx(total / 4, rel=1e-6)
+    assert found.select(site="1_post", token="all")["weight"] == pytest.approx(1)
+
+
+def test_the_true_beliefs_commute(mess3, dataset):
+    """A model whose activations are the beliefs: no error at all, and its predictions are those implied."""
+
+    class Observer(HookedRootModule):
+        """Answers with the optimal observer's own log-probabilities, its beliefs being its residual stream."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+            self.hook_beliefs = HookPoint()
+            self.setup()
+
+        def forward(self, tokens):
+            held = self.hook_beliefs(msp.filter_beliefs(mess3, tokens) * self.scale)
+            # A placebo may push a belief off the simplex.
+            return msp.next_token_probabilities(mess3, held).clamp(min=1e-9).log()
+
+    model = Observer()
+    report = msp.probe(model, dataset, sites="hook_beliefs", progress=False)
+    row = msp.commutation(model, dataset, probes=report).select(token="all")
+    assert row["update"] < 1e-12
+    assert row["skill"] == pytest.approx(1, abs=1e-9)
+    row = msp.unembedding(model, dataset, probes=report).select(site="hook_beliefs")
+    assert row["implied_to_model"] < 1e-9
+    assert row["optimal_to_model"] < 1e-9
+    # It acts on what is written, whichever way: there is nothing in it but the belief.
+    results = msp.intervene(model, mess3, probes=report["hook_beliefs"], positions=3, n=50)
+    for edit in ("steer", "patch", "pseudo-inverse", "donor"):
+        assert results.select(site="hook_beliefs", edit=edit).recovery == pytest.approx(1, abs=1e-6)
+    assert results.select(site="hook_beliefs", edit="steer").above_placebo == pytest.approx(1, abs=1e-6)
+
+
+def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
+    probe = random_report["0_post"]
+    values, logits = activations(random_model, dataset, probe)
+    log_predicted = logits.double().log_softmax(-1)
+    implied = to_simplex(probe.predict(values).double()) @ mess3.emissions
+    optimal = dataset.beliefs @ mess3.emissions
+
+    def mean_kl(first, log_second):
+        return float((dataset.word_weights @ (first * (first.log() - log_second)).sum(-1)).mean())
+
+    row = msp.unembedding(random_model, dataset, probes=random_report).select(site="0_post")
+    assert row["implied_to_model"] == pytest.approx(mean_kl(implied, log_predicted), rel=1e-5)
+    assert row["optimal_to_implied"] == pytest.approx(mean_kl(optimal, implied.log()), rel=1e-5)
+    assert row["optimal_to_model"] == pytest.approx(mean_kl(optimal, log_predicted), rel=1e-5)
+    third = torch.full_like(optimal, 1 / 3)
+    assert row["average_to_model"] == pytest.approx(mean_kl(third, log_predicted), rel=1e-5)
+
+
+def test_findings_show_what_they_hold(random_model, random_report, mess3, untouched, global_state):
+    options = {"probes": random_report["0_post"]}
+    findings = [
+        msp.persistence(random_model, mess3, n=10, **options),
+        msp.necessity(random_model, mess3, max_words=50, **options),
+        msp.commutation(random_model, mess3, max_words=50, **options),
+        msp.unembedding(random_model, mess3, max_words=50, **options),
+    ]
+    for found, choice in zip(findings, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
+        assert isinstance(found.to_dataframe(), pd.DataFrame)
+        assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["title"] == found.title
+        for text in (repr(found), found._repr_html_()):
+            assert found.title.split(",")[0].split("'")[0] in text
+            assert "0_post" in text
+        assert any(" not " in note for note in found.summary())
+        assert found.plot(**choice).axes
+    with pytest.raises(KeyError, match=r"choose by site, edited"):
+        findings[0].plot()
+    with pytest.raises(KeyError, match=r"0 results for .*; there are site 0_post"):
+        findings[1].select(site="9_post")
+    with pytest.raises(KeyError, match="No column 'layer'; there are site"):
+        findings[1].select(layer=3)
+    assert isinstance(findings[0], Findings)
+
+
+def test_bad_requests_are_refused(random_model, random_report, mess3):
+    with pytest.raises(ValueError, match="position=4 is the last of 5"):
+        msp.persistence(random_model, mess3, probes=random_report, position=4)
+    with pytest.raises(ValueError, match="give one target"):
+        msp.persistence(random_model, mess3, probes=random_report, target={"a": [1, 0, 0], "b": [0, 1, 0]})
+    with pytest.raises(ValueError, match="n_random=0"):
+        msp.necessity(random_model, mess3, probes=random_report, n_random=0)
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        msp.commutation(random_model, msp.all_words(mess3, 1), probes=random_report)

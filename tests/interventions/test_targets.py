@@ -1,0 +1,187 @@
+"""Targets and trajectories against enumeration."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import msp_lens as msp
+from msp_lens.interventions import TARGETS, continuations, filter_from, nearest_words, to_simplex
+from msp_lens.interventions.targets import counterfactual, emission_kernel, resolve_targets, vertex
+from msp_lens.interventions.targets import given as given_belief
+from tests.brute_force import joint, random_processes
+
+PROCESSES = [msp.mess3(), msp.rrxor(), msp.z1r()]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def belief_after(process, word):
+    """By summing over every hidden path."""
+    totals = torch.tensor(joint(process, word), dtype=torch.float64)
+    return totals / totals.sum()
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets_are_beliefs_with_donors_as_long_as_the_words(process, name):
+    words = process.sample(30, 4, seed=1)
+    if name == "emission kernel" and process.name == "mess3":
+        with pytest.raises(ValueError, match="rank 3 of 3"):
+            TARGETS[name](process, words, generator())
+        return
+    made = TARGETS[name](process, words, generator())
+    assert len(made.words) == len(made.beliefs) == len(made.donors) > 0
+    assert made.donors.shape[1] == 4
+    assert (made.beliefs >= 0).all()
+    torch.testing.assert_close(made.beliefs.sum(dim=1), torch.ones(len(made.beliefs), dtype=torch.float64))
+    led_to = msp.filter_beliefs(process, made.donors)[:, -1]
+    if name in ("another word", "counterfactual", "reachable"):
+        torch.testing.assert_close(led_to, made.beliefs)
+    else:
+        every = torch.stack(
+            [
+                belief_after(process, word)
+                for word in itertools.product(range(process.n_tokens), repeat=4)
+                if sum(joint(process, word)) > 0
+            ]
+        )
+        nearest = torch.cdist(made.beliefs, every).amin(dim=1)
+        torch.testing.assert_close((led_to - made.beliefs).norm(dim=1), nearest, atol=1e-7, rtol=0)
+    again = TARGETS[name](process, words, generator())
+    assert torch.equal(again.beliefs, made.beliefs)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
+@pytest.mark.parametrize("back", [1, 3])
+def test_a_counterfactual_differs_in_one_token(process, back):
+    words = process.sample(40, 5, seed=2)
+    made = counterfactual(process, words, generator(), back=back)
+    differs = made.donors != words[made.words]
+    assert differs[:, -back].all()
+    assert differs.sum() == len(made.words)
+    for donor, belief in zip(made.donors.tolist(), made.beliefs, strict=True):
+        torch.testing.assert_close(belief, belief_after(process, donor))
+    # Left out are just the words of which every change is impossible.
+    left_out = set(range(40)) - set(made.words.tolist())
+    for index in left_out:
+        for token in range(process.n_tokens):
+            changed = words[index].tolist()
+            changed[-back] = token
+            assert changed == words[index].tolist() or sum(joint(process, changed)) == 0
+    assert (process.name == "mess3") == (not left_out) or back == 3
+
+
+def test_a_vertex_by_name_number_or_chance():
+    words = msp.rrxor().sample(50, 3, seed=0)
+    for state in ("T", 3):
+        made = vertex(msp.rrxor(), words, generator(), state=state)
+        assert (made.beliefs == torch.eye(5, dtype=torch.float64)[3]).all()
+    assert set(vertex(msp.rrxor(), words, generator()).beliefs.argmax(dim=1).tolist()) == set(range(5))
+    with pytest.raises(KeyError, match="no state 'Q'; it has S, 0, 1, T, F"):
+        vertex(msp.rrxor(), words, generator(), state="Q")
+
+
+def test_the_simplex_is_drawn_from_evenly():
+    words = msp.mess3().sample(4000, 2, seed=0)
+    beliefs = TARGETS["simplex"](msp.mess3(), words, generator()).beliefs
+    # Of the flat Dirichlet over three states: means 1/3, variances 1/18, covariances -1/36.
+    torch.testing.assert_close(beliefs.mean(dim=0), torch.full((3,), 1 / 3).double(), atol=0.02, rtol=0)
+    expected = torch.full((3, 3), -1 / 36).double() + torch.eye(3).double() * (1 / 18 + 1 / 36)
+    torch.testing.assert_close(torch.cov(beliefs.T), expected, atol=0.005, rtol=0)
+
+
+@pytest.mark.parametrize("process", [msp.rrxor(), msp.z1r()], ids=lambda process: process.name)
+def test_moves_in_the_emission_kernel_show_only_later(process):
+    words = process.sample(60, 2, seed=3)
+    made = emission_kernel(process, words, generator())
+    actual = msp.filter_beliefs(process, words[made.words])[:, -1]
+    now = msp.next_token_probabilities(process, made.beliefs)
+    torch.testing.assert_close(now, msp.next_token_probabilities(process, actual))
+    assert ((made.beliefs - actual).norm(dim=1) > 1e-3).all()
+    # They reach a face of the simplex.
+    assert (made.beliefs.amin(dim=1) < 1e-9).all()
+    two_steps = torch.einsum("wi,xij,yjk->wxy", made.beliefs - actual, process.transitions, process.transitions)
+    assert two_steps.abs().amax(dim=(1, 2)).max() > 0.05
+
+
+def test_given_beliefs_are_checked():
+    process, words = msp.mess3(), msp.mess3().sample(4, 3, seed=0)
+    made = given_belief(process, words, generator(), belief=[0.2, 0.3, 0.5])
+    assert (made.beliefs == torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)).all()
+    for bad, match in (
+        ([0.5, 0.5], r"here \[3\] or \[4, 3\]"),
+        (torch.ones(4, 3), "sums to 3"),
+        ([-0.5, 0.5, 1.0], "finite numbers ≥ 0"),
+        (torch.full((3, 3), 1 / 3), r"shape \(3, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            given_belief(process, words, generator(), belief=bad)
+
+
+def test_targets_by_name():
+    assert list(resolve_targets("vertex")) == ["vertex"]
+    assert list(resolve_targets({"mine": [1.0, 0, 0], "theirs": TARGETS["simplex"]})) == ["mine", "theirs"]
+    with pytest.raises(KeyError, match="No target 'verteks'; there are another word"):
+        resolve_targets("verteks")
+    with pytest.raises(ValueError, match="targets is empty"):
+        resolve_targets([])
+    with pytest.raises(ValueError, match="back=4: words of 3 tokens"):
+        counterfactual(msp.mess3(), msp.mess3().sample(4, 3, seed=0), generator(), back=4)
+    with pytest.raises(ValueError, match="None of the 4 words stays possible"):
+        counterfactual(msp.golden_mean(p=1.0), torch.tensor([[1, 0, 1]] * 4), generator())
+
+
+@given(process=random_processes(), seed=st.integers(0, 1000), split=st.integers(1, 4))
+def test_filtering_from_a_words_belief_is_filtering_on(process, seed, split):
+    words = process.sample(6, 5, seed=seed)
+    whole = msp.filter_beliefs(process, words)
+    onward = filter_from(process, whole[:, split - 1], words[:, split:])
+    torch.testing.assert_close(onward, whole[:, split - 1 :])
+
+
+@given(process=random_processes(), seed=st.integers(0, 1000))
+def test_continuations_follow_from_the_belief(process, seed):
+    beliefs = torch.softmax(torch.randn(20, process.n_states, generator=generator(seed)).double(), dim=1)
+    tokens = continuations(process, beliefs, 4, generator=generator(seed))
+    assert torch.isfinite(filter_from(process, beliefs, tokens)).all()
+
+
+def test_continuations_are_drawn_as_expected():
+    process = msp.mess3()
+    belief = torch.tensor([[0.7, 0.1, 0.2]], dtype=torch.float64)
+    tokens = continuations(process, belief.expand(20_000, -1), 2, generator=generator())
+    counts = torch.bincount(tokens[:, 0] * 3 + tokens[:, 1], minlength=9) / 20_000
+    pairs = torch.einsum("i,xij,yjk->xy", belief[0], process.transitions, process.transitions).flatten()
+    torch.testing.assert_close(counts.double(), pairs, atol=0.01, rtol=0)
+
+
+def test_impossible_continuations_are_refused():
+    certain = torch.eye(3, dtype=torch.float64)[:1]
+    with pytest.raises(ValueError, match=r"Word 0: after its belief .* tokens \[1\] are impossible for z1r"):
+        filter_from(msp.z1r(), certain, torch.tensor([[1, 0]]))
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        filter_from(msp.z1r(), certain, torch.tensor([[2]]))
+
+
+def test_the_nearest_word_leads_there():
+    process = msp.rrxor()
+    dataset = msp.all_words(process, 5)
+    found = nearest_words(process, dataset.beliefs[:, -1], 5)
+    torch.testing.assert_close(msp.filter_beliefs(process, found)[:, -1], dataset.beliefs[:, -1], rtol=0, atol=0)
+
+
+@given(st.lists(st.lists(st.floats(-3, 3), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_the_nearest_point_of_the_simplex(points):
+    read = torch.tensor(points, dtype=torch.float64)
+    nearest = to_simplex(read)
+    assert (nearest >= 0).all()
+    torch.testing.assert_close(nearest.sum(dim=1), torch.ones(len(read), dtype=torch.float64))
+    # No point of a grid of the simplex is nearer.
+    grid = torch.tensor([(i, j, 20 - i - j) for i in range(21) for j in range(21 - i)], dtype=torch.float64) / 20
+    assert ((read - nearest).norm(dim=1) <= torch.cdist(read, grid).amin(dim=1) + 1e-9).all()
+    torch.testing.assert_close(to_simplex(nearest), nearest)
