@@ -14,8 +14,9 @@ test: lint test-3 test-4
 test-3: .venv/installed
 	.venv/bin/pytest
 
+# Without the checks of every annotated call, which test-3 makes: they cost most of the time.
 test-4: .venv-4/installed
-	.venv-4/bin/pytest
+	.venv-4/bin/pytest -o addopts="--doctest-modules --strict-markers"
 
 lint: .venv/installed
 	.venv/bin/ruff check .
@@ -25,6 +26,9 @@ lint: .venv/installed
 benchmark: .venv/installed
 	.venv/bin/python -m tests.benchmarks.spine
 	.venv/bin/python -m tests.benchmarks.sampling
+	.venv/bin/python -m tests.benchmarks.beliefs
+	.venv/bin/python -m tests.benchmarks.probing
+	.venv/bin/python -m tests.benchmarks.interventions
 
 clean:
 	rm -rf .venv .venv-4

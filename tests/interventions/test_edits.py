@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 import msp_lens as msp
 from msp_lens import interventions as edits
 from msp_lens.interventions.edits import read_decoder
-from msp_lens.probing.belief_probe import ProbeScores, fit_probe
+from msp_lens.probing.belief_probe import fit_probe
 from msp_lens.probing.moments import Moments
+from msp_lens.probing.scores import HeldOutScore, ProbeScores, Score
 
-PERFECT = ProbeScores(*[msp.probing.Score(1.0, 0.0, 1)] * 4)
+PERFECT = ProbeScores(Score(1.0, 0.0, 1), HeldOutScore(1.0, 0.0, 1))
 
 
 def made_probe(n_rows=200, width=6, n_states=3, seed=0, noise=0.3):
