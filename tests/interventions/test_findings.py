@@ -5,6 +5,8 @@ import json
 import pandas as pd
 import pytest
 import torch
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens import interventions as edits
