@@ -15,8 +15,9 @@ from torch import Tensor
 from msp_lens.probing.moments import Moments, merge_all
 from msp_lens.probing.split_products import Accumulation, has_float64
 
-# All moments of a pass together; a laptop holds the model and its activations beside them.
-MAX_BYTES = 4 * 2**30
+# All moments of a pass together; a laptop holds the model and its activations beside them, and decomposes them in
+# minutes at the most.
+MAX_BYTES = 2 * 2**30
 
 
 class TooWideError(ValueError):
@@ -227,7 +228,7 @@ def check_memory(
         raise TooWideError(
             f"{len(groups)} groups, the widest {len(groups[widest])} sites of {features:,} features together, need "
             f"{_size(needed)} of moments ({joint[widest]:,}² numbers a cell, {n_cells} cells); the limit is "
-            f"{_size(max_bytes)}. Probe fewer sites together; or reduce each site first, with "
+            f"{_size(max_bytes)}. Probe fewer sites together, or none (concatenate=False); or reduce each site first, with "
             "RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
         )
     return needed

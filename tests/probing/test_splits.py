@@ -165,7 +165,7 @@ def test_too_wide_a_concatenation_is_refused_with_its_sizes():
         {"belief": torch.zeros(n, 2, dtype=torch.float64)},
         torch.ones(n, dtype=torch.float64), torch.arange(n), torch.arange(n), torch.zeros(n, dtype=torch.int64),
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"8,002 columns \(a 4000, b 4000\).*concatenate=False"):
+    with pytest.raises(ValueError, match=r"2 sites of 8,000 features together, need 2\.4 GiB.*concatenate=False"):
         probe_rows([batch], ["a", "b"])
 
 
