@@ -228,8 +228,8 @@ def check_memory(
         raise TooWideError(
             f"{len(groups)} groups, the widest {len(groups[widest])} sites of {features:,} features together, need "
             f"{_size(needed)} of moments ({joint[widest]:,}² numbers a cell, {n_cells} cells); the limit is "
-            f"{_size(max_bytes)}. Probe fewer sites together, or none (concatenate=False); or reduce each site first, with "
-            "RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
+            f"{_size(max_bytes)}. Probe fewer sites together, or none (concatenate=False); or reduce each site first, "
+            "with RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
         )
     return needed
 
