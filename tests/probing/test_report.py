@@ -162,5 +162,5 @@ def test_activations_that_are_not_finite_name_the_site(model, mess3):
     broken = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, n_ctx=3), seed=1)
     with torch.no_grad():
         broken.W_E[0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"Activations at blocks\.0\.hook_resid_pre hold NaN"):
+    with pytest.raises(ValueError, match=r"NaN or infinity at blocks\.0\.hook_resid_pre in words"):
         msp.probe(broken, mess3, progress=False)
