@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -270,16 +270,7 @@ def _given(labelled: LabelledTokens, target: str, *, controls: bool, seed: int) 
         targets[SHUFFLED] = values[one_of[dealt[group]]]
         if n_tokens <= MAX_WINDOW_TOKENS:
             windows = TokenWindows(labelled.tokens, n_tokens, n_targets=values.shape[1])
-    read = LabelledTokens(
-        tokens=labelled.tokens,
-        words=labelled.words,
-        columns=labelled.columns,
-        positions=labelled.positions,
-        targets=targets,
-        weights=labelled.weights,
-        groups=labelled.groups,
-        description=labelled.description,
-    )
+    read = replace(labelled, targets=targets)
     description = {**labelled.description, "target": target, "split": "groups", "own_dataset": True}
     return _Data(read, None, labelled.n_ctx, description, windows)
 

@@ -1,8 +1,5 @@
 """Two real processes on this machine, against one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 from msp_lens.probing import distributed
 from msp_lens.probing.moments import Moments, load_all
 from msp_lens.probing.moments_grid import MomentsGrid
+from tests.two_processes import run_two
 
 N_WORDS = 401
 
@@ -57,21 +55,7 @@ def worker(index, folder):
 
 
 def test_two_processes_give_the_moments_of_one(tmp_path):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "-c", "import sys; from tests.probing.test_distributed import worker; "]
-    command[-1] += "worker(int(sys.argv[1]), sys.argv[2])"
-    processes = [
-        subprocess.Popen([*command, str(index), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for index in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    run_two(__name__, tmp_path, timeout=120)
 
     alone, total = grid_of_share()
     expected = alone.parts()

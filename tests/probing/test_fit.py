@@ -1,8 +1,5 @@
 """The whole path of `probe`: any model, any sites, any data, and the ways a long pass is cut and joined."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from msp_lens.data import LabelledTokens, TokenMap, one_hot
 from msp_lens.probing import RandomProjection, TooWideError, batch_rows, cache_rows, probe_rows, sampled_rows
 from msp_lens.probing import fit as fitting
 from tests import hooked_models
+from tests.two_processes import run_two
 
 
 @pytest.fixture(scope="module")
@@ -199,22 +197,7 @@ def worker(index, folder):
 
 
 def test_two_processes_give_the_report_of_one(model, mess3, report, tmp_path):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    code = "import sys; from tests.probing.test_fit import worker; worker(int(sys.argv[1]), sys.argv[2])"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(index), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for index in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    run_two(__name__, tmp_path, timeout=240)
     for index in range(2):
         found = msp.ProbeReport.load(tmp_path / f"report-{index}", model=model, process=mess3)
         for label in report:
