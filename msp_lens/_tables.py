@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import html
 import io
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
 
 
-def to_text(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), width: int = 110) -> str:
-    """The table with its title and notes as plain text, for a `repr`."""
+def to_text(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), width: int = 120) -> str:
+    """The table with its title and notes as plain text, for a `repr`; a table that is wider keeps its width."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
-    for position, name in enumerate([table.index.name or "", *table.columns]):
-        grid.add_column(str(name), justify="left" if position == 0 else "right", no_wrap=position == 0)
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    columns = {table.index.name or "": list(table.index)} | {name: table[name].tolist() for name in table.columns}
+    for position, (name, values) in enumerate(columns.items()):
+        # Headings fold where they are wider than what stands below them; values never do.
+        wide = max(max((len(str(value)) for value in values), default=0), *map(len, str(name).split()), 1)
+        heading = textwrap.fill(str(name), wide)
+        grid.add_column(heading, justify="left" if position == 0 else "right", no_wrap=True, vertical="bottom")
     for label, row in table.iterrows():
         grid.add_row(str(label), *(str(value) for value in row))
     # A console of its own, without colour: the repr may end up in a file or a doctest.
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    console.print(grid)
+    console.print(grid, width=max(width, console.measure(grid, options=console.options.update(width=10_000)).maximum))
     for note in notes:
         console.print(note, highlight=False, markup=False)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]

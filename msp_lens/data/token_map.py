@@ -11,7 +11,7 @@ at which the model can know it. The prior belief belongs to the position before 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -220,6 +220,16 @@ class TokenMap:
         for k, token in enumerate(self.separator):
             tokens[row[:, :-1], ends[:, :-1] + k] = token
         return tokens, ends - 1
+
+    @property
+    def predicts_symbols(self) -> bool:
+        """Whether each symbol is one token and the next follows at once, so that a prediction is of a symbol."""
+        return not self.separator and all(len(ids) == 1 for ids in self.symbols)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TokenMap:
+        """The map that `to_dict` described."""
+        return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The map as JSON-ready values."""

@@ -54,6 +54,7 @@ class BeliefDataset:
         beliefs: The belief after each token.
         word_weights: Each word's probability, or its frequency in a sample; sums to 1.
         is_population: Whether these are all the words there are, with their exact probabilities.
+        n_draws: How many were drawn, where they were: the distinct ones among them may be fewer.
     """
 
     process: Process
@@ -61,6 +62,7 @@ class BeliefDataset:
     beliefs: Float64[Tensor, "word pos state"]
     word_weights: Float64[Tensor, "word"]
     is_population: bool
+    n_draws: int | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -168,9 +170,8 @@ def sampled_words(
     """
     draws = process.sample(n_words, length, seed=seed, generator=generator).cpu()
     tokens, counts = torch.unique(draws, dim=0, return_counts=True)
-    return BeliefDataset(
-        process, tokens, filter_beliefs(process, tokens), counts.double() / n_words, is_population=False
-    )
+    beliefs = filter_beliefs(process, tokens)
+    return BeliefDataset(process, tokens, beliefs, counts.double() / n_words, is_population=False, n_draws=n_words)
 
 
 def stream_words(

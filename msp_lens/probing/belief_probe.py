@@ -26,7 +26,7 @@ from torch import Tensor
 
 from msp_lens._files import read_tensors, write_atomically
 from msp_lens.activations import stream_activations
-from msp_lens.data import BeliefDataset
+from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites, site_label
 from msp_lens.models.positions import Position, at_positions, check_position
@@ -348,17 +348,22 @@ def read_beliefs(
     dataset: BeliefDataset,
     probes: Sequence[BeliefProbe],
     *,
+    token_map: TokenMap | None = None,
     batch_size: int | None = None,
     progress: str | None = None,
 ) -> list[Float64[Tensor, "prefix state"]]:
     """What each probe reads in the model after each distinct prefix, by `dataset.prefix_ids`; in one pass."""
-    check_fits(model, dataset.process, dataset.n_ctx)
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map)
+    tokens, columns = (token_map or TokenMap.identity(dataset.process.n_tokens)).encode(dataset.tokens)
     sites = list(dict.fromkeys(site for probe in probes for site in probe.sites))
     read = [torch.empty(dataset.n_prefixes, probe.n_states, dtype=torch.float64) for probe in probes]
-    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size, progress=progress):
+    for batch in stream_activations(model, tokens, sites, batch_size=batch_size, progress=progress):
         first = dataset.is_first[batch.words]
         prefixes = dataset.prefix_ids[batch.words][first]
-        activations = {site: values[first.to(values.device)] for site, values in batch.activations.items()}
+        row, column = first.nonzero()[:, 0], columns[batch.words][first]
+        activations = {
+            site: values[row.to(values.device), column.to(values.device)] for site, values in batch.activations.items()
+        }
         for probe, beliefs in zip(probes, read, strict=True):
             beliefs[prefixes] = probe.predict(activations).cpu().double()
     return read

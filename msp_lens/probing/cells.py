@@ -18,7 +18,7 @@ from msp_lens.probing.checkpoint import PassCheckpoint, PassProgress
 from msp_lens.probing.distributed import reduce_grid
 from msp_lens.probing.moments import Moments, merge_all
 from msp_lens.probing.moments_grid import MAX_BYTES, MomentsGrid, check_memory
-from msp_lens.probing.rows import RowBatch
+from msp_lens.probing.rows import RowBatch, check_finite
 from msp_lens.probing.splits import CELLS_PER_FOLD, deal
 
 # Above this many bytes of moments, positions and then cells are given up.
@@ -232,19 +232,12 @@ class Accumulator:
         self.grid.update(blocks, torch.cat([batch.weights for batch in batches]), keys)
 
     def _check(self, batch: RowBatch, sites: Sequence[str]) -> None:
+        words = f" (words {int(batch.words.min())} to {int(batch.words.max())})" if len(batch) else ""
+        place = f"batch {self._n_batches}{words}"
         for site in sites:
-            # One reduction: a sum is finite only if all its terms are, short of overflow, which is as bad.
-            if not torch.isfinite(batch.features[site].sum()) and not torch.isfinite(batch.features[site]).all():
-                words = f" (words {int(batch.words.min())} to {int(batch.words.max())})" if len(batch) else ""
-                raise ValueError(
-                    f"Activations at {site} hold NaN or infinity in batch {self._n_batches}{words}: the model has "
-                    "diverged, or overflows in its dtype. Check its weights, or run it in float32."
-                )
+            check_finite(batch.features[site], f"{site} in {place}")
         for name, values in batch.targets.items():
-            if not torch.isfinite(values).all():
-                raise ValueError(
-                    f"The target {name!r} holds NaN or infinity in batch {self._n_batches}: check the data."
-                )
+            check_finite(values, f"the target {name!r} in {place}", remedy="check the data.")
 
 
 def accumulate(

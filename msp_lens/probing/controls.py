@@ -149,7 +149,7 @@ def interval_text(low: float, high: float) -> str:
     """An interval of R² as short as it can be read."""
     if math.isnan(low):
         return "–"
-    return "–".join(f"{end:.4f}".replace("0.", ".", 1) if abs(end) < 1 else f"{end:.3f}" for end in (low, high))
+    return " to ".join(f"{end:.4f}".replace("0.", ".", 1) if abs(end) < 1 else f"{end:.2f}" for end in (low, high))
 
 
 class TokenWindows:

@@ -62,7 +62,7 @@ def _bundle(spectrum: Spectrum, solver: Solver, penalty: float | None, *, extras
             f"rank {r}": (each, BELIEF) for r, each in zip(ranks, spectrum.reduced_rank(BELIEF, ranks), strict=True)
         }
         if NEXT_TOKEN in moments.blocks:
-            maps["with next token"] = (spectrum.least_squares_with(NEXT_TOKEN, BELIEF), BELIEF)
+            maps["with next token"] = (solver.solve_jointly(spectrum, NEXT_TOKEN, BELIEF, penalty), BELIEF)
     features = (*sites, NEXT_TOKEN) if "with next token" in maps else sites
     width = sum(moments.blocks[name] for name in features)
     weights = torch.cat(

@@ -173,7 +173,7 @@ def probe(
             resume_from=progressed,
             progress=progress,
             model=model,
-            dataset=data.dataset if token_map is None else None,
+            dataset=data.dataset,
             provenance=description,
         )
         untrained_scores = [
@@ -186,7 +186,8 @@ def probe(
         ]
         if checkpoint is not None:
             checkpoint.path.unlink(missing_ok=True)
-        return report.with_controls(untrained_scores).with_regret(data.regret.by_position if data.regret else None)
+        regret = data.regret.by_position if data.regret else None
+        return replace(report, token_map=token_map, regret=regret).with_controls(untrained_scores)
 
     if isinstance(process, LabelledTokens):
         return report_of(_given(process, target, controls=controls, seed=seed))
@@ -243,12 +244,13 @@ def _of_process(
             "process": process.to_dict(),
             "process_fingerprint": process.fingerprint,
             "words": len(dataset),
+            "draws": dataset.n_draws,
             "n_ctx": dataset.n_ctx,
             "is_population": dataset.is_population,
             **labelled.description,
         },
         windows=TokenWindows(dataset.tokens, process.n_tokens, n_targets=process.n_states) if controls else None,
-        regret=_Regret(dataset) if token_map is None else None,
+        regret=_Regret(dataset, token_map) if token_map is None or token_map.predicts_symbols else None,
         dataset=dataset,
     )
 
@@ -319,16 +321,19 @@ def _without_tables(description: Mapping[str, Any]) -> dict[str, Any]:
 class _Regret:
     """Sums the regret at each position, as long as the model returns logits over the process's tokens."""
 
-    def __init__(self, dataset: BeliefDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: BeliefDataset, token_map: TokenMap | None) -> None:
+        self.dataset, self.token_map = dataset, token_map
         self.by_position: Float64[Tensor, "pos"] | None = torch.zeros(dataset.n_ctx, dtype=torch.float64)
 
     def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Take in a batch: what the model returned for a stretch of the words."""
-        output, n_tokens = batch.output, self.dataset.process.n_tokens
+        output = batch.output
+        n_tokens = self.token_map.d_vocab if self.token_map else self.dataset.process.n_tokens
         is_logits = isinstance(output, Tensor) and output.ndim == 3 and output.shape[-1] >= n_tokens
         if self.by_position is not None and is_logits and batch.batch_words is not None:
-            self.by_position = self.by_position + batch_regret(output, self.dataset, batch.batch_words)
+            self.by_position = self.by_position + batch_regret(
+                output, self.dataset, batch.batch_words, token_map=self.token_map
+            )
         else:
             self.by_position = None
 

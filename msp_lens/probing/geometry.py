@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._tables import to_html, to_text
-from msp_lens.data import BeliefDataset, Weighting
+from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.models.hooked import HookedModel, site_label
 from msp_lens.probing.belief_probe import BELIEF, BeliefProbe, read_beliefs
 from msp_lens.probing.moments import Moments
@@ -121,13 +121,17 @@ def geometry(report: ProbeReport, *, batch_size: int | None = None) -> Geometry:
     """How the belief lies at each site of a report. Runs the model once more, to see where read-outs fall.
 
     Raises:
-        ValueError: if the report was loaded without its model.
+        ValueError: if the report was loaded without its model, or the model has changed since.
     """
-    if report.model is None or report.dataset is None:
-        raise ValueError("This report has no model or no words: load it with ProbeReport.load(path, model=model).")
+    model, dataset = report.run_on()
     probes = [probe for probe in report.probes if len(probe.sites) == 1]
     distances = simplex_distances(
-        report.model, report.dataset, probes, weights=report.provenance["weights"], batch_size=batch_size
+        model,
+        dataset,
+        probes,
+        weights=report.provenance["weights"],
+        token_map=report.token_map,
+        batch_size=batch_size,
     )
     sites = tuple(
         SiteGeometry(
@@ -136,7 +140,7 @@ def geometry(report: ProbeReport, *, batch_size: int | None = None) -> Geometry:
             effective_dimension(_moments(probe).covariance(probe.sites, probe.sites)),
             effective_dimension(belief_covariance(probe)),
             distance,
-            unembedding_agreement(probe, report.model, report.dataset.process),
+            unembedding_agreement(probe, model, dataset.process, token_map=report.token_map),
         )
         for probe, distance in zip(probes, distances, strict=True)
     )
@@ -217,12 +221,13 @@ def simplex_distances(
     probes: Sequence[BeliefProbe],
     *,
     weights: Weighting = "probability",
+    token_map: TokenMap | None = None,
     batch_size: int | None = None,
 ) -> list[SimplexDistance]:
     """How far each probe's read-outs lie from the simplex, over a dataset's prefixes; one pass of the model."""
     shares = dataset.prefix_weights(weights)
     found = []
-    for read in read_beliefs(model, dataset, probes, batch_size=batch_size):
+    for read in read_beliefs(model, dataset, probes, token_map=token_map, batch_size=batch_size):
         distance = (read - nearest_distribution(read)).norm(dim=1)
         outside = distance > ON_SIMPLEX
         found.append(SimplexDistance(float(shares @ distance), float(distance.max()), float(shares[outside].sum())))
@@ -243,7 +248,9 @@ def nearest_distribution(points: Float64[Tensor, "row state"]) -> Float64[Tensor
     return (points - shifts.gather(1, last)).clamp(min=0)
 
 
-def unembedding_agreement(probe: BeliefProbe, model: HookedModel, process: Process) -> float:
+def unembedding_agreement(
+    probe: BeliefProbe, model: HookedModel, process: Process, *, token_map: TokenMap | None = None
+) -> float:
     """Whether the unembedding reads what the probe says it should: a correlation over the data; 1 is full agreement.
 
     If the network predicts as its belief implies, p = b E, then a step dh at the site that feeds the unembedding should
@@ -253,15 +260,17 @@ def unembedding_agreement(probe: BeliefProbe, model: HookedModel, process: Proce
         tr(Aᵀ Σ_hh B) / √(tr(Aᵀ Σ_hh A) · tr(Bᵀ Σ_hh B)).
 
     Softmax bends where linear maps do not, so agreement is below 1 even for a perfect predictor whose predictions vary
-    much. NaN where the site does not feed the unembedding, or the model has no `W_U` over the process's tokens.
+    much. NaN where the site does not feed the unembedding, or the model has no `W_U` over the process's tokens, or it
+    predicts something else between two symbols. A softmax over the symbols alone is taken, whatever else there is.
     """
+    token_map = token_map or TokenMap.identity(process.n_tokens)
     unembedding = getattr(model, "W_U", None)
     label = site_label(probe.sites[0])
-    if unembedding is None or len(probe.sites) > 1 or label != "ln_final":
+    if unembedding is None or len(probe.sites) > 1 or label != "ln_final" or not token_map.predicts_symbols:
         return math.nan
-    matrix = unembedding.detach().cpu().double()[:, : process.n_tokens]
-    if matrix.shape != (sum(probe.widths), process.n_tokens):
+    if unembedding.shape[0] != sum(probe.widths) or unembedding.shape[1] < token_map.d_vocab:
         return math.nan
+    matrix = unembedding.detach().cpu().double()[:, [ids[0] for ids in token_map.symbols]]
     mean = probe.belief_mean @ process.emissions
     read = matrix @ (torch.diag(mean) - torch.outer(mean, mean))
     implied = probe.read_map.weights @ process.emissions

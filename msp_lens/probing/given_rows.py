@@ -192,7 +192,7 @@ def _own_target(name: str, target: Any, shape: torch.Size, number: int) -> Float
             f"Batch {number}: target {name!r} has shape {tuple(target.shape)}; it needs {tuple(shape)}, as the "
             "activations have, and the target's numbers: [row, target] or [word, pos, target]."
         )
-    check_finite(wide, f"target {name!r} in batch {number}")
+    check_finite(wide, f"target {name!r} in batch {number}", remedy="check the data.")
     return wide.detach().cpu().double().reshape(shape.numel(), -1)
 
 
@@ -201,7 +201,7 @@ def _own_numbers(name: str, values: Tensor, shape: torch.Size, number: int) -> T
         raise ValueError(
             f"Batch {number}: {name} has shape {tuple(values.shape)}; it needs {tuple(shape)}, a row's each."
         )
-    check_finite(values, f"{name} in batch {number}")
+    check_finite(values, f"{name} in batch {number}", remedy="check the data.")
     values = values.detach().cpu()
     return (values.unsqueeze(1) if values.ndim < len(shape) else values).expand(shape).flatten()
 

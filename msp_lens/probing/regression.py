@@ -114,13 +114,22 @@ class Spectrum:
             maps.append(LinearMap(weights, self._bias(weights, targets), min(rank, full.rank)))
         return maps
 
-    def least_squares_with(self, others: Blocks, targets: Blocks) -> LinearMap:
-        """The least-squares map from the features *and* a few other columns, the latter's weights last.
+    def jointly_with(self, others: Blocks, targets: Blocks, *, penalty: float | None = None) -> LinearMap:
+        """The map from the features *and* a few other columns, the latter's weights last.
 
         By Frisch, Waugh and Lovell: what the features leave of the targets, on what they leave of the others. So it
         costs no second decomposition.
+
+        Args:
+            others: The other columns.
+            targets: What is predicted.
+            penalty: Ridge's, on the features alone; least squares if `None`.
         """
-        of_targets, of_others = self.least_squares(targets).weights, self.least_squares(others).weights
+
+        def alone(columns: Blocks) -> LinearMap:
+            return self.least_squares(columns) if penalty is None else self.ridge(columns, [penalty])[0]
+
+        of_targets, of_others = alone(targets).weights, alone(others).weights
 
         def left(rows: Blocks, columns: Blocks, weights: Tensor) -> Tensor:
             cross = second_moment(self.moments, self.features, columns, intercept=self.intercept)

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._tables import to_html, to_text
-from msp_lens.data import BeliefDataset
+from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
@@ -59,6 +59,7 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         dataset: The words it was probed on (not saved).
         controls: What the probes are set beside.
         cumulative: Each site together with all before it.
+        token_map: How the model read the process's symbols, if not as they are.
     """
 
     probes: tuple[BeliefProbe, ...]
@@ -68,6 +69,7 @@ class ProbeReport(Mapping[str, BeliefProbe]):
     dataset: BeliefDataset | None = field(repr=False)
     controls: Controls = field(default_factory=Controls, repr=False)
     cumulative: tuple[Increment, ...] = field(default=(), repr=False)
+    token_map: TokenMap | None = field(default=None, repr=False)
 
     def __getitem__(self, site: str) -> BeliefProbe:
         for probe in self.probes:
@@ -261,20 +263,30 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         from msp_lens.figures.simplex import plot_beliefs
 
         probes = [self[site] for site in sites] if sites else [self.best_site]
+        model, dataset = self.run_on()
+        titles = [f"{probe.label}: held-out R² {probe.scores.held_out.r2:.4f}" for probe in probes]
+        read = read_beliefs(model, dataset, probes, token_map=self.token_map)
+        return plot_beliefs(
+            dataset.prefix_beliefs,
+            dict(zip(titles, read, strict=True)),
+            weights=dataset.prefix_weights(self.provenance["weights"]),
+            states=dataset.process.states,
+        )
+
+    def run_on(self) -> tuple[HookedModel, BeliefDataset]:
+        """The model and the words it was probed on, to run it once more.
+
+        Raises:
+            ValueError: if the report has none of them, or the model's weights have changed since it was probed.
+        """
         if self.model is None or self.dataset is None:
             raise ValueError(
-                "This report has no model or no words to run it on: load it with ProbeReport.load(path, model=model)."
+                "This report has no model or no words of a process to run it on: load it with "
+                "ProbeReport.load(path, model=model), or probe a model on a process."
             )
         if model_fingerprint(self.model) != self.provenance["model_fingerprint"]:
-            raise ValueError("The model has changed since it was probed: probe it again, then plot that report.")
-        titles = [f"{probe.label}: held-out R² {probe.scores.held_out.r2:.4f}" for probe in probes]
-        read = read_beliefs(self.model, self.dataset, probes)
-        return plot_beliefs(
-            self.dataset.prefix_beliefs,
-            dict(zip(titles, read, strict=True)),
-            weights=self.dataset.prefix_weights(self.provenance["weights"]),
-            states=self.dataset.process.states,
-        )
+            raise ValueError("The model has changed since it was probed: probe it again, and go on from that report.")
+        return self.model, self.dataset
 
     def plot_scores(self) -> Figure:
         """R² at each site, held out and in-sample, beside shuffled beliefs and the best control."""
@@ -292,7 +304,7 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         Runs the model once more over the words it was probed on, to see where read-outs fall.
 
         Raises:
-            ValueError: if the report was loaded without its model.
+            ValueError: if the report was loaded without its model, or the model has changed since.
         """
         from msp_lens.probing.geometry import geometry
 
@@ -350,7 +362,7 @@ class ProbeReport(Mapping[str, BeliefProbe]):
             shown["shuffled"] = table["R² shuffled"].map("{:.3f}".format)
         if len(self.controls) > 0:
             shown["best control"] = [
-                f"{r2:.3f} {name}" for r2, name in zip(table["R² best control"], table["best control"], strict=True)
+                f"{r2:.4f} {name}" for r2, name in zip(table["R² best control"], table["best control"], strict=True)
             ]
             shown["skill"] = [f"{s:.3f}" if s > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}" for s in table["skill"]]
         if bool(table["beyond next token"].notna().any()):

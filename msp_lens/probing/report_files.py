@@ -7,12 +7,14 @@ fingerprint.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 
 from msp_lens._files import read_tensors, write_atomically
-from msp_lens.data import BeliefDataset, words_for
+from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -52,7 +54,7 @@ def load_report(
     found = model_fingerprint(model) if model is not None else None
     _check("model", type(model).__name__, found, provenance.get("model_fingerprint"), path)
     if dataset is None and model is not None and "process" in provenance and not provenance["own_dataset"]:
-        dataset = words_for(Process.from_dict(provenance["process"]), provenance["n_ctx"], seed=provenance["seed"])
+        dataset = _words(provenance)
     probes = tuple(
         BeliefProbe.from_parts(
             each,
@@ -72,7 +74,16 @@ def load_report(
         dataset=dataset,
         controls=Controls(tuple(ControlScore(**_scores(each)) for each in description["controls"])),
         cumulative=tuple(Increment(**_scores(each)) for each in description["cumulative"]),
+        token_map=TokenMap.from_dict(provenance["token_map"]) if provenance.get("token_map") else None,
     )
+
+
+def _words(provenance: Mapping[str, Any]) -> BeliefDataset:
+    """The words that were probed on: all there are, or the same draws."""
+    process, n_ctx = Process.from_dict(provenance["process"]), provenance["n_ctx"]
+    if provenance["is_population"]:
+        return all_words(process, n_ctx)
+    return sampled_words(process, provenance["draws"], n_ctx, seed=provenance["seed"])
 
 
 def _scores(fields: dict) -> dict:

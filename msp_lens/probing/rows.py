@@ -21,6 +21,10 @@ from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, 
 from msp_lens.models.sites import Sites
 from msp_lens.processes.process import Process
 
+LOOK_INTO_THE_MODEL = (
+    "the model has diverged, or overflows in its dtype. Check its weights, or run it in a wider dtype (float32)."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
@@ -197,8 +201,6 @@ def labelled_batch(data: LabelledTokens, words: slice, activations: Mapping[str,
     rows = data.rows_of(words)
     batch_word, column = data.words[rows] - words.start, data.columns[rows]
     features = {name: _at(values, batch_word, column) for name, values in activations.items()}
-    for name, values in features.items():
-        check_finite(values, f"{name} in words {words.start} to {words.stop - 1}")
     return RowBatch(
         features=features,
         targets={name: values[rows] for name, values in data.targets.items()},
@@ -220,12 +222,9 @@ def _at(
     return activation[words.to(activation.device), columns.to(activation.device)]
 
 
-def check_finite(values: Tensor, where: str) -> None:
-    """Raise `ValueError` saying where, if a number is NaN or infinite."""
+def check_finite(values: Tensor, where: str, *, remedy: str = LOOK_INTO_THE_MODEL) -> None:
+    """Raise `ValueError` saying where, and what to do, if a number is NaN or infinite."""
     # A sum is finite only if its terms are: one pass without a mask, save where it overflows.
     if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         row = int((~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero()[0])
-        raise ValueError(
-            f"NaN or infinity at {where} (row {row} of {len(values)}): look for where it arises. In half precision "
-            "activations overflow early; a wider dtype may do."
-        )
+        raise ValueError(f"NaN or infinity at {where}, row {row} of its {len(values)}: {remedy}")

@@ -73,11 +73,21 @@ class Solver:
     def solve(self, spectrum: Spectrum, targets: Blocks, penalty: float | None = None) -> LinearMap:
         """The map to some targets; `penalty` is for ridge, where it was chosen."""
         if self.method == "ridge":
-            chosen = self.penalty if penalty is None else penalty
-            return spectrum.ridge(targets, [chosen or 0.0])[0]
+            return spectrum.ridge(targets, [self.penalty_in_force(penalty)])[0]
         if self.rank is not None:
             return spectrum.reduced_rank(targets, [self.rank])[0]
         return spectrum.least_squares(targets)
+
+    def solve_jointly(
+        self, spectrum: Spectrum, others: Blocks, targets: Blocks, penalty: float | None = None
+    ) -> LinearMap:
+        """The map from the features and a few other columns, which no penalty or rank restricts."""
+        in_force = self.penalty_in_force(penalty) if self.method == "ridge" else None
+        return spectrum.jointly_with(others, targets, penalty=in_force)
+
+    def penalty_in_force(self, chosen: float | None) -> float:
+        """Ridge's penalty: the one given, else the one chosen."""
+        return (self.penalty if chosen is None else chosen) or 0.0
 
 
 @dataclass(frozen=True, eq=False)

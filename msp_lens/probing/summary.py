@@ -19,6 +19,7 @@ def summarise(report: ProbeReport) -> list[str]:
         _data(report),
         "R² held out, with its 95 % interval, and in-sample; MSE held out, per coordinate.",
         _held_out(report),
+        *_overfitted(report),
         *_controls(report),
     ]
     rivals = [each for each in report.controls if each.is_rival]
@@ -46,8 +47,12 @@ def _data(report: ProbeReport) -> str:
     if "words" not in given:
         return f"{n:,} rows, {weights}."
     process = f"{report.process!r}; " if report.process is not None else ""
-    kind = "given" if given.get("source") == "tokens" else "sampled"
-    words = "every possible word" if given["is_population"] else f"{given['words']:,} {kind} words"
+    if given["is_population"]:
+        words = "every possible word"
+    elif given.get("draws") is not None:
+        words = f"{given['draws']:,} sampled words ({given['words']:,} distinct)"
+    else:
+        words = f"{given['words']:,} given words"
     rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
     return f"{process}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weights}."
 
@@ -59,6 +64,18 @@ def _held_out(report: ProbeReport) -> str:
         f"Held out: {given['n_folds']} folds {by}. 95 %: bootstrap over {given['n_cells']} cells of groups, the fitted "
         "maps kept."
     )
+
+
+def _overfitted(report: ProbeReport) -> list[str]:
+    worse = [probe for probe in report.probes if probe.scores.held_out.r2 < 0 < probe.scores.in_sample.r2]
+    if not worse:
+        return []
+    probe = worse[-1]
+    remedy = "" if report.provenance.get("method") == "ridge" else " method='ridge' chooses how much to shrink them."
+    return [
+        f"Below 0 held out ({', '.join(each.label for each in worse)}): worse than the mean belief. {probe.label} fits "
+        f"{sum(probe.widths)} features to {probe.scores.in_sample.n:,} rows, so its in-sample score flatters.{remedy}"
+    ]
 
 
 def _controls(report: ProbeReport) -> list[str]:

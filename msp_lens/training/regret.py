@@ -15,7 +15,7 @@ from torch import Tensor
 from msp_lens.activations import stream_activations
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
-from msp_lens.data import BeliefDataset
+from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.models.hooked import HookedModel, check_fits
 
 
@@ -38,8 +38,17 @@ def regret_by_position(
     return regret
 
 
-def batch_regret(logits: Tensor, dataset: BeliefDataset, words: slice) -> Float64[Tensor, "pos"]:
-    """The share of the regret that some of the dataset's words contribute, given the model's logits for them."""
+def batch_regret(
+    logits: Tensor, dataset: BeliefDataset, words: slice, *, token_map: TokenMap | None = None
+) -> Float64[Tensor, "pos"]:
+    """The share of the regret that some of the dataset's words contribute, given the model's logits for them.
+
+    Under a token map, whose symbols must follow each other at once, what the model expects of tokens that are no
+    symbols counts against it.
+    """
     optimal = next_token_probabilities(dataset.process, dataset.beliefs[words])
-    log_predicted = logits.detach().cpu().double().log_softmax(dim=-1)[..., : dataset.process.n_tokens]
+    token_map = token_map or TokenMap.identity(dataset.process.n_tokens)
+    first = len(token_map.start)
+    read = logits.detach()[:, first : first + dataset.n_ctx].cpu().double()
+    log_predicted = read.log_softmax(dim=-1)[..., [ids[0] for ids in token_map.symbols]]
     return dataset.word_weights[words] @ kl_divergence(optimal, log_predicted)

@@ -112,6 +112,28 @@ def test_a_larger_vocabulary_is_read_by_its_token_map(mess3):
     with_prior = TokenMap([5, 3, 7], bos=0, include_prior=True)
     prior = msp.probe(network, mess3, token_map=with_prior, n_ctx=4, sites="1_post", progress=False)
     assert prior["1_post"].scores.in_sample.n == 3 + 9 + 27 + 81 + 1
+    assert found.regret is None
+
+
+def test_a_report_through_a_token_map_can_be_looked_at_and_loaded(mess3, tmp_path):
+    network = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
+    token_map = TokenMap([5, 3, 7], bos=0)
+    found = msp.probe(network, mess3, token_map=token_map, progress=False)
+    read = msp.read_beliefs(network, found.dataset, [found["0_post"]], token_map=token_map)[0]
+    weights = found.dataset.prefix_weights("probability")
+    mse = float((weights @ (read - found.dataset.prefix_beliefs) ** 2).mean())
+    assert mse == pytest.approx(found["0_post"].scores.in_sample.mse, rel=1e-4)
+    loaded = msp.ProbeReport.load(found.save(tmp_path / "report.safetensors"), model=network)
+    assert loaded.token_map == token_map
+    assert loaded.geometry().to_dataframe().equals(found.geometry().to_dataframe())
+    assert loaded.plot("0_post").axes
+
+    tokens, _ = token_map.encode(found.dataset.tokens)
+    predicted = network(tokens)[:, 1:].double().log_softmax(dim=-1)[..., [5, 3, 7]]
+    optimal = msp.next_token_probabilities(mess3, found.dataset.beliefs)
+    divergence = (optimal * (optimal.log() - predicted)).sum(dim=-1)
+    assert torch.allclose(found.regret, found.dataset.word_weights @ divergence, atol=1e-6)
+    assert found.geometry().to_dataframe()["unembedding"].notna().any()
 
 
 def test_positions_choose_rows(model, mess3):
@@ -119,7 +141,7 @@ def test_positions_choose_rows(model, mess3):
     assert found["0_post"].scores.in_sample.n == 27 + 81 + 243
 
 
-def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatch):
+def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatch, tmp_path):
     monkeypatch.setattr(fitting, "MAX_WORDS", 100)
     monkeypatch.setattr(fitting, "FIRST_WORDS", 50)
     monkeypatch.setattr(fitting, "MAX_TOKENS", 8_000)
@@ -127,8 +149,11 @@ def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatc
     assert not all(probe.scores.held_out.is_within(0.01) for probe in wide.probes)
     found = msp.probe(model, mess3, progress=False)
     assert not found.provenance["is_population"]
-    assert found.provenance["words"] > 100
-    assert f"{found.provenance['words']:,} sampled words" in repr(found)
+    assert found.provenance["draws"] > 100
+    assert f"{found.provenance['draws']:,} sampled words ({found.provenance['words']:,} distinct)" in repr(found)
+    loaded = msp.ProbeReport.load(found.save(tmp_path / "report.safetensors"), model=model)
+    assert torch.equal(loaded.dataset.tokens, found.dataset.tokens)
+    assert torch.equal(loaded.dataset.word_weights, found.dataset.word_weights)
 
 
 def test_drawn_rows_stream(model, mess3, report):

@@ -6,6 +6,7 @@ import torch
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap
 from msp_lens.data.words import prefix_hashes
+from msp_lens.probing.fit_rows import probe_rows
 from msp_lens.probing.given_rows import batch_rows, cache_rows
 from msp_lens.probing.rows import model_rows, sampled_rows
 from tests.hooked_models import KINDS, TRANSFORMERS, build
@@ -175,9 +176,9 @@ def test_numbers_that_are_not_finite_name_site_and_words(words, bad):
     name = "blocks.1.hook_resid_post"
     with (
         model.hooks(fwd_hooks=[(name, spoil)]),
-        pytest.raises(ValueError, match=r"blocks\.1\.hook_resid_post in words 30 to 59 .row \d+ of"),
+        pytest.raises(ValueError, match=r"blocks\.1\.hook_resid_post in batch 1 \(words 30 to 59\), row \d+ of"),
     ):
-        list(rows)
+        probe_rows(rows)
     assert len(calls) == 2
     assert not forward._forward_hooks
 

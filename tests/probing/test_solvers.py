@@ -102,10 +102,27 @@ def test_a_few_more_columns_cost_no_second_decomposition(seed, follows):
     generator = torch.Generator().manual_seed(seed + 1)
     others = features[:, :2] if follows else torch.randn(60, 2, generator=generator, dtype=torch.float64)
     moments = Moments({"h": 5, "n": 2, "belief": 3}).update(torch.cat([features, others, targets], dim=1), weights)
-    found = decompose(moments, "h").least_squares_with("n", "belief")
+    found = decompose(moments, "h").jointly_with("n", "belief")
     joint = torch.cat([features, others], dim=1)
     expected = LinearRegression().fit(joint, targets, sample_weight=weights).predict(joint)
     np.testing.assert_allclose(joint @ found.weights + found.bias, expected, atol=1e-6)
+
+
+def test_a_penalty_spares_the_few_more_columns():
+    """As least squares with a row of zeros for each feature that is penalised."""
+    features, targets, weights = problem(60, 3, noise=1.0)
+    others = torch.randn(60, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    moments = Moments({"h": 5, "n": 2, "belief": 3}).update(torch.cat([features, others, targets], dim=1), weights)
+    found = decompose(moments, "h").jointly_with("n", "belief", penalty=0.3)
+
+    share = weights / weights.sum()
+    rows = [block - share @ block for block in (features, others, targets)]
+    deviations = (share @ rows[0] ** 2).sqrt()
+    penalised = torch.cat([torch.diag((0.3**0.5) * deviations), torch.zeros(5, 2, dtype=torch.float64)], dim=1)
+    design = torch.cat([torch.cat(rows[:2], dim=1) * share.sqrt().unsqueeze(1), penalised])
+    wanted = torch.cat([rows[2] * share.sqrt().unsqueeze(1), torch.zeros(5, 3, dtype=torch.float64)])
+    expected = torch.linalg.lstsq(design, wanted).solution
+    np.testing.assert_allclose(found.weights, expected, atol=1e-9)
 
 
 def test_exactly_linear_targets_at_an_offset_of_a_million_score_one():

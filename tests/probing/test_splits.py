@@ -150,11 +150,11 @@ def test_numbers_that_are_none_name_the_site_and_the_batch(wrong):
     batch = rows_of()
     broken = part(batch, slice(100, 200))
     broken.features["b"][3, 1] = wrong
-    with pytest.raises(ValueError, match=r"Activations at b hold NaN or infinity in batch 1 \(words 100 to 199\)"):
+    with pytest.raises(ValueError, match=r"NaN or infinity at b in batch 1 \(words 100 to 199\)"):
         probe_rows([part(batch, slice(0, 100)), broken], ["a", "b"])
     broken = part(batch, slice(0, 100))
     broken.targets["belief"][0, 0] = wrong
-    with pytest.raises(ValueError, match="The target 'belief' holds NaN or infinity in batch 0"):
+    with pytest.raises(ValueError, match="NaN or infinity at the target 'belief' in batch 0"):
         probe_rows([broken], ["a", "b"])
 
 
