@@ -68,7 +68,16 @@ class HookedModel(Protocol):
 
 
 def site_index(model: HookedModel) -> SiteIndex:
-    """The sites that the model offers, read off its own `hook_dict`."""
+    """The sites that the model offers, read off its own `hook_dict`.
+
+    Raises:
+        TypeError: if it has none.
+    """
+    if not isinstance(getattr(model, "hook_dict", None), Mapping):
+        raise TypeError(
+            f"A {type(model).__name__} is no hooked model: give a HookedTransformer, a TransformerBridge or any "
+            "HookedRootModule, which have a hook_dict."
+        )
     cfg = getattr(model, "cfg", None)
     return SiteIndex(
         {name: id(point) for name, point in model.hook_dict.items()},
@@ -135,6 +144,8 @@ def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: T
         n_ctx: How many there are in a word.
         token_map: How the model reads them; by default symbol 0 as token 0, and so on.
     """
+    if not isinstance(process, Process):
+        raise TypeError(f"process={process!r} is no Process: make one, with msp.mess3(x=0.05, a=0.85) for instance.")
     if n_ctx < 1:
         raise ValueError(f"n_ctx={n_ctx}: words have at least 1 token.")
     token_map = token_map or TokenMap.identity(process.n_tokens)

@@ -123,6 +123,7 @@ def probe(
 
     Raises:
         KeyError: if the model lacks a site.
+        TypeError: if the model has no hooks, or there is nothing to probe on.
         ValueError: if the model's vocabulary or context is too small, or an option out of range; and, naming the site
             and the batch, if activations are not finite.
 
@@ -189,6 +190,8 @@ def probe(
         regret = data.regret.by_position if data.regret else None
         return replace(report, token_map=token_map, regret=regret).with_controls(untrained_scores)
 
+    if target != BELIEF and not isinstance(process, LabelledTokens):
+        raise ValueError(f"target={target!r}: of a process the belief is read; only LabelledTokens have other targets.")
     if isinstance(process, LabelledTokens):
         return report_of(_given(process, target, controls=controls, seed=seed))
     report = None
@@ -292,6 +295,11 @@ def _datasets(
         check_fits(model, process.process, process.n_ctx, token_map=token_map)
         yield process
         return
+    if not isinstance(process, Process):
+        raise TypeError(
+            f"{process!r} is nothing to probe on: give a Process (msp.mess3(x=0.05, a=0.85) for one), a BeliefDataset "
+            "or LabelledTokens."
+        )
     length = n_ctx if n_ctx is not None else context_length(model)
     if length is None:
         raise ValueError("The model does not say how long its context is (cfg.n_ctx): give n_ctx=.")

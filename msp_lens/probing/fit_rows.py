@@ -91,6 +91,10 @@ def probe_rows(
     solver = solver or Solver()
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: cross-validation needs at least 2.")
+    if n_groups is not None and n_folds > n_groups:
+        raise ValueError(
+            f"n_folds={n_folds}, but there are {n_groups} groups to hold out: choose n_folds ≤ {n_groups}."
+        )
     if concatenate and len(names) > 1:
         groups.setdefault(CONCATENATED, names)
     # Blocks of a concatenation: the sites' own, or their reduced ones.

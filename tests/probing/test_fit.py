@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from sklearn.linear_model import LinearRegression
@@ -241,12 +242,18 @@ def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
         for options, message in [
             ({"sites": "2_post"}, "2_post"),
             ({"n_folds": 1}, "n_folds=1"),
+            ({"n_folds": 10_000}, "n_folds=10000, but there are 363 groups"),
             ({"n_words": 1}, "n_words=1"),
             ({"n_ctx": 9}, "n_ctx=9 is longer"),
             ({"positions": [7]}, "7 is outside"),
             ({"method": "reduced_rank", "rank": 0}, "rank"),
             ({"untrained": -1}, "untrained=-1"),
             ({"token_map": TokenMap([5, 3, 7])}, "vocabulary"),
+            ({"target": "board"}, "only LabelledTokens"),
         ]:
             with pytest.raises((ValueError, KeyError), match=message):
                 msp.probe(model, mess3, progress=False, **options)
+        # Past the checks of annotated calls, as a user would meet it.
+        for wrong, message in [((torch.nn.Linear(2, 2), mess3), "no hooked model"), ((model, "mess3"), "nothing to")]:
+            with pytest.raises((TypeError, jaxtyping.TypeCheckError), match=f"{message}|Type-check"):
+                msp.probe(*wrong, progress=False)
