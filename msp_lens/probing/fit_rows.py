@@ -92,9 +92,7 @@ def probe_rows(
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: cross-validation needs at least 2.")
     if n_groups is not None and n_folds > n_groups:
-        raise ValueError(
-            f"n_folds={n_folds}, but there are {n_groups} groups to hold out: choose n_folds ≤ {n_groups}."
-        )
+        raise ValueError(f"n_folds={n_folds}, but there are {n_groups} groups to hold out: choose at most that.")
     if concatenate and len(names) > 1:
         groups.setdefault(CONCATENATED, names)
     # Blocks of a concatenation: the sites' own, or their reduced ones.
