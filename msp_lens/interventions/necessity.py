@@ -61,13 +61,16 @@ def necessity(
         standard deviation.
 
     Raises:
-        ValueError: if a probe has no moments or is of another model, or the model does not fit the process.
+        ValueError: if a probe has no moments or is of another model, the model does not fit the process, or its belief
+            never changes.
         KeyError: if the model lacks a probe's site.
     """
     if n_random < 1:
         raise ValueError(f"n_random={n_random}: at least 1 random erasure is needed to compare with.")
     begun = OverWords.begin(model, process, probes, max_words=max_words, seed=seed)
     dataset, chosen = begun.dataset, begun.probes
+    if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
+        raise ValueError(f"{begun.description}: the belief is the same after each of them, so nothing can be erased.")
     groups = [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else [])
     generator = torch.Generator().manual_seed(seed)
 

@@ -76,7 +76,8 @@ def persistence(
         KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
     """
     words_length = chosen_length(model, length)
-    (start,) = chosen_positions(words_length // 2 if position is None else position, words_length)
+    middle = max(0, min(words_length // 2, words_length - 2))
+    (start,) = chosen_positions(middle if position is None else position, words_length)
     n_after = words_length - start - 1
     if n_after < 1:
         raise ValueError(f"position={start} is the last of {words_length}: no token follows. Choose an earlier one.")
