@@ -123,20 +123,22 @@ class TestAfterAnException:
         with pytest.raises(ValueError, match="must return a tensor of"), applying(random_model, bad):
             random_model(tokens)
 
-    def test_in_the_forward_pass(self, random_model, random_report, tokens, monkeypatch):
+    def test_in_the_forward_pass(self, random_model, random_report, tokens):
         """Thrown by the model itself, before any edit was made and after all were."""
         edit = edits.erase(random_report["0_post"])
         with pytest.raises(IndexError), applying(random_model, edit):
             random_model(tokens + 3)
 
-        def fails(*arguments, **options):
+        def fails(module, arguments):
             raise RuntimeError("in the unembedding")
 
-        with monkeypatch.context() as patched:
-            patched.setattr(random_model.unembed, "forward", fails)
+        handle = random_model.unembed.register_forward_pre_hook(fails)
+        try:
             for context in (applying(random_model, edit), random_report["0_post"].steer(random_model, [1.0, 0, 0])):
                 with pytest.raises(RuntimeError, match="in the unembedding"), context:
                     random_model(tokens)
+        finally:
+            handle.remove()
 
     def test_on_the_way_out(self, random_model, random_report, tokens):
         """Of a context within, of one around, and where somebody else has removed the hooks already."""
