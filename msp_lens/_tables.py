@@ -34,15 +34,35 @@ def to_text(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), width
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = ()) -> str:
-    """The same as HTML, for a notebook or a page."""
+def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shades: pd.DataFrame | None = None) -> str:
+    """The same as HTML, for a notebook or a page.
+
+    Args:
+        table: What to show.
+        title: Above it.
+        notes: Below it.
+        shades: How dark the cells of some columns are, 0 to 1, row by row; NaN leaves one as it is.
+    """
+    dark = {} if shades is None else {name: shades[name].tolist() for name in shades}
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [table.index.name or "", *table.columns])
     body = "".join(
-        f"<tr><th>{html.escape(str(label))}</th>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row) + "</tr>"
-        for label, row in table.iterrows()
+        f"<tr><th>{html.escape(str(label))}</th>"
+        + "".join(
+            f"<td{_shade(dark[name][place]) if name in dark else ''}>{html.escape(str(value))}</td>"
+            for name, value in zip(table.columns, row, strict=True)
+        )
+        + "</tr>"
+        for place, (label, row) in enumerate(table.iterrows())
     )
     remarks = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
         f'<div class="msp-lens-table"><h3>{html.escape(title)}</h3>'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{remarks}</div>"
     )
+
+
+def _shade(value: float) -> str:
+    if pd.isna(value) or value <= 0:
+        return ""
+    # Blue over whatever the page's own background is, light enough for text of any colour.
+    return f' style="background: rgba(0, 114, 178, {0.4 * min(float(value), 1):.2f})"'

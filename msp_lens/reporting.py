@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from msp_lens.interventions.experiment import InterventionReport
+from msp_lens.interventions.findings import Findings
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.probing.report import ProbeReport
 from msp_lens.training.loop import TrainingRun
@@ -17,13 +18,24 @@ from msp_lens.training.loop import TrainingRun
 def render_page(
     training: TrainingRun,
     report: ProbeReport,
-    interventions: InterventionReport,
+    experiments: Mapping[str, InterventionReport | Findings],
+    skipped: Mapping[str, str],
     pictures: Mapping[str, bytes],
     config: Mapping[str, Any],
     *,
     model_file: str,
 ) -> str:
-    """The page as HTML; pictures are PNG bytes by name, embedded in it."""
+    """The page as HTML.
+
+    Args:
+        training: The trained model and its regret.
+        report: What the probes read.
+        experiments: What was found, by name: interventions, persistence, necessity, commutation, unembedding.
+        skipped: Why an experiment is missing, by name.
+        pictures: PNG bytes by name, embedded in the page.
+        config: What the run was asked for.
+        model_file: Name of the checkpoint beside the page.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("msp_lens", "templates"),
         autoescape=True,
@@ -32,6 +44,11 @@ def render_page(
         lstrip_blocks=True,
     )
     best = report.best_site
+    interventions = experiments.get("interventions")
+    steered = None
+    if isinstance(interventions, InterventionReport):
+        edits = ("none", "placebo", "steer", "donor")
+        steered = {edit: interventions.select(site=best.label, edit=edit) for edit in edits}
     return environment.get_template("report.html").render(
         process=training.process,
         training=training,
@@ -43,10 +60,9 @@ def render_page(
         skill=report.skill(best.label),
         control=report.controls.best(best.label),
         best=best,
-        steered={
-            edit: interventions.select(site=best.label, edit=edit) for edit in ("none", "placebo", "steer", "donor")
-        },
-        interventions_table=interventions._repr_html_(),
+        steered=steered,
+        tables={name: found._repr_html_() for name, found in experiments.items()},
+        skipped=skipped,
         pictures={name: base64.b64encode(image).decode() for name, image in pictures.items()},
         config=config,
         fingerprint=model_fingerprint(training.model),

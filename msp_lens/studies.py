@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import itertools
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,14 @@ import torch
 from msp_lens._files import write_atomically, write_json
 from msp_lens.data import Weighting, check_weighting
 from msp_lens.figures.curves import plot_training
+from msp_lens.interventions.dynamics import commutation, unembedding
 from msp_lens.interventions.experiment import InterventionReport, intervene
+from msp_lens.interventions.findings import Findings
+from msp_lens.interventions.necessity import necessity
+from msp_lens.interventions.persistence import persistence
 from msp_lens.models.build import transformer_lens_version
 from msp_lens.models.checkpoints import MODEL_FILE, model_fingerprint
+from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.fit import probe
 from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, REPORT_FILE, PAGE_FILE = "config.json", "report.json", "report.html"
 PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
+EXPERIMENTS = ("interventions", "persistence", "necessity", "commutation", "unembedding")
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), REPORT_FILE, PAGE_FILE)
 
 
@@ -42,12 +49,22 @@ class Study:
         training: The trained model and its regret.
         report: Probes of every site and their concatenation.
         interventions: What writing beliefs did.
+        persistence: For how long.
+        necessity: Whether the belief is needed, and whether it is enough.
+        commutation: Whether the beliefs read follow the process's dynamics.
+        unembedding: Whether predictions are those that the belief read implies.
+        skipped: Why an experiment could not be made of this process and model, by name; its field is then `None`.
         folder: Where everything was written.
     """
 
     training: TrainingRun
     report: ProbeReport
-    interventions: InterventionReport
+    interventions: InterventionReport | None
+    persistence: Findings | None
+    necessity: Findings | None
+    commutation: Findings | None
+    unembedding: Findings | None
+    skipped: dict[str, str]
     folder: Path
 
     @property
@@ -56,7 +73,9 @@ class Study:
         return self.folder / PAGE_FILE
 
     def __repr__(self) -> str:
-        return "\n\n".join([repr(self.training), repr(self.report), repr(self.interventions), f"Report: {self.page}"])
+        found = [repr(getattr(self, name)) for name in EXPERIMENTS if name not in self.skipped]
+        skipped = [f"No {name}: {reason}" for name, reason in self.skipped.items()]
+        return "\n\n".join([repr(self.training), repr(self.report), *found, *skipped, f"Report: {self.page}"])
 
 
 def run(
@@ -104,7 +123,7 @@ def run(
 
     training = train(process, preset=preset, seed=seed, device=device, out=folder, progress=progress)
     report = probe(training.model, process, weights=weights, seed=seed, progress=progress)
-    interventions = intervene(training.model, process, probes=report, seed=seed)
+    experiments, skipped = _experiments(training.model, process, report, seed)
 
     pictures = {name: _png(figure) for name, figure in _figures(training, report).items()}
     for name, image in pictures.items():
@@ -118,12 +137,36 @@ def run(
             "optimum_nats": training.optimum.tolist(),
         },
         "probes": report.to_dict(),
-        "interventions": interventions.to_dict(),
     }
+    findings |= {name: found.to_dict() for name, found in experiments.items()}
+    findings["skipped"] = skipped
     write_json(folder / REPORT_FILE, findings)
-    page = render_page(training, report, interventions, pictures, config, model_file=MODEL_FILE)
+    page = render_page(training, report, experiments, skipped, pictures, config, model_file=MODEL_FILE)
     write_atomically(folder / PAGE_FILE, page)
-    return Study(training, report, interventions, folder)
+    return Study(
+        training, report, **{name: experiments.get(name) for name in EXPERIMENTS}, skipped=skipped, folder=folder
+    )
+
+
+def _experiments(
+    model: HookedModel, process: Process, report: ProbeReport, seed: int
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What each experiment found, or why it refused: not each question can be asked of each process."""
+    # Fewer words than by default: the main table apart, these are to add seconds to a run.
+    experiments: dict[str, Callable[[], InterventionReport | Findings]] = {
+        "interventions": lambda: intervene(model, process, probes=report, seed=seed),
+        "persistence": lambda: persistence(model, process, probes=report, n=500, seed=seed),
+        "necessity": lambda: necessity(model, process, probes=report, max_words=500, seed=seed),
+        "commutation": lambda: commutation(model, process, probes=report, max_words=2000, seed=seed),
+        "unembedding": lambda: unembedding(model, process, probes=report, max_words=2000, seed=seed),
+    }
+    found, skipped = {}, {}
+    for name in EXPERIMENTS:
+        try:
+            found[name] = experiments[name]()
+        except ValueError as refusal:
+            skipped[name] = str(refusal)
+    return found, skipped
 
 
 def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:

@@ -39,6 +39,14 @@ def test_results_can_be_loaded_and_agree(study):
     expected = [row["R² held out"] for row in findings["probes"]["sites"]]
     assert [probe.scores.held_out.r2 for probe in again.probes] == pytest.approx(expected, abs=1e-6)
     assert len(findings["interventions"]["results"]) == 4 * 7
+    assert findings["skipped"] == study.skipped == {}
+    for name in ("persistence", "necessity", "commutation", "unembedding"):
+        found = getattr(study, name)
+        assert findings[name] == found.to_dict()
+        assert {row["site"] for row in findings[name]["results"]} >= {"0_pre", "0_post", "1_post", "ln_final"}
+        assert found.title in repr(study)
+    again = msp.necessity(loaded.model, loaded.process, probes=again, max_words=500).to_dataframe()
+    assert again["regret"].tolist() == pytest.approx(study.necessity.to_dataframe()["regret"].tolist(), rel=1e-4)
 
     config = json.loads((study.folder / "config.json").read_text())
     assert msp.Process.from_dict(config["process"]) == msp.mess3()
@@ -49,6 +57,15 @@ def test_the_page_stands_alone(study):
     page = study.page.read_text()
     assert page.count("data:image/png;base64,") == 3
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page fetches something"
+    for heading in (
+        "Whether the network uses it",
+        "Does it act so for long?",
+        "Is the belief needed, is it enough?",
+        "Does it carry the dynamics?",
+        "Is it what the unembedding reads?",
+    ):
+        assert re.search(f"<h2>{re.escape(heading)}</h2>.*?<table>", page, re.DOTALL), heading
+    assert "Not asked of this network" not in page
     for expected in ("mess3(x=0.05, a=0.85)", "R² held out", "placebo", "msp.load_checkpoint", "fingerprint"):
         assert expected in page
     assert len(page) < 10e6
@@ -92,7 +109,39 @@ def test_bad_requests_write_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("process", [msp.rrxor(), msp.z1r(), msp.coin()])
-def test_other_processes_run_to_the_end(process, tmp_path):
+@pytest.mark.parametrize(
+    ("process", "skipped"),
+    [
+        (msp.rrxor(), {}),
+        (msp.z1r(), {}),
+        (msp.golden_mean(), {}),
+        (msp.even(), {}),
+        (msp.coin(), {"necessity": "the belief is the same"}),
+        (msp.bloch_walk(), {"interventions": "no distributions", "persistence": "no distributions"}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_other_processes_run_to_the_end(process, skipped, tmp_path):
     study = msp.run(process, preset="tiny", out=tmp_path, progress=False)
-    assert study.page.is_file()
+    page = study.page.read_text()
+    assert study.skipped.keys() == skipped.keys()
+    for name, reason in skipped.items():
+        assert getattr(study, name) is None
+        assert reason in study.skipped[name]
+        assert reason in repr(study)
+    assert page.count("Not asked of this network") == len(skipped)
+    assert ("When another word" in page) == ("interventions" not in skipped)
+    assert json.loads((study.folder / "report.json").read_text())["skipped"] == study.skipped
+
+
+def test_a_context_of_one_token_runs_to_the_end(tmp_path, monkeypatch):
+    def short(process):
+        model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=1)
+        return Recipe(model, msp.TrainingConfig(steps=5, batch_size=8))
+
+    monkeypatch.setitem(PRESETS, "short", short)
+    study = msp.run(msp.mess3(), preset="short", out=tmp_path, progress=False)
+    assert "no token follows" in study.skipped["persistence"]
+    assert "at least 2 tokens" in study.skipped["commutation"]
+    assert study.interventions is not None
+    assert study.unembedding is not None

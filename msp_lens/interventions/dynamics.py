@@ -10,6 +10,7 @@ b̂ E, with the model's own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -21,13 +22,12 @@ from torch import Tensor
 from msp_lens.activations import stream_activations
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
-from msp_lens.data import BeliefDataset, words_for
+from msp_lens.data import BeliefDataset
 from msp_lens.interventions.findings import Findings
-from msp_lens.interventions.runs import default_context, single_site_probes
-from msp_lens.interventions.trajectories import follow, to_simplex
-from msp_lens.models.hooked import HookedModel, check_fits
+from msp_lens.interventions.runs import OverWords, Probes
+from msp_lens.interventions.trajectories import follow, nearest_belief
+from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
 
 EVERY_TOKEN = "all"
@@ -37,7 +37,7 @@ def commutation(
     model: HookedModel,
     process: Process | BeliefDataset,
     *,
-    probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe],
+    probes: Probes,
     max_words: int = 20_000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -63,8 +63,8 @@ def commutation(
         ValueError: if a probe is of another model, the model does not fit the process, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    dataset, chosen = _prepare(model, process, probes, max_words, seed)
-    process = dataset.process
+    begun = OverWords.begin(model, process, probes, max_words=max_words, seed=seed)
+    dataset, chosen, process = begun.dataset, begun.probes, begun.dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
@@ -105,11 +105,16 @@ def commutation(
                     "weight": float(row[4]),
                 }
             )
+    left = {row["site"]: 1 - row["skill"] for row in records if row["token"] == EVERY_TOKEN}
+    known = [f"{100 * share:.1f} % at {site}" for site, share in left.items() if not math.isnan(share)]
     notes = (
-        f"{_words(dataset)}. Mean squared error per coordinate, words weighted by probability.",
+        f"The process's own update leaves of the copy's error {', '.join(known)}."
+        if known
+        else "No belief read moves at all: a copy has no error that an update could spare.",
+        f"{begun.description}. Mean squared error per coordinate, words weighted by probability.",
         "update: the belief read before the token, moved by the process's own update, against the belief read after. "
         "copy: the belief read before as it is. skill: 1 - update / copy. read: the belief read after against the true "
-        "one; an update can hardly do better than about twice that.",
+        "one; an update can hardly do better than about twice that. By token in to_dataframe().",
         "Nothing is fitted but the probes. A small error shows that the beliefs read at neighbouring positions agree "
         "with the process's dynamics, as they must where both are read well; not that the network computes one from "
         "the other.",
@@ -118,7 +123,8 @@ def commutation(
         title="Commutation: read, then update, or update, then read",
         table=pd.DataFrame(records),
         notes=notes,
-        provenance=_provenance(dataset, seed),
+        provenance=begun.provenance,
+        shown={"token": [EVERY_TOKEN]},
     )
 
 
@@ -126,7 +132,7 @@ def unembedding(
     model: HookedModel,
     process: Process | BeliefDataset,
     *,
-    probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe],
+    probes: Probes,
     max_words: int = 20_000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -143,8 +149,8 @@ def unembedding(
         ValueError: if a probe is of another model, or the model does not fit the process.
         KeyError: if the model lacks a probe's site.
     """
-    dataset, chosen = _prepare(model, process, probes, max_words, seed)
-    process = dataset.process
+    begun = OverWords.begin(model, process, probes, max_words=max_words, seed=seed)
+    dataset, chosen, process = begun.dataset, begun.probes, begun.dataset.process
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
     totals = torch.zeros(len(chosen), 4, dtype=torch.float64)
@@ -152,7 +158,7 @@ def unembedding(
         weights = dataset.word_weights[words] / dataset.n_ctx
         predicted = logits.cpu().double().log_softmax(dim=-1)[..., : process.n_tokens]
         for index, beliefs in enumerate(read):
-            implied = next_token_probabilities(process, beliefs)
+            implied = _distribution(next_token_probabilities(process, beliefs))
             divergences = (
                 kl_divergence(implied, predicted),
                 # A read belief may rule out what is possible; no prediction is quite so sure.
@@ -162,14 +168,15 @@ def unembedding(
             )
             totals[index] += torch.stack([weights @ kl.sum(dim=1) for kl in divergences])
     columns = ("implied_to_model", "optimal_to_implied", "optimal_to_model", "average_to_model")
-    table = pd.DataFrame(
-        [
-            {"site": probe.label} | dict(zip(columns, row, strict=True))
-            for probe, row in zip(chosen, totals.tolist(), strict=True)
-        ]
-    )
+    records = [
+        {"site": probe.label} | dict(zip(columns, row, strict=True))
+        for probe, row in zip(chosen, totals.tolist(), strict=True)
+    ]
+    nearest = min(records, key=lambda row: row["implied_to_model"])
     notes = (
-        f"{_words(dataset)}. KL in nats, mean over positions, words weighted by probability.",
+        f"At {nearest['site']} the belief read implies what the model says to within {nearest['implied_to_model']:.3g} "
+        f"nats; a prediction that takes no notice of the words is {nearest['average_to_model']:.3g} away.",
+        f"{begun.description}. KL in nats, mean over positions, words weighted by probability.",
         "implied_to_model: KL(b̂ E ‖ model's), 0 if the model says what the belief read there implies. "
         "optimal_to_implied and optimal_to_model: the regret of each. average_to_model: the null, of a prediction that "
         "takes no notice of the words.",
@@ -177,51 +184,30 @@ def unembedding(
     )
     return Findings(
         title="Next-token probabilities implied by the belief read, and the model's own",
-        table=table,
+        table=pd.DataFrame(records),
         notes=notes,
-        provenance=_provenance(dataset, seed),
+        provenance=begun.provenance,
     )
-
-
-def _prepare(
-    model: HookedModel,
-    process: Process | BeliefDataset,
-    probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe],
-    max_words: int,
-    seed: int,
-) -> tuple[BeliefDataset, list[BeliefProbe]]:
-    dataset = (
-        process
-        if isinstance(process, BeliefDataset)
-        else words_for(process, default_context(model), seed=seed, max_words=max_words)
-    )
-    check_fits(model, dataset.process, dataset.n_ctx)
-    return dataset, single_site_probes(model, dataset.process, probes)
 
 
 def _reads(
     model: HookedModel, dataset: BeliefDataset, probes: Sequence[BeliefProbe], batch_size: int | None
 ) -> Iterator[tuple[slice, list[Float64[Tensor, "word pos state"]], Tensor]]:
-    """Batches of words with what each probe reads along them, on the simplex, and the model's logits."""
+    """Batches of words with the beliefs that each probe reads along them, and the model's logits."""
     sites = list(dict.fromkeys(probe.sites[0] for probe in probes))
     for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
-        read = [to_simplex(probe.predict(batch.activations[probe.sites[0]]).cpu().double()) for probe in probes]
+        read = [
+            nearest_belief(dataset.process, probe.predict(batch.activations[probe.sites[0]]).cpu().double())
+            for probe in probes
+        ]
         yield batch.words, read, batch.output
+
+
+def _distribution(implied: Float64[Tensor, "word pos token"]) -> Float64[Tensor, "word pos token"]:
+    # What is read of a generalised process's belief may imply probabilities below 0.
+    positive = implied.clamp(min=0)
+    return positive / positive.sum(dim=-1, keepdim=True)
 
 
 def _squared(first: Float64[Tensor, "step state"], second: Float64[Tensor, "step state"]) -> Float64[Tensor, "step"]:
     return (first - second).square().mean(dim=1)
-
-
-def _words(dataset: BeliefDataset) -> str:
-    words = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
-    return f"{dataset.process!r}; {words} of {dataset.n_ctx} tokens"
-
-
-def _provenance(dataset: BeliefDataset, seed: int) -> dict:
-    return {
-        "process": dataset.process.to_dict(),
-        "words": len(dataset),
-        "is_population": dataset.is_population,
-        "seed": seed,
-    }

@@ -128,7 +128,8 @@ def applying(
     """Within, the model runs with these edits made, at one site or several at once.
 
     Gradients flow, also to a `belief` that requires them. Only these hooks are removed at the end, also when an
-    exception flies; modes and gradients stay as they are.
+    exception flies; modes and gradients stay as they are. That the weights are those the probes were fitted on is not
+    checked, since other weights may be what one wants to try; `probe.check_applies` says.
 
     Args:
         model: The model to edit.
@@ -180,7 +181,8 @@ def steer(probe: BeliefProbe, *, current: Float[Tensor, "*batch state"] | None =
 def patch(probe: BeliefProbe) -> Edit:
     """`μ_h + (b' - μ_b) D`: the mean activation given the belief, by linear regression, in place of everything.
 
-    Where it works, what else the activation held was not needed *at this position*; later ones may still miss it.
+    Where it works, what else the activation held was not needed *at this position*; later ones may still miss it. Does
+    not prove that the network reads the belief as one. Source: as for `steer`.
     """
 
     def edit(h: Tensor, belief: Tensor) -> Tensor:
@@ -204,7 +206,8 @@ def covariance_shift(probe: BeliefProbe) -> Edit:
     """`h + (b' - b̂) D̂`: of all changes after which the probe reads b', the least by the data's own measure.
 
     Least in Mahalanobis distance, δ Σ_hh⁺ δᵀ; D̂ is how activations move with the belief *read* in them. Differs from
-    `steer` only as far as the probe errs. Proves no more than `steer` does.
+    `steer` only as far as the probe errs. Proves no more than `steer` does. Source: least norm under a metric; the
+    moments of one pass.
 
     Raises:
         ValueError: if the probe has no moments.
@@ -216,7 +219,8 @@ def covariance_shift(probe: BeliefProbe) -> Edit:
 def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> Edit:
     """The activation of another run, in which the network itself held the target belief: the ceiling of every edit.
 
-    It brings all that the donor's word left there, not the belief alone.
+    It brings all that the donor's word left there, not the belief alone: that it works shows that the site carries what
+    the prediction needs, not what that is. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
 
     Args:
         probe: Of the site to edit.
@@ -228,7 +232,9 @@ def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> E
 def donor_belief(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> Edit:
     """`h + (b̂(donor) - b̂(h)) D`: of the donor's activation only the belief read in it; arguments as for `donor`.
 
-    Beside the whole donor it shows how much of the donor's effect the belief carries.
+    Beside the whole donor it shows how much of the donor's effect goes with the belief; D moves all that is correlated
+    with it, so it does not show that the belief itself is what acts. Source: as for `donor`, within a subspace as in
+    Geiger et al. 2023 (arXiv 2303.02536), here solved from moments, not trained.
     """
 
     def edit(h: Tensor, belief: Tensor) -> Tensor:
@@ -245,7 +251,8 @@ def centroid(
     """The mean activation of all prefixes whose belief is nearest b': `patch` without linearity.
 
     Where it does better than `patch`, activations bend as the belief moves. It averages over positions and all else
-    that the prefixes differ in. Beliefs and activations of the cells come from `belief_centroids`.
+    that the prefixes differ in, and does not prove that the network needs none of that later. Beliefs and activations
+    of the cells come from `belief_centroids`.
     """
 
     def edit(h: Tensor, belief: Tensor) -> Tensor:

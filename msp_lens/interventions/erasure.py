@@ -38,7 +38,7 @@ def keep_only(probe: BeliefProbe) -> Edit:
     """Keep only the belief: all else in h becomes its mean given the belief read, `μ_h + (b̂ - μ_b) D̂`.
 
     The probe reads the same belief afterwards, exactly. That the loss stays shows that the belief read there is
-    enough at this site, not that the network computes with it as a belief.
+    enough at this site, not that the network computes with it as a belief. Source: the complement of LEACE.
 
     Raises:
         ValueError: if the probe has no moments.
@@ -52,7 +52,7 @@ def project_out(probe: BeliefProbe) -> Edit:
     """Project out the directions that the probe reads, `h - (h - μ_h) Q Qᵀ`.
 
     What is correlated with the belief in other directions stays, and a fresh probe finds it: that the loss hardly
-    rises does not show that the belief is not needed.
+    rises does not show that the belief is not needed. Source: one step of Ravfogel et al. 2020 (arXiv 2004.07667).
     """
     basis = read_basis(probe)
     return _removing("project out", probe, basis @ basis.T)

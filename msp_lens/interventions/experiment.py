@@ -20,24 +20,13 @@ from torch import Tensor
 
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
-from msp_lens.data import words_for
-from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit
-from msp_lens.interventions.menu import REFERENCES, EditMaker, Material, resolve_edits
+from msp_lens.interventions.menu import REFERENCES, EditMaker, Material
 from msp_lens.interventions.report import InterventionReport, InterventionResult, acts_on_belief
-from msp_lens.interventions.runs import (
-    TOGETHER,
-    batches,
-    check_count,
-    chosen_positions,
-    ratio,
-    run_edited,
-    single_site_probes,
-)
-from msp_lens.interventions.targets import TargetMaker, resolve_targets
-from msp_lens.models.hooked import HookedModel, check_fits, context_length
+from msp_lens.interventions.runs import TOGETHER, Probes, Writing, batches, chosen_positions, ratio, run_edited
+from msp_lens.interventions.targets import TargetMaker
+from msp_lens.models.hooked import HookedModel, context_length
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
 
 __all__ = ["InterventionReport", "InterventionResult", "intervene"]
@@ -47,7 +36,7 @@ def intervene(
     model: HookedModel,
     process: Process,
     *,
-    probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe],
+    probes: Probes,
     positions: int | Sequence[int] | None = None,
     edits: str | Sequence[str] | Mapping[str, EditMaker] | None = None,
     targets: str | Sequence[str] | Mapping[str, Any] | Tensor = "another word",
@@ -81,29 +70,33 @@ def intervene(
         KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
     """
     wanted = chosen_positions(positions, context_length(model))
-    check_count(n)
-    check_fits(model, process, max(wanted) + 1)
-    chosen = single_site_probes(model, process, probes)
-    makers, target_makers = resolve_edits(edits), resolve_targets(targets)
     scales = _strengths(strengths)
+    writing = Writing.begin(
+        model,
+        process,
+        probes,
+        edits=edits,
+        targets=targets,
+        length=max(wanted) + 1,
+        n=n,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    chosen = writing.probes
     groups = [[probe] for probe in chosen] + ([chosen] if together and len(chosen) > 1 else [])
-    centroids = None
-    if "centroid" in makers:
-        dataset = words_for(process, max(wanted) + 1, seed=seed)
-        centroids = belief_centroids(model, dataset, [p.sites[0] for p in chosen], batch_size=batch_size)
     results = []
     for position in wanted:
-        for name, target_maker in target_makers.items():
-            setting = _draw(process, position, target_maker, centroids, n=n, seed=seed)
-            table = _run(model, process, groups, makers, scales, setting, batch_size)
+        for name, target_maker in writing.targets.items():
+            setting = _draw(process, position, target_maker, n=n, seed=seed)
+            table = _run(model, process, groups, writing, scales, setting, batch_size)
             results += _summarised(table, position, name)
     provenance = {
         "process": process.to_dict(),
         "n": n,
         "seed": seed,
         "positions": wanted,
-        "edits": list(makers),
-        "targets": list(target_makers),
+        "edits": list(writing.edits),
+        "targets": list(writing.targets),
         "strengths": scales,
         "reader": chosen[-1].label if len(chosen) > 1 else None,
     }
@@ -126,7 +119,6 @@ class _Setting:
     actual: Float64[Tensor, "word state"]
     target: Float64[Tensor, "word state"]
     wrong: Float64[Tensor, "word state"]
-    centroids: Centroids | None
     generator: torch.Generator
 
 
@@ -139,7 +131,6 @@ def _draw(
     process: Process,
     position: int,
     target_maker: TargetMaker,
-    centroids: Centroids | None,
     *,
     n: int,
     seed: int,
@@ -150,14 +141,14 @@ def _draw(
     third = process.sample(len(made.words), position + 1, generator=generator)
     words = words[made.words]
     actual, wrong = (filter_beliefs(process, tokens)[:, -1] for tokens in (words, third))
-    return _Setting(words, made.donors, actual, made.beliefs, wrong, centroids, generator)
+    return _Setting(words, made.donors, actual, made.beliefs, wrong, generator)
 
 
 def _run(
     model: HookedModel,
     process: Process,
     groups: Sequence[Sequence[BeliefProbe]],
-    makers: Mapping[str, EditMaker],
+    writing: Writing,
     strengths: Sequence[float],
     setting: _Setting,
     batch_size: int | None,
@@ -178,7 +169,7 @@ def _run(
             label = group[0].label if len(group) == 1 else TOGETHER
             # Only a later site's probe tells what became of an edit.
             watched = sites[-1:] if reader not in group else []
-            for name, strength, edits in _edits(group, makers, strengths, setting, donor, rows):
+            for name, strength, edits in _edits(group, writing, strengths, setting, donor, rows):
                 log_predicted, after = (plain, held)
                 if name != "none":
                     log_predicted, after = run_edited(
@@ -203,14 +194,14 @@ def _run(
 
 def _edits(
     group: Sequence[BeliefProbe],
-    makers: Mapping[str, EditMaker],
+    writing: Writing,
     strengths: Sequence[float],
     setting: _Setting,
     donor: Mapping[str, Tensor],
     rows: slice,
 ) -> Iterator[tuple[str, float, list[Edit]]]:
     """Each edit of the group's sites at each strength, for a batch of words."""
-    for name, maker in makers.items():
+    for name, maker in writing.edits.items():
         whole = [
             maker(
                 probe,
@@ -218,7 +209,7 @@ def _edits(
                     actual=setting.actual[rows].unsqueeze(1),
                     wrong=setting.wrong[rows].unsqueeze(1),
                     donor=donor[probe.sites[0]][:, -1:],
-                    centroids=setting.centroids,
+                    centroids=writing.centroids,
                     generator=setting.generator,
                 ),
             )

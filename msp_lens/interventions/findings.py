@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -25,6 +25,8 @@ class Findings:
         provenance: Process, words, seed.
         spread: `(rows, columns, value)` of the display: columns that name the rows, the column whose values stand side
             by side, and the number shown; `None` shows the table as it is.
+        shown: Of some columns the values that the display keeps to, where the table has more than a reader wants.
+        shade: A number from 0 to 1 in the table that the notebook's cells are shaded by, where it is spread.
     """
 
     title: str
@@ -32,6 +34,8 @@ class Findings:
     notes: tuple[str, ...]
     provenance: dict[str, Any]
     spread: tuple[list[str], str, str] | None = None
+    shown: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    shade: str | None = None
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each result."""
@@ -79,7 +83,8 @@ class Findings:
             series = {name: dict(zip(table[place], table[name], strict=True)) for name in heights}
         else:
             rows, columns, value = self.spread
-            place, keys = rows[-1], [rows[-1], columns]
+            place = next((row for row in rows if pd.api.types.is_numeric_dtype(table[row])), rows[-1])
+            keys = [place, columns]
             series = {
                 str(name): dict(zip(part[place], part[value], strict=True))
                 for name, part in table.groupby(columns, sort=False)
@@ -101,19 +106,34 @@ class Findings:
             found = found.loc[found[column] == value]
         return found
 
+    def _shown(self) -> pd.DataFrame:
+        kept = pd.Series(True, index=self.table.index)
+        for column, values in self.shown.items():
+            kept &= self.table[column].isin(values)
+        return self.table.loc[kept]
+
     def _display(self) -> pd.DataFrame:
-        table = self.table.copy()
+        table = self._shown().copy()
         for column in table.select_dtypes("float"):
             table[column] = table[column].map(lambda value: "" if pd.isna(value) else f"{value:.3g}")
         if self.spread is None:
+            # What is the same in all rows needs no column.
+            table = table.drop(columns=[column for column, values in self.shown.items() if len(values) == 1])
             return table.set_index(table.columns[0])
-        rows, columns, value = self.spread
-        wide = table.pivot_table(index=rows, columns=columns, values=value, aggfunc="first", sort=False).fillna("")
-        wide = wide[list(self.table[columns].unique())]
-        return wide.reset_index(level=rows[1:]).rename_axis(columns=None)
+        rows, _, value = self.spread
+        return self._wide(table, value).fillna("").reset_index(level=rows[1:]).rename_axis(columns=None)
+
+    def _shades(self) -> pd.DataFrame | None:
+        return None if self.spread is None or self.shade is None else self._wide(self._shown(), self.shade)
+
+    def _wide(self, table: pd.DataFrame, value: str) -> pd.DataFrame:
+        assert self.spread is not None
+        rows, columns, _ = self.spread
+        wide = pd.DataFrame(table.set_index([*rows, columns])[value].unstack(columns))
+        return wide.reindex(index=table.set_index(rows).index.unique(), columns=table[columns].unique())
 
     def __repr__(self) -> str:
         return to_text(self._display(), title=self.title, notes=self.summary())
 
     def _repr_html_(self) -> str:
-        return to_html(self._display(), title=self.title, notes=self.summary())
+        return to_html(self._display(), title=self.title, notes=self.summary(), shades=self._shades())

@@ -11,21 +11,20 @@ erasing as many random dimensions:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
-from msp_lens.data import BeliefDataset, words_for
+from msp_lens.data import BeliefDataset
 from msp_lens.interventions.edits import Edit, applying, no_edit
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
 from msp_lens.interventions.findings import Findings
-from msp_lens.interventions.runs import TOGETHER, default_context, single_site_probes
-from msp_lens.models.hooked import HookedModel, check_fits
-from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.report import ProbeReport
+from msp_lens.interventions.runs import TOGETHER, OverWords, Probes
+from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import regret_by_position
 
@@ -37,7 +36,7 @@ def necessity(
     model: HookedModel,
     process: Process | BeliefDataset,
     *,
-    probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe],
+    probes: Probes,
     n_random: int = 3,
     max_words: int = 2000,
     seed: int = 0,
@@ -62,17 +61,16 @@ def necessity(
         standard deviation.
 
     Raises:
-        ValueError: if a probe has no moments or is of another model, or the model does not fit the process.
+        ValueError: if a probe has no moments or is of another model, the model does not fit the process, or its belief
+            never changes.
         KeyError: if the model lacks a probe's site.
     """
     if n_random < 1:
         raise ValueError(f"n_random={n_random}: at least 1 random erasure is needed to compare with.")
-    if isinstance(process, BeliefDataset):
-        dataset, process = process, process.process
-    else:
-        dataset = words_for(process, default_context(model), seed=seed, max_words=max_words)
-    check_fits(model, process, dataset.n_ctx)
-    chosen = single_site_probes(model, process, probes)
+    begun = OverWords.begin(model, process, probes, max_words=max_words, seed=seed)
+    dataset, chosen = begun.dataset, begun.probes
+    if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
+        raise ValueError(f"{begun.description}: the belief is the same after each of them, so nothing can be erased.")
     groups = [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else [])
     generator = torch.Generator().manual_seed(seed)
 
@@ -103,9 +101,9 @@ def necessity(
                     "draws": len(values),
                 }
             )
-    words = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
     notes = (
-        f"{process!r}; {words} of {dataset.n_ctx} tokens, edited at every position. Mean regret over positions, nats; "
+        _contrast(records),
+        f"{begun.description}, edited at every position. Mean regret over positions, nats; "
         f"a predictor that knows only how often each token comes has {worth:.3g}.",
         "erase: LEACE, no linear trace of the belief is left. project out: only the probe's directions; what is "
         "correlated with the belief elsewhere stays. keep only: all else becomes its mean given the belief. random: as "
@@ -117,14 +115,26 @@ def necessity(
         title="Regret with the belief erased, and with nothing else kept, nats",
         table=pd.DataFrame(records),
         notes=notes,
-        provenance={
-            "process": process.to_dict(),
-            "words": len(dataset),
-            "is_population": dataset.is_population,
-            "n_random": n_random,
-            "seed": seed,
-        },
+        provenance=begun.provenance | {"n_random": n_random},
         spread=(["site"], "edit", "regret"),
+        shade="share_lost",
+    )
+
+
+def _contrast(records: Sequence[Mapping[str, Any]]) -> str:
+    """The edits side by side at the site where the belief alone is most nearly enough."""
+    kept = [row for row in records if row["edit"] == "keep only" and row["site"] != TOGETHER]
+    site = min(kept, key=lambda row: row["regret"])["site"]
+
+    def figure(edit: str) -> str:
+        (row,) = (row for row in records if (row["site"], row["edit"]) == (site, edit))
+        share = "" if math.isnan(row["share_lost"]) else f" ({100 * row['share_lost']:.1f} %)"
+        return f"{row['regret']:.3g}{share}"
+
+    return (
+        f"At {site}, regret and the share of what context gives that is lost: left alone {figure('none')}, belief "
+        f"erased {figure('erase')}, as much erased at random {figure('erase random')}, nothing but the belief kept "
+        f"{figure('keep only')}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -173,12 +174,12 @@ class InterventionReport:
         given = self.provenance
         reader = given.get("reader")
         lines = [
+            self._contrast(),
             f"{given['n']:,} words drawn from {given['process']['name']}, each with a target belief "
             f"({', '.join(self._values('target'))}). KL(target's optimum ‖ model) in nats after each edit: 0 if the "
             "network acts as if it held the target belief.",
             "none: left alone. placebo: as large a step in a random direction. wrong belief: steered to a third "
             "word's. donor: the activation of a run that held the target belief, the best any edit can do.",
-            self._contrast(),
             "An edit that works shows that the belief there is enough to change what the network says, not that "
             "nothing else is used. One that fails may be the wrong edit: the pseudo-inverse makes the least change "
             "that the probe sees, the decoder (steer, patch) moves all that varies with the belief.",
@@ -245,19 +246,23 @@ class InterventionReport:
 
     def _display(self) -> pd.DataFrame:
         """One line for each site and one column for each edit; the other way round where edits are many."""
+        wide, varying = self._wide("kl_to_target", _figure)
+        return wide.fillna("").reset_index(level=varying).rename_axis(columns=None)
+
+    def _wide(self, value: str, figure: Callable[[float], Any]) -> tuple[pd.DataFrame, list[str]]:
+        """A number of each result, in the display's places; and what varies beside site and edit."""
         sites, targets = self._values("site"), self._values("target")
         ordered = sorted(
             self.results, key=lambda r: (sites.index(r.site), r.position, targets.index(r.target), r.strength)
         )
         table = pd.DataFrame([vars(result) for result in ordered])
-        table["kl_to_target"] = table["kl_to_target"].map(_figure)
+        table[value] = table[value].map(figure)
         rows, columns = ("site", "edit") if len(self._values("edit")) <= MOST_COLUMNS else ("edit", "site")
         # What does not vary is said once, with the table.
         varying = [key for key in ("position", "target", "strength") if len(self._values(key)) > 1]
-        wide = table.pivot_table(
-            index=[rows, *varying], columns=columns, values="kl_to_target", aggfunc="first", sort=False
-        )
-        return wide[self._values(columns)].fillna("").reset_index(level=varying).rename_axis(columns=None)
+        index = [rows, *varying]
+        wide = pd.DataFrame(table.set_index([*index, columns])[value].unstack(columns))
+        return wide.reindex(index=table.set_index(index).index.unique(), columns=self._values(columns)), varying
 
     def _title(self) -> str:
         constant = [f"{key} {self._values(key)[0]}" for key in ("position", "target") if len(self._values(key)) == 1]
@@ -267,7 +272,8 @@ class InterventionReport:
         return to_text(self._display(), title=self._title(), notes=self.summary())
 
     def _repr_html_(self) -> str:
-        return to_html(self._display(), title=self._title(), notes=self.summary())
+        notes = ["Shaded by the share recovered.", *self.summary()]
+        return to_html(self._display(), title=self._title(), notes=notes, shades=self._wide("recovery", float)[0])
 
 
 def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:

@@ -1,9 +1,10 @@
-"""What the experiments share: checked probes and positions, edited runs, and ratios of means with their errors."""
+"""What the experiments share: how each begins, checked; edited runs; and ratios of means with their errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from msp_lens.activations import TOKENS_PER_BATCH, stream_activations
+from msp_lens.data import BeliefDataset, words_for
+from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
+from msp_lens.interventions.menu import EditMaker, resolve_edits
+from msp_lens.interventions.targets import TargetMaker, resolve_targets
 from msp_lens.models.checkpoints import model_fingerprint
-from msp_lens.models.hooked import HookedModel, context_length, evaluating, find_sites, model_device
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, evaluating, find_sites, model_device
 from msp_lens.models.positions import Position, check_position
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.report import ProbeReport
@@ -21,10 +26,99 @@ from msp_lens.processes.process import Process
 
 TOGETHER = "all sites"
 
+Probes = ProbeReport | BeliefProbe | Sequence[BeliefProbe]
 
-def single_site_probes(
-    model: HookedModel, process: Process, probes: ProbeReport | BeliefProbe | Sequence[BeliefProbe]
-) -> list[BeliefProbe]:
+
+@dataclass(frozen=True, eq=False)
+class OverWords:
+    """How an experiment over whole words begins: the words with their beliefs, and the probes of single sites."""
+
+    dataset: BeliefDataset
+    probes: list[BeliefProbe]
+    seed: int
+
+    @classmethod
+    def begin(
+        cls, model: HookedModel, process: Process | BeliefDataset, probes: Probes, *, max_words: int, seed: int
+    ) -> OverWords:
+        """Every possible word of the model's context, or `max_words` drawn; a `BeliefDataset` as it is.
+
+        Raises:
+            ValueError: if the model does not fit the process, or a probe is not of this model and process.
+            KeyError: if the model lacks a probe's site.
+        """
+        if isinstance(process, BeliefDataset):
+            dataset = process
+        else:
+            dataset = words_for(process, _context(model, "a dataset"), seed=seed, max_words=max_words)
+        check_fits(model, dataset.process, dataset.n_ctx)
+        return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
+
+    @property
+    def description(self) -> str:
+        """Which words they are, for a note."""
+        count = "every possible word" if self.dataset.is_population else f"{len(self.dataset):,} distinct sampled words"
+        return f"{self.dataset.process!r}; {count} of {self.dataset.n_ctx} tokens"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Process, words and seed."""
+        return {
+            "process": self.dataset.process.to_dict(),
+            "words": len(self.dataset),
+            "is_population": self.dataset.is_population,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """How an experiment that writes beliefs begins: the probes, the edits and the targets, all by name."""
+
+    probes: list[BeliefProbe]
+    edits: dict[str, EditMaker]
+    targets: dict[str, TargetMaker]
+    centroids: Centroids | None
+
+    @classmethod
+    def begin(
+        cls,
+        model: HookedModel,
+        process: Process,
+        probes: Probes,
+        *,
+        edits: str | Sequence[str] | Mapping[str, EditMaker] | None,
+        targets: str | Sequence[str] | Mapping[str, Any] | Tensor,
+        length: int,
+        n: int,
+        seed: int,
+        batch_size: int | None,
+    ) -> Writing:
+        """For `n` words of `length` tokens; centroids are gathered only where an edit wants them.
+
+        Raises:
+            ValueError: if the process is generalised, the model does not fit it, there are too few words, or a probe is
+                not of this model and process.
+            KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
+        """
+        if process.is_generalised:
+            raise ValueError(
+                f"{process!r}: the beliefs of a generalised process are no distributions, and edits write "
+                "distributions over hidden states. Probe it, or ask msp.necessity, msp.commutation, msp.unembedding."
+            )
+        if n < 2:
+            raise ValueError(f"n={n}: at least 2 pairs are needed for a standard error.")
+        check_fits(model, process, length)
+        chosen = single_site_probes(model, process, probes)
+        makers, target_makers = resolve_edits(edits), resolve_targets(targets)
+        centroids = None
+        if "centroid" in makers:
+            sites = [probe.sites[0] for probe in chosen]
+            centroids = belief_centroids(model, words_for(process, length, seed=seed), sites, batch_size=batch_size)
+        return cls(chosen, makers, target_makers, centroids)
+
+
+def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> list[BeliefProbe]:
     """The probes of single sites, of this model and process, in the order of the forward pass.
 
     Raises:
@@ -95,12 +189,6 @@ def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -
     return [position % n_ctx if n_ctx else position for position in wanted]
 
 
-def check_count(n: int) -> None:
-    """Raise `ValueError` if there are too few words for an error."""
-    if n < 2:
-        raise ValueError(f"n={n}: at least 2 pairs are needed for a standard error.")
-
-
 def batches(tokens: Int[Tensor, "word pos"], batch_size: int | None) -> Iterator[slice]:
     """The words of each forward pass; by default some 8,192 tokens' worth."""
     n_words, length = tokens.shape
@@ -138,15 +226,19 @@ def run_edited(
     return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
 
 
-def default_context(model: HookedModel) -> int:
-    """The model's context.
+def chosen_length(model: HookedModel, length: int | None) -> int:
+    """The length of the words: as asked, by default the model's context.
 
     Raises:
-        ValueError: if it does not say.
+        ValueError: if there is no default.
     """
+    return _context(model, "length=") if length is None else length
+
+
+def _context(model: HookedModel, otherwise: str) -> int:
     length = context_length(model)
     if length is None:
-        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give a dataset.")
+        raise ValueError(f"The model does not say how long its context is (cfg.n_ctx): give {otherwise}.")
     return length
 
 

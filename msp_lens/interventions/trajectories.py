@@ -56,8 +56,9 @@ def follow(
     filtered = [beliefs]
     for token in tokens.cpu().T:
         joint = einsum(filtered[-1], process.transitions[token], "word i, word i j -> word j")
-        # 0 / 0 is NaN, and stays so.
-        filtered.append(joint / joint.sum(dim=1, keepdim=True))
+        probability = (joint @ process.right_eigenvector).unsqueeze(1)
+        # NaN stays NaN.
+        filtered.append(torch.where(probability > process.negligible, joint / probability, torch.nan))
     return torch.stack(filtered, dim=1)
 
 
@@ -75,6 +76,11 @@ def continuations(
 def draw_tokens(weights: Float64[Tensor, "word token"], generator: torch.Generator) -> Int[Tensor, "word"]:
     """A token for each word, in proportion to its weights; tokens of weight 0 are never drawn."""
     return torch.multinomial(weights.clamp(min=0).to(generator.device), 1, generator=generator).squeeze(1).cpu()
+
+
+def nearest_belief(process: Process, read: Float64[Tensor, "*batch state"]) -> Float64[Tensor, "*batch state"]:
+    """The belief nearest to what was read: on the simplex, or as it is where beliefs are no distributions."""
+    return read if process.is_generalised else to_simplex(read)
 
 
 def to_simplex(read: Float64[Tensor, "*batch state"]) -> Float64[Tensor, "*batch state"]:

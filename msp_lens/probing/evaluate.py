@@ -51,13 +51,13 @@ class _Bundle:
         return dict(zip(self.names, found.split(widths), strict=True))
 
 
-def _bundle(spectrum: Spectrum, solver: Solver, penalty: float | None, *, extras: bool) -> _Bundle:
+def _bundle(spectrum: Spectrum, solver: Solver, penalty: float | None, *, ranks: Sequence[int] = ()) -> _Bundle:
+    """The probe's map and, with `ranks`, those it is set beside."""
     moments, sites = spectrum.moments, tuple(spectrum.features)
     maps = {"probe": (solver.solve(spectrum, BELIEF, penalty), BELIEF)}
-    if extras:
+    if ranks:
         if SHUFFLED in moments.blocks:
             maps["shuffled"] = (solver.solve(spectrum, SHUFFLED, penalty), SHUFFLED)
-        ranks = range(1, n_ranks(moments) + 1)
         maps |= {
             f"rank {r}": (each, BELIEF) for r, each in zip(ranks, spectrum.reduced_rank(BELIEF, ranks), strict=True)
         }
@@ -99,22 +99,24 @@ def evaluate(
     if solver.method == "ridge" and solver.penalty is None:
         choice = choose_penalty(cells, group, BELIEF, solver)
     by_position = extras and len(cells.parts[0]) > 1
+    # The same in all folds, though the beliefs of few words may span less in some.
+    ranks = range(1, n_ranks(cells.whole) + 1) if extras else ()
     n_folds = len(cells.folds)
     errors: dict[str, list[Tensor]] = {}
     positional: list[list[Tensor]] = []
     for k in range(n_folds):
         spectrum = solver.decompose(cells.without(k), group)
-        bundle = _bundle(spectrum, solver, choice.of_fold[k] if choice else None, extras=extras)
+        bundle = _bundle(spectrum, solver, choice.of_fold[k] if choice else None, ranks=ranks)
         for cell in (cells.cells[c] for c in (cells.fold_of_cell == k).nonzero().flatten().tolist()):
             for name, found in bundle.errors(cell).items():
                 errors.setdefault(name, []).append(found * cell.weight)
         if by_position:
-            probe = _bundle(spectrum, solver, choice.of_fold[k] if choice else None, extras=False)
+            probe = _bundle(spectrum, solver, choice.of_fold[k] if choice else None)
             positional.append([_weighted_errors(probe, part) for part in cells.by_fold_and_position[k]])
 
     order = cells.fold_of_cell.argsort(stable=True)
     sorted_cells, folds = [cells.cells[c] for c in order.tolist()], cells.fold_of_cell[order]
-    whole = _bundle(solver.decompose(cells.whole, group), solver, choice.overall if choice else None, extras=extras)
+    whole = _bundle(solver.decompose(cells.whole, group), solver, choice.overall if choice else None, ranks=ranks)
     found = whole.errors(cells.whole)
     held_out, in_sample = {}, {}
     for name, target in zip(whole.names, whole.targets, strict=True):
@@ -181,7 +183,7 @@ def _own_positions(cells: Cells, group: tuple[str, ...], solver: Solver) -> tupl
         errors = []
         for k, part in enumerate(parts):
             spectrum = fixed.decompose(merge_all(parts[:k] + parts[k + 1 :]), group)
-            errors.append(_weighted_errors(_bundle(spectrum, fixed, None, extras=False), part))
+            errors.append(_weighted_errors(_bundle(spectrum, fixed, None), part))
         scores.append(cell_errors(torch.stack(errors), parts, torch.arange(len(parts)), BELIEF).score())
     return tuple(scores)
 

@@ -1,5 +1,7 @@
 """Edits on a model: as contexts and as hooks, at several sites and positions, and after exceptions."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -119,6 +121,61 @@ class TestAfterAnException:
     def test_of_shape_in_the_edit(self, random_model, random_report, tokens):
         bad = Edit("bad", random_report["1_post"], lambda h, belief: h[..., :3], writes=False)
         with pytest.raises(ValueError, match="must return a tensor of"), applying(random_model, bad):
+            random_model(tokens)
+
+    def test_in_the_forward_pass(self, random_model, random_report, tokens):
+        """Thrown by the model itself, before any edit was made and after all were."""
+        edit = edits.erase(random_report["0_post"])
+        with pytest.raises(IndexError), applying(random_model, edit):
+            random_model(tokens + 3)
+
+        def fails(module, arguments):
+            raise RuntimeError("in the unembedding")
+
+        handle = random_model.unembed.register_forward_pre_hook(fails)
+        try:
+            for context in (applying(random_model, edit), random_report["0_post"].steer(random_model, [1.0, 0, 0])):
+                with pytest.raises(RuntimeError, match="in the unembedding"), context:
+                    random_model(tokens)
+        finally:
+            handle.remove()
+
+    def test_on_the_way_out(self, random_model, random_report, tokens):
+        """Of a context within, of one around, and where somebody else has removed the hooks already."""
+
+        @contextmanager
+        def fails_at_exit():
+            yield
+            raise RuntimeError("on the way out")
+
+        edit = edits.erase(random_report["0_post"])
+        plain = random_model(tokens)
+        for contexts in (
+            (applying(random_model, edit), fails_at_exit()),
+            (fails_at_exit(), applying(random_model, edit)),
+        ):
+            with pytest.raises(RuntimeError, match="on the way out"), contexts[0], contexts[1]:
+                assert not torch.allclose(random_model(tokens), plain, atol=1e-3)
+            torch.testing.assert_close(random_model(tokens), plain, rtol=0, atol=0)
+        with applying(random_model, edit):
+            random_model.reset_hooks()
+
+    def test_of_another_sites_hook_on_the_way_in(self, random_model, random_report):
+        """One of two sites is missing: neither is hooked."""
+        shallow = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5))
+        both = [edits.erase(random_report[label]) for label in ("0_post", "1_post")]
+        with pytest.raises(KeyError), applying(shallow, both):
+            pytest.fail("the context was entered")
+        assert not any(point._forward_hooks for point in shallow.hook_dict.values())
+
+    def test_an_interrupt(self, random_model, random_report, tokens):
+        def interrupted(h, belief):
+            raise KeyboardInterrupt
+
+        with (
+            pytest.raises(KeyboardInterrupt),
+            applying(random_model, Edit("slow", random_report["1_post"], interrupted, writes=False)),
+        ):
             random_model(tokens)
 
     def test_in_another_hook(self, random_model, random_report, tokens):

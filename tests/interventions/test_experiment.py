@@ -178,6 +178,9 @@ def test_tables_maps_and_figures(random_model, random_report, mess3):
     for expected in ("placebo", "donor", "1_post", "pseudo-inverse", "nats", "share recovered", "not that"):
         assert expected in text
         assert expected in results._repr_html_()
+    # First of all the contrast; in a notebook cells are as dark as the share recovered.
+    assert results.summary()[0].startswith("At ")
+    assert results._repr_html_().count("background: rgba") == (table["recovery"] > 0).sum() > 0
     with pytest.raises(KeyError, match="2 results for site='1_post'"):
         results.select(site="1_post", edit="steer")
     assert results.select(site="1_post", edit="steer", position=4).position == 4

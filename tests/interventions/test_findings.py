@@ -134,6 +134,56 @@ def test_the_true_beliefs_commute(mess3, dataset):
     assert results.select(site="hook_beliefs", edit="steer").above_placebo == pytest.approx(1, abs=1e-6)
 
 
+def test_generalised_beliefs_commute_too_and_cannot_be_written():
+    """Their update divides by π T[x] w, and they are left where they are read: on no simplex."""
+    process = msp.bloch_walk()
+    model = msp.build_model(msp.ModelConfig(d_vocab=4, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=4), seed=1)
+    dataset = msp.all_words(process, 4)
+    beliefs = dataset.beliefs
+    onward = filter_from(process, beliefs[:, 0], dataset.tokens[:, 1:])
+    torch.testing.assert_close(onward, beliefs)
+
+    report = msp.probe(model, dataset, progress=False)
+    probe = report["0_post"]
+    values, logits = activations(model, dataset, probe)
+    read = probe.predict(values).double()
+    before, after = read[:, :-1], read[:, 1:]
+    joint = torch.einsum("wpi,wpij->wpj", before, process.transitions[dataset.tokens[:, 1:]])
+    updated = joint / (joint @ process.right_eigenvector).unsqueeze(-1)
+    error = float(dataset.word_weights @ (updated - after).square().mean(dim=(1, 2)))
+    row = msp.commutation(model, dataset, probes=report).select(site="0_post", token="all")
+    assert row["undefined"] == 0
+    assert row["update"] == pytest.approx(error, rel=1e-5)
+
+    implied = read @ process.emissions
+    assert implied.min() > 0
+    log_predicted = logits.double().log_softmax(-1)
+    expected = float(dataset.word_weights @ (implied * (implied.log() - log_predicted)).sum(-1).mean(dim=1))
+    row = msp.unembedding(model, dataset, probes=report).select(site="0_post")
+    assert row["implied_to_model"] == pytest.approx(expected, rel=1e-5)
+
+    # Erasing needs no distribution: no trace is left, and the regret moves.
+    found = msp.necessity(model, dataset, probes=report, n_random=1)
+    assert found.select(site="0_post", edit="erase")["regret"] != found.select(site="0_post", edit="none")["regret"]
+    with msp.applying(model, edits.erase(probe)):
+        fresh = msp.probe(model, dataset, sites="0_post", progress=False)["0_post"]
+    assert fresh.scores.in_sample.r2 < 1e-6
+    for experiment in (msp.intervene, msp.persistence):
+        with pytest.raises(ValueError, match="beliefs of a generalised process are no distributions"):
+            experiment(model, process, probes=report)
+
+
+def test_a_belief_that_never_changes_cannot_be_erased():
+    process = msp.coin()
+    model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=3))
+    report = msp.probe(model, process, progress=False)
+    with pytest.raises(ValueError, match="the belief is the same after each of them"):
+        msp.necessity(model, process, probes=report)
+    found = msp.commutation(model, process, probes=report)
+    assert found.to_dataframe()["skill"].isna().all()
+    assert "No belief read moves" in found.summary()[0]
+
+
 def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
     probe = random_report["0_post"]
     values, logits = activations(random_model, dataset, probe)
@@ -167,7 +217,15 @@ def test_findings_show_what_they_hold(random_model, random_report, mess3, untouc
             assert found.title.split(",")[0].split("'")[0] in text
             assert "0_post" in text
         assert any(" not " in note for note in found.summary())
+        # First of all comes what was found, in numbers.
+        assert any(character.isdigit() for character in found.summary()[0])
         assert found.plot(**choice).axes
+    assert len(repr(findings[0]).splitlines()) < len(findings[0].table)
+    assert "background: rgba" in findings[0]._repr_html_()
+    assert "background: rgba" in findings[1]._repr_html_()
+    persisted = findings[0].select(site="0_post", edit="steer", edited="trajectory", after=1)
+    untouched = findings[0].select(site="0_post", edit="none", edited="trajectory", after=1)
+    assert persisted["recovery"] == pytest.approx(1 - persisted["kl_to_target"] / untouched["kl_to_target"])
     with pytest.raises(KeyError, match=r"choose by site, edited"):
         findings[0].plot()
     with pytest.raises(KeyError, match=r"0 results for .*; there are site 0_post"):

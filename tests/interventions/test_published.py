@@ -48,6 +48,15 @@ def test_the_report_makes_the_contrast_plain(results):
     assert 0.55 < inverse.recovery < 0.7
     assert steer.recovery_error < 0.002
     assert "does not act on the belief" not in " ".join(results.summary())
+    assert "steer" in results.summary()[0]
+    assert "placebo" in results.summary()[0]
+    # In a notebook a cell is as dark as the share that the edit recovers.
+    shades = {
+        edit: f"rgba(0, 114, 178, {0.4 * min(results.select(site='3_post', edit=edit).recovery, 1):.2f})"
+        for edit in ("steer", "pseudo-inverse", "placebo", "donor")
+    }
+    assert len(set(shades.values())) >= 3
+    assert all(shade in results._repr_html_() for shade in shades.values())
     text = repr(results)
     for row in (steer, inverse):
         assert f"{row.kl_to_target:.4f}" in text

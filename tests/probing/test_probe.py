@@ -231,3 +231,13 @@ def test_read_beliefs_are_the_probes_predictions(report, model):
         activations, _ = all_rows(model, report.dataset, probe.sites)
         predicted = probe.predict(activations.float()).double()
         torch.testing.assert_close(beliefs[report.dataset.prefix_ids.flatten()], predicted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("process", "n_ctx", "ranks"), [(msp.z1r(), 2, 2), (msp.mess3(), 1, 2), (msp.mr_name(), 1, 3)])
+def test_few_words_whose_beliefs_span_less_in_some_folds(process, n_ctx, ranks):
+    config = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=n_ctx)
+    report = msp.probe(msp.build_model(config), process, progress=False)
+    for probe in report.probes:
+        assert len(probe.scores.by_rank) == len(probe.scores.by_rank_in_sample) == ranks
+        # The highest rank is the whole map, in every fold.
+        assert probe.scores.by_rank[-1].mse == pytest.approx(probe.scores.held_out.mse, rel=1e-6)
