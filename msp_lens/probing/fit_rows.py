@@ -59,7 +59,7 @@ def probe_rows(
         sites: Which features to probe, in the order of the forward pass; or groups of them to concatenate, by name. By
             default those of the `Rows`.
         solver: How to solve; least squares by default.
-        n_folds: Folds of the cross-validation, over the rows' groups.
+        n_folds: Folds of the cross-validation, over the rows' groups; no more than there are groups.
         n_groups: How many groups there are, numbered from 0: then they are dealt evenly. By default by hash.
         n_positions: Score the probes at each of this many positions.
         own_positions: Whether to fit probes at each position on its own too.
@@ -91,8 +91,8 @@ def probe_rows(
     solver = solver or Solver()
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: cross-validation needs at least 2.")
-    if n_groups is not None and n_folds > n_groups:
-        raise ValueError(f"n_folds={n_folds}, but there are {n_groups} groups to hold out: choose at most that.")
+    if n_groups is not None:
+        n_folds = max(2, min(n_folds, n_groups))
     if concatenate and len(names) > 1:
         groups.setdefault(CONCATENATED, names)
     # Blocks of a concatenation: the sites' own, or their reduced ones.

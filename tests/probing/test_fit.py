@@ -137,6 +137,11 @@ def test_a_report_through_a_token_map_can_be_looked_at_and_loaded(mess3, tmp_pat
     assert found.geometry().to_dataframe()["unembedding"].notna().any()
 
 
+def test_there_are_no_more_folds_than_groups(model, mess3):
+    found = msp.probe(model, mess3, n_ctx=2, n_folds=10_000, controls=False, progress=False)
+    assert found.provenance["n_folds"] == 3 + 9
+
+
 def test_positions_choose_rows(model, mess3):
     found = msp.probe(model, mess3, positions=slice(2, None), progress=False)
     assert found["0_post"].scores.in_sample.n == 27 + 81 + 243
@@ -242,7 +247,6 @@ def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
         for options, message in [
             ({"sites": "2_post"}, "2_post"),
             ({"n_folds": 1}, "n_folds=1"),
-            ({"n_folds": 10_000}, "n_folds=10000, but there are 363 groups"),
             ({"n_words": 1}, "n_words=1"),
             ({"n_ctx": 9}, "n_ctx=9 is longer"),
             ({"positions": [7]}, "7 is outside"),
