@@ -23,8 +23,8 @@ from msp_lens.probing.fit import probe
 from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.reporting import render_page
-from msp_lens.training.config import recipe
 from msp_lens.training.loop import METRICS_FILE, TrainingRun, train
+from msp_lens.training.presets import recipe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,7 +29,9 @@ from msp_lens.models.build import ModelConfig, build_model
 from msp_lens.models.checkpoints import save_checkpoint
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device
 from msp_lens.processes.process import Process
-from msp_lens.training.config import TrainingConfig, recipe
+from msp_lens.training.checkpoints import save_training_checkpoint
+from msp_lens.training.config import TrainingConfig
+from msp_lens.training.presets import recipe
 from msp_lens.training.regret import regret_by_position
 
 METRICS_FILE = "metrics.jsonl"
@@ -145,6 +147,18 @@ def _optimise(
         foreach=True,
     )
     model.train()
+    checkpoint_steps = config.checkpoint_steps(n_ctx) if out is not None else ()
+
+    def provenance(step: int) -> dict[str, Any]:
+        return {
+            "training": config.to_dict(),
+            "seed": seed,
+            "step": step,
+            "tokens": config.tokens_at(step, n_ctx),
+        }
+
+    if out is not None and 0 in checkpoint_steps:
+        save_training_checkpoint(out, model, process=process, provenance=provenance(0))
     metrics: list[dict[str, float]] = []
     since_log: list[tuple[float, float]] = []
     batches = _batches(process, config, n_ctx, seed=seed, device=model_device(model))
@@ -181,8 +195,9 @@ def _optimise(
                 if out is not None:
                     _append_line(Path(out) / METRICS_FILE, record)
             if out is not None and (step % config.save_every == 0 or step == config.steps):
-                provenance = {"training": config.to_dict(), "seed": seed, "step": step}
-                save_checkpoint(out, model, process=process, provenance=provenance)
+                save_checkpoint(out, model, process=process, provenance=provenance(step))
+            if out is not None and step in checkpoint_steps:
+                save_training_checkpoint(out, model, process=process, provenance=provenance(step))
     return metrics
 
 
