@@ -87,7 +87,7 @@ if TYPE_CHECKING:
         z1r,
     )
     from msp_lens.studies import Study, run
-    from msp_lens.training import TrainingConfig, TrainingRun, regret_by_position, train
+    from msp_lens.training import TrainingConfig, TrainingRun, regret_by_position, saved_checkpoints, train
 
 _HOMES = {
     "msp_lens.beliefs": (
@@ -168,7 +168,7 @@ _HOMES = {
         "z1r",
     ),
     "msp_lens.studies": ("Study", "run"),
-    "msp_lens.training": ("TrainingConfig", "TrainingRun", "regret_by_position", "train"),
+    "msp_lens.training": ("TrainingConfig", "TrainingRun", "regret_by_position", "saved_checkpoints", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -237,6 +237,7 @@ __all__ = [
     "run",
     "sampled_words",
     "save_checkpoint",
+    "saved_checkpoints",
     "sns",
     "statistical_complexity",
     "token_dataset",

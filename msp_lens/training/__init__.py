@@ -1,7 +1,24 @@
 """Train a model on a process's tokens, measured against the optimum."""
 
-from msp_lens.training.config import PRESETS, Recipe, TrainingConfig, recipe
-from msp_lens.training.loop import TrainingRun, train
+from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
+from msp_lens.training.config import TrainingConfig
+from msp_lens.training.loggers import tensorboard_logger, wandb_logger
+from msp_lens.training.loop import train
+from msp_lens.training.presets import PRESETS, Recipe, recipe
 from msp_lens.training.regret import regret_by_position
+from msp_lens.training.run import TrainingRun, load_run
 
-__all__ = ["PRESETS", "Recipe", "TrainingConfig", "TrainingRun", "recipe", "regret_by_position", "train"]
+__all__ = [
+    "PRESETS",
+    "Recipe",
+    "SavedCheckpoint",
+    "TrainingConfig",
+    "TrainingRun",
+    "load_run",
+    "recipe",
+    "regret_by_position",
+    "saved_checkpoints",
+    "tensorboard_logger",
+    "train",
+    "wandb_logger",
+]
