@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msp_lens.analysis import Emergence, emergence
     from msp_lens.beliefs import (
         attractor,
         entropy_rate,
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from msp_lens.training import TrainingConfig, TrainingRun, regret_by_position, saved_checkpoints, train
 
 _HOMES = {
+    "msp_lens.analysis": ("Emergence", "emergence"),
     "msp_lens.beliefs": (
         "attractor",
         "entropy_rate",
@@ -176,6 +178,7 @@ __all__ = [
     "BeliefDataset",
     "BeliefProbe",
     "BeliefRegressor",
+    "Emergence",
     "InterventionReport",
     "LabelledTokens",
     "ModelConfig",
@@ -197,6 +200,7 @@ __all__ = [
     "coin",
     "commutation",
     "days_of_week",
+    "emergence",
     "entropy_rate",
     "even",
     "excess_entropy",
