@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         z1r,
     )
     from msp_lens.studies import Study, run
+    from msp_lens.sweeps import SweepResult, sweep
     from msp_lens.training import TrainingConfig, TrainingRun, regret_by_position, saved_checkpoints, train
 
 _HOMES = {
@@ -170,6 +171,7 @@ _HOMES = {
         "z1r",
     ),
     "msp_lens.studies": ("Study", "run"),
+    "msp_lens.sweeps": ("SweepResult", "sweep"),
     "msp_lens.training": ("TrainingConfig", "TrainingRun", "regret_by_position", "saved_checkpoints", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -187,6 +189,7 @@ __all__ = [
     "Process",
     "RandomProjection",
     "Study",
+    "SweepResult",
     "TokenDataset",
     "TokenMap",
     "TrainingConfig",
@@ -244,6 +247,7 @@ __all__ = [
     "saved_checkpoints",
     "sns",
     "statistical_complexity",
+    "sweep",
     "token_dataset",
     "train",
     "unembedding",

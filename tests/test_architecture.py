@@ -8,7 +8,7 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_random", "_files", "_tables"),
+    ("_random", "_files", "_tables", "_parallel"),
     ("figures",),
     ("processes",),
     ("beliefs",),
@@ -19,7 +19,7 @@ FLOORS = (
     ("probing",),
     ("interventions",),
     ("analysis",),
-    ("reporting",),
+    ("reporting", "sweep_results"),
     ("studies", "sweeps"),
     ("cli",),
 )

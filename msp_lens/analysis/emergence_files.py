@@ -69,7 +69,9 @@ def load_emergence(
 def _interventions(saved: dict[str, Any] | None) -> InterventionReport | None:
     if saved is None:
         return None
-    rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in saved["results"]]
+    rows: list[dict[str, Any]] = [
+        {key: math.nan if value is None else value for key, value in row.items()} for row in saved["results"]
+    ]
     return InterventionReport(tuple(InterventionResult(**row) for row in rows), saved["provenance"])
 
 

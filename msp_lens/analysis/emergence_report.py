@@ -132,7 +132,7 @@ class Emergence:
         if column not in numbers:
             raise KeyError(f"No column {column!r} in this table; it has {', '.join(numbers)}.")
         wide = table.pivot(index="step", columns="site", values=column)
-        return wide[[self._label(site) for site in sites] if sites else list(self.sites)]
+        return wide.loc[:, [self._label(site) for site in sites] if sites else list(self.sites)]
 
     def regret_by_position(self) -> pd.DataFrame:
         """Regret in nats at each position, a row a checkpoint (by step).
@@ -158,7 +158,7 @@ class Emergence:
         Raises:
             KeyError: if there is no such column or site.
         """
-        return self._since(self.over_training(column, site or self.best_site).iloc[:, 0] >= threshold)
+        return self._since([value >= threshold for value in self._curve(column, site or self.best_site)])
 
     def rank_correlation(self, site: str | None = None, *, in_sample: bool = False) -> float:
         """Spearman's rank correlation of regret and MSE over the checkpoints: 1 where they fall together.
@@ -167,8 +167,7 @@ class Emergence:
 
         Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
         """
-        column = f"MSE {_scored(in_sample)}"
-        error = self.over_training(column, site or self.best_site).iloc[:, 0].tolist()
+        error = self._curve(f"MSE {_scored(in_sample)}", site or self.best_site)
         regret = [each.regret for each in self.snapshots]
         if len(error) < 3 or any(map(math.isnan, regret)) or len(set(error)) == 1 or len(set(regret)) == 1:
             return math.nan
@@ -237,7 +236,7 @@ class Emergence:
             read = read_beliefs(model, self.dataset, probes, batch_size=batch_size)
             for frames, beliefs in zip(represented.values(), read, strict=True):
                 frames.append(beliefs)
-        error = self._curves("MSE held out", chosen[:1])[chosen[0]]
+        error = self._curve("MSE held out", chosen[0])
         curves = {"MSE of beliefs": error} | (
             {} if any(map(math.isnan, self._regrets)) else {"regret (nats)": self._regrets}
         )
@@ -297,7 +296,7 @@ class Emergence:
             "E KL(optimal ‖ model), nats, the mean over positions."
         ]
         best = self.best_site
-        error = self.over_training("MSE held out", best).iloc[:, 0].tolist()
+        error = self._curve("MSE held out", best)
         left = [
             f"{share:g} of that from step {since:,} on"
             for share in (COARSE, DETAIL)
@@ -332,27 +331,26 @@ class Emergence:
 
     def _display(self) -> pd.DataFrame:
         """A line for each checkpoint: the site that is best at the end, and all sites together."""
-        table = self.to_dataframe().set_index("step")
         shown = pd.DataFrame(index=pd.Index([f"{each.step:,}" for each in self.snapshots], name="step"))
         shown["tokens"] = [_count(each.tokens) for each in self.snapshots]
         shown["regret"] = [f"{each.regret:.5f}" for each in self.snapshots]
-        rows = table[table["site"] == self.best_site]
-        shown[f"R² {self.best_site}"] = rows["R² held out"].map("{:.4f}".format).tolist()
-        shown["in-sample"] = rows["R² in-sample"].map("{:.4f}".format).tolist()
-        shown["MSE"] = rows["MSE held out"].map("{:.6f}".format).tolist()
-        if bool(rows["skill"].notna().any()):
-            shown["skill"] = [f"{s:.3f}" if s > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}" for s in rows["skill"]]
+        best = self.best_site
+        shown[f"R² {best}"] = [f"{r2:.4f}" for r2 in self._curve("R² held out", best)]
+        shown["in-sample"] = [f"{r2:.4f}" for r2 in self._curve("R² in-sample", best)]
+        shown["MSE"] = [f"{mse:.6f}" for mse in self._curve("MSE held out", best)]
+        skill = self._curve("skill", best)
+        if not all(map(math.isnan, skill)):
+            shown["skill"] = [f"{s:.3f}" if s > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}" for s in skill]
         if "concatenated" in self.sites:
-            together = table[table["site"] == "concatenated"]["R² held out"]
-            shown["R² all sites"] = together.map("{:.4f}".format).tolist()
-        for name in ("steer", "placebo", "donor"):
-            if name in table:
-                shown[name] = rows[name].map("{:.2f}".format).tolist()
+            shown["R² all sites"] = [f"{r2:.4f}" for r2 in self._curve("R² held out", "concatenated")]
+        if self.snapshots[0].interventions is not None:
+            for name in ("steer", "placebo", "donor"):
+                shown[name] = [f"{share:.2f}" for share in self._curve(name, best)]
         return shown
 
-    def _since(self, holds: Sequence[bool] | pd.Series) -> int | None:
+    def _since(self, holds: Sequence[bool]) -> int | None:
         """The first step from which on something holds."""
-        always = list(itertools.accumulate(reversed(list(holds)), lambda later, now: later and bool(now)))
+        always = list(itertools.accumulate(reversed(holds), lambda later, now: later and now))
         return self.snapshots[-sum(always)].step if always[0] else None
 
     def _label(self, site: str) -> str:
@@ -361,6 +359,9 @@ class Emergence:
     def _curves(self, column: str, sites: Sequence[str]) -> dict[str, list[float]]:
         wide = self.over_training(column, *sites)
         return {str(site): wide[site].tolist() for site in wide.columns}
+
+    def _curve(self, column: str, site: str) -> list[float]:
+        return self.over_training(column, site).iloc[:, 0].tolist()
 
     @property
     def _tokens(self) -> list[int]:
