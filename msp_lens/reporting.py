@@ -11,7 +11,7 @@ import jinja2
 from msp_lens.interventions.experiment import InterventionReport
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.probing.report import ProbeReport
-from msp_lens.training.loop import TrainingRun
+from msp_lens.training.run import TrainingRun
 
 
 def render_page(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import itertools
-import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +15,15 @@ from msp_lens._files import write_atomically, write_json
 from msp_lens.data import Weighting, check_weighting
 from msp_lens.figures.curves import plot_training
 from msp_lens.interventions.experiment import InterventionReport, intervene
-from msp_lens.models.build import transformer_lens_version
+from msp_lens.models.build import versions
 from msp_lens.models.checkpoints import MODEL_FILE, model_fingerprint
 from msp_lens.probing.fit import probe
 from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.reporting import render_page
-from msp_lens.training.loop import METRICS_FILE, TrainingRun, train
+from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
+from msp_lens.training.run import METRICS_FILE, TrainingRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,16 +153,6 @@ def _empty(folder: Path) -> None:
 def _free_folder(parent: Path, name: str) -> Path:
     candidates = itertools.chain([parent / name], (parent / f"{name}-{k}" for k in itertools.count(2)))
     return next(folder for folder in candidates if not folder.exists())
-
-
-def versions() -> dict[str, str]:
-    """The versions that results depend on."""
-    return {
-        "msp_lens": importlib.metadata.version("msp-lens"),
-        "transformer_lens": transformer_lens_version(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _figures(training: TrainingRun, report: ProbeReport) -> dict[str, Figure]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import platform
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,16 @@ class ModelConfig:
 def transformer_lens_version() -> str:
     """The installed version of TransformerLens."""
     return importlib.metadata.version("transformer-lens")
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    return {
+        "msp_lens": importlib.metadata.version("msp-lens"),
+        "transformer_lens": transformer_lens_version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def has_hooked_transformer() -> bool:

@@ -53,7 +53,7 @@ class Checkpoint:
 
 def model_fingerprint(model: HookedModel) -> str:
     """Sixteen hexadecimal digits that identify the model's weights."""
-    return _fingerprint(weights(model))
+    return state_fingerprint(weights(model))
 
 
 def save_checkpoint(
@@ -71,7 +71,7 @@ def save_checkpoint(
         "process": process.to_dict() if process else None,
         "provenance": dict(provenance or {}),
         "transformer_lens": transformer_lens_version(),
-        "fingerprint": _fingerprint(state),
+        "fingerprint": state_fingerprint(state),
     }
     write_atomically(path, save(state, metadata={"msp_lens": json.dumps(description)}))
     return path
@@ -98,7 +98,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
             f"{path} was not saved by msp_lens: build the model and use load_weights(model, state) instead."
         )
     description = json.loads(metadata["msp_lens"])
-    if _fingerprint(state) != description["fingerprint"]:
+    if state_fingerprint(state) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")
     # What a bridge saved only a bridge can hold; what a HookedTransformer saved can be either's.
     model = build_model(description["model"], device=device, bridge=True if "embed.weight" in state else None)
@@ -113,7 +113,8 @@ def _model_file(path: str | Path) -> Path:
     return path if path.suffix == ".safetensors" else path / MODEL_FILE
 
 
-def _fingerprint(state: Mapping[str, Tensor]) -> str:
+def state_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that identify named tensors on the CPU."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name]

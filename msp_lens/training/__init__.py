@@ -2,9 +2,11 @@
 
 from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
 from msp_lens.training.config import TrainingConfig
-from msp_lens.training.loop import TrainingRun, train
+from msp_lens.training.loggers import tensorboard_logger, wandb_logger
+from msp_lens.training.loop import train
 from msp_lens.training.presets import PRESETS, Recipe, recipe
 from msp_lens.training.regret import regret_by_position
+from msp_lens.training.run import TrainingRun, load_run
 
 __all__ = [
     "PRESETS",
@@ -12,8 +14,11 @@ __all__ = [
     "SavedCheckpoint",
     "TrainingConfig",
     "TrainingRun",
+    "load_run",
     "recipe",
     "regret_by_position",
     "saved_checkpoints",
+    "tensorboard_logger",
     "train",
+    "wandb_logger",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Optimiser = Literal["adamw", "sgd"]
+Optimiser = Literal["adamw", "muon", "sgd"]
 Schedule = Literal["linear", "cosine", "constant"]
 CheckpointSchedule = Literal["logarithmic", "linear"]
 
@@ -25,11 +25,11 @@ class TrainingConfig:
     Attributes:
         steps: Optimiser steps, at most.
         batch_size: Words of n_ctx + 1 tokens in a step, in all processes together.
-        optimiser: `"adamw"` or `"sgd"`.
+        optimiser: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks and AdamW for all else.
         learning_rate: At its peak.
         betas: AdamW's averaging of gradient and squared gradient.
-        momentum: SGD's.
-        weight_decay: AdamW's decoupled weight decay, SGD's L2 penalty.
+        momentum: SGD's, or Muon's (.95 is its authors').
+        weight_decay: AdamW's decoupled weight decay, or SGD's L2 penalty.
         schedule: After the warm-up: `"linear"` or `"cosine"` decay to 0 at `steps`, or `"constant"`.
         warmup_steps: Steps over which the learning rate rises.
         clip_norm: The largest norm that the whole gradient may have; a larger one is scaled down to it.
@@ -149,11 +149,14 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
         """The config of `to_dict`'s values."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
+        return cls(**given)
 
     def __str__(self) -> str:
         """One field a line, those of other optimisers left out."""
-        idle = {"adamw": ("momentum",), "sgd": ("betas",)}[self.optimiser]
+        idle = {"adamw": ("momentum",), "muon": (), "sgd": ("betas",)}[self.optimiser]
         fields = {key: value for key, value in self.to_dict().items() if key not in idle and value is not None}
         if not isinstance(self.checkpoints, str):
             fields.pop("n_checkpoints")

@@ -1,77 +1,46 @@
-"""The training loop: words of n_ctx + 1 freshly sampled tokens, so that every position has a target.
+"""The training loop, measured against the optimum at every step.
 
-The loss at each position is compared with what the optimal observer would have lost on the same tokens: the
-difference estimates the regret with far less noise than the loss alone.
+Where the words of a step are known, so is what the optimal observer predicts after each prefix of them: the mean KL
+from it to the model is the regret, without the noise that a loss has from the tokens that happened to follow.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import pandas as pd
 import torch
-from einops import rearrange
-from jaxtyping import Float64, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.information import optimal_losses
-from msp_lens.data import words_for
-from msp_lens.models.build import ModelConfig, build_model
-from msp_lens.models.checkpoints import save_checkpoint
+from msp_lens.data import BeliefDataset, words_for
+from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
+from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import save_training_checkpoint
+from msp_lens.training.batches import Batch, Batches
 from msp_lens.training.config import TrainingConfig
+from msp_lens.training.folder import RunFolder
+from msp_lens.training.loggers import Logger
+from msp_lens.training.metrics import MetricSums, gradient_norm, is_finite, weight_norm
+from msp_lens.training.optimisers import WeightAverage, WeightOptimiser
+from msp_lens.training.parallel import Workers
 from msp_lens.training.presets import recipe
 from msp_lens.training.regret import regret_by_position
+from msp_lens.training.run import StoppedBy, TrainingRun, load_run
+from msp_lens.training.state import TrainingState
 
-METRICS_FILE = "metrics.jsonl"
-# Steps whose words are drawn at once: sampling is cheap in bulk.
-STEPS_PER_DRAW = 50
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingRun:
-    """A trained model and how it got there.
-
-    Attributes:
-        model: The trained model, in evaluation mode.
-        process: What it was trained on.
-        config: How.
-        metrics: One record every `log_every` steps: step, tokens, loss, regret (paired estimate), both in nats.
-        regret: E KL(optimal ‖ model) at each position at the end, in nats, over the population of words.
-        optimum: The least possible loss at each position, in nats.
-        seed: Of the initial weights and the data.
-        seconds: Wall time of the training steps.
-    """
-
-    model: HookedModel
-    process: Process
-    config: TrainingConfig
-    metrics: tuple[dict[str, float], ...]
-    regret: Float64[Tensor, "pos"]
-    optimum: Float64[Tensor, "pos"]
-    seed: int
-    seconds: float
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The metrics, one row a record."""
-        return pd.DataFrame(list(self.metrics))
-
-    def __repr__(self) -> str:
-        return (
-            f"TrainingRun({self.process.name}: {self.config.steps} steps in {self.seconds:.0f} s, "
-            f"regret {float(self.regret.mean()):.2g} nats, optimum {float(self.optimum.mean()):.5f})"
-        )
+# Words on which a target regret is measured as training goes on, where there are more.
+EVALUATION_WORDS = 4_096
 
 
 def train(
@@ -83,9 +52,13 @@ def train(
     seed: int = 0,
     device: str | torch.device = "cpu",
     out: str | Path | None = None,
+    resume: bool = True,
+    log_to: Logger | None = None,
     progress: bool = True,
 ) -> TrainingRun:
     """Train a transformer to predict the process's tokens.
+
+    Under `accelerate launch` or `torchrun` each process takes its share of every batch, and the first one writes.
 
     Args:
         process: What emits the tokens.
@@ -94,12 +67,17 @@ def train(
         config: How to train; by default the preset's.
         seed: Seed of the initial weights and of the data. No process-wide random state is touched.
         device: Where a new model goes. One that is given stays where it is.
-        out: Folder for `metrics.jsonl` and, as training goes on, `model.safetensors`.
+        out: Folder for `metrics.jsonl`, `model.safetensors`, checkpoints, and what an interrupted training needs.
+        resume: Whether a training that was interrupted in `out` is gone on with, from its last whole state and bit for
+            bit as if nothing had happened, and one that ended is returned. Otherwise it is removed and begun anew.
+        log_to: Takes each record of the metrics as well: `tensorboard_logger`, `wandb_logger`, or any function.
         progress: Whether to show a progress bar.
 
     Raises:
         KeyError: if there is no such preset.
-        ValueError: if the model's vocabulary is too small; if the loss stops being a number, naming the step.
+        ValueError: before the first step, if the model does not fit the process or `out` holds another training, naming
+            how it differs; later, if the loss stops being a number, naming the step.
+        OSError: if `out` can't be written to or its disk is full; what was saved before can be gone on from.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -116,108 +94,274 @@ def train(
     if n_ctx is None:
         raise ValueError("The model does not say how long its context is: it needs cfg.n_ctx to be trained.")
     check_fits(model, process, n_ctx)
-    optimum = optimal_losses(process, n_ctx)
+    checkpoint_steps = config.checkpoint_steps(n_ctx)
+    if checkpoint_steps and out is None:
+        raise ValueError(f"TrainingConfig(checkpoints={config.checkpoints!r}) keeps models in a folder: give out=.")
 
-    started = time.perf_counter()
-    metrics = _optimise(model, process, config, n_ctx, float(optimum.mean()), seed=seed, out=out, progress=progress)
-    seconds = time.perf_counter() - started
-    model.train(False)
-    population = words_for(process, n_ctx, seed=seed)
-    regret = regret_by_position(model, population, progress="Evaluating" if progress else None)
-    return TrainingRun(model, process, config, tuple(metrics), regret, optimum, seed, seconds)
+    workers = Workers(model)
+    share = workers.share(config.batch_size)
+    folder = RunFolder(out, process, _provenance(model, process, config, seed, workers)) if out is not None else None
+    state = None
+    if folder is not None:
+        if workers.is_main:
+            folder.check(model, len(checkpoint_steps))
+            if not resume:
+                folder.clear()
+        workers.wait()
+        if folder.has_ended():
+            return _ended(model, folder)
+        state = folder.resume()
+        workers.wait()
 
-
-def _optimise(
-    model: HookedModel,
-    process: Process,
-    config: TrainingConfig,
-    n_ctx: int,
-    optimum: float,
-    *,
-    seed: int,
-    out: str | Path | None,
-    progress: bool,
-) -> list[dict[str, float]]:
-    # Foreach kernels are off by default on the CPU, where many small parameters make them worthwhile.
-    optimiser = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        foreach=True,
+    training = Training(model, process, config, n_ctx, workers=workers)
+    if state is not None:
+        training.restore(state)
+        if progress and workers.is_main:
+            message = f"Going on from step {state.step} of {config.steps}, as saved in {out}."
+            tqdm.write(message, file=sys.stderr)
+    batches = Batches(
+        process,
+        config.batch_size,
+        n_ctx,
+        seed=seed,
+        share=share,
+        n_ready=training.step,
+        state=state.tensors["generator"] if state else None,
     )
-    model.train()
-    checkpoint_steps = config.checkpoint_steps(n_ctx) if out is not None else ()
+    _run(training, batches, folder if workers.is_main else None, log_to if workers.is_main else None, progress=progress)
 
-    def provenance(step: int) -> dict[str, Any]:
-        return {
-            "training": config.to_dict(),
-            "seed": seed,
-            "step": step,
-            "tokens": config.tokens_at(step, n_ctx),
-        }
+    if training.average is not None:
+        training.average.copy_to(model)
+    model.train(False)
+    shown = "Evaluating" if progress and workers.is_main else None
+    regret = regret_by_position(model, words_for(process, n_ctx, seed=seed), progress=shown)
+    stopped_by = cast(StoppedBy, training.stopped_by())
+    if folder is not None and workers.is_main:
+        folder.save_model(model, training.progress() | {"stopped_by": stopped_by, "regret": regret.tolist()})
+        if stopped_by == "steps":
+            folder.remove_states()
+    workers.wait()
+    return TrainingRun(
+        model,
+        process,
+        config,
+        tuple(training.metrics),
+        regret,
+        training.optimum,
+        seed,
+        training.seconds,
+        training.step,
+        stopped_by,
+        state.step if state else None,
+        Path(out) if out is not None else None,
+    )
 
-    if out is not None and 0 in checkpoint_steps:
-        save_training_checkpoint(out, model, process=process, provenance=provenance(0))
-    metrics: list[dict[str, float]] = []
-    since_log: list[tuple[float, float]] = []
-    batches = _batches(process, config, n_ctx, seed=seed, device=model_device(model))
-    with tqdm(batches, total=config.steps, desc="Training", unit="step", disable=not progress) as bar:
-        for step, (tokens, optimal_loss) in enumerate(bar, start=1):
-            rate = config.learning_rate_at(step - 1)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            logits = model(tokens[:, :-1])
-            loss = cross_entropy(rearrange(logits, "batch pos token -> batch token pos"), tokens[:, 1:])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            since_log.append((loss.item(), optimal_loss))
-            if not math.isfinite(since_log[-1][0]):
-                raise ValueError(
-                    f"The loss became {since_log[-1][0]} at step {step}: lower the learning rate "
-                    f"({config.learning_rate:g}) or lengthen the warm-up ({config.warmup_steps} steps)."
-                )
-            if step % config.log_every == 0 or step == config.steps:
-                mean_loss, mean_optimal = (sum(values) / len(since_log) for values in zip(*since_log, strict=True))
-                since_log.clear()
-                record = {
-                    "step": step,
-                    "tokens": step * config.batch_size * n_ctx,
-                    "loss": mean_loss,
-                    "regret": mean_loss - mean_optimal,
-                    "learning_rate": rate,
-                }
-                metrics.append(record)
+
+def _run(
+    training: Training, batches: Batches, folder: RunFolder | None, log_to: Logger | None, *, progress: bool
+) -> None:
+    """Step after step until something says stop, logging and saving on the way."""
+    config = training.config
+    checkpoint_steps = set(config.checkpoint_steps(training.n_ctx))
+    if folder is not None:
+        folder.cut_metrics(training.metrics)
+        if training.step == 0 and 0 in checkpoint_steps:
+            folder.save_checkpoint(training.model, training.progress())
+    optimum = float(training.optimum.mean())
+    shown = progress and training.workers.is_main
+    with tqdm(total=config.steps, initial=training.step, desc="Training", unit="step", disable=not shown) as bar:
+        supply = iter(batches)
+        while training.stopped_by() is None:
+            is_logged = training.advance(next(supply))
+            bar.update()
+            ended = training.stopped_by() is not None
+            if is_logged:
+                record = training.metrics[-1]
                 bar.set_postfix_str(
                     f"loss {optimum + record['regret']:.4f}, optimum {optimum:.4f}, regret {record['regret']:.1e} nats"
                 )
-                if out is not None:
-                    _append_line(Path(out) / METRICS_FILE, record)
-            if out is not None and (step % config.save_every == 0 or step == config.steps):
-                save_checkpoint(out, model, process=process, provenance=provenance(step))
-            if out is not None and step in checkpoint_steps:
-                save_training_checkpoint(out, model, process=process, provenance=provenance(step))
-    return metrics
+                if folder is not None:
+                    folder.append(record)
+                if log_to is not None:
+                    log_to(record)
+            if folder is None:
+                continue
+            if training.step in checkpoint_steps or (ended and checkpoint_steps):
+                with training.averaged():
+                    folder.save_checkpoint(training.model, training.progress())
+            if training.step % config.save_every == 0 or ended:
+                training.check_weights()
+                folder.save_state(training.state(batches))
+                if not ended:
+                    with training.averaged():
+                        folder.save_model(training.model, training.progress())
 
 
-def _batches(
-    process: Process, config: TrainingConfig, n_ctx: int, *, seed: int, device: torch.device
-) -> Iterator[tuple[Int[Tensor, "word pos"], float]]:
-    """Fresh words for each step, and the optimal observer's mean loss on those very tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    for start in range(0, config.steps, STEPS_PER_DRAW):
-        n_steps = min(STEPS_PER_DRAW, config.steps - start)
-        words = process.sample(n_steps * config.batch_size, n_ctx + 1, generator=generator)
-        predicted = next_token_probabilities(process, filter_beliefs(process, words)[:, :-1])
-        losses = -predicted.gather(2, words[:, 1:, None]).squeeze(2).log().mean(dim=1)
-        for batch, optimal in zip(
-            words.to(device).split(config.batch_size), losses.split(config.batch_size), strict=True
-        ):
-            yield batch, float(optimal.mean())
+class Training:
+    """A training between two of its steps.
+
+    Attributes:
+        step: Optimiser steps made.
+        seconds: Spent on them, those before an interruption included.
+        metrics: The records so far.
+        optimum: The least possible loss at each position.
+    """
+
+    def __init__(
+        self, model: HookedModel, process: Process, config: TrainingConfig, n_ctx: int, *, workers: Workers
+    ) -> None:
+        self.model, self.process, self.config, self.n_ctx, self.workers = model, process, config, n_ctx, workers
+        self.optimum = optimal_losses(process, n_ctx)
+        self.optimiser = WeightOptimiser(model, config)
+        self.average = WeightAverage(model, config.averaging) if config.averaging is not None else None
+        self.step, self.seconds, self.metrics = 0, 0.0, cast(list[dict[str, Any]], [])
+        self._sums = MetricSums(n_ctx)
+        self._device = model_device(model)
+        self._clock = time.perf_counter()
+        self._logged_at = (0, 0.0)
+        self._evaluation: BeliefDataset | None = None
+        model.train()
+
+    def advance(self, batch: Batch) -> bool:
+        """Make one step; whether its end was recorded in the metrics.
+
+        Raises:
+            ValueError: if the loss is no finite number.
+        """
+        config, batch = self.config, batch.to(self._device)
+        rate = config.learning_rate_at(self.step)
+        self.optimiser.set_learning_rate(rate)
+        log_probabilities = self._log_probabilities(batch.tokens)
+        part = batch.loss(log_probabilities)
+        self.optimiser.zero_grad()
+        self.workers.backward(part)
+        loss = self.workers.total(part.detach())
+        self.step += 1
+        if not math.isfinite(float(loss)):
+            raise ValueError(self._diverged(f"The loss became {float(loss)}"))
+        is_logged = self.step % config.log_every == 0 or self.step == config.steps
+        norm = gradient_norm(self.model) if is_logged else None
+        if config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update(self.model, self.step)
+        self._sums.add(loss, self.workers.total(batch.regret(log_probabilities.detach())))
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        if is_logged:
+            self._record(rate, norm)
+        return is_logged
+
+    def stopped_by(self) -> StoppedBy | None:
+        """What says stop, if something does; the same in all processes."""
+        config = self.config
+        if self.step >= config.steps:
+            return "steps"
+        if config.target_regret is not None and self.metrics:
+            evaluated = self.metrics[-1].get("evaluated_regret", math.inf)
+            if self.workers.agreed(evaluated <= config.target_regret):
+                return "regret"
+        if config.max_seconds is not None and self.workers.agreed(self.seconds >= config.max_seconds):
+            return "seconds"
+        return None
+
+    def progress(self) -> dict[str, Any]:
+        """What a model saved now says of the moment."""
+        return {
+            "step": self.step,
+            "tokens": self.config.tokens_at(self.step, self.n_ctx),
+            "seconds": self.seconds,
+            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def averaged(self) -> Any:
+        """Within this context the model has the weights that are to be its: averaged ones, if there are."""
+        return self.average.in_force(self.model) if self.average is not None else nullcontext()
+
+    def state(self, batches: Batches) -> TrainingState:
+        """Everything that decides the steps to come."""
+        parts: dict[str, Mapping[str, Tensor]] = {
+            "model": weights(self.model),
+            "optimiser": self.optimiser.tensors,
+            "average": self.average.tensors if self.average is not None else {},
+            "sums": self._sums.tensors,
+        }
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        return TrainingState(self.step, self.seconds, self.metrics, tensors | {"generator": batches.state})
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state."""
+        load_weights(self.model, state.part("model"))
+        self.optimiser.restore(state.part("optimiser"))
+        if self.average is not None:
+            self.average.restore(state.part("average"))
+        self._sums.restore(state.part("sums"))
+        self.step, self.seconds, self.metrics = state.step, state.seconds, list(state.metrics)
+        self._logged_at = (self.step, self.seconds)
+
+    def check_weights(self) -> None:
+        """Raise `ValueError` if a weight is no finite number: such a state is not to be saved."""
+        if not is_finite(self.model):
+            raise ValueError(self._diverged("The weights stopped being finite"))
+
+    def _log_probabilities(self, tokens: Tensor) -> Float[Tensor, "word pos token"]:
+        kind, is_mixed = self._device.type, self.config.mixed_precision is not None
+        with torch.autocast(kind, dtype=torch.bfloat16) if is_mixed else nullcontext():
+            logits = self.workers.forward(tokens)
+        # Tokens that the process lacks are improbable, but not impossible, to the model.
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[..., : self.process.n_tokens]
+
+    def _record(self, rate: float, norm: float | None) -> None:
+        step, seconds = self._logged_at
+        self._logged_at = (self.step, self.seconds)
+        record = {
+            "step": self.step,
+            "tokens": self.config.tokens_at(self.step, self.n_ctx),
+            **self._sums.record(float(self.optimum.mean())),
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "weight_norm": weight_norm(self.model),
+            "tokens_per_second": self.config.tokens_at(self.step - step, self.n_ctx) / (self.seconds - seconds),
+            "seconds": self.seconds,
+        }
+        if self.config.target_regret is not None:
+            record["evaluated_regret"] = self._evaluated_regret()
+            self._clock = time.perf_counter()
+        self.metrics.append(record)
+        self._sums = MetricSums(self.n_ctx)
+
+    def _evaluated_regret(self) -> float:
+        """The mean regret of the model as it would be saved now."""
+        if self._evaluation is None:
+            self._evaluation = words_for(self.process, self.n_ctx, seed=0, max_words=EVALUATION_WORDS)
+        with self.averaged():
+            return float(regret_by_position(self.model, self._evaluation).mean())
+
+    def _diverged(self, what: str) -> str:
+        return (
+            f"{what} at step {self.step}: lower the learning rate ({self.config.learning_rate:g}) or lengthen the "
+            f"warm-up ({self.config.warmup_steps} steps)."
+        )
 
 
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+def _provenance(
+    model: HookedModel, process: Process, config: TrainingConfig, seed: int, workers: Workers
+) -> dict[str, Any]:
+    return {
+        "training": config.to_dict(),
+        "process": process.fingerprint,
+        "model": config_fields(model) | {"class": type(model).__name__},
+        "initial_weights": model_fingerprint(model),
+        "seed": seed,
+        "n_processes": workers.count,
+        "versions": versions(),
+    }
+
+
+def _ended(model: HookedModel, folder: RunFolder) -> TrainingRun:
+    """The training that lies in the folder, in the model given."""
+    ended = load_run(folder.path)
+    load_weights(model, weights(ended.model))
+    model.train(False)
+    return replace(ended, model=model)

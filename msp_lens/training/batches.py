@@ -1,0 +1,150 @@
+"""Fresh words for every step, repeated ones merged, beside what the optimal observer says of them.
+
+Words of n_ctx + 1 tokens are drawn, so that all n_ctx positions have a next token to learn from. Words that read the
+same are given to the model once, and their next tokens counted: the loss, a mean over all tokens drawn,
+
+    loss = -Σ_words Σ_t Σ_x count(word, t, x) log q(x | word up to t) / (words drawn · n_ctx),
+
+and its gradient are those of the whole batch. RRXOR has 436 words of ten tokens, however many are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
+from msp_lens.processes.process import Process
+
+# Sampling is cheap in bulk: the words of up to so many steps are drawn at once, and up to so many tokens.
+STEPS_PER_DRAW = 50
+TOKENS_PER_DRAW = 2**21
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The distinct words of one step.
+
+    Attributes:
+        tokens: What the model reads.
+        targets: What it is to predict: the share of all tokens of the batch that follow here and are this one; they
+            sum to 1 over the batches of all processes.
+        optimal: What the optimal observer predicts.
+        weights: Each word's share of the words drawn.
+    """
+
+    tokens: Int[Tensor, "word pos"]
+    targets: Float32[Tensor, "word pos token"]
+    optimal: Float32[Tensor, "word pos token"]
+    weights: Float32[Tensor, "word"]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(part.to(device) for part in (self.tokens, self.targets, self.optimal, self.weights)))
+
+    def loss(self, log_probabilities: Float[Tensor, "word pos token"]) -> Float[Tensor, ""]:
+        """The cross-entropy, in nats a token: this batch's part of it."""
+        return -(self.targets * log_probabilities).sum()
+
+    def regret(self, log_probabilities: Float[Tensor, "word pos token"]) -> Float[Tensor, "pos"]:
+        """KL(optimal ‖ model) at each position, in nats, a mean over the words drawn: this batch's part of it."""
+        divergence = (torch.special.xlogy(self.optimal, self.optimal) - self.optimal * log_probabilities).sum(dim=2)
+        return self.weights @ divergence.float()
+
+
+class Batches:
+    """An endless supply of batches, which a state taken at any step goes on from exactly.
+
+    Args:
+        process: What emits the words.
+        batch_size: Words in a step, in all processes together.
+        n_ctx: Tokens that the model reads of each.
+        seed: Seed of the words.
+        share: The words of a step that this process takes, all by default. All processes draw the same.
+        n_ready: How many batches have been taken already, for `state` of that moment.
+        state: Of the generator when the draw now in use began.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        batch_size: int,
+        n_ctx: int,
+        *,
+        seed: int,
+        share: slice | None = None,
+        n_ready: int = 0,
+        state: Tensor | None = None,
+    ) -> None:
+        self.process, self.batch_size, self.n_ctx = process, batch_size, n_ctx
+        self.share = share or slice(0, batch_size)
+        self.steps_per_draw = max(1, min(STEPS_PER_DRAW, TOKENS_PER_DRAW // (batch_size * (n_ctx + 1))))
+        self._generator = torch.Generator().manual_seed(seed)
+        if state is not None:
+            self._generator.set_state(state)
+        self._taken = n_ready
+        self._state = self._generator.get_state()
+
+    @property
+    def state(self) -> Tensor:
+        """The generator's state when the draw began from which the next batch comes."""
+        at_a_boundary = self._taken % self.steps_per_draw == 0
+        return self._generator.get_state() if at_a_boundary else self._state
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            self._state = self._generator.get_state()
+            n_words = self.steps_per_draw * self.batch_size
+            words = self.process.sample(n_words, self.n_ctx + 1, generator=self._generator)
+            ready = self._merged(rearrange(words, "(step word) pos -> step word pos", step=self.steps_per_draw))
+            for batch in ready[self._taken % self.steps_per_draw :]:
+                self._taken += 1
+                yield batch
+
+    def _merged(self, words: Int[Tensor, "step word pos"]) -> list[Batch]:
+        """A batch for each step, of this process's share of its words."""
+        n_steps, n_tokens = len(words), self.process.n_tokens
+        words = words[:, self.share]
+        step = torch.arange(n_steps).repeat_interleave(words.shape[1])
+        read, following = words[:, :, :-1].flatten(0, 1), words[:, :, -1].flatten()
+        first, which = _distinct(step, read, n_tokens)
+        distinct = read[first]
+        counts = torch.zeros(len(first), n_tokens, dtype=torch.float64)
+        counts.index_put_((which, following), torch.ones(len(which), dtype=torch.float64), accumulate=True)
+        repeats = counts.sum(dim=1)
+
+        targets = torch.zeros(*distinct.shape, n_tokens, dtype=torch.float64)
+        repeated = repeats[:, None, None].expand(-1, self.n_ctx - 1, 1)
+        targets[:, :-1].scatter_(2, distinct[:, 1:, None], repeated)
+        targets[:, -1] = counts
+        optimal = next_token_probabilities(self.process, filter_beliefs(self.process, distinct))
+        per_step = torch.bincount(step[first], minlength=n_steps).tolist()
+        columns = (
+            distinct.split(per_step),
+            (targets / (self.batch_size * self.n_ctx)).float().split(per_step),
+            optimal.float().split(per_step),
+            (repeats / self.batch_size).float().split(per_step),
+        )
+        return [Batch(*parts) for parts in zip(*columns, strict=True)]
+
+
+def _distinct(
+    step: Int[Tensor, "row"], words: Int[Tensor, "row pos"], n_tokens: int
+) -> tuple[Int[Tensor, "distinct"], Int[Tensor, "row"]]:
+    """Rows that stand for all of the same step and word, step by step, and which of them each row is.
+
+    Words too long to be told apart by one integer hardly ever repeat: each stands for itself.
+    """
+    rows = torch.arange(len(words))
+    if (int(step[-1]) + 1) * n_tokens ** words.shape[1] >= 2**63:
+        return rows, rows
+    powers = n_tokens ** torch.arange(words.shape[1])
+    codes = (words * powers).sum(dim=1) + step * n_tokens ** words.shape[1]
+    distinct, which = torch.unique(codes, return_inverse=True)
+    first = torch.empty_like(distinct).index_copy_(0, which, rows)
+    return first, which

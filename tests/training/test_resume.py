@@ -1,0 +1,240 @@
+"""Killed at any moment, a training is gone on with as if nothing had happened: real SIGKILLs of real processes."""
+
+import json
+import os
+import random
+import signal
+import time
+import warnings
+
+import pytest
+import torch
+
+import msp_lens as msp
+from msp_lens.models import model_fingerprint
+from msp_lens.training import load_run, loop
+from msp_lens.training.state import STATE_FOLDER
+
+MODEL = {"n_layers": 1, "d_model": 8, "d_head": 4, "d_mlp": 8, "n_ctx": 3}
+# Everything that a state must hold: two optimisers, an average, draws that states fall in the middle of.
+EVERYTHING = msp.TrainingConfig(
+    steps=120,
+    batch_size=16,
+    optimiser="muon",
+    momentum=0.9,
+    averaging=0.9,
+    clip_norm=1.0,
+    warmup_steps=10,
+    log_every=7,
+    save_every=9,
+    checkpoints="logarithmic",
+    n_checkpoints=6,
+)
+TIMED = ("seconds", "tokens_per_second", "saved_at")
+
+
+def train(out, config=EVERYTHING, **options):
+    process = msp.z1r()
+    options = {"model": msp.ModelConfig(d_vocab=2, **MODEL), "seed": 3, "progress": False} | options
+    return msp.train(process, config=config, out=out, **options)
+
+
+def untimed(records):
+    return [{key: value for key, value in record.items() if key not in TIMED} for record in records]
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(folder, run, unbroken):
+    """The weights bit for bit, the records, and every checkpoint."""
+    assert model_fingerprint(run.model) == model_fingerprint(unbroken.model)
+    assert untimed(run.metrics) == untimed(unbroken.metrics) == untimed(lines(folder))
+    assert [c.step for c in run.checkpoints] == [c.step for c in unbroken.checkpoints] == [0, 1, 3, 11, 36, 120]
+    prints = [[c.load().fingerprint for c in r.checkpoints] for r in (run, unbroken)]
+    assert prints[0] == prints[1]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("unbroken"))
+
+
+def start(out):
+    """A training in a process of its own: a fork, which has torch imported already."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            train(out)
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_killed_at_random_moments(unbroken, tmp_path):
+    chance, kills = random.Random(0), 0
+    while kills < 12 or not list(tmp_path.glob(f"{STATE_FOLDER}/*")):
+        pid = start(tmp_path)
+        time.sleep(chance.uniform(0.0, 0.25))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if not os.WIFSIGNALED(status):
+            # It had ended before the signal came: begin again.
+            assert load_run(tmp_path).step == EVERYTHING.steps
+            msp.train(msp.coin(), config=msp.TrainingConfig(steps=1), out=tmp_path, resume=False, progress=False)
+            (tmp_path / "model.safetensors").unlink()
+            continue
+        kills += 1
+    run = train(tmp_path)
+    assert run.resumed_from > 0
+    assert_same(tmp_path, run, unbroken)
+    assert not (tmp_path / STATE_FOLDER).exists()
+
+
+class Killed(BaseException):
+    """As abrupt as a Python process can end itself."""
+
+
+@pytest.fixture
+def interrupt_at(monkeypatch):
+    """Stops the training when it is about to make a certain step."""
+
+    def interrupt(step):
+        def advance(self, batch):
+            if self.step == step:
+                raise Killed
+            return whole(self, batch)
+
+        monkeypatch.setattr(loop.Training, "advance", advance)
+
+    whole = loop.Training.advance
+    yield interrupt
+    monkeypatch.undo()
+
+
+def interrupted(out, interrupt_at, step):
+    interrupt_at(step)
+    with pytest.raises(Killed):
+        train(out)
+    interrupt_at(None)
+
+
+def test_it_goes_on_and_says_so(unbroken, tmp_path, interrupt_at, capsys, global_state):
+    interrupted(tmp_path, interrupt_at, 50)
+    assert lines(tmp_path)[-1]["step"] == 49
+    run = train(tmp_path, progress=True)
+    assert run.resumed_from == 45
+    assert "gone on with at step 45" in repr(run)
+    assert f"Going on from step 45 of 120, as saved in {tmp_path}." in capsys.readouterr().err
+    assert_same(tmp_path, run, unbroken)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_newest_state_is_named_and_the_one_before_used(unbroken, tmp_path, interrupt_at, damage):
+    interrupted(tmp_path, interrupt_at, 50)
+    older, newest = sorted((tmp_path / STATE_FOLDER).iterdir())
+    assert (older.name, newest.name) == ("step-00000036.safetensors", "step-00000045.safetensors")
+    content = bytearray(newest.read_bytes())
+    content[-9] ^= 1
+    newest.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "empty": b""}[damage])
+    with pytest.warns(RuntimeWarning, match=r"step-00000045\.safetensors is damaged.*state before it"):
+        run = train(tmp_path)
+    assert run.resumed_from == 36
+    assert_same(tmp_path, run, unbroken)
+
+
+def test_an_ended_training_is_returned(unbroken):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = train(unbroken.folder)
+    assert_same(unbroken.folder, again, unbroken)
+    torch.testing.assert_close(again.regret, unbroken.regret, rtol=0, atol=0)
+    assert (again.step, again.seconds, again.stopped_by) == (120, unbroken.seconds, "steps")
+    assert again.config == EVERYTHING
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_another_training_is_refused_with_the_difference(unbroken, tmp_path, interrupt_at, ended):
+    if not ended:
+        interrupted(tmp_path, interrupt_at, 50)
+    folder = unbroken.folder if ended else tmp_path
+    other = msp.TrainingConfig(**{**vars(EVERYTHING), "learning_rate": 1e-4})
+    with pytest.raises(ValueError, match=r"holds another training \(learning_rate=0\.003, now 0\.0001\).*resume=False"):
+        train(folder, other)
+    with pytest.raises(ValueError, match=r"seed=3, now 4"):
+        train(folder, seed=4)
+    with pytest.raises(ValueError, match=r"process='\w+', now"):
+        msp.train(msp.even(), config=EVERYTHING, out=folder, model=msp.ModelConfig(d_vocab=2, **MODEL), seed=3)
+
+
+def test_beginning_anew_leaves_nothing_behind(tmp_path, interrupt_at):
+    interrupted(tmp_path, interrupt_at, 50)
+    (tmp_path / "notes.txt").write_text("mine")
+    config = msp.TrainingConfig(steps=2, batch_size=4)
+    run = train(tmp_path, config, resume=False)
+    assert run.resumed_from is None
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {
+        "notes.txt",
+        "model.safetensors",
+        "metrics.jsonl",
+    }
+
+
+def test_more_time_goes_on_where_time_ran_out(unbroken, tmp_path):
+    short = msp.TrainingConfig(**{**vars(EVERYTHING), "max_seconds": 1e-9})
+    run = train(tmp_path, short)
+    assert (run.step, run.stopped_by) == (1, "seconds")
+    assert_same(tmp_path, train(tmp_path), unbroken)
+
+
+def test_a_full_disk_stops_it_and_it_goes_on_later(unbroken, tmp_path, monkeypatch):
+    from msp_lens.training import state
+
+    def full(path, content):
+        if path.name == "step-00000063.safetensors":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    write = state.write_atomically
+    monkeypatch.setattr(state, "write_atomically", full)
+    with pytest.raises(OSError, match=r"failed at step 63 \(No space left on device\); step 54 is whole\. Make room"):
+        train(tmp_path)
+    assert load_run_refused(tmp_path)
+    monkeypatch.undo()
+    assert_same(tmp_path, train(tmp_path), unbroken)
+
+
+def load_run_refused(folder):
+    with pytest.raises(ValueError, match="has not ended: call train"):
+        load_run(folder)
+    return msp.load_checkpoint(folder).provenance["step"] == 54
+
+
+def test_folders_that_cannot_be_written_are_refused_before_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(loop.Training, "advance", None)
+    with pytest.raises(OSError, match="can't be written to"):
+        train(tmp_path / "file" / "run")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(OSError, match=r"0 MiB free, and this training writes up to"):
+        train(tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path, monkeypatch):
+    config = msp.TrainingConfig(steps=40, batch_size=8, save_every=10)
+
+    def advance(self, batch):
+        if self.step == 25:
+            with torch.no_grad():
+                next(iter(self.model.parameters())).fill_(float("nan"))
+        return whole(self, batch)
+
+    whole = loop.Training.advance
+    monkeypatch.setattr(loop.Training, "advance", advance)
+    with pytest.raises(ValueError, match="loss became nan at step 26"):
+        train(tmp_path, config)
+    monkeypatch.undo()
+    run = train(tmp_path, config)
+    assert run.resumed_from == 20
+    assert float(run.regret.mean()) < 1
