@@ -98,9 +98,22 @@ class Movie:
 
     def _images(self) -> list[Image.Image]:
         """The frames in one palette made of all of them: a third of the size, and colours don't flicker."""
-        strip = np.concatenate([frame[::4, ::4] for frame in self.frames])
-        palette = Image.fromarray(strip).quantize(PALETTE, method=Image.Quantize.MEDIANCUT)
-        return [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
+        pixels = np.concatenate([frame[::2, ::2].reshape(-1, 3) for frame in self.frames])
+        # White is most of it, and must stay white: it has a colour of its own, and no say in the others.
+        inked = pixels[(pixels < 255).any(axis=1)]
+        colours = Image.fromarray(inked[None]).quantize(PALETTE - 1, method=Image.Quantize.MEDIANCUT)
+        entries = [*(colours.getpalette() or ())[: 3 * (PALETTE - 1)], 255, 255, 255]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(entries)
+        images = []
+        for frame in self.frames:
+            # Pillow finds near colours by coarse boxes, so that white may become a light grey.
+            indices = np.array(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE))
+            indices[(frame == 255).all(axis=-1)] = PALETTE - 1
+            image = Image.fromarray(indices)
+            image.putpalette(entries)
+            images.append(image)
+        return images
 
     def to_html(self) -> str:
         """A page that stands alone: the frames, a slider, a play button.
