@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msp_lens.analysis import Emergence, emergence
     from msp_lens.beliefs import (
         attractor,
         entropy_rate,
@@ -87,9 +88,11 @@ if TYPE_CHECKING:
         z1r,
     )
     from msp_lens.studies import Study, run
+    from msp_lens.sweeps import SweepResult, sweep
     from msp_lens.training import TrainingConfig, TrainingRun, regret_by_position, saved_checkpoints, train
 
 _HOMES = {
+    "msp_lens.analysis": ("Emergence", "emergence"),
     "msp_lens.beliefs": (
         "attractor",
         "entropy_rate",
@@ -168,6 +171,7 @@ _HOMES = {
         "z1r",
     ),
     "msp_lens.studies": ("Study", "run"),
+    "msp_lens.sweeps": ("SweepResult", "sweep"),
     "msp_lens.training": ("TrainingConfig", "TrainingRun", "regret_by_position", "saved_checkpoints", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -176,6 +180,7 @@ __all__ = [
     "BeliefDataset",
     "BeliefProbe",
     "BeliefRegressor",
+    "Emergence",
     "InterventionReport",
     "LabelledTokens",
     "ModelConfig",
@@ -184,6 +189,7 @@ __all__ = [
     "Process",
     "RandomProjection",
     "Study",
+    "SweepResult",
     "TokenDataset",
     "TokenMap",
     "TrainingConfig",
@@ -197,6 +203,7 @@ __all__ = [
     "coin",
     "commutation",
     "days_of_week",
+    "emergence",
     "entropy_rate",
     "even",
     "excess_entropy",
@@ -240,6 +247,7 @@ __all__ = [
     "saved_checkpoints",
     "sns",
     "statistical_complexity",
+    "sweep",
     "token_dataset",
     "train",
     "unembedding",

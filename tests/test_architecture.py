@@ -8,7 +8,8 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_random", "_files", "_tables", "figures"),
+    ("_random", "_files", "_tables", "_parallel"),
+    ("figures",),
     ("processes",),
     ("beliefs",),
     ("data",),
@@ -17,8 +18,9 @@ FLOORS = (
     ("training",),
     ("probing",),
     ("interventions",),
-    ("reporting",),
-    ("studies",),
+    ("analysis",),
+    ("reporting", "sweep_results"),
+    ("studies", "sweeps"),
     ("cli",),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

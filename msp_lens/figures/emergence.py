@@ -1,0 +1,172 @@
+"""Curves over training: how well beliefs are read, how far predictions are from the optimum, when beliefs are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from msp_lens.figures.curves import BLUE, GREY, ORANGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREEN = "#009E73"
+
+
+def plot_emergence(
+    tokens: Sequence[int],
+    r2: Mapping[str, Sequence[float]],
+    mse: Mapping[str, Sequence[float]],
+    regret: Sequence[float],
+    *,
+    scored: str = "held out",
+) -> Figure:
+    """R² and MSE of beliefs at each site, and the regret, over the tokens seen.
+
+    Args:
+        tokens: Tokens seen at each checkpoint.
+        r2: Site to R² at each checkpoint.
+        mse: Site to MSE at each checkpoint.
+        regret: Mean regret at each checkpoint, in nats.
+        scored: On what rows R² and MSE are: held out, or in-sample.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13.2, 3.8), layout="constrained")
+    explained, error, predicted = figure.subplots(1, 3)
+    for (site, values), colour in zip(r2.items(), _colours(list(r2)), strict=True):
+        explained.plot(tokens, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=site)
+        error.plot(tokens, _positive(mse[site]), color=colour, marker="o", markersize=3, linewidth=1.3)
+    predicted.plot(tokens, _positive(regret), color="0.15", marker="o", markersize=3, linewidth=1.3)
+    known = [value for values in r2.values() for value in values if math.isfinite(value)]
+    explained.set(ylabel=f"R² of beliefs, {scored}", ylim=(max(min(known, default=0.0) - 0.05, -0.5), 1.01))
+    error.set(ylabel=f"MSE of beliefs, {scored}")
+    predicted.set(ylabel="regret (nats)")
+    for axis, title in zip((explained, error, predicted), ("Coarse shape", "Detail", "Predictions"), strict=True):
+        _plain_over_tokens(axis, tokens)
+        axis.set_title(title)
+    for axis, curves in ((error, list(mse.values())), (predicted, [regret])):
+        if any(np.isfinite(_positive(curve)).any() for curve in curves):
+            axis.set_yscale("log")
+    explained.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def plot_regret_against_error(
+    tokens: Sequence[int], regret: Sequence[float], mse: Mapping[str, Sequence[float]], *, scored: str = "held out"
+) -> Figure:
+    """Regret against the MSE of beliefs at each checkpoint, a panel a site, both logarithmic, coloured by tokens seen.
+
+    Args:
+        tokens: Tokens seen at each checkpoint.
+        regret: Mean regret at each checkpoint, in nats.
+        mse: Site to MSE at each checkpoint.
+        scored: On what rows it is.
+
+    Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    seen = np.asarray(tokens, dtype=float)
+    beyond_zero = seen[seen > 0]
+    lowest = beyond_zero.min(initial=np.inf) if len(beyond_zero) else 1.0
+    figure = Figure(figsize=(1.2 + 3.6 * len(mse), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(mse), squeeze=False, sharey=True)[0]
+    heights = _positive(regret)
+    points = None
+    for axis, (site, values) in zip(axes, mse.items(), strict=True):
+        places = _positive(values)
+        axis.plot(places, heights, color="0.75", linewidth=1, zorder=1)
+        norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
+        points = axis.scatter(
+            places, heights, c=np.maximum(seen, lowest), cmap="viridis", norm=norm, s=34, edgecolor="white", zorder=2
+        )
+        axis.set(xlabel=f"MSE of beliefs, {scored}", title=site)
+        if np.isfinite(places).any():
+            axis.set_xscale("log")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("regret (nats)")
+    if np.isfinite(heights).any():
+        axes[0].set_yscale("log")
+    if points is not None:
+        figure.colorbar(points, ax=list(axes), label="tokens seen")
+    return figure
+
+
+def plot_use(
+    tokens: Sequence[int],
+    read: Mapping[str, Sequence[float]],
+    steer: Mapping[str, Sequence[float]],
+    placebo: Mapping[str, Sequence[float]],
+    donor: Mapping[str, Sequence[float]],
+) -> Figure:
+    """When a belief can be read and when writing it begins to steer the network, a panel a site.
+
+    Args:
+        tokens: Tokens seen at each checkpoint.
+        read: Site to held-out R² of its probe at each checkpoint.
+        steer: Site to the share of KL to the target's optimum that steering recovers.
+        placebo: The same of a random step as long.
+        donor: The same of a run that held the target belief.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.4 + 3.2 * len(steer), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(steer), squeeze=False, sharey=True)[0]
+    series = (
+        ("read: R² held out", read, BLUE, "-"),
+        ("used: steering recovers", steer, ORANGE, "-"),
+        ("donor recovers", donor, GREEN, ":"),
+        ("placebo recovers", placebo, GREY, "--"),
+    )
+    for axis, site in zip(axes, steer, strict=True):
+        for name, values, colour, style in series:
+            axis.plot(tokens, values[site], color=colour, linestyle=style, marker="o", markersize=3.5, label=name)
+        axis.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        _plain_over_tokens(axis, tokens)
+        axis.set(title=site, ylim=(-0.55, 1.05))
+    axes[0].set_ylabel("share")
+    axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
+    """Tokens on a logarithmic axis; where it must have a place for none seen, linear up to the next checkpoint."""
+    beyond_zero = [seen for seen in tokens if seen > 0]
+    least, most = min(beyond_zero, default=1), max(beyond_zero, default=10)
+    # What is marked: every power of ten, and 0 apart from them.
+    powers = [10.0**k for k in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
+    if min(tokens) > 0:
+        axis.set_xscale("log")
+        axis.set_xlim(0.8 * least, 1.25 * most)
+    else:
+        axis.set_xscale("symlog", linthresh=least, linscale=0.5)
+        axis.set_xlim(-0.1 * least, 1.25 * most)
+        axis.set_xticks([0, *(power for power in powers if power > least)])
+    axis.minorticks_off()
+
+
+def _plain_over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
+    over_tokens(axis, tokens)
+    axis.set_xlabel("tokens seen")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _positive(values: Sequence[float]) -> np.ndarray:
+    """The values with a gap where a logarithmic axis has no place for them."""
+    heights = np.asarray(values, dtype=float)
+    return np.where(heights > 0, heights, np.nan)
+
+
+def _colours(sites: Sequence[str]) -> list:
+    """From dark to light along the forward pass; all sites concatenated stand out."""
+    from matplotlib import colormaps
+
+    single = [site for site in sites if site != "concatenated"]
+    shades = dict(zip(single, colormaps["viridis"](np.linspace(0, 0.9, max(len(single), 1))), strict=False))
+    return [shades.get(site, ORANGE) for site in sites]

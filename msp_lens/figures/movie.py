@@ -1,0 +1,338 @@
+"""Movies of beliefs forming: one frame a checkpoint, as a GIF and as a page with a slider.
+
+All frames share one projection, one area and one layout, all taken from the *true* beliefs: what moves between two
+frames is the network, never the picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from msp_lens._files import write_atomically
+from msp_lens.figures.curves import BLUE, ORANGE
+from msp_lens.figures.emergence import over_tokens
+from msp_lens.figures.simplex import TRIANGLE, _bounds, _draw_triangle, belief_colours, density_image, projection
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 120
+# Inches: a panel's side, the room above panels and below them for the curves, and margins.
+PANEL, ABOVE, BELOW, MARGIN = 4.6, 0.8, 1.5, 0.25
+# Colours of a GIF's frame; one of the 256 is left for the encoder.
+PALETTE = 255
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Curves beneath a movie, with a mark that runs along them.
+
+    Attributes:
+        tokens: Tokens seen at each frame.
+        curves: Name to value at each frame, drawn on logarithmic axes of their own; two at most.
+    """
+
+    tokens: Sequence[int]
+    curves: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Movie:
+    """Frames of one size with a caption each. In a notebook it shows itself with a slider.
+
+    Attributes:
+        frames: `[frame, row, column, 3]`, red, green and blue.
+        captions: What each frame shows.
+        title: Of the whole.
+    """
+
+    frames: UInt8[np.ndarray, "frame row column 3"] = field(repr=False)
+    captions: tuple[str, ...]
+    title: str = "Movie"
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __repr__(self) -> str:
+        _, height, width, _ = self.frames.shape
+        return (
+            f"Movie({self.title}: {len(self)} frames of {width} × {height}, {self.captions[0]} … {self.captions[-1]})"
+        )
+
+    def save_gif(self, path: str | Path, *, seconds_per_frame: float = 0.6, last_frame_seconds: float = 3.0) -> Path:
+        """Write an animated GIF that repeats for ever, whole or not at all.
+
+        Args:
+            path: The file.
+            seconds_per_frame: How long each frame is seen.
+            last_frame_seconds: How long the last one is.
+
+        Raises:
+            ValueError: if a time is not positive.
+        """
+        if not (seconds_per_frame > 0 and last_frame_seconds > 0):
+            raise ValueError(
+                f"seconds_per_frame={seconds_per_frame}, last_frame_seconds={last_frame_seconds}: each must be > 0."
+            )
+        first, *others = self._images()
+        durations = [round(1000 * seconds_per_frame)] * len(others) + [round(1000 * last_frame_seconds)]
+        buffer = io.BytesIO()
+        # Several identical frames would be merged into one by an optimiser: duration says how long each is seen.
+        first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+        write_atomically(path, buffer.getvalue())
+        return Path(path)
+
+    def _images(self) -> list[Image.Image]:
+        """The frames in one palette made of all of them: a third of the size, and colours don't flicker."""
+        pixels = np.concatenate([frame[::2, ::2].reshape(-1, 3) for frame in self.frames])
+        # White is most of it, and must stay white: it has a colour of its own, and no say in the others.
+        inked = pixels[(pixels < 255).any(axis=1)]
+        colours = Image.fromarray(inked[None]).quantize(PALETTE - 1, method=Image.Quantize.MEDIANCUT)
+        entries = [*(colours.getpalette() or ())[: 3 * (PALETTE - 1)], 255, 255, 255]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(entries)
+        images = []
+        for frame in self.frames:
+            # Pillow finds near colours by coarse boxes, so that white may become a light grey.
+            indices = np.array(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE))
+            indices[(frame == 255).all(axis=-1)] = PALETTE - 1
+            image = Image.fromarray(indices)
+            image.putpalette(entries)
+            images.append(image)
+        return images
+
+    def to_html(self) -> str:
+        """A page that stands alone: the frames, a slider, a play button.
+
+        The slider takes the arrow keys, Home and End; the space bar presses the button. Nothing moves unasked.
+        """
+        figures = "\n".join(
+            f'<img alt="{html.escape(caption, quote=True)}" src="data:image/png;base64,{_png(image)}"'
+            f"{'' if index == len(self) - 1 else ' hidden'}>"
+            for index, (image, caption) in enumerate(zip(self._images(), self.captions, strict=True))
+        )
+        return _PAGE.substitute(
+            title=html.escape(self.title),
+            width=self.frames.shape[2] * 96 // DOTS_PER_INCH,
+            last=len(self) - 1,
+            caption=html.escape(self.captions[-1]),
+            frames=figures,
+        )
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write `to_html()` to a file, whole or not at all."""
+        write_atomically(path, self.to_html())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        # A frame of its own keeps its script and styles apart from the notebook's.
+        _, height, width, _ = self.frames.shape
+        scale = 96 / DOTS_PER_INCH
+        return (
+            f'<iframe title="{html.escape(self.title, quote=True)}" srcdoc="{html.escape(self.to_html(), quote=True)}" '
+            f'style="width:{width * scale + 24:.0f}px;max-width:100%;height:{height * scale + 84:.0f}px;border:0">'
+            "</iframe>"
+        )
+
+
+def beliefs_movie(
+    true: Float[Tensor, "prefix state"],
+    represented: Mapping[str, Sequence[Float[Tensor, "prefix state"]]],
+    captions: Sequence[str],
+    *,
+    weights: Float[Tensor, "prefix"] | None = None,
+    states: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    title: str = "Beliefs forming",
+) -> Movie:
+    """A movie of represented beliefs, a panel each beside the true ones; every point in its true belief's colour.
+
+    Args:
+        true: The optimal observer's beliefs.
+        represented: Panel title to the beliefs read in each frame, row by row those of `true`.
+        captions: Over each frame.
+        weights: How much each row counts where rows share a grid cell; all alike by default.
+        states: Names of the states, for the corners.
+        progress: Curves to draw beneath, with a mark at the frame.
+        title: Of the movie.
+
+    Raises:
+        ValueError: if there is no frame, or panels, captions and curves are not of the same number of frames.
+    """
+    series = {**represented, **(progress.curves if progress else {})}
+    lengths = {name: len(values) for name, values in series.items()}
+    if not represented or not captions or any(length != len(captions) for length in lengths.values()):
+        raise ValueError(f"{len(captions)} captions for frames {lengths}: give at least one, and of each as many.")
+    n_states = true.shape[1]
+    names = tuple(states) if states is not None else tuple(str(i) for i in range(n_states))
+    counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
+    colours, project = belief_colours(true), projection(true, counts)
+    points = {name: [project(beliefs) for beliefs in frames] for name, frames in represented.items()}
+    true_points = project(true)
+    # The early frames spread beyond the triangle: there is room for all but a percent of every frame.
+    outermost = TRIANGLE if n_states == 3 else true_points
+    bounds = _bounds([outermost, *(each for frames in points.values() for each in frames)], is_simplex=False)
+
+    def image(of: Tensor) -> np.ndarray:
+        return density_image(of, colours, counts, bounds)
+
+    (left, right), (bottom, top) = bounds
+    stage = _Stage(len(points) + 1, (top - bottom) / (right - left), progress)
+    shown = []
+    for axis, (name, first) in zip(
+        stage.panels, [*((n, f[0]) for n, f in points.items()), ("true beliefs", true_points)], strict=True
+    ):
+        extent = (*bounds[0], *bounds[1])
+        shown.append(axis.imshow(image(first), extent=extent, origin="lower", interpolation="antialiased"))
+        if n_states == 3:
+            _draw_triangle(axis, names)
+        axis.set(xlim=bounds[0], ylim=bounds[1], aspect="equal")
+        axis.set_title(name, fontsize=11, color="0.25", pad=4)
+    frames = []
+    for index, caption in enumerate(captions):
+        for picture, of in zip(shown, points.values(), strict=False):
+            picture.set_data(image(of[index]))
+        frames.append(stage.render(index, caption))
+    return Movie(np.stack(frames), tuple(captions), title)
+
+
+class _Stage:
+    """The figure that all frames are drawn on: everything has its place, and only what is meant to move moves."""
+
+    def __init__(self, n_panels: int, aspect: float, progress: Progress | None) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        below = BELOW if progress else 0.0
+        width, height = n_panels * PANEL + 2 * MARGIN, ABOVE + (PANEL - 0.2) * aspect + below
+        self.figure: Figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.caption = self.figure.text(0.5, 1 - 0.3 / height, "", ha="center", va="center", fontsize=13)
+        self.panels: list[Axes] = []
+        for index in range(n_panels):
+            left = (MARGIN + index * PANEL + 0.1) / width
+            panel = self.figure.add_axes((left, below / height, (PANEL - 0.2) / width, (PANEL - 0.2) * aspect / height))
+            panel.set_axis_off()
+            self.panels.append(panel)
+        self.marks: list[Any] = []
+        self.places: list[tuple[np.ndarray, np.ndarray]] = []
+        if progress:
+            box = (0.95 / width, 0.52 / height, 1 - 1.9 / width, (below - 0.62) / height)
+            self._draw_curves(self.figure.add_axes(box), progress)
+
+    def _draw_curves(self, axis: Axes, progress: Progress) -> None:
+        tokens = np.asarray(progress.tokens, dtype=float)
+        for index, (name, values) in enumerate(progress.curves.items()):
+            colour = (BLUE, ORANGE)[index % 2]
+            this = axis if index == 0 else axis.twinx()
+            heights = np.where(np.asarray(values, dtype=float) > 0, values, np.nan)
+            this.plot(tokens, heights, color=colour, linewidth=1.3, alpha=0.6)
+            if np.isfinite(heights).any():
+                this.set_yscale("log")
+            this.set_ylabel(name, color=colour, fontsize=9)
+            this.tick_params(axis="y", labelcolor=colour, labelsize=8, which="major")
+            this.tick_params(axis="y", which="minor", labelleft=False, labelright=False)
+            this.spines["top"].set_visible(False)
+            if index == 0:
+                this.spines["right"].set_visible(len(progress.curves) > 1)
+            (mark,) = this.plot([], [], marker="o", markersize=7, color=colour, clip_on=False, zorder=5)
+            self.marks.append(mark)
+            self.places.append((tokens, heights))
+        axis.set_xlabel("tokens seen", fontsize=9, labelpad=1)
+        axis.tick_params(axis="x", labelsize=8)
+        over_tokens(axis, progress.tokens)
+
+    def render(self, index: int, caption: str) -> UInt8[np.ndarray, "row column 3"]:
+        """The frame as pixels."""
+        self.caption.set_text(caption)
+        for mark, (tokens, heights) in zip(self.marks, self.places, strict=True):
+            mark.set_data([tokens[index]], [heights[index]])
+        self.canvas.draw()
+        return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>$title</title>
+<style>
+body { margin: 0; padding: 8px; font: 14px system-ui, sans-serif; color: #222; background: #fff; }
+main { max-width: ${width}px; margin: auto; }
+img { width: 100%; display: block; }
+img[hidden] { display: none; }
+form { display: flex; gap: 12px; align-items: center; padding: 8px 12px; }
+input { flex: 1; accent-color: #0072B2; }
+button { width: 6em; padding: 6px 0; font: inherit; color: #fff; background: #0072B2; border: 0; border-radius: 6px; }
+button:focus-visible, input:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
+output { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
+</style>
+</head>
+<body>
+<main aria-label="$title">
+$frames
+<form>
+<button type="button">▶ Play</button>
+<input type="range" min="0" max="$last" value="$last" aria-label="Checkpoint" aria-valuetext="$caption">
+<output aria-live="polite">$caption</output>
+</form>
+</main>
+<script>
+(() => {
+  const images = [...document.querySelectorAll("img")];
+  const [button, slider, output] = ["button", "input", "output"].map((name) => document.querySelector(name));
+  let timer = null;
+  const show = (index) => {
+    images.forEach((image, i) => { image.hidden = i !== index; });
+    slider.value = index;
+    slider.setAttribute("aria-valuetext", images[index].alt);
+    if (timer === null) output.textContent = images[index].alt;
+  };
+  const stop = () => {
+    clearTimeout(timer);
+    timer = null;
+    button.textContent = "▶ Play";
+  };
+  const step = () => {
+    const next = Number(slider.value) + 1;
+    if (next >= images.length) return stop();
+    show(next);
+    timer = setTimeout(step, 600);
+  };
+  button.addEventListener("click", () => {
+    if (timer !== null) return stop();
+    button.textContent = "❚❚ Pause";
+    timer = setTimeout(step, 600);
+    if (Number(slider.value) === images.length - 1) show(0);
+  });
+  slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
+  document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  document.addEventListener("keydown", (event) => {
+    if (event.key === " " && document.activeElement !== button) { event.preventDefault(); button.click(); }
+  });
+})();
+</script>
+</body>
+</html>
+""")
