@@ -8,7 +8,8 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_random", "_files", "_tables", "figures"),
+    ("_random", "_files", "_tables"),
+    ("figures",),
     ("processes",),
     ("beliefs",),
     ("data",),
