@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 # A character's width, and a line's height, in units of the font's size.
 CHARACTER, LINE = 0.62, 1.25
 POINTS_PER_INCH = 72
@@ -67,3 +69,21 @@ def around(point: tuple[float, float], label: Box, *, gap: float, away_from: tup
                 )
             )
     return places
+
+
+def spread_out(heights: np.ndarray, *, gap: float) -> np.ndarray:
+    """The heights moved as little as it takes to lie `gap` apart, in the same order.
+
+    Least squares under the order constraint: isotonic regression of the heights less their rank times the gap.
+
+    Example:
+        >>> spread_out(np.array([0.0, 0.5, 0.5]), gap=0.1).round(3).tolist()
+        [0.0, 0.45, 0.55]
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    placed = np.empty(len(heights))
+    placed[order] = isotonic_regression(np.asarray(heights, dtype=float)[order] - steps) + steps
+    return placed

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from msp_lens.figures.labels import spread_out
 from msp_lens.figures.style import (
     Theme,
     ThemeName,
@@ -209,21 +210,3 @@ def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
             fontsize=8,
             arrowprops={"arrowstyle": "-", "color": look.faint, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
         )
-
-
-def spread_out(heights: np.ndarray, *, gap: float) -> np.ndarray:
-    """The heights moved as little as it takes to lie `gap` apart, in the same order.
-
-    Least squares under the order constraint: isotonic regression of the heights less their rank times the gap.
-
-    Example:
-        >>> spread_out(np.array([0.0, 0.5, 0.5]), gap=0.1).round(3).tolist()
-        [0.0, 0.45, 0.55]
-    """
-    from sklearn.isotonic import isotonic_regression
-
-    order = np.argsort(heights, kind="stable")
-    steps = gap * np.arange(len(heights))
-    placed = np.empty(len(heights))
-    placed[order] = isotonic_regression(np.asarray(heights, dtype=float)[order] - steps) + steps
-    return placed
