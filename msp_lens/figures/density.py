@@ -14,6 +14,8 @@ from torch import Tensor
 
 PIXELS = 900
 FAINTEST = 0.15
+# Where points fall on fewer cells than this, they are drawn as large as so few can be.
+FEW = 2_000
 
 
 def density_image(
@@ -32,9 +34,10 @@ def density_image(
     """
     (left, right), (bottom, top) = bounds
     height = max(1, round(pixels * (top - bottom) / (right - left)))
-    radius = _radius(len(points), pixels)
     column = ((points[:, 0] - left) / (right - left) * pixels).floor().long()
     row = ((points[:, 1] - bottom) / (top - bottom) * height).floor().long()
+    distinct = len(torch.unique(row * pixels + column))
+    radius = _radius(distinct if distinct < FEW else len(points), pixels)
     channels = torch.cat([colours * weights[:, None], weights[:, None]], dim=1)
     total = torch.zeros(height * pixels, 4, dtype=torch.float64)
     for shift_row in range(-radius, radius + 1):

@@ -63,7 +63,7 @@ def plot_generator(
         ValueError: if there are more states than can be told apart.
     """
     token, source, target = np.nonzero(np.abs(transitions) > 0)
-    arrows = merged_arrows(source, target, [tokens[x] for x in token], transitions[token, source, target])
+    arrows = merged_arrows(source, target, [tokens[x] for x in token.tolist()], transitions[token, source, target])
     _check_size(len(states), "states")
     edges = [(arrow.source, arrow.target) for arrow in arrows]
     places = spring_layout(len(states), edges, gap=_gap(arrows))
@@ -110,7 +110,7 @@ def plot_presentation(
     transient = np.flatnonzero(label < 0)
     if len(transient):
         places[transient] = layered_layout(
-            np.asarray(depths)[transient], _among(edges, transient), across=ACROSS, along=ALONG
+            [depths[state] for state in transient.tolist()], _among(edges, transient), across=ACROSS, along=ALONG
         )
     left = places[transient, 0].max() + ACROSS if len(transient) else 0.0
     gap = _gap([arrow for arrow in arrows if label[arrow.source] >= 0])

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 # More than this many points make a browser sluggish; the image shows the others.
 MAX_POINTS = 4_000
-PANEL = 460
-PIXELS = 800
+# Size in a page, in its pixels: of two panels side by side, and of more.
+WIDE_PANEL, PANEL, COLUMNS = 460, 350, 3
+PIXELS = 700
 # A belief over more states than this is told by its likeliest ones.
 STATES_TOLD = 6
 
@@ -86,23 +87,26 @@ def explore_beliefs(
     marks = {"size": 5, "color": [_rgb(colour) for colour in colours[kept].tolist()]}
 
     is_solid = n_states == 4
+    across = min(COLUMNS, len(panels))
+    down = -(-len(panels) // across)
     figure = make_subplots(
-        rows=1,
-        cols=len(panels),
+        rows=down,
+        cols=across,
         subplot_titles=list(panels),
-        specs=[[{"type": "scene" if is_solid else "xy"} for _ in panels]],
+        specs=[[{"type": "scene" if is_solid else "xy"}] * across] * down,
         horizontal_spacing=0.02,
+        vertical_spacing=0.12 / down,
     )
     project = projection(true, counts)
     placed = [project(beliefs) for beliefs in panels.values()]
     bounds = bounds_of(project, placed)
-    for column, (beliefs, points) in enumerate(zip(panels.values(), placed, strict=True), start=1):
+    for index, (beliefs, points) in enumerate(zip(panels.values(), placed, strict=True)):
         read = [_told(belief, names) for belief in beliefs[kept].tolist()]
         hover = [
-            f"<b>{prefix}</b><br>belief {truth}" + (f"<br>read {here}" if column > 1 else "")
+            f"<b>{prefix}</b><br>belief {truth}" + (f"<br>read {here}" if index > 0 else "")
             for prefix, truth, here in zip(prefixes, told, read, strict=True)
         ]
-        where: Any = {"row": 1, "col": column}
+        where: Any = {"row": index // across + 1, "col": index % across + 1}
         shared = {"mode": "markers", "hovertext": hover, "hoverinfo": "text", "showlegend": False}
         if is_solid:
             x, y, z = (beliefs[kept].double() @ TETRAHEDRON).T.tolist()
@@ -127,16 +131,19 @@ def explore_beliefs(
         figure.update_yaxes(
             range=[bottom, top],
             visible=False,
-            scaleanchor="x" if column == 1 else f"x{column}",
+            scaleanchor=f"x{index + 1}" if index else "x",
             constrain="domain",
             **where,
         )
+    panel = WIDE_PANEL if len(panels) <= 2 else PANEL
+    (left, right), (bottom, top) = bounds
+    aspect = (top - bottom) / (right - left)
     figure.update_scenes(
         xaxis_visible=False, yaxis_visible=False, zaxis_visible=False, aspectmode="data", camera_eye=_eye()
     )
     figure.update_layout(
-        width=PANEL * len(panels) + 40,
-        height=PANEL + 60,
+        width=panel * across + 40,
+        height=(panel * (1.0 if is_solid else aspect) + 40) * down + 30,
         margin={"l": 20, "r": 20, "t": 50, "b": 20},
         paper_bgcolor=look.paper,
         plot_bgcolor="rgba(0,0,0,0)",
@@ -178,7 +185,7 @@ def _tetrahedron(names: Sequence[str], look: Theme) -> Any:
 
 
 def _eye() -> dict[str, float]:
-    return {"x": 0.5, "y": -1.6, "z": 0.5}
+    return {"x": 0.65, "y": -2.1, "z": 0.65}
 
 
 def _spelled(word: Sequence[int], symbols: Sequence[str]) -> str:

@@ -54,7 +54,7 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     candidates = []
     for attempt in range(STARTS if n_nodes <= FEW else 1):
         order = list(members) if attempt == 0 else generator.permutation(members).tolist()
-        found = networkx.kamada_kawai_layout(graph, pos=networkx.circular_layout(order))
+        found = networkx.kamada_kawai_layout(graph, pos=_ring(order))
         candidates.append(np.array([found[node] for node in members]))
     number = {node: k for k, node in enumerate(members)}
     lines = [(number[a], number[b]) for a, b in graph.edges]
@@ -67,6 +67,11 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(n_nodes, np.inf))
     nearest = apart.min(axis=1)
     return places * max(gap / float(np.median(nearest)), NEAREST / max(float(nearest.min()), 1e-3))
+
+
+def _ring(order: Sequence[int]) -> dict[int, np.ndarray]:
+    angles = 2 * math.pi * np.arange(len(order)) / len(order)
+    return dict(zip(order, np.stack([np.cos(angles), np.sin(angles)], axis=1), strict=True))
 
 
 def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 ThemeName = Literal["light", "dark"]
@@ -97,7 +98,8 @@ def theme_named(name: str) -> Theme:
 
 def new_figure(width: float, height: float, theme: Theme) -> Picture:
     """An empty figure of that size, in inches."""
-    return Picture(figsize=(width, height), layout="constrained", facecolor=theme.paper)
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
+    return Picture(figsize=(width, height), layout=layout, facecolor=theme.paper)
 
 
 def finish(figure: Figure, theme: Theme) -> None:
