@@ -108,6 +108,7 @@ def draw_arrow(
         ha="center",
         va="center",
         fontsize=LABEL_SIZE,
+        parse_math=False,
         color=look.ink,
         linespacing=1.0,
         zorder=5,

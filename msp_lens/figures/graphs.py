@@ -201,7 +201,17 @@ def _draw(
             zorder=3,
         )
         axis.add_patch(patch)
-        axis.text(node.x, node.y, node.name, ha="center", va="center", fontsize=NAME_SIZE, color=look.ink, zorder=4)
+        axis.text(
+            node.x,
+            node.y,
+            node.name,
+            ha="center",
+            va="center",
+            fontsize=NAME_SIZE,
+            color=look.ink,
+            zorder=4,
+            parse_math=False,
+        )
         patches.append(patch)
     if has_start:
         _mark_start(canvas, nodes[0], patches[0])

@@ -7,6 +7,7 @@ the same image as in `plot_beliefs`; four in a tetrahedron that can be turned.
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -190,14 +191,16 @@ def _eye() -> dict[str, float]:
 
 def _spelled(word: Sequence[int], symbols: Sequence[str]) -> str:
     """The prefix in its tokens' names, run together where each is a single letter."""
-    return ("" if all(len(symbol) == 1 for symbol in symbols) else " ").join(symbols[token] for token in word)
+    return ("" if all(len(symbol) == 1 for symbol in symbols) else " ").join(
+        html.escape(symbols[token]) for token in word
+    )
 
 
 def _told(belief: Sequence[float], names: Sequence[str]) -> str:
     likeliest = sorted(range(len(names)), key=lambda state: -belief[state])[:STATES_TOLD]
     shown = sorted(likeliest) if len(names) <= STATES_TOLD else likeliest
     rest = ", …" if len(names) > STATES_TOLD else ""
-    return ", ".join(f"{names[state]} {belief[state]:.3f}" for state in shown) + rest
+    return ", ".join(f"{html.escape(names[state])} {belief[state]:.3f}" for state in shown) + rest
 
 
 def _rgb(colour: Sequence[float]) -> str:

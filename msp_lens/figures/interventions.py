@@ -110,7 +110,9 @@ def plot_strengths(
     figure = new_figure(6.4, 3.6, look)
     axis = figure.subplots()
     for index, (name, (places, heights)) in enumerate(curves.items()):
-        axis.plot(places, heights, marker=marker(index), markersize=5, color=look.colour(index), label=name)
+        axis.plot(
+            places, heights, marker=marker(index), markersize=max(8 - index, 3), color=look.colour(index), label=name
+        )
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     legend_beside(axis)
     finish(figure, look)

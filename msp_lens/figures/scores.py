@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is left unexplained below this is rounding.
+# What is left unexplained below this is rounding: the axis reaches 1 there.
 LEAST_LEFT = 1e-7
 # Scores below this say no more than "worse than nothing", and would squeeze the others.
 LOWEST = -1.0
-NINES = (-1.0, 0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999, 1 - LEAST_LEFT)
+NINES = (-1.0, 0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999, 1.0)
 BETWEEN_NINES = (0.2, 0.7, 0.8, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998)
 HEXAGONS = 120
 
@@ -171,7 +171,7 @@ def scale_r2(axis: Axes, values: Sequence[float]) -> None:
     axis.set_yscale("function", functions=(_stretched, _unstretched))
     ends = _stretched(np.array([low, high]))
     pad = 0.06 * (ends[1] - ends[0]) + 0.02
-    bottom, top = _unstretched(np.array([ends[0] - pad, min(ends[1] + pad, -np.log10(LEAST_LEFT))]))
+    bottom, top = _unstretched(np.array([ends[0] - pad, ends[1] + pad]))
     axis.set_ylim(bottom, top)
     axis.set_yticks(_ticks(float(bottom), float(top)))
     axis.minorticks_off()
@@ -186,11 +186,11 @@ def _ticks(bottom: float, top: float) -> list[float]:
 
 
 def _stretched(r2: np.ndarray) -> np.ndarray:
-    return -np.log10(np.maximum(1 - np.asarray(r2, dtype=float), LEAST_LEFT))
+    return -np.log10(np.maximum(1 + LEAST_LEFT - np.asarray(r2, dtype=float), 0.1 * LEAST_LEFT))
 
 
 def _unstretched(height: np.ndarray) -> np.ndarray:
-    return 1 - 10 ** -np.asarray(height, dtype=float)
+    return 1 + LEAST_LEFT - 10 ** -np.asarray(height, dtype=float)
 
 
 def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
@@ -208,5 +208,12 @@ def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
             textcoords="axes fraction",
             va="center",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": look.faint, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": look.faint,
+                "linewidth": 0.7,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from msp_lens.figures.density import density_image
 from msp_lens.figures.labels import Box, around, first_free, text_box
-from msp_lens.figures.projections import TRIANGLE as TRIANGLE
 from msp_lens.figures.projections import Bounds, Projection, belief_colours, bounds_of, lifted, projection, state_places
 from msp_lens.figures.style import Theme, ThemeName, finish, new_figure, theme_named
 
@@ -196,7 +195,7 @@ def _draw_simplex(axis: Axes, project: Projection, names: Sequence[str], look: T
         style = ":" if pair in project.hidden else "-"
         axis.plot(ends[:, 0], ends[:, 1], color=look.faint, linewidth=0.8, linestyle=style, zorder=0)
     for (x, y), name in zip(state_places(project), names, strict=True):
-        axis.text(x, y, name, ha="center", va="center", color=look.soft, fontsize=10)
+        axis.text(x, y, name, ha="center", va="center", color=look.soft, fontsize=10, parse_math=False)
 
 
 def _draw_path(
@@ -238,7 +237,16 @@ def _draw_path(
         box = places[first_free(places, taken)]
         taken.append(box)
         axis.text(
-            box.x, box.y, text, ha="center", va="center", fontsize=10, color=look.ink, path_effects=halo, zorder=5
+            box.x,
+            box.y,
+            text,
+            ha="center",
+            va="center",
+            fontsize=10,
+            color=look.ink,
+            path_effects=halo,
+            zorder=5,
+            parse_math=False,
         )
 
 
