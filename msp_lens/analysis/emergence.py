@@ -22,7 +22,6 @@ from msp_lens.analysis.emergence_report import Emergence, Snapshot
 from msp_lens.data import BeliefDataset, Weighting, check_weighting, words_for
 from msp_lens.interventions.experiment import intervene
 from msp_lens.interventions.report import InterventionReport
-from msp_lens.interventions.runs import check_count
 from msp_lens.models.build import ModelConfig
 from msp_lens.models.checkpoints import Checkpoint
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, site_groups
@@ -91,7 +90,8 @@ def emergence(
         [0, 2, 4]
     """
     check_weighting(weights)
-    check_count(n_pairs)
+    if n_pairs < 2:
+        raise ValueError(f"n_pairs={n_pairs}: an interval needs at least 2 pairs of a word and a target.")
     checkpoints = _in_order(run)
     _check_alike(checkpoints)
     first = checkpoints[0].load(device=device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,11 @@ from torch import Tensor
 
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
 from msp_lens.processes.process import Process
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from msp_lens.figures.style import ThemeName
 
 MAX_STATES = 2_000
 # Beliefs met again by another way differ by rounding alone. What differs by more was merged by the tolerance.
@@ -71,15 +77,24 @@ class Presentation:
         return self.is_complete and self.merge_error <= ROUNDING
 
     @cached_property
-    def is_recurrent(self) -> Bool[Tensor, "mixed_state"]:
-        """Which states lie in a class that no edge leaves; none that leads to a state not expanded does."""
+    def recurrent_class(self) -> Int[Tensor, "mixed_state"]:
+        """Which class that no edge leaves each state lies in, numbered from 0; -1 for transient states.
+
+        No class with a state that was not expanded counts: edges may leave it.
+        """
         ones = np.ones(len(self.sources))
         edges = coo_array((ones, (self.sources.numpy(), self.targets.numpy())), shape=(len(self), len(self)))
         n_classes, label = connected_components(edges, directed=True, connection="strong")
         leaves = np.zeros(n_classes, dtype=bool)
         leaves[label[self.sources][label[self.sources] != label[self.targets]]] = True
         leaves[label[~self.is_expanded.numpy()]] = True
-        return torch.from_numpy(~leaves[label])
+        numbers = np.where(leaves, -1, (~leaves).cumsum() - 1)
+        return torch.from_numpy(numbers[label])
+
+    @property
+    def is_recurrent(self) -> Bool[Tensor, "mixed_state"]:
+        """Which states come back for ever: those in a class that no edge leaves."""
+        return self.recurrent_class >= 0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -104,6 +119,31 @@ class Presentation:
         initial[0] = 1.0
         name = f"mixed states of {self.process.name}"
         return Process(transitions, name=name, states=self.labels, tokens=self.process.tokens, initial=initial)
+
+    def plot(self, *, title: str | None = None, theme: ThemeName = "light") -> Figure:
+        """The graph: from the start on the left, through transient states, to the recurrent ones, drawn bold.
+
+        Args:
+            title: Over the figure; by default which process it is of.
+            theme: `"light"` or `"dark"`.
+
+        Raises:
+            ValueError: if there are more than 100 mixed states: take a lower `max_states`, or a coarser `tolerance`.
+        """
+        from msp_lens.figures.graphs import plot_presentation
+
+        return plot_presentation(
+            self.labels,
+            self.sources.numpy(),
+            self.targets.numpy(),
+            [self.process.tokens[token] for token in self.tokens.tolist()],
+            self.probabilities.numpy(),
+            depths=[len(word) for word in self.words],
+            classes=self.recurrent_class.tolist(),
+            is_expanded=self.is_expanded.tolist(),
+            title=f"Mixed states of {self.process.name}" if title is None else title,
+            theme=theme,
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row an edge: from, token, to, probability."""

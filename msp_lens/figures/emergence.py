@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msp_lens.figures.curves import BLUE, GREY, ORANGE
+from msp_lens.figures.style import Theme, ThemeName, finish, legend_beside, new_figure, ordered_colours, theme_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-GREEN = "#009E73"
 
 
 def plot_emergence(
@@ -24,6 +22,7 @@ def plot_emergence(
     regret: Sequence[float],
     *,
     scored: str = "held out",
+    theme: ThemeName = "light",
 ) -> Figure:
     """R² and MSE of beliefs at each site, and the regret, over the tokens seen.
 
@@ -33,15 +32,15 @@ def plot_emergence(
         mse: Site to MSE at each checkpoint.
         regret: Mean regret at each checkpoint, in nats.
         scored: On what rows R² and MSE are: held out, or in-sample.
+        theme: `"light"` or `"dark"`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13.2, 3.8), layout="constrained")
+    look = theme_named(theme)
+    figure = new_figure(13.2, 3.8, look)
     explained, error, predicted = figure.subplots(1, 3)
-    for (site, values), colour in zip(r2.items(), _colours(list(r2)), strict=True):
+    for (site, values), colour in zip(r2.items(), _colours(list(r2), look), strict=True):
         explained.plot(tokens, values, color=colour, marker="o", markersize=3, linewidth=1.3, label=site)
         error.plot(tokens, _positive(mse[site]), color=colour, marker="o", markersize=3, linewidth=1.3)
-    predicted.plot(tokens, _positive(regret), color="0.15", marker="o", markersize=3, linewidth=1.3)
+    predicted.plot(tokens, _positive(regret), color=look.ink, marker="o", markersize=3, linewidth=1.3)
     known = [value for values in r2.values() for value in values if math.isfinite(value)]
     explained.set(ylabel=f"R² of beliefs, {scored}", ylim=(max(min(known, default=0.0) - 0.05, -0.5), 1.01))
     error.set(ylabel=f"MSE of beliefs, {scored}")
@@ -53,11 +52,17 @@ def plot_emergence(
         if any(np.isfinite(_positive(curve)).any() for curve in curves):
             axis.set_yscale("log")
     explained.legend(frameon=False, fontsize=8, loc="lower right")
+    finish(figure, look)
     return figure
 
 
 def plot_regret_against_error(
-    tokens: Sequence[int], regret: Sequence[float], mse: Mapping[str, Sequence[float]], *, scored: str = "held out"
+    tokens: Sequence[int],
+    regret: Sequence[float],
+    mse: Mapping[str, Sequence[float]],
+    *,
+    scored: str = "held out",
+    theme: ThemeName = "light",
 ) -> Figure:
     """Regret against the MSE of beliefs at each checkpoint, a panel a site, both logarithmic, coloured by tokens seen.
 
@@ -66,35 +71,36 @@ def plot_regret_against_error(
         regret: Mean regret at each checkpoint, in nats.
         mse: Site to MSE at each checkpoint.
         scored: On what rows it is.
+        theme: `"light"` or `"dark"`.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
     """
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
+    look = theme_named(theme)
     seen = np.asarray(tokens, dtype=float)
     beyond_zero = seen[seen > 0]
     lowest = beyond_zero.min(initial=np.inf) if len(beyond_zero) else 1.0
-    figure = Figure(figsize=(1.2 + 3.6 * len(mse), 3.8), layout="constrained")
+    figure = new_figure(1.2 + 3.6 * len(mse), 3.8, look)
     axes = figure.subplots(1, len(mse), squeeze=False, sharey=True)[0]
     heights = _positive(regret)
     points = None
     for axis, (site, values) in zip(axes, mse.items(), strict=True):
         places = _positive(values)
-        axis.plot(places, heights, color="0.75", linewidth=1, zorder=1)
+        axis.plot(places, heights, color=look.faint, linewidth=1, zorder=1)
         norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
         points = axis.scatter(
-            places, heights, c=np.maximum(seen, lowest), cmap="viridis", norm=norm, s=34, edgecolor="white", zorder=2
+            places, heights, c=np.maximum(seen, lowest), cmap="viridis", norm=norm, s=34, edgecolor=look.paper, zorder=2
         )
         axis.set(xlabel=f"MSE of beliefs, {scored}", title=site)
         if np.isfinite(places).any():
             axis.set_xscale("log")
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("regret (nats)")
     if np.isfinite(heights).any():
         axes[0].set_yscale("log")
     if points is not None:
         figure.colorbar(points, ax=list(axes), label="tokens seen")
+    finish(figure, look)
     return figure
 
 
@@ -104,6 +110,8 @@ def plot_use(
     steer: Mapping[str, Sequence[float]],
     placebo: Mapping[str, Sequence[float]],
     donor: Mapping[str, Sequence[float]],
+    *,
+    theme: ThemeName = "light",
 ) -> Figure:
     """When a belief can be read and when writing it begins to steer the network, a panel a site.
 
@@ -113,25 +121,26 @@ def plot_use(
         steer: Site to the share of KL to the target's optimum that steering recovers.
         placebo: The same of a random step as long.
         donor: The same of a run that held the target belief.
+        theme: `"light"` or `"dark"`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.4 + 3.2 * len(steer), 3.6), layout="constrained")
+    look = theme_named(theme)
+    figure = new_figure(1.4 + 3.2 * len(steer), 3.6, look)
     axes = figure.subplots(1, len(steer), squeeze=False, sharey=True)[0]
     series = (
-        ("read: R² held out", read, BLUE, "-"),
-        ("used: steering recovers", steer, ORANGE, "-"),
-        ("donor recovers", donor, GREEN, ":"),
-        ("placebo recovers", placebo, GREY, "--"),
+        ("read: R² held out", read, look.colour(0), "-"),
+        ("used: steering recovers", steer, look.colour(1), "-"),
+        ("donor recovers", donor, look.colour(2), ":"),
+        ("placebo recovers", placebo, look.soft, "--"),
     )
     for axis, site in zip(axes, steer, strict=True):
         for name, values, colour, style in series:
             axis.plot(tokens, values[site], color=colour, linestyle=style, marker="o", markersize=3.5, label=name)
-        axis.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        axis.axhline(0, color=look.faint, linewidth=0.8, zorder=0)
         _plain_over_tokens(axis, tokens)
         axis.set(title=site, ylim=(-0.55, 1.05))
     axes[0].set_ylabel("share")
-    axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    legend_beside(axes[-1])
+    finish(figure, look)
     return figure
 
 
@@ -154,7 +163,6 @@ def over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
 def _plain_over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
     over_tokens(axis, tokens)
     axis.set_xlabel("tokens seen")
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _positive(values: Sequence[float]) -> np.ndarray:
@@ -163,10 +171,8 @@ def _positive(values: Sequence[float]) -> np.ndarray:
     return np.where(heights > 0, heights, np.nan)
 
 
-def _colours(sites: Sequence[str]) -> list:
+def _colours(sites: Sequence[str], look: Theme) -> list[str]:
     """From dark to light along the forward pass; all sites concatenated stand out."""
-    from matplotlib import colormaps
-
     single = [site for site in sites if site != "concatenated"]
-    shades = dict(zip(single, colormaps["viridis"](np.linspace(0, 0.9, max(len(single), 1))), strict=False))
-    return [shades.get(site, ORANGE) for site in sites]
+    shades = dict(zip(single, ordered_colours(len(single), look), strict=True))
+    return [shades.get(site, look.colour(1)) for site in sites]

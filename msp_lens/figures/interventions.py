@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from msp_lens.figures.style import ThemeName, finish, legend_beside, marker, new_figure, theme_named
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette, then greys, for readers with any kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "0.35", "0.6", "0.8")
-
 
 def plot_edits(
-    sites: Sequence[str], values: Mapping[str, Mapping[str, float]], *, ylabel: str, title: str = ""
+    sites: Sequence[str],
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    ylabel: str,
+    title: str = "",
+    theme: ThemeName = "light",
 ) -> Figure:
     """A group of bars for each site, a bar for each edit.
 
@@ -24,25 +28,31 @@ def plot_edits(
         values: Edit to site to height.
         ylabel: What the heights are.
         title: Over the figure.
+        theme: `"light"` or `"dark"`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(6.4, 1.7 * len(sites) + 2), 3.6), layout="constrained")
+    look = theme_named(theme)
+    figure = new_figure(max(6.4, 1.7 * len(sites) + 2), 3.6, look)
     axis = figure.subplots()
     place = np.arange(len(sites))
     width = 0.8 / len(values)
     for index, (edit, by_site) in enumerate(values.items()):
         heights = [by_site.get(site, np.nan) for site in sites]
         offset = (index - (len(values) - 1) / 2) * width
-        axis.bar(place + offset, heights, width=0.92 * width, color=COLOURS[index % len(COLOURS)], label=edit)
+        axis.bar(place + offset, heights, width=0.92 * width, color=look.colour(index), label=edit)
     axis.set(xticks=place, xticklabels=sites, ylabel=ylabel, title=title)
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axis.spines[["top", "right"]].set_visible(False)
+    legend_beside(axis)
+    finish(figure, look)
     return figure
 
 
 def plot_heat_map(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str = "", xlabel: str = "position"
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    xlabel: str = "position",
+    theme: ThemeName = "light",
 ) -> Figure:
     """Numbers by row (site, the first at the bottom) and column (position), each written in its cell.
 
@@ -52,10 +62,10 @@ def plot_heat_map(
         columns: Their labels.
         title: Over the figure.
         xlabel: What the columns are.
+        theme: `"light"` or `"dark"`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(0.7 * len(columns) + 2.4, 0.42 * len(rows) + 1.4), layout="constrained")
+    look = theme_named(theme)
+    figure = new_figure(0.7 * len(columns) + 2.4, 0.42 * len(rows) + 1.4, look)
     axis = figure.subplots()
     finite = values[np.isfinite(values)]
     low, high = min(0.0, finite.min(initial=0.0)), max(1.0, finite.max(initial=1.0))
@@ -64,11 +74,18 @@ def plot_heat_map(
         if np.isfinite(value):
             dark = (value - low) / (high - low) < 0.6
             axis.text(
-                column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#ffffff" if dark else "#000000",
             )
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     axis.set(xlabel=xlabel, title=title)
     figure.colorbar(image, ax=axis)
+    finish(figure, look)
     return figure
 
 
@@ -78,6 +95,7 @@ def plot_strengths(
     ylabel: str,
     xlabel: str = "strength λ",
     title: str = "",
+    theme: ThemeName = "light",
 ) -> Figure:
     """A curve for each edit, over the strength it was made with (or over tokens since).
 
@@ -86,14 +104,16 @@ def plot_strengths(
         ylabel: What the heights are.
         xlabel: What the places are.
         title: Over the figure.
+        theme: `"light"` or `"dark"`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    look = theme_named(theme)
+    figure = new_figure(6.4, 3.6, look)
     axis = figure.subplots()
     for index, (name, (places, heights)) in enumerate(curves.items()):
-        axis.plot(places, heights, marker="o", markersize=4, color=COLOURS[index % len(COLOURS)], label=name)
+        axis.plot(
+            places, heights, marker=marker(index), markersize=max(8 - index, 3), color=look.colour(index), label=name
+        )
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axis.spines[["top", "right"]].set_visible(False)
+    legend_beside(axis)
+    finish(figure, look)
     return figure

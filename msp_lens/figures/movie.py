@@ -10,7 +10,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,11 @@ from PIL import Image
 from torch import Tensor
 
 from msp_lens._files import write_atomically
-from msp_lens.figures.curves import BLUE, ORANGE
+from msp_lens.figures.density import density_image
 from msp_lens.figures.emergence import over_tokens
-from msp_lens.figures.simplex import TRIANGLE, _bounds, _draw_triangle, belief_colours, density_image, projection
+from msp_lens.figures.projections import belief_colours, bounds_of, projection
+from msp_lens.figures.simplex import draw_simplex
+from msp_lens.figures.style import THEMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,15 +179,15 @@ def beliefs_movie(
     lengths = {name: len(values) for name, values in series.items()}
     if not represented or not captions or any(length != len(captions) for length in lengths.values()):
         raise ValueError(f"{len(captions)} captions for frames {lengths}: give at least one, and of each as many.")
-    n_states = true.shape[1]
-    names = tuple(states) if states is not None else tuple(str(i) for i in range(n_states))
+    names = tuple(states) if states is not None else tuple(str(i) for i in range(true.shape[1]))
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
     colours, project = belief_colours(true), projection(true, counts)
     points = {name: [project(beliefs) for beliefs in frames] for name, frames in represented.items()}
     true_points = project(true)
-    # The early frames spread beyond the triangle: there is room for all but a percent of every frame.
-    outermost = TRIANGLE if n_states == 3 else true_points
-    bounds = _bounds([outermost, *(each for frames in points.values() for each in frames)], is_simplex=False)
+    # The early frames spread beyond the simplex: there is room for all but a percent of every frame.
+    outermost = true_points if project.corners is None else project.corners
+    everywhere = [outermost, *(each for frames in points.values() for each in frames)]
+    bounds = bounds_of(replace(project, corners=None), everywhere)
 
     def image(of: Tensor) -> np.ndarray:
         return density_image(of, colours, counts, bounds)
@@ -198,8 +200,8 @@ def beliefs_movie(
     ):
         extent = (*bounds[0], *bounds[1])
         shown.append(axis.imshow(image(first), extent=extent, origin="lower", interpolation="antialiased"))
-        if n_states == 3:
-            _draw_triangle(axis, names)
+        if project.corners is not None:
+            draw_simplex(axis, project, names, THEMES["light"])
         axis.set(xlim=bounds[0], ylim=bounds[1], aspect="equal")
         axis.set_title(name, fontsize=11, color="0.25", pad=4)
     frames = []
@@ -237,7 +239,7 @@ class _Stage:
     def _draw_curves(self, axis: Axes, progress: Progress) -> None:
         tokens = np.asarray(progress.tokens, dtype=float)
         for index, (name, values) in enumerate(progress.curves.items()):
-            colour = (BLUE, ORANGE)[index % 2]
+            colour = THEMES["light"].colour(index)
             this = axis if index == 0 else axis.twinx()
             heights = np.where(np.asarray(values, dtype=float) > 0, values, np.nan)
             this.plot(tokens, heights, color=colour, linewidth=1.3, alpha=0.6)

@@ -2,29 +2,35 @@
 
 A belief over three states is a point of an equilateral triangle, its colour the belief itself as (red, green, blue).
 Points are gathered on a fine grid, each cell taking the mean colour of its points, so that ten points or ten million
-stay crisp. Beliefs over more states are projected on the principal axes of the *true* beliefs, the same for all
-panels.
+stay crisp. Four states make a tetrahedron; beliefs over more are projected on the principal axes of the *true*
+beliefs, the same for all panels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+from msp_lens.figures.density import density_image
+from msp_lens.figures.labels import Box, around, first_free, text_box
+from msp_lens.figures.projections import Bounds, Projection, belief_colours, bounds_of, lifted, projection, state_places
+from msp_lens.figures.style import Theme, ThemeName, finish, new_figure, theme_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Corners of the triangle, in the order of the states.
-TRIANGLE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch.float64)
-MARGIN = 0.06
-PIXELS = 900
-FAINTEST = 0.15
+PANEL, SMALL_PANEL = 5.2, 2.5
+COLUMNS = 4
+# Panels of `plot_positions` side by side, where it is not said which.
+POSITIONS = 6
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def plot_beliefs(
@@ -33,7 +39,11 @@ def plot_beliefs(
     *,
     weights: Float[Tensor, "prefix"] | None = None,
     states: Sequence[str] | None = None,
+    path: Sequence[int] = (),
+    path_tokens: Sequence[str] = (),
+    columns: int = COLUMNS,
     title: str | None = None,
+    theme: ThemeName = "light",
 ) -> Figure:
     """True beliefs beside represented ones, a panel each, every point in the colour of its *true* belief.
 
@@ -41,149 +51,210 @@ def plot_beliefs(
 
     Args:
         true: The optimal observer's beliefs.
-        represented: Panel title to the beliefs read in a network, row by row those of `true`.
+        represented: Panel title (a layer's, say) to the beliefs read in a network, row by row those of `true`.
         weights: How much each row counts where rows share a grid cell; all alike by default.
         states: Names of the states, for the corners.
+        path: Rows of one word's prefixes, shortest first: its way is drawn through every panel.
+        path_tokens: The word's tokens, to label the way with; each gets its position as an index.
+        columns: Panels side by side before the next row begins.
         title: Over the whole figure.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if `path_tokens` are not as many as the rows of `path`.
 
     Returns:
         A matplotlib figure that belongs to no window.
     """
-    from matplotlib.figure import Figure
-
-    n_states = true.shape[1]
-    names = tuple(states) if states is not None else tuple(str(i) for i in range(n_states))
+    if path_tokens and len(path_tokens) != len(path):
+        raise ValueError(f"path has {len(path)} rows and path_tokens {len(path_tokens)}: give one token for each row.")
+    look = theme_named(theme)
+    names = _names(states, true.shape[1])
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
-    colours = belief_colours(true)
+    colours = lifted(belief_colours(true), look)
     project = projection(true, counts)
-    true_points = project(true)
-    panels = {f"True beliefs: {len(true):,} prefixes": true_points}
+    panels = {f"True beliefs: {len(true):,} prefixes": project(true)}
     panels |= {name: project(beliefs) for name, beliefs in represented.items()}
-    bounds = _bounds(list(panels.values()), is_simplex=n_states == 3)
+    bounds = bounds_of(project, list(panels.values()))
 
-    figure = Figure(figsize=(5.2 * len(panels), 5.2), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (name, points) in zip(axes, panels.items(), strict=True):
-        image = density_image(points, colours, counts, bounds)
-        axis.imshow(image, extent=(*bounds[0], *bounds[1]), origin="lower", interpolation="antialiased")
-        if n_states == 3:
-            _draw_triangle(axis, names)
-        axis.set(title=name, xlim=bounds[0], ylim=bounds[1], aspect="equal")
+    across = min(columns, len(panels))
+    down = -(-len(panels) // across)
+    height = PANEL * _aspect(bounds)
+    figure = new_figure(PANEL * across, (height + 0.3) * down, look)
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis, (name, points) in zip(axes, panels.items(), strict=False):
+        _draw_panel(axis, points, colours, counts, bounds, project, names, look)
+        axis.set_title(name)
+        if len(path):
+            rows = torch.as_tensor(path)
+            kept_free = state_places(project)
+            _draw_path(axis, points[rows].numpy(), colours[rows].numpy(), path_tokens, kept_free, bounds, look)
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
+    _say_axes(figure, project, look)
     if title:
         figure.suptitle(title)
+    finish(figure, look)
     return figure
 
 
-def belief_colours(beliefs: Float[Tensor, "prefix state"]) -> Float64[Tensor, "prefix rgb"]:
-    """Red, green and blue in [0, 1]: the belief itself for three states, else its place on three principal axes."""
-    beliefs = beliefs.double()
-    if beliefs.shape[1] == 3:
-        return beliefs.clamp(0, 1)
-    axes = _principal_axes(beliefs, torch.ones(len(beliefs), dtype=torch.float64), 3)
-    scores = (beliefs - beliefs.mean(dim=0)) @ axes
-    low, high = scores.amin(dim=0), scores.amax(dim=0)
-    spread = (high - low).clamp(min=1e-12)
-    scaled = torch.where(high - low > 1e-9, (scores - low) / spread, 0.5)
-    # Kept off white, which is the background.
-    return 0.9 * torch.nn.functional.pad(scaled, (0, 3 - scaled.shape[1]), value=0.5)
+def plot_positions(
+    true: Float[Tensor, "prefix state"],
+    represented: Mapping[str, Float[Tensor, "prefix state"]],
+    positions: Int[Tensor, "prefix"],
+    *,
+    shown: Sequence[int] | None = None,
+    weights: Float[Tensor, "prefix"] | None = None,
+    states: Sequence[str] | None = None,
+    title: str | None = None,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Beliefs by position: a column each, the true ones in the first row and represented ones below.
+
+    Args:
+        true: The optimal observer's beliefs.
+        represented: Row title to the beliefs read in a network, row by row those of `true`.
+        positions: The position of each prefix's last token.
+        shown: Which positions; by default up to six, from the first to the last.
+        weights: How much each prefix counts; all alike by default.
+        states: Names of the states, for the corners.
+        title: Over the whole figure.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if a position has no prefix.
+    """
+    there = positions.unique().tolist()
+    chosen = list(shown) if shown is not None else _evenly(there, POSITIONS)
+    if missing := [position for position in chosen if position not in there]:
+        raise ValueError(f"shown has position {missing[0]}; prefixes end at positions {there[0]} to {there[-1]}.")
+    look = theme_named(theme)
+    names = _names(states, true.shape[1])
+    counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
+    colours = lifted(belief_colours(true), look)
+    project = projection(true, counts)
+    rows = {"true": project(true)} | {name: project(beliefs) for name, beliefs in represented.items()}
+    bounds = bounds_of(project, list(rows.values()))
+
+    height = SMALL_PANEL * _aspect(bounds)
+    figure = new_figure(SMALL_PANEL * len(chosen) + 0.4, (height + 0.2) * len(rows) + 0.4, look)
+    axes = figure.subplots(len(rows), len(chosen), squeeze=False)
+    for line, (name, points) in zip(axes, rows.items(), strict=True):
+        for axis, position in zip(line, chosen, strict=True):
+            here = positions == position
+            _draw_panel(axis, points[here], colours[here], counts[here], bounds, project, names, look, pixels=500)
+        line[0].text(-0.04, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center")
+    for axis, position in zip(axes[0], chosen, strict=True):
+        axis.set_title(f"position {position}: {int((positions == position).sum()):,}", fontsize=10)
+    _say_axes(figure, project, look)
+    if title:
+        figure.suptitle(title)
+    finish(figure, look)
+    return figure
 
 
-def projection(true: Float[Tensor, "prefix state"], weights: Float64[Tensor, "prefix"]) -> Any:
-    """The map from beliefs to the plane: the triangle for three states, else the true beliefs' principal axes."""
-    if true.shape[1] == 3:
-        return lambda beliefs: beliefs.double() @ TRIANGLE
-    true = true.double()
-    centre = weights @ true / weights.sum()
-    axes = _principal_axes(true, weights, 2)
-    return lambda beliefs: torch.nn.functional.pad((beliefs.double() - centre) @ axes, (0, 2 - axes.shape[1]))
+def _names(states: Sequence[str] | None, n_states: int) -> tuple[str, ...]:
+    return tuple(states) if states is not None else tuple(str(i) for i in range(n_states))
 
 
-def _principal_axes(
-    beliefs: Float64[Tensor, "prefix state"], weights: Float64[Tensor, "prefix"], count: int
-) -> Float64[Tensor, "state axis"]:
-    centred = beliefs - weights @ beliefs / weights.sum()
-    _, vectors = torch.linalg.eigh(centred.T @ (centred * weights.unsqueeze(1)))
-    axes = vectors.flip(1)[:, :count]
-    # An eigenvector's sign is arbitrary: fix it, so that a picture does not flip from run to run.
-    leading = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
-    return axes * leading.sign()
+def _evenly(values: Sequence[int], count: int) -> list[int]:
+    """As many of the values, from the first to the last, about evenly spaced."""
+    places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
+    return [values[place] for place in places]
 
 
-def density_image(
+def _aspect(bounds: Bounds) -> float:
+    (left, right), (bottom, top) = bounds
+    return (top - bottom) / (right - left)
+
+
+def _draw_panel(
+    axis: Axes,
     points: Float64[Tensor, "prefix xy"],
     colours: Float64[Tensor, "prefix rgb"],
-    weights: Float64[Tensor, "prefix"],
-    bounds: tuple[tuple[float, float], tuple[float, float]],
+    counts: Float64[Tensor, "prefix"],
+    bounds: Bounds,
+    project: Projection,
+    names: Sequence[str],
+    look: Theme,
     *,
-    pixels: int = PIXELS,
-) -> np.ndarray:
-    """An RGBA image, `[row, column, 4]`: each cell the mean colour of its points, the more opaque the more they weigh.
-
-    Opacity follows the logarithm of the cell's weight, from faint at its 2nd percentile to full at its 80th: rare
-    words show where they are without hiding the common ones. Few points are drawn as discs, many as single cells,
-    so that neither vanish nor smear. Points outside the bounds are left out.
-    """
-    (left, right), (bottom, top) = bounds
-    height = max(1, round(pixels * (top - bottom) / (right - left)))
-    radius = _radius(len(points), pixels)
-    column = ((points[:, 0] - left) / (right - left) * pixels).floor().long()
-    row = ((points[:, 1] - bottom) / (top - bottom) * height).floor().long()
-    channels = torch.cat([colours * weights[:, None], weights[:, None]], dim=1)
-    total = torch.zeros(height * pixels, 4, dtype=torch.float64)
-    for shift_row in range(-radius, radius + 1):
-        for shift_column in range(-radius, radius + 1):
-            if shift_row**2 + shift_column**2 > radius**2 + 0.5:
-                continue
-            r, c = row + shift_row, column + shift_column
-            inside = (r >= 0) & (r < height) & (c >= 0) & (c < pixels)
-            total.index_add_(0, (r * pixels + c)[inside], channels[inside])
-    filled = total[:, 3] > 0
-    image = torch.zeros(height * pixels, 4, dtype=torch.float64)
-    image[filled, :3] = total[filled, :3] / total[filled, 3:4]
-    image[filled, 3] = _opacity(total[filled, 3])
-    return image.reshape(height, pixels, 4).numpy()
+    pixels: int = 900,
+) -> None:
+    image = density_image(points, colours, counts, bounds, pixels=pixels)
+    axis.imshow(image, extent=(*bounds[0], *bounds[1]), origin="lower", interpolation="antialiased")
+    if project.corners is not None:
+        draw_simplex(axis, project, names, look)
+    axis.set(xlim=bounds[0], ylim=bounds[1], aspect="equal")
+    axis.set_axis_off()
 
 
-def _opacity(cell_weights: Float64[Tensor, "cell"]) -> Float64[Tensor, "cell"]:
-    if len(cell_weights) == 0:
-        return cell_weights
-    logs = cell_weights.log()
-    faint, full = torch.from_numpy(np.quantile(logs.numpy(), [0.02, 0.8]))
-    if full - faint < 1e-9:
-        return torch.ones_like(logs)
-    return (FAINTEST + (1 - FAINTEST) * (logs - faint) / (full - faint)).clamp(FAINTEST, 1)
+def draw_simplex(axis: Axes, project: Projection, names: Sequence[str], look: Theme) -> None:
+    """The edges and the states' names."""
+    assert project.corners is not None
+    for pair in project.edges:
+        ends = project.corners[list(pair)]
+        style = ":" if pair in project.hidden else "-"
+        axis.plot(ends[:, 0], ends[:, 1], color=look.faint, linewidth=0.8, linestyle=style, zorder=0)
+    for (x, y), name in zip(state_places(project), names, strict=True):
+        axis.text(x, y, name, ha="center", va="center", color=look.soft, fontsize=10, parse_math=False)
 
 
-def _radius(n_points: int, pixels: int) -> int:
-    """Radius in cells of a point's disc: about six for a hundred points, none from some hundred thousand on."""
-    return int(np.clip(round(pixels / 45 / max(n_points, 1) ** 0.25), 1, 8)) if n_points < 200_000 else 0
+def _draw_path(
+    axis: Axes,
+    points: np.ndarray,
+    colours: np.ndarray,
+    tokens: Sequence[str],
+    kept_free: Sequence[tuple[float, float]],
+    bounds: Bounds,
+    look: Theme,
+) -> None:
+    """The points joined by arrows, each labelled by its token with the position as an index."""
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=2.5, foreground=look.paper)]
+    unit = (bounds[0][1] - bounds[0][0]) / PANEL
+    for start, end in itertools.pairwise(points):
+        if np.linalg.norm(end - start) > 0.01 * unit:
+            axis.annotate(
+                "",
+                xy=tuple(end),
+                xytext=tuple(start),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": look.ink,
+                    "linewidth": 1.1,
+                    "shrinkA": 0,
+                    "shrinkB": 3.5,
+                    "path_effects": halo,
+                },
+            )
+    axis.scatter(points[:, 0], points[:, 1], c=colours, s=34, edgecolors=look.ink, linewidths=1.1, zorder=4)
+    taken = [Box(x, y, 0.1 * unit, 0.1 * unit) for x, y in points]
+    taken += [Box(x, y, 0.2 * unit, 0.2 * unit) for x, y in kept_free]
+    centre = (float(points[:, 0].mean()), float(points[:, 1].mean()))
+    for index, ((x, y), token) in enumerate(zip(points, tokens, strict=False)):
+        text = f"{token}{str(index).translate(SUBSCRIPTS)}"
+        places = around((x, y), text_box(text, 10, unit=unit), gap=0.07 * unit, away_from=centre)
+        box = places[first_free(places, taken)]
+        taken.append(box)
+        axis.text(
+            box.x,
+            box.y,
+            text,
+            ha="center",
+            va="center",
+            fontsize=10,
+            color=look.ink,
+            path_effects=halo,
+            zorder=5,
+            parse_math=False,
+        )
 
 
-def _bounds(
-    panels: Sequence[Float64[Tensor, "prefix xy"]], *, is_simplex: bool
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The area that all panels show: the triangle, or all true points and nearly all represented ones."""
-    true, *represented = panels
-    corners = TRIANGLE if is_simplex else torch.cat([true, *(_without_outliers(points) for points in represented)])
-    low, high = corners.amin(dim=0), corners.amax(dim=0)
-    # A line or a single point still needs an area to be drawn in.
-    extent = float((high - low).amax().clamp(min=1e-3))
-    centre = (low + high) / 2
-    half = torch.maximum((high - low) / 2, torch.tensor(0.15 * extent, dtype=torch.float64)) + MARGIN * extent
-    (left, bottom), (right, top) = (centre - half).tolist(), (centre + half).tolist()
-    return (left, right), (bottom, top)
-
-
-def _without_outliers(points: Float64[Tensor, "prefix xy"]) -> Float64[Tensor, "corner xy"]:
-    """Opposite corners of the box that holds all but the outermost percent of the points, per axis."""
-    return torch.from_numpy(np.quantile(points.numpy(), [0.005, 0.995], axis=0))
-
-
-def _draw_triangle(axis: Axes, names: Sequence[str]) -> None:
-    outline = torch.cat([TRIANGLE, TRIANGLE[:1]])
-    axis.plot(outline[:, 0], outline[:, 1], color="0.75", linewidth=0.8, zorder=0)
-    centre = TRIANGLE.mean(dim=0)
-    for corner, name in zip(TRIANGLE, names, strict=True):
-        x, y = (centre + (corner - centre) * 1.06).tolist()
-        axis.text(x, y, name, ha="center", va="center", color="0.35", fontsize=10)
+def _say_axes(figure: Figure, project: Projection, look: Theme) -> None:
+    """What the axes are, where the simplex itself is not drawn."""
+    if project.corners is None and project.axes.shape[0] > 2:
+        first, second = (f"{100 * share:.0f} %" for share in project.variance)
+        figure.supxlabel(
+            f"principal axes of the true beliefs, {first} and {second} of their variance", fontsize=9, color=look.soft
+        )

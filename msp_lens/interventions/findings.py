@@ -13,6 +13,8 @@ from msp_lens._tables import to_html, to_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from msp_lens.figures.style import ThemeName
+
 
 @dataclass(frozen=True, eq=False)
 class Findings:
@@ -65,10 +67,11 @@ class Findings:
         """What the numbers are of, what they say and what they do not prove."""
         return list(self.notes)
 
-    def plot(self, **where: Any) -> Figure:
+    def plot(self, *, theme: ThemeName = "light", **where: Any) -> Figure:
         """The numbers side by side: bars over sites, or curves over tokens since an edit.
 
         Args:
+            theme: `"light"` or `"dark"`.
             where: Columns that must have these values, where the table has more than a picture can show.
 
         Raises:
@@ -95,8 +98,8 @@ class Findings:
         title = ", ".join(str(value) for value in where.values())
         if pd.api.types.is_numeric_dtype(table[place]):
             curves = {name: (list(heights), list(heights.values())) for name, heights in series.items()}
-            return plot_strengths(curves, ylabel=self.title, xlabel=f"tokens {place}", title=title)
-        return plot_edits(list(table[place].unique()), series, ylabel=self.title, title=title)
+            return plot_strengths(curves, ylabel=self.title, xlabel=f"tokens {place}", title=title, theme=theme)
+        return plot_edits(list(table[place].unique()), series, ylabel=self.title, title=title, theme=theme)
 
     def _where(self, where: Mapping[str, Any]) -> pd.DataFrame:
         found = self.table

@@ -13,6 +13,8 @@ from msp_lens._tables import to_html, to_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from msp_lens.figures.style import ThemeName
+
 TITLE = "KL(target's optimum ‖ model), nats"
 MOST_COLUMNS = 8
 
@@ -204,7 +206,7 @@ class InterventionReport:
         numbers = ", ".join(f"{r.edit} {_figure(r.kl_to_target)} ({_percent(r.recovery)})" for r in beside)
         return f"At {best.site}, position {best.position}, KL to the target and share recovered: {numbers}."
 
-    def plot(self, *, position: int | None = None, target: str | None = None) -> Figure:
+    def plot(self, *, position: int | None = None, target: str | None = None, theme: ThemeName = "light") -> Figure:
         """KL to the target's optimum at each site, a bar for each edit, at one position (by default the first)."""
         from msp_lens.figures.interventions import plot_edits
 
@@ -214,19 +216,31 @@ class InterventionReport:
             edit: self.map(edit, value="kl_to_target", target=named)[chosen].to_dict() for edit in self._values("edit")
         }
         return plot_edits(
-            self._values("site"), values, ylabel="KL to target's optimum (nats)", title=f"position {chosen}, {named}"
+            self._values("site"),
+            values,
+            ylabel="KL to target's optimum (nats)",
+            title=f"position {chosen}, {named}",
+            theme=theme,
         )
 
-    def plot_map(self, edit: str = "steer", *, value: str = "recovery", target: str | None = None) -> Figure:
+    def plot_map(
+        self, edit: str = "steer", *, value: str = "recovery", target: str | None = None, theme: ThemeName = "light"
+    ) -> Figure:
         """One number for each site and position as a heat map; arguments as for `map`."""
         from msp_lens.figures.interventions import plot_heat_map
 
         table = self.map(edit, value=value, target=target)
         return plot_heat_map(
-            table.to_numpy(), [str(s) for s in table.index], [str(p) for p in table.columns], title=f"{edit}: {value}"
+            table.to_numpy(),
+            [str(s) for s in table.index],
+            [str(p) for p in table.columns],
+            title=f"{edit}: {value}",
+            theme=theme,
         )
 
-    def plot_strengths(self, *, site: str, position: int | None = None, target: str | None = None) -> Figure:
+    def plot_strengths(
+        self, *, site: str, position: int | None = None, target: str | None = None, theme: ThemeName = "light"
+    ) -> Figure:
         """KL to the target's optimum against the strength λ, a curve for each edit."""
         from msp_lens.figures.interventions import plot_strengths
 
@@ -239,6 +253,7 @@ class InterventionReport:
             {name: (list(curve.index), curve.tolist()) for name, curve in curves.items()},
             ylabel="KL to target's optimum (nats)",
             title=f"edits at {site}",
+            theme=theme,
         )
 
     def _values(self, key: str) -> list:

@@ -3,6 +3,7 @@
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
 from msp_lens.probing.checkpoint import PassCheckpoint
 from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
+from msp_lens.probing.distances import Distances, distances
 from msp_lens.probing.estimator import BeliefRegressor
 from msp_lens.probing.fit import probe
 from msp_lens.probing.fit_rows import probe_rows
@@ -23,6 +24,7 @@ __all__ = [
     "BeliefRegressor",
     "ControlScore",
     "Controls",
+    "Distances",
     "Geometry",
     "HeldOutScore",
     "LinearMap",
@@ -44,6 +46,7 @@ __all__ = [
     "batch_rows",
     "cache_rows",
     "decompose",
+    "distances",
     "geometry",
     "held_out_score",
     "least_squares",

@@ -16,14 +16,18 @@ from msp_lens._tables import to_html, to_text
 from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
-from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
+from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.controls import Controls, ControlScore, interval_text
 from msp_lens.probing.scores import NOTHING_LEFT, HeldOutScore, Score, skill
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from plotly.graph_objects import Figure as PlotlyFigure
 
+    from msp_lens.figures.style import ThemeName
+    from msp_lens.figures.tokens import Html
+    from msp_lens.probing.distances import Distances
     from msp_lens.probing.geometry import Geometry
 
 # In tables a skill below this says no more than "worse than the control".
@@ -247,34 +251,8 @@ class ProbeReport(Mapping[str, BeliefProbe]):
 
         return summarise(self)
 
-    def plot(self, *sites: str) -> Figure:
-        """The belief states as they are and as these sites represent them, side by side, coloured by belief.
-
-        Runs the model once more over the words it was probed on.
-
-        Args:
-            sites: Sites, labels or `"concatenated"`, a panel each; by default the single site with the best held-out
-                R².
-
-        Raises:
-            KeyError: if a site is not in the report.
-            ValueError: if the model's weights have changed since it was probed, or the report was loaded without it.
-        """
-        from msp_lens.figures.simplex import plot_beliefs
-
-        probes = [self[site] for site in sites] if sites else [self.best_site]
-        model, dataset = self.run_on()
-        titles = [f"{probe.label}: held-out R² {probe.scores.held_out.r2:.4f}" for probe in probes]
-        read = read_beliefs(model, dataset, probes, token_map=self.token_map)
-        return plot_beliefs(
-            dataset.prefix_beliefs,
-            dict(zip(titles, read, strict=True)),
-            weights=dataset.prefix_weights(self.provenance["weights"]),
-            states=dataset.process.states,
-        )
-
     def run_on(self) -> tuple[HookedModel, BeliefDataset]:
-        """The model and the words it was probed on, to run it once more.
+        """The model that was probed and the words it was probed on, to run it once more.
 
         Raises:
             ValueError: if the report has none of them, or the model's weights have changed since it was probed.
@@ -288,15 +266,103 @@ class ProbeReport(Mapping[str, BeliefProbe]):
             raise ValueError("The model has changed since it was probed: probe it again, and go on from that report.")
         return self.model, self.dataset
 
-    def plot_scores(self) -> Figure:
-        """R² at each site, held out and in-sample, beside shuffled beliefs and the best control."""
-        from msp_lens.figures.curves import plot_sites
+    def plot(self, *sites: str, word: Sequence[int | str] = (), theme: ThemeName = "light") -> Figure:
+        """The belief states as they are and as these sites represent them, side by side, coloured by belief.
 
-        table = self.to_dataframe()
-        columns = ("R² held out", "R² in-sample", "R² shuffled", "R² best control")
-        held_out, in_sample, shuffled, control = (table[column].tolist() for column in columns)
-        intervals = list(zip(table["low"], table["high"], strict=True))
-        return plot_sites(list(table.index), held_out, in_sample, shuffled, control=control, intervals=intervals)
+        This and the views of words run the model once more.
+
+        Args:
+            sites: Sites, labels or `"concatenated"`, a panel each; by default the single site with the best held-out
+                R².
+            word: A word (token numbers or names) whose way is drawn through every panel.
+            theme: `"light"` or `"dark"`.
+
+        Raises:
+            KeyError: if a site is not in the report.
+            ValueError: if the model's weights have changed since it was probed, or the report was loaded without it; if
+                the word is not among those it was probed on.
+        """
+        from msp_lens.probing import pictures
+
+        return pictures.beliefs_figure(self, sites, word=word, theme=theme)
+
+    def plot_positions(self, *sites: str, positions: Sequence[int] | None = None, theme: ThemeName = "light") -> Figure:
+        """The same by position: a column each, true beliefs in the first row, a row for each site below."""
+        from msp_lens.probing import pictures
+
+        return pictures.positions_figure(self, sites, shown=positions, theme=theme)
+
+    def explore(self, *sites: str, theme: ThemeName = "light") -> PlotlyFigure:
+        """The same as `plot`, interactive: prefixes show their word and belief on hover; four states can be turned."""
+        from msp_lens.probing import pictures
+
+        return pictures.interactive_figure(self, sites, theme=theme)
+
+    def show_word(self, word: Sequence[int | str], *sites: str, theme: ThemeName = "light") -> Html:
+        """A word, its tokens coloured by the true belief after each and by those read at these sites.
+
+        Args:
+            word: Token numbers or names: any word that the process can emit and the model's context holds.
+            sites: As for `plot`.
+            theme: `"light"` or `"dark"`.
+        """
+        from msp_lens.probing import pictures
+
+        return pictures.word_html(self, word, sites, theme=theme)
+
+    def show_readouts(self, word: Sequence[int | str]) -> Html:
+        """What every probe reads after each token of a word, state by state, in circuitsvis's view."""
+        from msp_lens.probing import pictures
+
+        return pictures.readouts_html(self, word)
+
+    def plot_scores(self, *, theme: ThemeName = "light") -> Figure:
+        """R² at each site, held out and in-sample, beside shuffled beliefs and the best control."""
+        from msp_lens.probing import pictures
+
+        return pictures.sites_figure(self, theme=theme)
+
+    def plot_by_rank(self, *, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
+        """R² of reduced-rank regression over its rank, a curve for each site; see `by_rank`."""
+        from msp_lens.probing import pictures
+
+        ylabel = f"R² of beliefs, {'in-sample' if in_sample else 'held out'}"
+        table = self.by_rank(in_sample=in_sample)
+        return pictures.curves_figure(table, title="Reduced-rank probes", ylabel=ylabel, theme=theme)
+
+    def plot_by_position(self, *, own: bool = False, theme: ThemeName = "light") -> Figure:
+        """R² held out at each position, a curve for each site; see `by_position`."""
+        from msp_lens.probing import pictures
+
+        title = "Probes fitted at each position" if own else "One probe of all positions, by position"
+        ylabel = "R² of beliefs, held out"
+        return pictures.curves_figure(self.by_position(own=own), title=title, ylabel=ylabel, theme=theme)
+
+    def plot_crossover(self, *, theme: ThemeName = "light") -> Figure:
+        """R² held out of windows of the last k tokens over k, beside each site's: where a window overtakes it.
+
+        Raises:
+            ValueError: if the report was made without controls.
+        """
+        from msp_lens.probing import pictures
+
+        return pictures.crossover_figure(self, theme=theme)
+
+    def plot_regret(self, *, theme: ThemeName = "light") -> Figure:
+        """The model's loss at each position on top of the least possible, and what lies between, in nats.
+
+        Raises:
+            ValueError: if the model gave no logits.
+        """
+        from msp_lens.probing import pictures
+
+        return pictures.regret_figure(self, theme=theme)
+
+    def distances(self, site: str | None = None, *, seed: int = 0) -> Distances:
+        """Distances between beliefs read, true beliefs, and next-token probabilities; see `distances.distances`."""
+        from msp_lens.probing.distances import distances
+
+        return distances(self, site, seed=seed)
 
     def geometry(self) -> Geometry:
         """How the belief lies at each site: variance share, dimensions, angles, the simplex, the unembedding.

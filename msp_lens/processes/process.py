@@ -40,6 +40,9 @@ from msp_lens.processes.validation import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from msp_lens.figures.style import ThemeName
     from msp_lens.processes.structure import Degeneracy
 
 # A generalised process computes a probability of 0 as a difference: rounding leaves ±1e-17 of it.
@@ -261,6 +264,35 @@ class Process:
                 f"Token {int(words[word, position])} at word {word}, position {position} is outside the vocabulary "
                 f"of {self.name}: its {self.n_tokens} tokens are 0 to {self.n_tokens - 1}."
             )
+
+    def plot(self, *, theme: ThemeName = "light") -> Figure:
+        """The hidden Markov chain as a graph: an arrow `token:probability` for whatever can happen in each state.
+
+        States that the chain comes back to for ever are drawn bold.
+
+        Args:
+            theme: `"light"` or `"dark"`.
+
+        Raises:
+            ValueError: for a generalised process, whose matrices are no probabilities; if there are over 100 states.
+        """
+        from msp_lens.figures.graphs import plot_generator
+
+        if self.is_generalised:
+            raise ValueError(
+                f"{self.name} is a generalised process: its matrices are no probabilities of moving between states. "
+                "Draw its mixed states: presentation(process, max_states=30).plot()."
+            )
+        closed = [members for members, is_closed in communicating_classes(self.state_transitions) if is_closed]
+        recurrent = {state for members in closed for state in members}
+        return plot_generator(
+            self.transitions.numpy(),
+            states=self.states,
+            tokens=self.tokens,
+            is_recurrent=[state in recurrent for state in range(self.n_states)],
+            title=f"{self.name}({self._arguments()})",
+            theme=theme,
+        )
 
     def to_dict(self) -> dict:
         """Everything that defines the process, as JSON-ready values; floats round-trip exactly."""

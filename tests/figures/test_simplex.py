@@ -3,7 +3,9 @@ import pytest
 import torch
 
 import msp_lens as msp
-from msp_lens.figures.simplex import TRIANGLE, belief_colours, density_image, projection
+from msp_lens.figures.density import density_image
+from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, belief_colours, projection
+from msp_lens.figures.simplex import plot_positions
 
 BOUNDS = ((0.0, 1.0), (0.0, 1.0))
 
@@ -84,3 +86,94 @@ def test_represented_points_beyond_the_true_ones_are_shown():
     alone = msp.plot_beliefs(beliefs, {}).axes[0].get_xlim()
     assert right - left > 1.5 * (alone[1] - alone[0])
     assert all(axis.get_xlim() == (left, right) for axis in figure.axes)
+
+
+def test_a_words_way_is_drawn_through_every_panel(mess3):
+    dataset = msp.all_words(mess3, 4)
+    true = dataset.prefix_beliefs
+    rows = dataset.prefix_ids[50].tolist()
+    figure = msp.plot_beliefs(true, {"shifted": true.roll(1, dims=1)}, path=rows, path_tokens=list("BCBC"))
+    for axis, beliefs in zip(figure.axes, (true, true.roll(1, dims=1)), strict=True):
+        (dots,) = axis.collections
+        np.testing.assert_allclose(dots.get_offsets(), beliefs[rows] @ TRIANGLE)
+        np.testing.assert_allclose(dots.get_facecolors()[:, :3], belief_colours(true)[rows])
+        written = [text.get_text() for text in axis.texts if text.get_text()]
+        assert written == ["0", "1", "2", "B₀", "C₁", "B₂", "C₃"]
+        arrows = [text for text in axis.texts if not text.get_text()]
+        np.testing.assert_allclose([arrow.xy for arrow in arrows], (beliefs[rows] @ TRIANGLE)[1:])
+    with pytest.raises(ValueError, match="path has 4 rows and path_tokens 2"):
+        msp.plot_beliefs(true, {}, path=rows, path_tokens=["A", "B"])
+
+
+def test_labels_of_a_way_do_not_overlap():
+    """A word that stays in one corner, where its points lie close together."""
+    process = msp.mess3()
+    beliefs = msp.filter_beliefs(process, torch.tensor([[2, 2, 2, 2, 2, 2, 1, 2, 2, 2]]))[0]
+    figure = msp.plot_beliefs(beliefs, {}, path=range(10), path_tokens=list("CCCCCCBCCC"))
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    for index, first in enumerate(boxes):
+        for second in boxes[index + 1 :]:
+            across = min(first.x1, second.x1) - max(first.x0, second.x0)
+            along = min(first.y1, second.y1) - max(first.y0, second.y0)
+            assert max(across, 0) * max(along, 0) < 0.25 * min(first.width * first.height, second.width * second.height)
+
+
+def test_many_panels_take_several_rows(mess3):
+    beliefs = msp.all_words(mess3, 3).prefix_beliefs
+    figure = msp.plot_beliefs(beliefs, {f"layer {k}": beliefs for k in range(5)}, columns=3)
+    assert [axis.get_title() for axis in figure.axes][1:] == [f"layer {k}" for k in range(5)]
+    rows = {axis.get_subplotspec().rowspan.start for axis in figure.axes}
+    assert rows == {0, 1}
+
+
+def test_positions_show_the_prefixes_that_end_there(mess3):
+    dataset = msp.all_words(mess3, 4)
+    _, positions = dataset.is_first.nonzero(as_tuple=True)
+    positions = positions[dataset.prefix_ids[dataset.is_first].argsort()]
+    true = dataset.prefix_beliefs
+    figure = plot_positions(true, {"3_post": true.roll(1, dims=1)}, positions, shown=[0, 2])
+    assert [axis.get_title() for axis in figure.axes] == ["position 0: 3", "position 2: 27", "", ""]
+    first, _, below, _ = (axis.get_images()[0].get_array() for axis in figure.axes)
+    bounds = (figure.axes[0].get_xlim(), figure.axes[0].get_ylim())
+    here, ones = true[positions == 0], torch.ones(3).double()
+    colours = belief_colours(here)
+    np.testing.assert_array_equal(first, density_image(here @ TRIANGLE, colours, ones, bounds, pixels=500))
+    moved = here.roll(1, dims=1) @ TRIANGLE
+    np.testing.assert_array_equal(below, density_image(moved, colours, ones, bounds, pixels=500))
+    with pytest.raises(ValueError, match="shown has position 7; prefixes end at positions 0 to 3"):
+        plot_positions(true, {}, positions, shown=[0, 7])
+
+
+def test_four_states_are_seen_in_a_tetrahedron():
+    corners = torch.eye(4).double()
+    project = projection(corners, torch.ones(4).double())
+    torch.testing.assert_close(project(corners), project.corners)
+    sides = torch.pdist(TETRAHEDRON)
+    torch.testing.assert_close(sides, torch.ones(6).double())
+    # A shadow: no side grows, and all corners are apart.
+    shadows = torch.pdist(project.corners)
+    assert (shadows <= 1 + 1e-12).all()
+    assert shadows.min() > 0.2
+    # The corner farthest from the eye has the hidden edges.
+    from_above = projection(corners, torch.ones(4).double(), view=(0.0, 89.9))
+    assert from_above.hidden == frozenset()
+    from_below = projection(corners, torch.ones(4).double(), view=(0.0, -89.9))
+    assert from_below.hidden == {(0, 3), (1, 3), (2, 3)}
+    figure = msp.plot_beliefs(corners, {}, states=list("WXYZ"))
+    styles = [line.get_linestyle() for line in figure.axes[0].lines]
+    assert len(styles) == 6
+    assert styles.count(":") == len(project.hidden) > 0
+    assert [text.get_text() for text in figure.axes[0].texts] == list("WXYZ")
+
+
+def test_more_states_say_what_their_axes_are():
+    figure = msp.plot_beliefs(msp.all_words(msp.rrxor(), 6).prefix_beliefs, {})
+    assert "principal axes of the true beliefs" in figure.get_supxlabel()
+    assert "of their variance" in figure.get_supxlabel()
+
+
+def test_few_distinct_beliefs_are_drawn_large():
+    points = torch.tensor([[0.25, 0.5], [0.75, 0.5]]).double().repeat(2000, 1)
+    image = density_image(points, torch.full((4000, 3), 0.5).double(), torch.ones(4000).double(), BOUNDS)
+    assert (image[..., 3] > 0).sum() > 2 * 150

@@ -1,0 +1,89 @@
+"""Labels that hide neither one another nor what they label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# A character's width, and a line's height, in units of the font's size.
+CHARACTER, LINE = 0.62, 1.25
+POINTS_PER_INCH = 72
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle about its centre.
+
+    Attributes:
+        x: Centre.
+        y: Centre.
+        width: Whole width.
+        height: Whole height.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def overlap(self, other: Box) -> float:
+        """The area that both cover."""
+        across = (self.width + other.width) / 2 - abs(self.x - other.x)
+        along = (self.height + other.height) / 2 - abs(self.y - other.y)
+        inside = (min(self.width, other.width), min(self.height, other.height))
+        return max(0.0, min(across, inside[0])) * max(0.0, min(along, inside[1]))
+
+    def moved_to(self, x: float, y: float) -> Box:
+        """The same rectangle elsewhere."""
+        return Box(x, y, self.width, self.height)
+
+
+def text_box(text: str, fontsize: float, *, unit: float = 1.0) -> Box:
+    """About how much room a text takes, about the origin, in inches times `unit`."""
+    lines = text.split("\n")
+    inches = fontsize / POINTS_PER_INCH
+    return Box(0, 0, unit * CHARACTER * inches * max(map(len, lines)), unit * LINE * inches * len(lines))
+
+
+def first_free(candidates: Sequence[Box], taken: Sequence[Box]) -> int:
+    """Which candidate covers least of what is taken, the first of those that tie."""
+    covered = [sum(candidate.overlap(other) for other in taken) for candidate in candidates]
+    return covered.index(min(covered))
+
+
+def around(point: tuple[float, float], label: Box, *, gap: float, away_from: tuple[float, float]) -> list[Box]:
+    """Places for a label about a point: nearer ones first, and first those that lie away from another point."""
+    x, y = point
+    outward = math.atan2(y - away_from[1], x - away_from[0])
+    turns = sorted((k * math.pi / 8 for k in range(-8, 8)), key=abs)
+    places = []
+    for reach in (1.0, 1.8, 2.8):
+        for turn in turns:
+            across, along = math.cos(outward + turn), math.sin(outward + turn)
+            places.append(
+                label.moved_to(
+                    x + across * (reach * gap + label.width / 2), y + along * (reach * gap + label.height / 2)
+                )
+            )
+    return places
+
+
+def spread_out(heights: np.ndarray, *, gap: float) -> np.ndarray:
+    """The heights moved as little as it takes to lie `gap` apart, in the same order.
+
+    Least squares under the order constraint: isotonic regression of the heights less their rank times the gap.
+
+    Example:
+        >>> spread_out(np.array([0.0, 0.5, 0.5]), gap=0.1).round(3).tolist()
+        [0.0, 0.45, 0.55]
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(heights))
+    placed = np.empty(len(heights))
+    placed[order] = isotonic_regression(np.asarray(heights, dtype=float)[order] - steps) + steps
+    return placed

@@ -1,0 +1,135 @@
+"""Where the nodes of a graph go: beside those they lead to, or in columns from left to right."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from msp_lens.figures.labels import spread_out
+
+if TYPE_CHECKING:
+    import networkx
+
+SWEEPS = 8
+# Small graphs are laid out from several starts.
+FEW, STARTS = 12, 16
+# No two nodes are nearer than this, in inches.
+NEAREST = 0.8
+
+
+def spring_layout(n_nodes: int, edges: Sequence[tuple[int, int]], *, gap: float) -> np.ndarray:
+    """Places `[node, xy]` at distances like those in the graph, neighbours about `gap` apart; centred.
+
+    By Kamada & Kawai's energy, of several starts the one that leaves the fewest crossings. Parts that no edge joins
+    stand side by side.
+    """
+    import networkx
+
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(n_nodes))
+    graph.add_edges_from((a, b) for a, b in edges if a != b)
+    places = np.zeros((n_nodes, 2))
+    left = 0.0
+    for part in networkx.connected_components(graph):
+        members = sorted(part)
+        found = _part_layout(graph.subgraph(members), gap)
+        places[members] = found + np.array([left - found[:, 0].min(), 0.0])
+        left += float(np.ptp(found[:, 0])) + gap
+    return places - (places.max(axis=0) + places.min(axis=0)) / 2
+
+
+def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
+    """Places of a connected graph's nodes, in order of their numbers: the first on top, or in the middle."""
+    import networkx
+
+    members = sorted(graph)
+    n_nodes = len(members)
+    if n_nodes <= 2:
+        return gap * np.array([[float(k), 0.0] for k in range(n_nodes)])
+    generator = np.random.default_rng(0)
+    candidates = []
+    for attempt in range(STARTS if n_nodes <= FEW else 1):
+        order = list(members) if attempt == 0 else generator.permutation(members).tolist()
+        found = networkx.kamada_kawai_layout(graph, pos=_ring(order))
+        candidates.append(np.array([found[node] for node in members]))
+    number = {node: k for k, node in enumerate(members)}
+    lines = [(number[a], number[b]) for a, b in graph.edges]
+    places = min(candidates, key=lambda each: crossings(each, lines))
+    places = places - places.mean(axis=0)
+    upper = 0 if np.linalg.norm(places[0]) > 0.1 else 1
+    places = _turned(places, math.pi / 2 - math.atan2(places[upper, 1], places[upper, 0]))
+    if np.ptp(places[:, 1]) > 1.3 * np.ptp(places[:, 0]):
+        places = _turned(places, math.pi / 2)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(n_nodes, np.inf))
+    nearest = apart.min(axis=1)
+    return places * max(gap / float(np.median(nearest)), NEAREST / max(float(nearest.min()), 1e-3))
+
+
+def _ring(order: Sequence[int]) -> dict[int, np.ndarray]:
+    angles = 2 * math.pi * np.arange(len(order)) / len(order)
+    return dict(zip(order, np.stack([np.cos(angles), np.sin(angles)], axis=1), strict=True))
+
+
+def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:
+    """How many pairs of edges, drawn straight, cross or lie on one another; those that share a node do not count.
+
+    Example:
+        >>> square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+        >>> crossings(square, [(0, 2), (1, 3)]), crossings(square, [(0, 1), (2, 3)])
+        (1, 0)
+    """
+
+    def side(a: int, b: int, c: int) -> float:
+        (x, y), (u, v) = places[b] - places[a], places[c] - places[a]
+        return float(np.sign(round(x * v - y * u, 6)))
+
+    return sum(
+        side(a, b, c) * side(a, b, d) <= 0 and side(c, d, a) * side(c, d, b) <= 0
+        for (a, b), (c, d) in itertools.combinations(edges, 2)
+        if len({a, b, c, d}) == 4
+    )
+
+
+def _turned(places: np.ndarray, angle: float) -> np.ndarray:
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return places @ turn.T
+
+
+def layered_layout(
+    columns: Sequence[int], edges: Sequence[tuple[int, int]], *, across: float, along: float
+) -> np.ndarray:
+    """Places `[node, xy]` in columns, each node near the height of its neighbours in other columns; centred in height.
+
+    Back and forth, the nodes of a column go to the mean height of their neighbours (Sugiyama's barycentres), apart
+    as they must be; that leaves few crossings.
+
+    Args:
+        columns: Each node's column; 0 is the leftmost.
+        edges: Pairs of nodes.
+        across: Distance between columns.
+        along: Least distance between nodes of a column.
+    """
+    column = np.asarray(columns)
+    neighbours: list[list[int]] = [[] for _ in columns]
+    for a, b in edges:
+        if column[a] != column[b]:
+            neighbours[a].append(b)
+            neighbours[b].append(a)
+    order = [list(np.flatnonzero(column == k)) for k in range(int(column.max(initial=-1)) + 1)]
+    height = np.zeros(len(column))
+    for members in order:
+        height[members] = along * ((len(members) - 1) / 2 - np.arange(len(members)))
+    for sweep in range(SWEEPS):
+        forth = sweep % 2 == 0
+        for k in range(len(order)) if forth else reversed(range(len(order))):
+            beside = [[n for n in neighbours[node] if (column[n] < k) == forth] for node in order[k]]
+            pull = [float(np.mean(height[b])) if b else height[n] for n, b in zip(order[k], beside, strict=True)]
+            # Of nodes drawn to the same height, the first goes on top.
+            height[order[k][::-1]] = spread_out(np.array(pull[::-1]), gap=along)
+            order[k] = sorted(order[k], key=lambda node: -height[node])
+    height -= (height.max(initial=0.0) + height.min(initial=0.0)) / 2
+    return np.stack([across * column, height], axis=1).astype(float)

@@ -1,0 +1,203 @@
+"""A word token by token, as HTML: coloured by belief, and circuitsvis's views of attention and of read-outs.
+
+Every view is one self-contained piece of HTML: it shows in a notebook, is saved as a page, and fetches nothing. Those
+of circuitsvis carry its script, 1.3 MB each.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from msp_lens._files import write_atomically
+from msp_lens.figures.projections import belief_colours
+from msp_lens.figures.style import Theme, ThemeName, theme_named
+
+PAGE = '<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{body}</body></html>\n'
+
+
+@dataclass(frozen=True)
+class Html:
+    """A piece of HTML that a notebook shows.
+
+    Attributes:
+        html: The markup.
+        title: What it shows.
+    """
+
+    html: str = field(repr=False)
+    title: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __str__(self) -> str:
+        return self.html
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a page to be opened in a browser; whole or not at all."""
+        write_atomically(path, PAGE.format(title=html.escape(self.title), body=self.html).encode())
+        return Path(path)
+
+
+def word_view(
+    tokens: Sequence[str],
+    beliefs: Mapping[str, Float[Tensor, "pos state"]],
+    *,
+    states: Sequence[str] | None = None,
+    among: Float[Tensor, "prefix state"] | None = None,
+    theme: ThemeName = "light",
+) -> Html:
+    """A word, a line for each way to know the belief after each token: the token in the belief's colour.
+
+    Under each token stands the likeliest state with its probability; the whole belief shows on hover.
+
+    Args:
+        tokens: The word.
+        beliefs: Title of a line (`"true"`, a site's label) to the beliefs after each token.
+        states: The states' names.
+        among: For more than three states, the beliefs that colours are chosen by; see `belief_colours`.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if a line does not have a belief for each token.
+
+    Example:
+        >>> import torch
+        >>> print(word_view(["1", "1"], {"true": torch.eye(3)[:2]}, states=["0", "1", "R"]).title)
+        1 1
+    """
+    look = theme_named(theme)
+    for name, values in beliefs.items():
+        _check_length(len(tokens), len(values), f"beliefs[{name!r}]")
+    first = next(iter(beliefs.values()))
+    names = list(states) if states is not None else [str(i) for i in range(first.shape[1])]
+    reference = first if among is None else among
+    head = "".join(f'<td style="font-size:10px;color:{look.soft}">{position}</td>' for position in range(len(tokens)))
+    lines = "".join(_line(name, tokens, values, names, reference, look) for name, values in beliefs.items())
+    style = (
+        f"border-collapse:separate;border-spacing:2px;text-align:center;font-family:sans-serif;"
+        f"color:{look.ink};background:{look.paper}"
+    )
+    table = f'<table class="msp-lens-word" style="{style}"><tr><th></th>{head}</tr>{lines}</table>'
+    return Html(f'<div style="overflow-x:auto;background:{look.paper}">{table}</div>', " ".join(tokens))
+
+
+def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key"]) -> Html:
+    """Circuitsvis's view of one layer's attention: how much each position takes from those before it, head by head.
+
+    Args:
+        tokens: The word; positions are numbered, since tokens recur.
+        pattern: One word's attention, as `cache["pattern", layer][word]` gives it.
+
+    Raises:
+        ValueError: if the pattern is not square, a row and a column for each token.
+    """
+    from circuitsvis.attention import attention_patterns
+
+    for axis, size in (("rows", pattern.shape[1]), ("columns", pattern.shape[2])):
+        _check_length(len(tokens), size, f"pattern's {axis}")
+    view = attention_patterns(tokens=_numbered(tokens), attention=pattern.detach().cpu().float())
+    return Html(_sound(view.local_src), f"Attention over {' '.join(tokens)}")
+
+
+def readout_view(
+    tokens: Sequence[str],
+    readouts: Float[Tensor, "site pos state"],
+    *,
+    sites: Sequence[str],
+    states: Sequence[str],
+) -> Html:
+    """Circuitsvis's view of what is read at each site: tokens shaded by one state's probability, to be chosen from.
+
+    Args:
+        tokens: The word.
+        readouts: The belief read at each site after each token.
+        sites: Labels of the sites.
+        states: Names of the states.
+
+    Raises:
+        ValueError: if the numbers of tokens, sites or states are not the read-outs'.
+    """
+    from circuitsvis.activations import text_neuron_activations
+
+    _check_length(len(tokens), readouts.shape[1], "readouts' second axis")
+    _check_length(len(sites), readouts.shape[0], "readouts' first axis", of="site")
+    _check_length(len(states), readouts.shape[2], "readouts' third axis", of="state")
+    view = text_neuron_activations(
+        tokens=list(tokens),
+        activations=readouts.detach().cpu().float().permute(1, 0, 2),
+        first_dimension_name="Site",
+        second_dimension_name="State",
+        first_dimension_labels=list(sites),
+        second_dimension_labels=list(states),
+    )
+    return Html(_sound(view.local_src), f"Read-outs over {' '.join(tokens)}")
+
+
+def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, states: Sequence[str]) -> Html:
+    """Circuitsvis's view of one belief after each token: tokens shaded by a state's probability, to be chosen from.
+
+    Args:
+        tokens: The word.
+        beliefs: The belief after each token.
+        states: Names of the states.
+
+    Raises:
+        ValueError: if the numbers of tokens or states are not the beliefs'.
+    """
+    from circuitsvis.tokens import colored_tokens_multi
+
+    _check_length(len(tokens), beliefs.shape[0], "beliefs' first axis")
+    _check_length(len(states), beliefs.shape[1], "beliefs' second axis", of="state")
+    view = colored_tokens_multi(list(tokens), beliefs.detach().cpu().float(), labels=list(states))
+    return Html(_sound(view.local_src), f"Beliefs over {' '.join(tokens)}")
+
+
+def _line(
+    name: str,
+    tokens: Sequence[str],
+    beliefs: Float[Tensor, "pos state"],
+    states: Sequence[str],
+    among: Float[Tensor, "prefix state"],
+    look: Theme,
+) -> str:
+    cells = []
+    for token, belief, colour in zip(tokens, beliefs.tolist(), belief_colours(beliefs, among=among), strict=True):
+        red, green, blue = (round(255 * channel) for channel in colour.tolist())
+        # Relative luminance, as screens weigh the channels: dark letters on light colours and the other way round.
+        ink = "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "#fff"
+        likeliest = max(range(len(states)), key=belief.__getitem__)
+        whole = ", ".join(f"{state} {p:.3f}" for state, p in zip(states, belief, strict=True))
+        small = f'<div style="font-size:10px">{html.escape(states[likeliest])} {_short(belief[likeliest])}</div>'
+        cells.append(
+            f'<td title="{html.escape(whole)}" style="background:rgb({red},{green},{blue});color:{ink};'
+            f'min-width:34px;padding:3px 4px;border-radius:4px"><b>{html.escape(token)}</b>{small}</td>'
+        )
+    title = f'<th style="text-align:right;padding-right:8px;color:{look.ink}">{html.escape(name)}</th>'
+    return f"<tr>{title}{''.join(cells)}</tr>"
+
+
+def _short(probability: float) -> str:
+    return f"{probability:.2f}".replace("0.", ".", 1)
+
+
+def _numbered(tokens: Sequence[str]) -> list[str]:
+    return [f"{position}: {token}" for position, token in enumerate(tokens)]
+
+
+def _sound(markup: str) -> str:
+    """Circuitsvis closes its element as XML does; HTML would take all that follows to be inside it."""
+    return re.sub(r'^(<div id="[^"]+"[^>]*)/>', r"\1></div>", markup, count=1)
+
+
+def _check_length(expected: int, found: int, what: str, *, of: str = "token") -> None:
+    # circuitsvis takes a mismatch without a word and draws something else.
+    if expected != found:
+        raise ValueError(f"{what} has length {found} and there are {expected} {of}s: give one for each {of}.")

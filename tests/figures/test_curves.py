@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from matplotlib.text import Text
+
+from msp_lens.figures.curves import plot_regret, plot_sites
+from msp_lens.figures.interventions import plot_heat_map, plot_strengths
+from msp_lens.figures.scores import plot_crossover, plot_distances, plot_r2
+
+
+def heights(axis, label):
+    container = next(each for each in axis.containers if each.get_label() == label)
+    return [bar.get_height() for bar in container]
+
+
+def test_bars_stand_before_their_control():
+    figure = plot_sites(["a", "b"], [0.5, 0.6], [0.7, 0.8], [0.1, 0.2], control=[0.4, 0.65])
+    (axis,) = figure.axes
+    assert heights(axis, "held out") == [0.5, 0.6]
+    assert heights(axis, "in-sample") == [0.7, 0.8]
+    assert heights(axis, "shuffled beliefs, in-sample") == [0.1, 0.2]
+    assert heights(axis, "best control, held out") == [0.4, 0.65]
+    behind, *front = axis.containers
+    assert behind.get_label() == "best control, held out"
+    wide = behind[0]
+    for each in front[:3]:
+        bar = each[0]
+        assert wide.get_x() < bar.get_x() < bar.get_x() + bar.get_width() < wide.get_x() + wide.get_width()
+        assert bar.get_zorder() >= wide.get_zorder()
+
+
+def test_scores_near_one_get_a_panel_that_tells_them_apart():
+    held_out = [0.99, 0.999, 0.9999]
+    figure = plot_sites(
+        list("abc"),
+        held_out,
+        [0.995, 0.9995, 0.99995],
+        [0.1] * 3,
+        intervals=[(r - 0.0001, r + 0.00005) for r in held_out],
+    )
+    figure.canvas.draw()
+    bars, near = figure.axes
+    dots = next(line for line in near.lines if line.get_marker() == "o")
+    assert list(dots.get_ydata()) == held_out
+    first, second, third = near.transData.transform(np.stack([np.zeros(3), held_out], axis=1))[:, 1]
+    # Each has a tenth of the other's errors: equal steps up.
+    assert second - first == pytest.approx(third - second, rel=0.01)
+    assert second - first > 20
+    flat = bars.transData.transform(np.stack([np.zeros(3), held_out], axis=1))[:, 1]
+    assert flat[2] - flat[1] < 1
+
+
+def test_losses_are_the_floor_plus_the_regret():
+    figure = plot_regret([0.01, 0.02], [0.9, 0.8])
+    losses, above = figure.axes
+    model = next(line for line in losses.lines if line.get_label() == "model's loss")
+    assert list(model.get_ydata()) == pytest.approx([0.91, 0.82])
+    assert [bar.get_height() for bar in above.patches] == [0.01, 0.02]
+    with pytest.raises(ValueError, match="2 regrets and 1 floors"):
+        plot_regret([0.01, 0.02], [0.9])
+
+
+@pytest.mark.parametrize("values", [[0.2, 0.4, np.nan], [0.5, 0.99, 0.9999], [-30.0, 0.5, 1.0], [np.nan] * 3])
+def test_curves_of_r2_show_what_they_are_given(values):
+    figure = plot_r2([1, 2, 3], {"0_post": values}, xlabel="rank")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    np.testing.assert_array_equal(axis.lines[0].get_ydata(), values)
+    low, high = axis.get_ylim()
+    finite = [value for value in values if np.isfinite(value)]
+    assert all(low < max(value, -1.0) < high for value in finite)
+    assert len([tick for tick in axis.get_yticks() if low <= tick <= high]) >= 2
+
+
+def test_sites_are_told_apart_without_colour():
+    figure = plot_r2([1, 2], {name: [0.1, 0.2] for name in "abcd"}, xlabel="rank")
+    assert len({line.get_marker() for line in figure.axes[0].lines}) == 4
+    figure = plot_strengths({name: ([0, 1], [0.1, 0.2]) for name in "abcd"}, ylabel="KL")
+    assert len({line.get_marker() for line in figure.axes[0].lines}) == 4
+
+
+def test_the_crossover_is_ringed_where_the_first_window_overtakes_a_site():
+    figure = plot_crossover(
+        [1, 2, 3],
+        {"windows": [0.5, 0.8, 0.95], "added up": [0.55, 0.6, np.nan]},
+        {"embed": 0.52, "middle": 0.9, "last": 0.99},
+    )
+    (axis,) = figure.axes
+    rings = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_markersize() == 11]
+    assert rings == [(1, 0.52), (3, 0.9)]
+    named = [text.get_text() for text in axis.texts]
+    assert named == ["embed 0.5200", "middle 0.9000", "last 0.9900"]
+
+
+def test_names_of_close_levels_do_not_overlap():
+    sites = {f"site {k}": 0.99 + 0.0001 * k for k in range(6)}
+    figure = plot_crossover([1, 2], {"windows": [0.3, 0.8]}, sites)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    heights = sorted(text.xyann[1] * axis.bbox.height for text in axis.texts)
+    tallest = max(Text.get_window_extent(text).height for text in axis.texts)
+    assert np.diff(heights).min() > tallest
+    assert [text.xy[1] for text in axis.texts] == list(sites.values())
+
+
+def test_distances_are_binned_by_weight_with_their_line():
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    weights = np.array([1.0, 1.0, 1.0, 5.0])
+    figure = plot_distances(2 * x + 1, {"true beliefs": (x, 1.0), "others": (x[::-1].copy(), 0.5)}, weights=weights)
+    first, second = figure.axes
+    mesh = first.collections[0].get_array()
+    assert mesh.sum() == pytest.approx(4)
+    assert mesh.max() == pytest.approx(4 * 5 / 8)
+    line = first.lines[0]
+    np.testing.assert_allclose(line.get_ydata(), 2 * line.get_xdata() + 1)
+    assert (first.get_title(), second.get_title()) == ("R² 1.0000", "R² 0.5000")
+    assert second.get_xlabel() == "distance between others"
+
+
+def test_a_heat_map_writes_each_number_where_it_can_be_read():
+    figure = plot_heat_map(np.array([[0.1, np.nan], [0.95, 0.5]]), ["a", "b"], ["0", "1"], theme="dark")
+    texts = {text.get_position(): (text.get_text(), text.get_color()) for text in figure.axes[0].texts}
+    assert texts == {(0, 0): ("0.10", "#ffffff"), (0, 1): ("0.95", "#000000"), (1, 1): ("0.50", "#ffffff")}
