@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -388,21 +388,9 @@ def _errors(debug: bool) -> Iterator[_Place]:
 
 
 def _show(result: object, as_values: Any, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(_without_nan(as_values), indent=2, ensure_ascii=False))
-    else:
-        print(result)
+    from msp_lens._files import without_nan
 
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: what is undefined is null."""
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
-    if isinstance(value, Mapping):
-        return {str(key): _without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return value.item() if hasattr(value, "item") else value
+    print(json.dumps(without_nan(as_values), indent=2, ensure_ascii=False) if as_json else result)
 
 
 def _process(name: str, parameters: list[str] | None) -> Process:

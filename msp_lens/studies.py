@@ -120,7 +120,7 @@ def run(
     }
     write_json(folder / CONFIG_FILE, config)
 
-    training = train(process, preset=preset, seed=seed, device=device, out=folder, progress=progress)
+    training = train(process, preset=preset, seed=seed, device=device, out=folder, resume=False, progress=progress)
     report = probe(training.model, process, weights=weights, seed=seed, progress=progress)
     experiments, skipped = _experiments(training.model, process, report, seed)
 

@@ -106,7 +106,7 @@ def distances(report: ProbeReport, site: str | None = None, *, max_pairs: int = 
     weights = dataset.prefix_weights(report.provenance["weights"])
     first, second, pair_weights = _pairs(weights, max_pairs, torch.Generator().manual_seed(seed))
     true = dataset.prefix_beliefs
-    (read,) = read_beliefs(model, dataset, [probe])
+    (read,) = read_beliefs(model, dataset, [probe], token_map=report.token_map)
     spaces = (read, true, true @ dataset.process.emissions)
     represented, between_true, next_token = ((space[first] - space[second]).norm(dim=1) for space in spaces)
     n_pairs = dataset.n_prefixes * (dataset.n_prefixes - 1) // 2
