@@ -12,6 +12,8 @@ from msp_lens.training.run import TrainingRun
 
 # In-sample errors below this share of the held-out ones flatter.
 FLATTERING = 0.8
+# Skill below this leaves most of what is read to the best control.
+LITTLE_SKILL = 0.5
 # Fewer rows than this for each feature are few.
 ROWS_PER_FEATURE = 10
 # An untrained network that reads this much leaves little for training to have done.
@@ -75,6 +77,14 @@ def _skill(report: ProbeReport) -> Iterator[str]:
         yield (
             f"Skill is not above 0 at {_listed(below)}: there a control, which knows only the last tokens or the "
             "position, reads the belief as well or better."
+        )
+    best = report.best_site
+    control, skill = report.controls.best(best.label), report.skill(best.label)
+    if control is not None and 0 < skill < LITTLE_SKILL:
+        yield (
+            f"Skill is {skill:.2f} at {best.label}, where the belief is read best: {control.name} alone gives R² "
+            f"{control.held_out.r2:.4f}, so that reading it there shows little more than that the network keeps "
+            "the last tokens in mind."
         )
 
 

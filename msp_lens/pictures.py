@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from jaxtyping import Float64
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 from torch import Tensor
 
 from msp_lens.analysis import Emergence
@@ -34,10 +36,10 @@ DOTS_PER_INCH, SMALL_DOTS_PER_INCH = 144, 88
 
 @dataclass(frozen=True)
 class ThemedPicture:
-    """One picture as PNG files, for light and for dark pages."""
+    """One picture for light and for dark pages."""
 
-    light: bytes
-    dark: bytes
+    light: Image.Image
+    dark: Image.Image
 
 
 def run_pictures(
@@ -113,10 +115,11 @@ def _of_beliefs(report: ProbeReport) -> dict[str, ThemedPicture]:
 
 
 def _themed(draw: Callable[[ThemeName], Figure], dots_per_inch: int = DOTS_PER_INCH) -> ThemedPicture:
-    return ThemedPicture(_png(draw("light"), dots_per_inch), _png(draw("dark"), dots_per_inch))
+    return ThemedPicture(_rendered(draw("light"), dots_per_inch), _rendered(draw("dark"), dots_per_inch))
 
 
-def _png(figure: Figure, dots_per_inch: int) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch)
-    return buffer.getvalue()
+def _rendered(figure: Figure, dots_per_inch: int) -> Image.Image:
+    figure.set_dpi(dots_per_inch)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

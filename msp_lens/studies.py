@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -41,7 +42,7 @@ PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "trainin
 EXPERIMENTS = ("interventions", "persistence", "necessity", "commutation", "unembedding")
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), MOVIE_FILE, REPORT_FILE, PAGE_FILE)
 # Models that a run keeps, for the movie of how beliefs formed; and how many words they are probed on, about.
-CHECKPOINTS, EMERGENCE_WORDS = 11, 20_000
+CHECKPOINTS, EMERGENCE_WORDS = 11, 7_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,10 +224,12 @@ def _report(
             device=device,
             progress=progress,
         )
-    movie = formed.movie(device=str(device)) if formed is not None else None
+    movie = formed.movie(probes.best_site.label, device=str(device)) if formed is not None else None
     pictures = run_pictures(trained, probes, experiments.get("interventions"), formed)
     for name, file in PICTURES.items():
-        write_atomically(folder / file, pictures[name].light)
+        buffer = io.BytesIO()
+        pictures[name].light.save(buffer, format="PNG")
+        write_atomically(folder / file, buffer.getvalue())
     if movie is not None:
         movie.save_gif(folder / MOVIE_FILE)
 
