@@ -102,8 +102,8 @@ def _untrained(report: ProbeReport, emergence: Emergence | None) -> Iterator[str
     r2 = first.report[best].scores.held_out.r2
     if r2 > MUCH_UNTRAINED:
         yield (
-            f"Before training, the belief could be read at {best} with R² {r2:.3f} already: only what lies above that "
-            "is training's doing."
+            f"Untrained, the network gives R² {r2:.3f} at {best}{of_words(report, emergence)} already: only what lies "
+            "above that is training's doing."
         )
 
 
@@ -164,6 +164,13 @@ def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[s
             f"An edit that works shows that the belief written at {site} is enough to set the next prediction; it does "
             "not show that the network uses nothing else."
         )
+
+
+def of_words(report: ProbeReport, emergence: Emergence | None) -> str:
+    """How long the words are that checkpoints were probed on, where they are others than the report's."""
+    if emergence is None or emergence.provenance["n_ctx"] == report.provenance["n_ctx"]:
+        return ""
+    return f" (on words of {emergence.provenance['n_ctx']} tokens)"
 
 
 def _listed(names: list[str]) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from msp_lens._tables import to_html
 from msp_lens.analysis import Emergence
 from msp_lens.beliefs import entropy_rate, presentation
-from msp_lens.caveats import caveats
+from msp_lens.caveats import LITTLE_SKILL, caveats, of_words
 from msp_lens.figures.movie import Movie
 from msp_lens.interventions.experiment import InterventionReport
 from msp_lens.interventions.findings import Findings
@@ -79,6 +79,7 @@ def render_page(
         best=report.best_site,
         control=report.controls.best(report.best_site.label),
         answer=answer(training, report, steered),
+        is_little=0 < report.skill(report.best_site.label) < LITTLE_SKILL,
         numbers=_numbers(training, report, steered, emergence),
         steer_position=steered.provenance["positions"][0] if steered else None,
         tables=_tables(report, experiments, emergence),
@@ -130,12 +131,12 @@ def _numbers(
     if control := report.controls.best(best.label):
         beside.append(f"{control.held_out.r2:.4f} best control ({control.name})")
     if first is not None:
-        beside.append(f"{first.report[best.label].scores.held_out.r2:.4f} before training")
+        beside.append(f"{first.report[best.label].scores.held_out.r2:.4f} before training{of_words(report, emergence)}")
     if best.scores.shuffled_held_out is not None:
         by_chance = best.scores.shuffled_held_out.r2
         beside.append(f"{by_chance:.4f} shuffled beliefs" if by_chance > 0 else "0 or less from shuffled beliefs")
     skill = report.skill(best.label)
-    beyond = f"; {max(skill, 0):.0%} of what the best control leaves" if not math.isnan(skill) else ""
+    beyond = f"; explains {max(skill, 0):.0%} of what the best control leaves" if not math.isnan(skill) else ""
     rows = [
         (
             "Can the belief be read?",
@@ -181,7 +182,9 @@ def _facts(process: Process) -> dict[str, str]:
     return {
         "hidden states": ", ".join(process.states),
         "tokens": ", ".join(process.tokens),
-        "beliefs": f"{len(mixed)} mixed states" if finite else f"more than {MOST_MIXED_STATES} mixed states, or no end",
+        "beliefs": f"{len(mixed)} mixed states"
+        if finite
+        else f"more than {MOST_MIXED_STATES} mixed states, perhaps without end",
         "entropy rate": f"{rate.value:.4f} nats a token, the least loss there is in the long run",
         "next token": str(process.degeneracy()),
     }

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from msp_lens.interventions.experiment import InterventionReport, intervene
 from msp_lens.interventions.findings import Findings
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
-from msp_lens.models.build import config_fields, versions
+from msp_lens.models.build import ModelConfig, config_fields, versions
 from msp_lens.models.checkpoints import MODEL_FILE, load_checkpoint, model_fingerprint
 from msp_lens.models.hooked import HookedModel
 from msp_lens.pictures import run_pictures
@@ -186,11 +186,11 @@ def _config(trained: TrainingRun, folder: Path) -> dict[str, Any]:
     """What the run was asked for: as written by `run`, or as far as the model's file says."""
     if (folder / CONFIG_FILE).exists():
         return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    provenance = load_checkpoint(folder).provenance
+    known, provenance = config_fields(trained.model), load_checkpoint(folder).provenance
     return {
         "process": trained.process.to_dict(),
         "preset": None,
-        "model": config_fields(trained.model),
+        "model": {field.name: known[field.name] for field in fields(ModelConfig) if field.name in known},
         "training": trained.config.to_dict(),
         "weights": "probability",
         "seed": trained.seed,

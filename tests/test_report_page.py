@@ -176,8 +176,8 @@ def test_texts_stand_out_from_the_page(opened, colour_scheme):
         context.drawImage(image, 0, 0);
         return "rgb(" + [...context.getImageData(0, 0, 1, 1).data].slice(0, 3).join(", ") + ")";
     }"""
-    corners = set(page.locator(".picture img").evaluate_all(f"async all => all.map({corner})"))
-    assert corners == {paper}
+    corners = page.locator(".picture img").evaluate_all(f"all => all.map({corner})")
+    assert max(contrast(each, paper) for each in corners) < 1.02
 
 
 def test_what_is_said_is_what_was_found(opened, study):
