@@ -67,7 +67,9 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
     remarks = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
         f'<div class="msp-lens-table"><h3>{html.escape(title)}</h3>'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{remarks}</div>"
+        # A table wider than the page scrolls in a box of its own, by keyboard too.
+        '<div class="msp-lens-scroll" style="overflow-x: auto" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
 
 

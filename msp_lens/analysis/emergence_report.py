@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.movie import Movie
+    from msp_lens.figures.style import ThemeName
 
 # What is left of the first checkpoint's MSE where beliefs begin to be read, and to be read in detail.
 COARSE, DETAIL = 0.5, 0.1
@@ -173,13 +174,13 @@ class Emergence:
             return math.nan
         return float(stats.spearmanr(regret, error).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def plot(self, *sites: str, in_sample: bool = False) -> Figure:
+    def plot(self, *sites: str, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
         """R² and MSE of beliefs at each site, and the regret, over the tokens seen; all sites by default."""
         from msp_lens.figures.emergence import plot_emergence
 
         scored = _scored(in_sample)
         r2, mse = (self._curves(f"{score} {scored}", sites) for score in ("R²", "MSE"))
-        return plot_emergence(self._tokens, r2, mse, self._regrets, scored=scored)
+        return plot_emergence(self._tokens, r2, mse, self._regrets, scored=scored, theme=theme)
 
     def plot_regret(self, *sites: str, in_sample: bool = False) -> Figure:
         """Regret against the MSE of beliefs, a point a checkpoint; by default the best site and the concatenation."""

@@ -145,11 +145,12 @@ class Movie:
     def _repr_html_(self) -> str:
         # A frame of its own keeps its script and styles apart from the notebook's.
         _, height, width, _ = self.frames.shape
-        scale = 96 / DOTS_PER_INCH
         return (
+            f'<div style="container-type:inline-size;max-width:{width * 96 / DOTS_PER_INCH + 16:.0f}px">'
             f'<iframe title="{html.escape(self.title, quote=True)}" srcdoc="{html.escape(self.to_html(), quote=True)}" '
-            f'style="width:{width * scale + 24:.0f}px;max-width:100%;height:{height * scale + 84:.0f}px;border:0">'
-            "</iframe>"
+            # As high as the frames are at this width, and the controls.
+            f'style="display:block;width:100%;height:calc((100cqw - 16px) * {height / width:.4f} + 70px);border:0">'
+            "</iframe></div>"
         )
 
 
