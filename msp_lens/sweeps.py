@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from msp_lens import analysis
 from msp_lens._files import write_json
 from msp_lens._parallel import run_each
+from msp_lens.analysis import emergence as probe_checkpoints
 from msp_lens.data import Weighting, check_weighting
 from msp_lens.interventions.experiment import intervene
 from msp_lens.models.build import ModelConfig, transformer_lens_version
@@ -236,7 +236,7 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
     emerged = None
     if measures["emergence"]:
         steering = {"interventions": measures["interventions"]}
-        emerged = analysis.emergence(folder, **read, **steering, seed=seed, device=device, progress=False)
+        emerged = probe_checkpoints(folder, **read, **steering, seed=seed, device=device, progress=False)
         emerged.save(folder / EMERGENCE_FOLDER)
     return {
         "training": {

@@ -1,6 +1,8 @@
 """Imports go one way, up the floors: a reader goes down this list and has read the science in order."""
 
 import ast
+import importlib
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -57,9 +59,20 @@ def test_only_the_models_know_transformer_lens(path):
     assert "models" in path.parts or not [name for name in modules if (name or "").startswith("transformer_lens")]
 
 
+def _assigned(module, name):
+    return next(
+        node.value for node in module.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
+    )
+
+
 def test_the_face_is_whole():
-    assert sorted(msp_lens._HOME_OF) == msp_lens.__all__ == dir(msp_lens)
-    for name in msp_lens.__all__:
-        assert getattr(msp_lens, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    stub = ast.parse(Path(msp_lens.__file__).with_suffix(".pyi").read_text())
+    homes = {
+        alias.name: node.module for node in ast.walk(stub) if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert sorted(homes) == sorted(msp_lens.__all__) == sorted(ast.literal_eval(_assigned(stub, "__all__")))
+    for name, home in homes.items():
+        assert getattr(msp_lens, name) is getattr(importlib.import_module(f"msp_lens.{home}"), name)
+    assert msp_lens.__version__ == importlib.metadata.version("msp-lens")
+    with pytest.raises(AttributeError, match="nothing"):
         _ = msp_lens.nothing

@@ -54,6 +54,7 @@ def paper(process: Process) -> Recipe:
     | Muon, 5e-3 | 128 | 1,200 | 4.5e-4 | 29 |
     | Muon, 4e-3 | 128 | 4,000 | 2.3e-4 | 29 |
     | Muon, 3e-3 | 256 | 1,500 | 2.4e-4 | 57 |
+    | Muon, 3e-3 | 256 | 3,000 | 1.3e-4 | 57 |
 
     | RRXOR | words a step | steps | regret | ms |
     |---|---|---|---|---|
