@@ -159,7 +159,7 @@ class Emergence:
         Raises:
             KeyError: if there is no such column or site.
         """
-        return self._since([value >= threshold for value in self._curve(column, site or self.best_site)])
+        return self._since([bool(value >= threshold) for value in self._curve(column, site or self.best_site)])
 
     def rank_correlation(self, site: str | None = None, *, in_sample: bool = False) -> float:
         """Spearman's rank correlation of regret and MSE over the checkpoints: 1 where they fall together.
@@ -301,7 +301,7 @@ class Emergence:
         left = [
             f"{share:g} of that from step {since:,} on"
             for share in (COARSE, DETAIL)
-            if (since := self._since([each <= share * error[0] for each in error])) is not None
+            if (since := self._since([bool(each <= share * error[0]) for each in error])) is not None
         ]
         lines.append(
             f"MSE at {best} is {error[0]:.2g} at step {self.snapshots[0].step:,}"

@@ -13,6 +13,9 @@ from msp_lens.figures.style import ThemeName, finish, legend_beside, new_figure,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Site labels longer than this are turned, so as not to run into one another.
+LONG = 8
+
 
 def plot_training(
     tokens: Sequence[float], regret: Sequence[float], by_position: Sequence[float], *, theme: ThemeName = "light"
@@ -129,7 +132,7 @@ def plot_sites(
     axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
     lowest = max(np.nanmin([*held, *chance, 0.0]), -0.5)
     axis.set(xticks=place, ylabel="R² of beliefs", ylim=(lowest, 1.02))
-    axis.set_xticks(place, labels, rotation=25 if is_crowded else 0)
+    axis.set_xticks(place, labels, rotation=25 if is_crowded or max(map(len, labels)) > LONG else 0)
 
     if more:
         near = more[0]
