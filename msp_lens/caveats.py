@@ -54,7 +54,7 @@ def _beliefs(training: TrainingRun) -> Iterator[str]:
     elif degeneracy.beliefs_follow_from_next_token:
         yield (
             f"Beliefs of {name} are an affine function of its next-token probabilities: a probe alone cannot tell a "
-            "network that holds beliefs from one that holds its own next prediction. What it does after an edit can."
+            "network that holds beliefs from one that holds its own next prediction, and an edit writes both at once."
         )
 
 

@@ -131,10 +131,10 @@ def _numbers(
     if control := report.controls.best(best.label):
         beside.append(f"{control.held_out.r2:.4f} best control ({control.name})")
     if first is not None:
-        beside.append(f"{first.report[best.label].scores.held_out.r2:.4f} before training{of_words(report, emergence)}")
+        untrained = first.report[best.label].scores.held_out.r2
+        beside.append(f"{_r2(untrained)} before training{of_words(report, emergence)}")
     if best.scores.shuffled_held_out is not None:
-        by_chance = best.scores.shuffled_held_out.r2
-        beside.append(f"{by_chance:.4f} shuffled beliefs" if by_chance > 0 else "0 or less from shuffled beliefs")
+        beside.append(f"{_r2(best.scores.shuffled_held_out.r2)} from shuffled beliefs")
     skill = report.skill(best.label)
     beyond = f"; explains {max(skill, 0):.0%} of what the best control leaves" if not math.isnan(skill) else ""
     rows = [
@@ -155,16 +155,21 @@ def _numbers(
                 "; ".join(f"{kl[edit]:.4f} {name}" for edit, name in zip(edits, names, strict=True)),
             )
         )
-    untrained = f"; {first.regret:.2g} before training" if first is not None else ""
+    before = f"; {first.regret:.2g} before training" if first is not None else ""
     rows.append(
         (
             "Does it predict as well as can be?",
             f"{float(training.regret.mean()):.2g} nats of regret",
-            f"least possible loss {float(training.optimum.mean()):.4f}{untrained}",
+            f"least possible loss {float(training.optimum.mean()):.4f}{before}",
         )
     )
     table = pd.DataFrame(rows, columns=["question", "this network", "for comparison"]).set_index("question")
     return to_html(table, title="In numbers")
+
+
+def _r2(value: float) -> str:
+    """An R² to compare with; how far below 0 it lies says nothing."""
+    return f"{value:.4f}" if value > 0 else "0 or less"
 
 
 def _tables(
@@ -180,7 +185,7 @@ def _facts(process: Process) -> dict[str, str]:
     mixed, rate = presentation(process, max_states=MOST_MIXED_STATES), entropy_rate(process, max_level=ENTROPY_LEVEL)
     finite = mixed.is_finite and len(mixed) <= MOST_MIXED_STATES
     return {
-        "hidden states": ", ".join(process.states),
+        "coordinates" if process.is_generalised else "hidden states": ", ".join(process.states),
         "tokens": ", ".join(process.tokens),
         "beliefs": f"{len(mixed)} mixed states"
         if finite
