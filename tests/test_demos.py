@@ -38,6 +38,10 @@ def check_clean(notebook):
         assert output.get("name") != "stderr", f"{source}\n{output.text}"
 
 
+def test_there_are_notebooks():
+    assert [path.stem[0] for path in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_notebooks_can_be_read(path):
     notebook = nbformat.read(path, as_version=4)
