@@ -29,6 +29,7 @@ benchmark: .venv/installed
 	.venv/bin/python -m tests.benchmarks.beliefs
 	.venv/bin/python -m tests.benchmarks.probing
 	.venv/bin/python -m tests.benchmarks.interventions
+	.venv/bin/python -m tests.benchmarks.training
 
 clean:
 	rm -rf .venv .venv-4

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         token_dataset,
     )
     from msp_lens.figures.simplex import plot_beliefs
+    from msp_lens.figures.tokens import attention_view
     from msp_lens.interventions import (
         InterventionReport,
         applying,
@@ -116,6 +117,7 @@ _HOMES = {
         "token_dataset",
     ),
     "msp_lens.figures.simplex": ("plot_beliefs",),
+    "msp_lens.figures.tokens": ("attention_view",),
     "msp_lens.interventions": (
         "InterventionReport",
         "applying",
@@ -196,6 +198,7 @@ __all__ = [
     "TrainingRun",
     "all_words",
     "applying",
+    "attention_view",
     "attractor",
     "bloch_walk",
     "build_model",

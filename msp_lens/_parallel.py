@@ -36,14 +36,10 @@ def run_each(
         Exception: what joblib raised, if no item had been started.
     """
     left = list(enumerate(items))
-
-    def numbered(index: int, item: Item) -> tuple[int, Result]:
-        return index, function(item)
-
     while left:
         done: set[int] = set()
         try:
-            for index, result in _results(numbered, left, n_jobs):
+            for index, result in _results(function, left, n_jobs):
                 done.add(index)
                 yield items[index], result
             return
@@ -53,11 +49,11 @@ def run_each(
             if not suspects:
                 raise
             left = [pair for pair in left if pair not in suspects]
-            yield from _one_by_one(numbered, suspects, error)
+            yield from _one_by_one(function, suspects, error)
 
 
 def _one_by_one(
-    numbered: Callable[..., Any], suspects: Sequence[tuple[int, Item]], error: Exception
+    function: Callable[..., Any], suspects: Sequence[tuple[int, Item]], error: Exception
 ) -> Iterator[tuple[Item, Any]]:
     if len(suspects) == 1:
         yield suspects[0][1], error
@@ -65,14 +61,18 @@ def _one_by_one(
     for index, item in suspects:
         try:
             # Two jobs for one item: with one joblib would run it in this process, and that would die.
-            ((_, result),) = _results(numbered, [(index, item)], 2)
+            ((_, result),) = _results(function, [(index, item)], 2)
             yield item, result
         except Exception as its_own:
             yield item, its_own
 
 
-def _results(numbered: Callable[..., Any], pairs: Sequence[tuple[int, Any]], n_jobs: int) -> Iterator[Any]:
+def _results(function: Callable[..., Any], pairs: Sequence[tuple[int, Any]], n_jobs: int) -> Iterator[Any]:
     # One item at a time, whatever the backend: a run is long, and short ones must not wait for it.
     options: dict[str, Any] = {"batch_size": 1, "pre_dispatch": "all", "return_as": "generator_unordered"}
-    work: Any = Parallel(n_jobs=n_jobs, **options)(delayed(numbered)(index, item) for index, item in pairs)
+    work: Any = Parallel(n_jobs=n_jobs, **options)(delayed(_numbered)(function, index, item) for index, item in pairs)
     return iter(work)
+
+
+def _numbered(function: Callable[[Any], Any], index: int, item: Any) -> tuple[int, Any]:
+    return index, function(item)

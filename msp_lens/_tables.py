@@ -10,8 +10,18 @@ from collections.abc import Sequence
 import pandas as pd
 
 
-def to_text(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), width: int = 120) -> str:
-    """The table with its title and notes as plain text, for a `repr`; a table that is wider keeps its width."""
+def to_text(
+    table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), left: Sequence[str] = (), width: int = 120
+) -> str:
+    """The table with its title and notes as plain text, for a `repr`.
+
+    Args:
+        table: Its values are shown as they are, whole.
+        title: Above it.
+        notes: Beneath it, a line each or more.
+        left: Columns of words, which begin at the left.
+        width: Of the notes.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -21,16 +31,16 @@ def to_text(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), width
     for position, (name, values) in enumerate(columns.items()):
         # Headings fold where they are wider than what stands below them; values never do.
         wide = max(max((len(str(value)) for value in values), default=0), *map(len, str(name).split()), 1)
+        is_prose = position == 0 or str(name) in left
         heading = textwrap.fill(str(name), wide)
-        grid.add_column(heading, justify="left" if position == 0 else "right", no_wrap=True, vertical="bottom")
+        grid.add_column(heading, justify="left" if is_prose else "right", no_wrap=True, vertical="bottom")
     for label, row in table.iterrows():
         grid.add_row(str(label), *(str(value) for value in row))
-    # A console of its own, without colour: the repr may end up in a file or a doctest.
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    console.print(grid, width=max(width, console.measure(grid, options=console.options.update(width=10_000)).maximum))
-    for note in notes:
-        console.print(note, highlight=False, markup=False)
+    # A console of its own, without colour and with room: the repr may end up in a file or a doctest.
+    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False)
+    console.print(grid)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    text += "\n".join(textwrap.fill(note, width) for note in notes)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
@@ -57,7 +67,9 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
     remarks = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
         f'<div class="msp-lens-table"><h3>{html.escape(title)}</h3>'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{remarks}</div>"
+        # A table wider than the page scrolls in a box of its own, by keyboard too.
+        '<div class="msp-lens-scroll" style="overflow-x: auto" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
 
 

@@ -19,6 +19,7 @@ FLOORS = (
     ("probing",),
     ("interventions",),
     ("analysis",),
+    ("caveats", "pictures"),
     ("reporting", "sweep_results"),
     ("studies", "sweeps"),
     ("cli",),

@@ -1,5 +1,6 @@
 """The command line as a user meets it: a process of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,14 +8,106 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
 import msp_lens as msp
+from msp_lens.cli import app
 
 COMMAND = [sys.executable, "-m", "msp_lens.cli"]
 
 
 def call(*arguments, cwd=None):
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+
+
+def call_here(*arguments):
+    """Without a process of its own, which costs seconds."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "z1r"
+    result = call_here("train", "z1r", "-p", "p=0.4", "--steps", 30, "--checkpoints", 3, "--out", folder, "--json")
+    assert result.exit_code == 0, result.stderr
+    return folder, json.loads(result.stdout)
+
+
+def test_a_model_is_trained_and_can_be_loaded(trained):
+    folder, result = trained
+    assert result["folder"] == str(folder)
+    assert len(result["regret_nats"]) == 10
+    loaded = msp.load_checkpoint(folder)
+    assert loaded.process == msp.z1r(p=0.4)
+    assert loaded.provenance["step"] == 30
+
+
+def test_a_trained_model_is_probed(trained, tmp_path):
+    saved, picture = tmp_path / "report.safetensors", tmp_path / "fractal.png"
+    result = call_here(
+        "probe", trained[0], "--site", "*_post", "--method", "ridge", "--out", saved, "--plot", picture, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [row["site"] for row in found["sites"]] == ["0_post", "1_post", "2_post", "3_post", "concatenated"]
+    loaded = msp.ProbeReport.load(saved)
+    assert loaded["1_post"].scores.held_out.r2 == found["sites"][1]["R² held out"]
+    assert loaded.provenance["method"] == "ridge"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    other = call_here("probe", trained[0], "--process", "even", "--site", "3_post")
+    assert "even(p=0.5)" in other.stdout
+
+
+def test_beliefs_are_written_into_a_trained_model(trained):
+    result = call_here(
+        "intervene", trained[0], "-s", "3_post", "--position", 4, "--edit", "patch", "--pairs", 50, "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert {"patch", "none", "placebo", "donor"} <= {row["edit"] for row in json.loads(result.stdout)["results"]}
+
+
+def test_checkpoints_are_probed(trained, tmp_path):
+    result = call_here("emergence", trained[0], "-s", "3_post", "--gif", tmp_path / "forming.gif", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert sorted({row["step"] for row in json.loads(result.stdout)}) == [0, 1, 30]
+    assert (tmp_path / "forming.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_theory_is_told_and_drawn(tmp_path):
+    result = call_here("msp", "z1r", "--plot", tmp_path / "z1r.svg", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["mixed_states"] == 7
+    assert "η" in (tmp_path / "z1r.svg").read_text() or (tmp_path / "z1r.svg").stat().st_size > 1000
+    assert "7 mixed states, 3 of them recurrent" in call_here("msp", "z1r").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["probe", "nowhere"], "nowhere"),
+        (["probe", "{trained}", "-p", "x=1"], "Give --process too"),
+        (["probe", "{trained}", "--site", "9_post"], "no site '9_post'"),
+        (["probe", "{trained}", "--method", "magic"], "method='magic'"),
+        (["probe", "{trained}", "--plot", "fractal.doc"], "pictures are .png"),
+        (["intervene", "{trained}", "--edit", "wish"], "wish"),
+        (["emergence", "."], "checkpoints"),
+        (["msp", "mess4"], "No process 'mess4'"),
+        (["train", "z1r", "--steps", "-1"], "steps=-1"),
+    ],
+)
+def test_every_command_says_what_is_wrong_in_one_line(trained, arguments, message):
+    result = call_here(*(argument.format(trained=trained[0]) for argument in arguments))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert message in result.stderr
+    # Progress may stand before it.
+    assert result.stderr.strip().splitlines()[-1].startswith("msp-lens: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_an_error_can_be_looked_into(trained):
+    result = call_here("probe", trained[0], "--method", "magic", "--debug")
+    assert isinstance(result.exception, ValueError)
 
 
 def test_help_teaches_by_example():
@@ -81,6 +174,6 @@ def test_ctrl_c_leaves_what_is_whole(tmp_path):
         stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
     assert stdout == ""
-    assert f"Interrupted. Whole and kept in {out}: config.json, metrics.jsonl, model.safetensors." in stderr
+    assert f"Interrupted. Whole and kept in {out}: config.json, metrics.jsonl, model.safetensors" in stderr
     assert "Traceback" not in stderr
     assert msp.load_checkpoint(out).provenance["step"] >= 1

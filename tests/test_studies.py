@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 import msp_lens as msp
 from msp_lens import studies
@@ -27,8 +28,23 @@ def study(tmp_path_factory):
 
 
 def test_everything_is_there(study):
-    assert {file.name for file in study.folder.iterdir()} == set(studies.RUN_FILES)
+    assert {file.name for file in study.folder.iterdir()} == {*studies.RUN_FILES, "checkpoints"}
     assert "Report: " in repr(study)
+    assert "Emergence of beliefs" in repr(study)
+
+
+def test_beliefs_are_followed_along_the_training(study):
+    steps = [snapshot.step for snapshot in study.emergence.snapshots]
+    assert steps == [checkpoint.step for checkpoint in study.training.checkpoints]
+    assert (steps[0], steps[-1], len(steps)) == (0, 150, studies.CHECKPOINTS)
+    rows = json.loads((study.folder / "report.json").read_text())["emergence"]
+    assert len(rows) == len(steps) * len(study.report)
+    assert [row["R² held out"] for row in rows] == study.emergence.to_dataframe()["R² held out"].tolist()
+    # The last checkpoint is the trained model, here probed on the same words.
+    last = study.emergence.snapshots[-1].report.best_site
+    assert last.scores.held_out.r2 == pytest.approx(study.report[last.label].scores.held_out.r2, abs=1e-6)
+    with Image.open(study.folder / "movie.gif") as movie:
+        assert movie.n_frames == len(steps)
 
 
 def test_results_can_be_loaded_and_agree(study):
@@ -55,8 +71,12 @@ def test_results_can_be_loaded_and_agree(study):
 
 def test_the_page_stands_alone(study):
     page = study.page.read_text()
-    assert page.count("data:image/png;base64,") == 3
-    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page fetches something"
+    # Each picture in light and in dark, and the movie's frames.
+    for name in ("generator", "attractor", "training", "regret", "fractal", "layers", "sites", "interventions"):
+        assert name in page
+    assert page.count("data:image/webp;base64,") == 2 * 9
+    assert page.count("data:image/png;base64,") == len(study.emergence)
+    assert not re.findall(r'(?:src|srcset|href)="(?!data:|#)', page), "the page fetches something"
     for heading in (
         "Whether the network uses it",
         "Does it act so for long?",
@@ -64,7 +84,7 @@ def test_the_page_stands_alone(study):
         "Does it carry the dynamics?",
         "Is it what the unembedding reads?",
     ):
-        assert re.search(f"<h2>{re.escape(heading)}</h2>.*?<table>", page, re.DOTALL), heading
+        assert re.search(f"<h[23]>{re.escape(heading)}</h[23]>.*?<table>", page, re.DOTALL), heading
     assert "Not asked of this network" not in page
     for expected in ("mess3(x=0.05, a=0.85)", "R² held out", "placebo", "msp.load_checkpoint", "fingerprint"):
         assert expected in page
@@ -80,13 +100,17 @@ def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(study):
     with pytest.raises(ValueError, match=r"already holds a run .*overwrite"):
         msp.run(msp.mess3(), preset="tiny", out=study.folder, progress=False)
     # Refused before any work: nothing of the former run is gone.
-    assert {file.name for file in study.folder.iterdir()} == set(studies.RUN_FILES)
+    assert {file.name for file in study.folder.iterdir()} == {*studies.RUN_FILES, "checkpoints"}
 
 
 def test_overwriting_leaves_files_of_others(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model.safetensors").write_bytes(b"of a former run")
-    study = msp.run(msp.coin(), preset="tiny", out=tmp_path, overwrite=True, progress=False)
+    (tmp_path / "movie.gif").write_bytes(b"of a former run")
+    study = msp.run(msp.coin(), preset="tiny", out=tmp_path, overwrite=True, emergence=False, progress=False)
+    assert not (tmp_path / "movie.gif").exists()
+    assert not (tmp_path / "checkpoints").exists()
+    assert study.emergence is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert msp.load_checkpoint(tmp_path).process == msp.coin()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(study.training.metrics)
@@ -122,7 +146,7 @@ def test_bad_requests_write_nothing(tmp_path):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_other_processes_run_to_the_end(process, skipped, tmp_path):
-    study = msp.run(process, preset="tiny", out=tmp_path, progress=False)
+    study = msp.run(process, preset="tiny", out=tmp_path, emergence=process.name == "rrxor", progress=False)
     page = study.page.read_text()
     assert study.skipped.keys() == skipped.keys()
     for name, reason in skipped.items():

@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 
 import numpy as np
 import pytest
@@ -21,16 +20,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    """A width that is too small for the belief, one that is not; two processes; two seeds; by two workers."""
+    """A width that is too small for the belief, one that is not; two processes; by two workers."""
     settings = FIXED | {"d_model": [1, 8], "learning_rate": 1e-2}
-    return msp.sweep([msp.mess3(), msp.z1r()], settings, out=folder, seeds=range(2), n_jobs=2, progress=False)
+    return msp.sweep([msp.mess3(), msp.z1r()], settings, out=folder, seeds=1, n_jobs=2, progress=False)
 
 
 def test_a_row_for_each_combination(found):
     table = found.to_dataframe()
-    assert len(found) == len(table) == 8
+    assert len(found) == len(table) == 4
     assert (table["status"] == "done").all()
-    assert table.groupby(["process", "d_model", "seed"]).size().tolist() == [1] * 8
+    assert table.groupby(["process", "d_model", "seed"]).size().tolist() == [1] * 4
     assert set(table["process"]) == {"mess3(x=0.05, a=0.85)", "z1r(p=0.5)"}
     assert set(found.to_dataframe("site").groupby(["process", "d_model", "seed"]).size()) == {4}
 
@@ -67,7 +66,7 @@ def test_one_dimension_cannot_hold_a_belief_of_two(found):
 def test_what_is_done_is_not_done_again(found, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.glob(f"*/{RESULT_FILE}")}
     settings = FIXED | {"d_model": [8, 1], "learning_rate": 1e-2}
-    again = msp.sweep([msp.z1r(), msp.mess3()], settings, out=folder, seeds=(1, 0), n_jobs=1, progress=False)
+    again = msp.sweep([msp.z1r(), msp.mess3()], settings, out=folder, seeds=[1], n_jobs=1, progress=False)
     assert {path: path.stat().st_mtime_ns for path in folder.glob(f"*/{RESULT_FILE}")} == before
     assert again.runs[0].settings["process"].startswith("z1r")
     key = ["process", "d_model", "seed"]
@@ -154,10 +153,11 @@ def test_threads_give_what_processes_give(tmp_path, found, folder):
     settings = FIXED | {"d_model": [1, 8], "learning_rate": 1e-2}
     with joblib.parallel_config("threading", n_jobs=2):
         threaded = msp.sweep(msp.mess3(), settings, out=tmp_path, seeds=range(2), n_jobs=2, progress=False)
-    assert threading.active_count() < 20
     columns = ["regret", "MSE held out"]
+    table = threaded.to_dataframe()
     expected = found.to_dataframe().query("process.str.startswith('mess3')", engine="python")
-    np.testing.assert_allclose(threaded.to_dataframe()[columns], expected[columns], rtol=1e-3)
+    np.testing.assert_allclose(table[table["seed"] == 1][columns], expected[columns], rtol=1e-3)
+    assert table["regret"].nunique() == 4
 
 
 def test_on_a_local_dask_cluster(tmp_path, found):
@@ -171,7 +171,7 @@ def test_on_a_local_dask_cluster(tmp_path, found):
         distributed.Client(cluster),
         joblib.parallel_config("dask"),
     ):
-        clustered = msp.sweep(msp.mess3(), settings, out=tmp_path, seeds=range(2), progress=False)
+        clustered = msp.sweep(msp.mess3(), settings, out=tmp_path, seeds=1, progress=False)
     expected = found.to_dataframe().query("process.str.startswith('mess3')", engine="python")
     columns = ["regret", "MSE held out"]
     np.testing.assert_allclose(clustered.to_dataframe()[columns], expected[columns], rtol=1e-3)
@@ -200,7 +200,6 @@ def test_plots(found):
         ({"d_model": [4, 0]}, {}, ValueError, "d_model must be at least 1"),
         ({"d_model": [4, 4]}, {}, ValueError, "is asked for twice"),
         ({}, {"preset": "slow"}, KeyError, "No preset 'slow'"),
-        ({}, {"weights": "length"}, ValueError, "weights='length'"),
         ({}, {"n_jobs": 0}, ValueError, "n_jobs=0"),
     ],
 )

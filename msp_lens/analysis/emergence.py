@@ -30,12 +30,13 @@ from msp_lens.probing.fit import MAX_TOKENS, MAX_WORDS, probe
 from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
+from msp_lens.training.run import TrainingRun
 
 __all__ = ["Emergence", "Snapshot", "emergence"]
 
 
 def emergence(
-    run: str | Path | Sequence[SavedCheckpoint],
+    run: str | Path | TrainingRun | Sequence[SavedCheckpoint],
     process: Process | BeliefDataset | None = None,
     *,
     sites: Sites = None,
@@ -54,7 +55,7 @@ def emergence(
     """Probe every checkpoint of a run, at each site and all concatenated, with the regret beside.
 
     Args:
-        run: The folder of a run that kept checkpoints, or some of them: `saved_checkpoints(folder)[::2]`.
+        run: A training that kept checkpoints, its folder, or some of them: `saved_checkpoints(folder)[::2]`.
         process: Whose beliefs to read, or a dataset of its words; by default the process that was trained on.
         sites: As for `probe`; by default the residual stream along the model.
         weights: How much each prefix counts, as for `probe`.
@@ -74,7 +75,7 @@ def emergence(
         ValueError: if no checkpoint is given, if they are of different processes, of different architectures or of the
             same step, or don't say their process and none is given; and whatever `probe` refuses.
         KeyError: if the model lacks a site.
-        FileNotFoundError: if the folder holds no checkpoints.
+        FileNotFoundError: if the folder or the training holds no checkpoints.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
 
@@ -128,11 +129,17 @@ def emergence(
     return Emergence(tuple(snapshots), provenance, checkpoints, dataset)
 
 
-def _in_order(run: str | Path | Sequence[SavedCheckpoint]) -> tuple[SavedCheckpoint, ...]:
+def _in_order(run: str | Path | TrainingRun | Sequence[SavedCheckpoint]) -> tuple[SavedCheckpoint, ...]:
     """The checkpoints by step."""
-    found = saved_checkpoints(run) if isinstance(run, str | Path) else tuple(run)
+    if isinstance(run, TrainingRun):
+        found = run.checkpoints
+    else:
+        found = saved_checkpoints(run) if isinstance(run, str | Path) else tuple(run)
     if not found:
-        raise ValueError("run holds no checkpoints: give a run's folder, or some of saved_checkpoints(folder).")
+        raise ValueError(
+            "run holds no checkpoints: give a training with TrainingConfig(checkpoints=…) and out=, its folder, or "
+            "some of saved_checkpoints(folder)."
+        )
     ordered = tuple(sorted(found, key=lambda each: each.step))
     for before, after in itertools.pairwise(ordered):
         if before.step == after.step:

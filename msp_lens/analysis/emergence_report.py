@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.movie import Movie
+    from msp_lens.figures.style import ThemeName
 
 # What is left of the first checkpoint's MSE where beliefs begin to be read, and to be read in detail.
 COARSE, DETAIL = 0.5, 0.1
@@ -158,7 +159,7 @@ class Emergence:
         Raises:
             KeyError: if there is no such column or site.
         """
-        return self._since([value >= threshold for value in self._curve(column, site or self.best_site)])
+        return self._since([bool(value >= threshold) for value in self._curve(column, site or self.best_site)])
 
     def rank_correlation(self, site: str | None = None, *, in_sample: bool = False) -> float:
         """Spearman's rank correlation of regret and MSE over the checkpoints: 1 where they fall together.
@@ -173,13 +174,13 @@ class Emergence:
             return math.nan
         return float(stats.spearmanr(regret, error).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
-    def plot(self, *sites: str, in_sample: bool = False) -> Figure:
+    def plot(self, *sites: str, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
         """R² and MSE of beliefs at each site, and the regret, over the tokens seen; all sites by default."""
         from msp_lens.figures.emergence import plot_emergence
 
         scored = _scored(in_sample)
         r2, mse = (self._curves(f"{score} {scored}", sites) for score in ("R²", "MSE"))
-        return plot_emergence(self._tokens, r2, mse, self._regrets, scored=scored)
+        return plot_emergence(self._tokens, r2, mse, self._regrets, scored=scored, theme=theme)
 
     def plot_regret(self, *sites: str, in_sample: bool = False) -> Figure:
         """Regret against the MSE of beliefs, a point a checkpoint; by default the best site and the concatenation."""
@@ -300,7 +301,7 @@ class Emergence:
         left = [
             f"{share:g} of that from step {since:,} on"
             for share in (COARSE, DETAIL)
-            if (since := self._since([each <= share * error[0] for each in error])) is not None
+            if (since := self._since([bool(each <= share * error[0]) for each in error])) is not None
         ]
         lines.append(
             f"MSE at {best} is {error[0]:.2g} at step {self.snapshots[0].step:,}"

@@ -1,5 +1,6 @@
 """What an optimal observer believes: filtering, mixed states, their presentation, fractal and entropies."""
 
+from msp_lens.beliefs.description import Description, describe
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.fractal import Dimension, attractor, box_counting_dimension, correlation_dimension
 from msp_lens.beliefs.information import (
@@ -20,6 +21,7 @@ from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk
 from msp_lens.beliefs.presentation import Presentation, presentation
 
 __all__ = [
+    "Description",
     "Dimension",
     "Level",
     "Measure",
@@ -30,6 +32,7 @@ __all__ = [
     "box_counting_dimension",
     "catalog_table",
     "correlation_dimension",
+    "describe",
     "entropy",
     "entropy_rate",
     "excess_entropy",

@@ -13,6 +13,9 @@ from msp_lens.figures.style import ThemeName, finish, legend_beside, new_figure,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Site labels longer than this are turned, so as not to run into one another.
+LONG = 8
+
 
 def plot_training(
     tokens: Sequence[float], regret: Sequence[float], by_position: Sequence[float], *, theme: ThemeName = "light"
@@ -25,6 +28,8 @@ def plot_training(
         by_position: Exact regret at each position after training.
         theme: `"light"` or `"dark"`.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     look = theme_named(theme)
     figure = new_figure(10.4, 3.4, look)
     over_time, over_position = figure.subplots(1, 2)
@@ -32,6 +37,10 @@ def plot_training(
     positive = np.where(np.asarray(regret) > 0, regret, np.nan)
     over_time.plot(tokens, positive, color=look.colour(0), linewidth=1.2)
     over_time.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="regret (nats)")
+    # A training may see less than a decade of tokens: some marks within one are named, but not all.
+    over_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    over_time.xaxis.set_major_formatter(EngFormatter())
+    over_time.xaxis.set_minor_formatter(NullFormatter())
     over_time.set_title("Loss above the optimum, while training")
     over_position.bar(range(len(by_position)), by_position, color=look.colour(0))
     over_position.set(xlabel="position", ylabel="regret (nats)", xticks=range(len(by_position)))
@@ -123,7 +132,7 @@ def plot_sites(
     axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
     lowest = max(np.nanmin([*held, *chance, 0.0]), -0.5)
     axis.set(xticks=place, ylabel="R² of beliefs", ylim=(lowest, 1.02))
-    axis.set_xticks(place, labels, rotation=25 if is_crowded else 0)
+    axis.set_xticks(place, labels, rotation=25 if is_crowded or max(map(len, labels)) > LONG else 0)
 
     if more:
         near = more[0]

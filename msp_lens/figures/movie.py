@@ -10,7 +10,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from torch import Tensor
 from msp_lens._files import write_atomically
 from msp_lens.figures.density import density_image
 from msp_lens.figures.emergence import over_tokens
-from msp_lens.figures.projections import belief_colours, bounds_of, projection
+from msp_lens.figures.projections import belief_colours, projection
 from msp_lens.figures.simplex import draw_simplex
 from msp_lens.figures.style import THEMES
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 120
 # Inches: a panel's side, the room above panels and below them for the curves, and margins.
 PANEL, ABOVE, BELOW, MARGIN = 4.6, 0.8, 1.5, 0.25
+# Around what is shown, as a share of it.
+MARGIN_SHARE = 0.06
 # Colours of a GIF's frame; one of the 256 is left for the encoder.
 PALETTE = 255
 
@@ -143,11 +145,12 @@ class Movie:
     def _repr_html_(self) -> str:
         # A frame of its own keeps its script and styles apart from the notebook's.
         _, height, width, _ = self.frames.shape
-        scale = 96 / DOTS_PER_INCH
         return (
+            f'<div style="container-type:inline-size;max-width:{width * 96 / DOTS_PER_INCH + 16:.0f}px">'
             f'<iframe title="{html.escape(self.title, quote=True)}" srcdoc="{html.escape(self.to_html(), quote=True)}" '
-            f'style="width:{width * scale + 24:.0f}px;max-width:100%;height:{height * scale + 84:.0f}px;border:0">'
-            "</iframe>"
+            # As high as the frames are at this width, and the controls.
+            f'style="display:block;width:100%;height:calc((100cqw - 16px) * {height / width:.4f} + 70px);border:0">'
+            "</iframe></div>"
         )
 
 
@@ -184,10 +187,8 @@ def beliefs_movie(
     colours, project = belief_colours(true), projection(true, counts)
     points = {name: [project(beliefs) for beliefs in frames] for name, frames in represented.items()}
     true_points = project(true)
-    # The early frames spread beyond the simplex: there is room for all but a percent of every frame.
-    outermost = true_points if project.corners is None else project.corners
-    everywhere = [outermost, *(each for frames in points.values() for each in frames)]
-    bounds = bounds_of(replace(project, corners=None), everywhere)
+    corners = true_points if project.corners is None else project.corners
+    bounds = _area(corners, [each for frames in points.values() for each in frames])
 
     def image(of: Tensor) -> np.ndarray:
         return density_image(of, colours, counts, bounds)
@@ -210,6 +211,20 @@ def beliefs_movie(
             picture.set_data(image(of[index]))
         frames.append(stage.render(index, caption))
     return Movie(np.stack(frames), tuple(captions), title)
+
+
+def _area(whole: Tensor, frames: Sequence[Tensor]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """What all frames show: all of `whole`, and all but the outermost percent, per axis, of each frame.
+
+    Early frames may spread beyond the triangle.
+    """
+    corners = np.concatenate([whole.numpy(), *(np.quantile(each.numpy(), [0.005, 0.995], axis=0) for each in frames)])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    # A line or a single point still needs an area to be drawn in.
+    extent = max(float((high - low).max()), 1e-3)
+    half = np.maximum((high - low) / 2, 0.15 * extent) + MARGIN_SHARE * extent
+    (left, bottom), (right, top) = ((low + high) / 2 - half).tolist(), ((low + high) / 2 + half).tolist()
+    return (left, right), (bottom, top)
 
 
 class _Stage:

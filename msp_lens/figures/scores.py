@@ -95,6 +95,8 @@ def plot_crossover(
     scale_r2(axis, [*sites.values(), *(value for values in windows.values() for value in values)])
     best = np.nanmax(np.asarray(list(windows.values()), dtype=float), axis=0)
     for value in sites.values():
+        if value < LOWEST:
+            continue
         axis.axhline(value, color=look.faint, linewidth=0.9, zorder=0)
         overtaken = np.flatnonzero(best >= value)
         if len(overtaken):
@@ -195,13 +197,16 @@ def _unstretched(height: np.ndarray) -> np.ndarray:
 
 def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
     """Each level's name at the right edge, pushed apart where levels lie close together."""
+    # A level that lies below the axis is named at its foot.
+    low, high = axis.get_ylim()
+    shown = {name: min(max(value, low), high) for name, value in levels.items() if not np.isnan(value)}
     to_axes = axis.get_yaxis_transform(which="grid")
     heights = axis.transAxes.inverted().transform(
-        axis.transData.transform([(axis.get_xlim()[0], value) for value in levels.values()])
+        axis.transData.transform([(axis.get_xlim()[0], value) for value in shown.values()])
     )[:, 1]
-    for (name, value), height in zip(levels.items(), spread_out(heights, gap=0.045), strict=True):
+    for (name, value), height in zip(shown.items(), spread_out(heights, gap=0.045), strict=True):
         axis.annotate(
-            f"{name} {value:.4f}",
+            f"{name} {levels[name]:.4f}",
             xy=(1.0, value),
             xycoords=to_axes,
             xytext=(1.04, height),

@@ -9,9 +9,8 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -119,7 +118,7 @@ def _finish_axis(axis: Axes, theme: Theme) -> None:
         spine.set_edgecolor(theme.soft)
 
 
-def legend_beside(axis: Axes, handles: Sequence[Artist] = (), labels: Sequence[str] = ()) -> None:
+def legend_beside(axis: Axes, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
     """A legend to the right of the axes, where it hides nothing; of these artists, or else of the axes' own."""
     given = (handles, labels) if handles else axis.get_legend_handles_labels()
     axis.legend(*given, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

@@ -8,6 +8,7 @@ prefixes tell the two accounts of a representation apart:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.report import ProbeReport
+from msp_lens.probing.scores import NO_VARIANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,7 +106,7 @@ def distances(report: ProbeReport, site: str | None = None, *, max_pairs: int = 
     weights = dataset.prefix_weights(report.provenance["weights"])
     first, second, pair_weights = _pairs(weights, max_pairs, torch.Generator().manual_seed(seed))
     true = dataset.prefix_beliefs
-    (read,) = read_beliefs(model, dataset, [probe])
+    (read,) = read_beliefs(model, dataset, [probe], token_map=report.token_map)
     spaces = (read, true, true @ dataset.process.emissions)
     represented, between_true, next_token = ((space[first] - space[second]).norm(dim=1) for space in spaces)
     n_pairs = dataset.n_prefixes * (dataset.n_prefixes - 1) // 2
@@ -117,8 +119,10 @@ def squared_correlation(
     """The R² of a weighted least-squares line of one on the other; NaN if either does not vary."""
     share = weights / weights.sum()
     x, y = x - share @ x, y - share @ y
-    spread = float((share @ x**2) * (share @ y**2))
-    return float(share @ (x * y)) ** 2 / spread if spread > 0 else float("nan")
+    spread_x, spread_y = float(share @ x**2), float(share @ y**2)
+    if min(spread_x, spread_y) <= NO_VARIANCE:
+        return math.nan
+    return float(share @ (x * y)) ** 2 / (spread_x * spread_y)
 
 
 def _pairs(

@@ -205,7 +205,7 @@ def _read(
 ) -> tuple[list[BeliefProbe], BeliefDataset, list[Float64[Tensor, "prefix state"]]]:
     probes = [report[site] for site in sites] if sites else [report.best_site]
     model, dataset = report.run_on()
-    return probes, dataset, read_beliefs(model, dataset, probes)
+    return probes, dataset, read_beliefs(model, dataset, probes, token_map=report.token_map)
 
 
 def _read_word(

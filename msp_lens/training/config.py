@@ -28,7 +28,7 @@ class TrainingConfig:
         optimiser: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks and AdamW for all else.
         learning_rate: At its peak.
         betas: AdamW's averaging of gradient and squared gradient.
-        momentum: SGD's, or Muon's (.95 is its authors').
+        momentum: Of SGD, by default 0, or of Muon, by default .95.
         weight_decay: AdamW's decoupled weight decay, or SGD's L2 penalty.
         schedule: After the warm-up: `"linear"` or `"cosine"` decay to 0 at `steps`, or `"constant"`.
         warmup_steps: Steps over which the learning rate rises.
@@ -51,7 +51,7 @@ class TrainingConfig:
     optimiser: Optimiser = "adamw"
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
-    momentum: float = 0.0
+    momentum: float | None = None
     weight_decay: float = 0.0
     schedule: Schedule = "linear"
     warmup_steps: int = 100

@@ -49,7 +49,7 @@ def wandb_logger(**options: Any) -> Logger:
 
 
 def flat(record: Record) -> dict[str, float]:
-    """The record's numbers, each entry of a list under a name of its own.
+    """The record's numbers, each entry of a list under a name of its own; what could not be measured is left out.
 
     Example:
         >>> flat({"step": 5, "regret_by_position": [0.1, 0.2]})
@@ -59,4 +59,4 @@ def flat(record: Record) -> dict[str, float]:
     for name, value in record.items():
         entries = {f"{name}/{index}": entry for index, entry in enumerate(value)} if isinstance(value, list) else {}
         numbers |= entries or {name: value}
-    return numbers
+    return {name: value for name, value in numbers.items() if value is not None}

@@ -15,6 +15,8 @@ from msp_lens.training.config import TrainingConfig
 
 # The average's decay after n steps is at most (1 + n) / (FORGETTING + n): it soon forgets where training began.
 FORGETTING = 10
+# Its authors'.
+MUON_MOMENTUM = 0.95
 
 
 class WeightOptimiser:
@@ -36,7 +38,7 @@ class WeightOptimiser:
         shared: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         if config.optimiser == "sgd":
             self._parts: list[torch.optim.Optimizer] = [
-                torch.optim.SGD(parameters.values(), momentum=config.momentum, foreach=True, **shared)
+                torch.optim.SGD(parameters.values(), momentum=config.momentum or 0.0, foreach=True, **shared)
             ]
             return
         self._parts = []
@@ -46,10 +48,9 @@ class WeightOptimiser:
                 lacks = "torch.optim.Muon needs torch ≥ 2.9" if matrices else "the model has no matrices in blocks"
                 raise ValueError(f"TrainingConfig(optimiser='muon'): {lacks}; choose 'adamw'.")
             self._matrices = [(matrix, _heads(matrix)) for matrix in matrices]
+            momentum = MUON_MOMENTUM if config.momentum is None else config.momentum
             heads = [head for _, views in self._matrices for head in views]
-            self._parts.append(
-                torch.optim.Muon(heads, momentum=config.momentum, adjust_lr_fn="match_rms_adamw", **shared)
-            )
+            self._parts.append(torch.optim.Muon(heads, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared))
         self._parts.append(torch.optim.AdamW(parameters.values(), betas=config.betas, foreach=True, **shared))
 
     def set_learning_rate(self, rate: float) -> None:

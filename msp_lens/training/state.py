@@ -89,7 +89,8 @@ def newest_state(folder: Path, identity: Mapping[str, Any]) -> TrainingState | N
 
 def remove_states(folder: Path) -> None:
     """Remove the states of a training that has ended, or is not to be gone on with."""
-    for path in _files(folder):
+    # A kill in the midst of writing leaves half a state behind, under a hidden name.
+    for path in (*_files(folder), *(folder / STATE_FOLDER).glob(".step-*")):
         path.unlink(missing_ok=True)
     if (folder / STATE_FOLDER).is_dir() and not any((folder / STATE_FOLDER).iterdir()):
         (folder / STATE_FOLDER).rmdir()

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -100,6 +102,19 @@ def test_names_of_close_levels_do_not_overlap():
     tallest = max(Text.get_window_extent(text).height for text in axis.texts)
     assert np.diff(heights).min() > tallest
     assert [text.xy[1] for text in axis.texts] == list(sites.values())
+
+
+def test_sites_far_worse_than_nothing_leave_the_picture_whole():
+    sites = {"embed": 0.1, "last": -3.0, "concatenated": -1233.5, "constant": float("nan")}
+    figure = plot_crossover([1, 2], {"windows": [0.2, 0.6]}, sites)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["embed 0.1000", "last -3.0000", "concatenated -1233.5000"]
+    low, high = axis.get_ylim()
+    assert all(low <= text.xy[1] <= high for text in axis.texts)
+    assert -1.2 < low < 0.1 < 0.6 < high
 
 
 def test_distances_are_binned_by_weight_with_their_line():

@@ -1,7 +1,10 @@
+import json
+import math
+
 import pytest
 
 import msp_lens as msp
-from msp_lens.training import recipe
+from msp_lens.training import PRESETS, recipe
 
 
 def test_learning_rate_rises_and_falls():
@@ -16,12 +19,27 @@ def test_without_warm_up_it_starts_at_the_peak():
     assert [config.learning_rate_at(step) for step in range(2)] == [1.0, 0.5]
 
 
+def test_other_schedules():
+    cosine = msp.TrainingConfig(steps=10, learning_rate=2.0, warmup_steps=2, schedule="cosine")
+    rates = [cosine.learning_rate_at(step) for step in range(10)]
+    assert rates[:3] == [1.0, 2.0, 2.0]
+    assert rates[3:] == pytest.approx([1 + math.cos(math.pi * k / 8) for k in range(1, 8)])
+    constant = msp.TrainingConfig(steps=10, learning_rate=2.0, warmup_steps=2, schedule="constant")
+    assert [constant.learning_rate_at(step) for step in (0, 1, 9)] == [1.0, 2.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"steps": 0}, "steps=0"),
         ({"steps": 5, "learning_rate": 0.0}, r"learning_rate=0\.0"),
         ({"steps": 5, "batch_size": -1}, "batch_size=-1"),
+        ({"steps": 5, "averaging": 1.0}, r"averaging=1\.0.*below 1"),
+        ({"steps": 5, "momentum": -0.1}, r"momentum=-0\.1"),
+        ({"steps": 5, "betas": (0.9, 1.0)}, "betas="),
+        ({"steps": 5, "clip_norm": 0.0}, "clip_norm"),
+        ({"steps": 5, "learning_rate": math.nan}, "learning_rate=nan"),
+        ({"steps": 5, "checkpoints": (1, 6)}, "each must be from 0 to steps=5"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -29,9 +47,60 @@ def test_options_out_of_range_are_refused(options, message):
         msp.TrainingConfig(**options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"optimiser": "lion"}, {"schedule": "step"}, {"mixed_precision": "float16"}, {"checkpoints": "often"}],
+    ids=str,
+)
+def test_unknown_choices_are_refused(options):
+    # Where calls are type-checked, the check comes first.
+    with pytest.raises((ValueError, TypeError), match=next(iter(options.values()))):
+        msp.TrainingConfig(steps=5, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"checkpoints": None}, ()),
+        ({"checkpoints": (7, 0, 3, 3)}, (0, 3, 7, 100)),
+        ({"checkpoints": "linear", "n_checkpoints": 5}, (0, 25, 50, 75, 100)),
+        ({"checkpoints": "logarithmic", "n_checkpoints": 4}, (0, 1, 10, 100)),
+        # 8 words of 5 tokens a step.
+        ({"checkpoints": (0, 1, 40, 41), "checkpoints_in": "tokens"}, (0, 1, 2, 100)),
+    ],
+)
+def test_checkpoints_are_kept_on_a_list_or_a_schedule(options, steps):
+    assert msp.TrainingConfig(steps=100, batch_size=8, **options).checkpoint_steps(5) == steps
+
+
+def test_tokens_beyond_the_end_are_refused():
+    config = msp.TrainingConfig(steps=100, batch_size=8, checkpoints=(4001,), checkpoints_in="tokens")
+    with pytest.raises(ValueError, match="100 steps predict 4000 tokens, fewer than 4001"):
+        config.checkpoint_steps(5)
+
+
+def test_a_config_prints_and_comes_back_from_json():
+    config = msp.TrainingConfig(steps=5, optimiser="sgd", momentum=0.9, checkpoints=(0, 5))
+    assert msp.TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    text = str(config)
+    assert "momentum         0.9" in text
+    assert "betas" not in text
+    assert "mixed_precision" not in text
+    assert "Training\nsteps            5" in str(type(recipe("quick", msp.mess3()))(msp.ModelConfig(d_vocab=3), config))
+
+
 def test_presets():
-    assert recipe("quick", msp.mess3()).model == msp.ModelConfig(d_vocab=3)
-    wide = recipe("quick", msp.rrxor()).model
-    assert (wide.d_model, wide.n_heads, wide.d_head) == (128, 4, 16)
-    with pytest.raises(KeyError, match="'slow'; there is quick"):
+    assert list(PRESETS) == ["quick", "paper", "shai2024"]
+    for preset in PRESETS:
+        assert recipe(preset, msp.mess3()).model == msp.ModelConfig(d_vocab=3)
+        wide = recipe(preset, msp.rrxor()).model
+        assert (wide.d_model, wide.n_heads, wide.d_head, wide.d_mlp) == (128, 4, 16, 512)
+    with pytest.raises(KeyError, match="'slow'; there is quick, paper, shai2024"):
         recipe("slow", msp.mess3())
+
+
+def test_the_papers_own_recipe():
+    config = recipe("shai2024", msp.mess3()).training
+    assert (config.optimiser, config.learning_rate, config.batch_size, config.steps) == ("sgd", 0.01, 64, 1_000_000)
+    assert (config.momentum or 0.0, config.weight_decay) == (0.0, 0.0)
+    assert config.learning_rate_at(0) == config.learning_rate_at(999_999) == 0.01
