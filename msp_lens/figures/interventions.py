@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def plot_edits(
         heights = [by_site.get(site, np.nan) for site in sites]
         offset = (index - (len(values) - 1) / 2) * width
         axis.bar(place + offset, heights, width=0.92 * width, color=look.colour(index), label=edit)
-    axis.set(xticks=place, xticklabels=sites, ylabel=ylabel, title=title)
+    axis.set(xticks=place, xticklabels=sites, ylabel=wrapped(ylabel), title=title)
     legend_beside(axis)
     finish(figure, look)
     return figure
@@ -113,7 +114,12 @@ def plot_strengths(
         axis.plot(
             places, heights, marker=marker(index), markersize=max(8 - index, 3), color=look.colour(index), label=name
         )
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axis.set(xlabel=xlabel, ylabel=wrapped(ylabel), title=title)
     legend_beside(axis)
     finish(figure, look)
     return figure
+
+
+def wrapped(label: str) -> str:
+    """An axis's label in lines that are no longer than the axis."""
+    return textwrap.fill(label, 40)
