@@ -375,7 +375,7 @@ def _errors(debug: bool) -> Iterator[_Place]:
         yield place
     except KeyboardInterrupt:
         folder = place.folder
-        whole = sorted(file.name for file in folder.iterdir()) if folder and folder.is_dir() else []
+        whole = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder and folder.is_dir() else []
         kept = f" Whole and kept in {folder}: {', '.join(whole)}." if whole else " Nothing had been written."
         print(f"\nInterrupted.{kept}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

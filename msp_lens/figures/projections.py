@@ -139,6 +139,9 @@ def bounds_of(project: Projection, panels: Sequence[Float64[Tensor, "prefix xy"]
     corners = project.corners
     if corners is None:
         corners = torch.cat([true, *(_without_outliers(points) for points in represented)])
+    else:
+        # The beliefs of a generalised process may lie outside the simplex.
+        corners = torch.cat([corners, true])
     low, high = corners.amin(dim=0), corners.amax(dim=0)
     # A line or a single point still needs an area to be drawn in.
     extent = float((high - low).amax().clamp(min=1e-3))
