@@ -4,6 +4,9 @@
 PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
+# A worker a core, each a file at a time: trained models are shared within a file.
+IN_PARALLEL ?= --numprocesses auto --dist loadfile
+
 .PHONY: demo test test-3 test-4 lint benchmark clean
 
 demo: .venv/installed
@@ -12,11 +15,11 @@ demo: .venv/installed
 test: lint test-3 test-4
 
 test-3: .venv/installed
-	.venv/bin/pytest
+	.venv/bin/pytest $(IN_PARALLEL)
 
 # Without the checks of every annotated call, which test-3 makes: they cost most of the time.
 test-4: .venv-4/installed
-	.venv-4/bin/pytest -o addopts="--doctest-modules --strict-markers"
+	.venv-4/bin/pytest $(IN_PARALLEL) -o addopts="--doctest-modules --strict-markers"
 
 lint: .venv/installed
 	.venv/bin/ruff check .

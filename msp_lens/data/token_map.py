@@ -33,7 +33,8 @@ class TokenMap:
         bos: A token before everything.
         prompt: Tokens after it and before the first symbol.
         separator: Tokens between two symbols.
-        include_prior: Whether the position before the first symbol is a row too, with the belief before any symbol.
+        include_prior: Whether the position before the first symbol is a row too, with the belief before any symbol. It
+            is one row like no other, and heavy: held out, least squares predicts it badly, ridge less so.
 
     Raises:
         ValueError: if an id is negative, if two symbols cannot be told apart (one's ids begin the other's), or if

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from msp_lens.probing.report import ProbeReport
 
 _HELD_OUT = {
@@ -24,9 +26,10 @@ def summarise(report: ProbeReport) -> list[str]:
     ]
     rivals = [each for each in report.controls if each.is_rival]
     if rivals:
+        is_told_apart = any(not math.isnan(report.beyond_next_token(label)) for label in report)
+        beyond = " Beyond: the share of the rest that the activations add." if is_told_apart else ""
         lines.append(
-            f"Next-token probabilities alone explain R² {rivals[0].held_out.r2:.3f} of the beliefs, held out. Beyond: "
-            "the share of the rest that the activations add."
+            f"Next-token probabilities alone explain R² {rivals[0].held_out.r2:.3f} of the beliefs, held out.{beyond}"
         )
     degeneracy = getattr(report.process, "degeneracy", None)
     if degeneracy is not None:
