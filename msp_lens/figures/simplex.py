@@ -61,13 +61,19 @@ def plot_beliefs(
         theme: `"light"` or `"dark"`.
 
     Raises:
-        ValueError: if `path_tokens` are not as many as the rows of `path`.
+        ValueError: if `path_tokens` are not as many as the rows of `path`, or represented beliefs not of the true
+            ones' shape.
 
     Returns:
         A matplotlib figure that belongs to no window.
     """
     if path_tokens and len(path_tokens) != len(path):
         raise ValueError(f"path has {len(path)} rows and path_tokens {len(path_tokens)}: give one token for each row.")
+    for name, beliefs in represented.items():
+        if beliefs.shape != true.shape:
+            raise ValueError(
+                f"{name}: {tuple(beliefs.shape)}; the true beliefs are {tuple(true.shape)}: give a row each."
+            )
     look = theme_named(theme)
     names = _names(states, true.shape[1])
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()

@@ -86,11 +86,15 @@ def build_model(
         device: Where the model goes.
         bridge: Whether to build a `TransformerBridge` even where there is a `HookedTransformer`.
 
+    Raises:
+        ValueError: if there is no such device.
+
     Example:
         >>> model = build_model(ModelConfig(d_vocab=3), seed=0)
         >>> model(torch.zeros(2, 10, dtype=torch.int64)).shape
         torch.Size([2, 10, 3])
     """
+    _check_device(device)
     fields = _fields(config)
     as_bridge = not has_hooked_transformer() if bridge is None else bridge
     # Built on the CPU, so that a seed means the same weights on every device.
@@ -99,6 +103,14 @@ def build_model(
         torch.default_generator.manual_seed(seed)
         model = _build_bridge(fields) if as_bridge else _build_hooked_transformer(fields)
         return cast(HookedModel, model.to(device, print_details=False))
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} can't be used here ({reason}): leave it out for the CPU.") from None
 
 
 def _build_hooked_transformer(fields: dict[str, Any]) -> Any:

@@ -99,12 +99,15 @@ def recipe(preset: str, process: Process) -> Recipe:
 
     Raises:
         KeyError: if there is no such preset.
+        TypeError: if the process is none.
 
     Example:
         >>> from msp_lens.processes.catalog import mess3
         >>> recipe("quick", mess3(x=0.05, a=0.85)).model.d_model
         64
     """
+    if not isinstance(process, Process):
+        raise TypeError(f"{process!r} is no Process: make one, with msp.mess3(x=0.05, a=0.85) for instance.")
     if preset not in PRESETS:
         raise KeyError(f"No preset {preset!r}; there is {', '.join(PRESETS)}.")
     return PRESETS[preset](process)

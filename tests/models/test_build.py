@@ -79,3 +79,8 @@ def test_weights_must_all_find_their_place():
     with pytest.raises(ValueError, match="another shape"):
         msp.load_weights(model, state | {name: torch.zeros(1)})
     assert all(torch.equal(tensor, before[key]) for key, tensor in weights(model).items()), "half loaded"
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"device='cuda:77' can't be used here .*: leave it out for the CPU"):
+        msp.build_model(msp.ModelConfig(d_vocab=3), device="cuda:77")
