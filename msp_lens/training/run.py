@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -19,6 +19,11 @@ from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.loggers import flat
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from msp_lens.figures.style import ThemeName
 
 METRICS_FILE = "metrics.jsonl"
 StoppedBy = Literal["steps", "seconds", "regret"]
@@ -77,6 +82,13 @@ class TrainingRun:
     def to_dataframe(self) -> pd.DataFrame:
         """The metrics, one row a record; lists by position in a column for each entry."""
         return pd.DataFrame([flat(record) for record in self.metrics])
+
+    def plot(self, *, theme: ThemeName = "light") -> Figure:
+        """Regret over the tokens seen, and at the end by position."""
+        from msp_lens.figures.curves import plot_training
+
+        tokens, regret = ([record[key] for record in self.metrics] for key in ("tokens", "regret"))
+        return plot_training(tokens, regret, self.regret.tolist(), theme=theme)
 
     def __repr__(self) -> str:
         resumed = f", gone on with at step {self.resumed_from}" if self.resumed_from is not None else ""

@@ -41,6 +41,9 @@ def test_the_paired_estimate_follows_the_regret(trained):
     assert last["loss"] == pytest.approx(float(trained.optimum.mean()), abs=0.05)
     assert trained.metrics[0]["regret"] > last["regret"]
     assert len(trained.to_dataframe()) == 6
+    over_time, by_position = trained.plot().axes
+    assert list(over_time.lines[0].get_xdata()) == trained.to_dataframe()["tokens"].tolist()
+    assert [bar.get_height() for bar in by_position.patches] == pytest.approx(trained.regret.tolist())
     assert not trained.model.training
     assert "golden_mean: 300 steps" in repr(trained)
 
