@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from msp_lens.activations import TOKENS_PER_BATCH, stream_activations
-from msp_lens.data import BeliefDataset, words_for
+from msp_lens.data import BeliefDataset, TokenMap, words_for
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.menu import EditMaker, resolve_edits
@@ -157,6 +157,12 @@ def check_probe(probe: BeliefProbe, process: Process, fingerprint: str) -> None:
         raise ValueError(
             f"{probe!r} was fitted on a model with other weights (fingerprint "
             f"{probe.provenance['model_fingerprint']}, this model's is {fingerprint}): probe this model first."
+        )
+    token_map = probe.provenance.get("token_map")
+    if token_map is not None and not TokenMap.from_dict(token_map).is_identity:
+        raise ValueError(
+            f"{probe!r} was fitted through a token map, and experiments give symbols to the model as they are: steer it "
+            "on tokens of its own instead, with probe.steer(model, belief, position=…)."
         )
 
 
