@@ -161,7 +161,7 @@ def check_probe(probe: BeliefProbe, process: Process, fingerprint: str) -> None:
     token_map = probe.provenance.get("token_map")
     if token_map is not None and not TokenMap.from_dict(token_map).is_identity:
         raise ValueError(
-            f"{probe!r} was fitted through a token map, and experiments give symbols to the model as they are: steer it "
+            f"{probe!r} was fitted through a token map, but experiments give a model the symbols themselves: steer it "
             "on tokens of its own instead, with probe.steer(model, belief, position=…)."
         )
 
