@@ -88,7 +88,7 @@ def _of_training(training: TrainingRun) -> dict[str, ThemedPicture]:
     regret, optimum = training.regret.tolist(), training.optimum.tolist()
     tokens, estimates = ([record[key] for record in training.metrics] for key in ("tokens", "regret"))
     return {
-        "training": _themed(lambda theme: plot_training(tokens, estimates, regret, theme=theme)),
+        "training": _themed(lambda theme: plot_training(tokens, estimates, theme=theme)),
         "regret": _themed(lambda theme: plot_regret(regret, optimum, theme=theme)),
     }
 

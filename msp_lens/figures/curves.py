@@ -18,21 +18,21 @@ LONG = 8
 
 
 def plot_training(
-    tokens: Sequence[float], regret: Sequence[float], by_position: Sequence[float], *, theme: ThemeName = "light"
+    tokens: Sequence[float], regret: Sequence[float], by_position: Sequence[float] = (), *, theme: ThemeName = "light"
 ) -> Figure:
     """Regret over training, estimated on each batch's own tokens, and at the end by position; in nats.
 
     Args:
         tokens: Tokens seen at each record.
         regret: Loss minus the optimal observer's loss on the same tokens.
-        by_position: Exact regret at each position after training.
+        by_position: Exact regret at each position after training, in a panel of its own.
         theme: `"light"` or `"dark"`.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     look = theme_named(theme)
-    figure = new_figure(10.4, 3.4, look)
-    over_time, over_position = figure.subplots(1, 2)
+    figure = new_figure(10.4 if len(by_position) else 6.8, 3.4, look)
+    over_time, *beside = figure.subplots(1, 2 if len(by_position) else 1, squeeze=False)[0]
     # An estimate of a small regret may fall below 0, where a logarithmic axis ends.
     positive = np.where(np.asarray(regret) > 0, regret, np.nan)
     over_time.plot(tokens, positive, color=look.colour(0), linewidth=1.2)
@@ -42,9 +42,10 @@ def plot_training(
     over_time.xaxis.set_major_formatter(EngFormatter())
     over_time.xaxis.set_minor_formatter(NullFormatter())
     over_time.set_title("Loss above the optimum, while training")
-    over_position.bar(range(len(by_position)), by_position, color=look.colour(0))
-    over_position.set(xlabel="position", ylabel="regret (nats)", xticks=range(len(by_position)))
-    over_position.set_title("At the end, over every possible word")
+    for over_position in beside:
+        over_position.bar(range(len(by_position)), by_position, color=look.colour(0))
+        over_position.set(xlabel="position", ylabel="regret (nats)", xticks=range(len(by_position)))
+        over_position.set_title("At the end, over every possible word")
     finish(figure, look)
     return figure
 
