@@ -51,7 +51,7 @@ class WeightOptimiser:
             momentum = MUON_MOMENTUM if config.momentum is None else config.momentum
             heads = [head for _, views in self._matrices for head in views]
             self._parts.append(torch.optim.Muon(heads, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared))
-        self._parts.append(torch.optim.AdamW(parameters.values(), betas=config.betas, foreach=True, **shared))
+        self._parts.append(torch.optim.AdamW(parameters.values(), betas=config.betas, fused=True, **shared))
 
     def set_learning_rate(self, rate: float) -> None:
         """The learning rate of the steps to come."""

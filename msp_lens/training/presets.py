@@ -64,7 +64,8 @@ def paper(process: Process) -> Recipe:
     | Muon, 3e-3 (loss ratio 1.00016) | 4,096 | 700 | 9.0e-5 | 383 |
 
     Muon is worth its extra time. RRXOR has but 436 words of ten tokens, so that with repeats merged (see `batches`) a
-    step of thousands of words costs little more than one of hundreds.
+    step of thousands of words costs little more than one of hundreds. A fused AdamW step takes 1 ms where a foreach one
+    takes 4. Compiling takes 70 s and makes passes a sixth faster: not worth it for minutes.
     """
     if process.name == "rrxor":
         training = TrainingConfig(steps=700, batch_size=4096, optimiser="muon", learning_rate=3e-3)
