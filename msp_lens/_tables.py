@@ -26,7 +26,7 @@ def to_text(
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     columns = {table.index.name or "": list(table.index)} | {name: table[name].tolist() for name in table.columns}
     for position, (name, values) in enumerate(columns.items()):
         # Headings fold where they are wider than what stands below them; values never do.
@@ -39,7 +39,7 @@ def to_text(
     # A console of its own, without colour and with room: the repr may end up in a file or a doctest.
     console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False)
     console.print(grid)
-    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    text = f"{title}\n{console.file.getvalue()}"  # pyright: ignore[reportAttributeAccessIssue]
     text += "\n".join(textwrap.fill(note, width) for note in notes)
     return "\n".join(line.rstrip() for line in text.splitlines())
 

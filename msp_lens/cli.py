@@ -332,7 +332,7 @@ def emergence(
                 movie.save_gif(gif)
             if page is not None:
                 movie.save_html(page)
-        _show(found, found.to_dataframe().reset_index().to_dict("records"), as_json=as_json)
+        _show(found, found.to_dataframe().to_dict("records"), as_json=as_json)
 
 
 @app.command()
