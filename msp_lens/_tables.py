@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
+
+# A skill below this says no more than "worse than the control".
+LOWEST_SKILL = -9.99
 
 
 def to_text(
@@ -78,3 +82,10 @@ def _shade(value: float) -> str:
         return ""
     # Blue over whatever the page's own background is, light enough for text of any colour.
     return f' style="background: rgba(0, 114, 178, {0.4 * min(float(value), 1):.2f})"'
+
+
+def skill_text(skill: float, *, digits: int = 3) -> str:
+    """A skill as tables show it: a dash where it was not measured, and no more than a bound where it is far below 0."""
+    if math.isnan(skill):
+        return "–"
+    return f"{skill:.{digits}f}" if skill > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}"

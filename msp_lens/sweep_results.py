@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from msp_lens._tables import to_html, to_text
+from msp_lens._tables import skill_text, to_html, to_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +179,9 @@ class SweepResult:
             line |= {"runs": f"{len(done)} of {len(group)}"}
             for column, digits in (("regret", 5), ("R² held out", 4), ("R² concatenated", 4), ("MSE held out", 6)):
                 line[column] = _mean(done, column, digits)
-            for column in ("skill", *_OF_EDIT[:3]):
+            if "skill" in table and bool(table["skill"].notna().any()):
+                line["skill"] = skill_text(float(done["skill"].mean()), digits=2)
+            for column in _OF_EDIT[:3]:
                 if column in table and bool(table[column].notna().any()):
                     line[column] = _mean(done, column, 2)
             lines.append(line)

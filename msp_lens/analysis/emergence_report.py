@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from scipy import stats
 
-from msp_lens._tables import to_html, to_text
+from msp_lens._tables import skill_text, to_html, to_text
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.report import InterventionReport
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.probing.belief_probe import read_beliefs
-from msp_lens.probing.report import LOWEST_SKILL, ProbeReport
+from msp_lens.probing.report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import SavedCheckpoint
 
@@ -341,7 +341,7 @@ class Emergence:
         shown["MSE"] = [f"{mse:.6f}" for mse in self._curve("MSE held out", best)]
         skill = self._curve("skill", best)
         if not all(map(math.isnan, skill)):
-            shown["skill"] = [f"{s:.3f}" if s > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}" for s in skill]
+            shown["skill"] = list(map(skill_text, skill))
         if "concatenated" in self.sites:
             shown["R² all sites"] = [f"{r2:.4f}" for r2 in self._curve("R² held out", "concatenated")]
         if self.snapshots[0].interventions is not None:

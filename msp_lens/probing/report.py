@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._tables import to_html, to_text
+from msp_lens._tables import skill_text, to_html, to_text
 from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from msp_lens.figures.tokens import Html
     from msp_lens.probing.distances import Distances
     from msp_lens.probing.geometry import Geometry
-
-# In tables a skill below this says no more than "worse than the control".
-LOWEST_SKILL = -9.99
 
 
 @dataclass(frozen=True)
@@ -430,7 +427,7 @@ class ProbeReport(Mapping[str, BeliefProbe]):
             shown["best control"] = [
                 f"{r2:.4f} {name}" for r2, name in zip(table["R² best control"], table["best control"], strict=True)
             ]
-            shown["skill"] = [f"{s:.3f}" if s > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}" for s in table["skill"]]
+            shown["skill"] = table["skill"].map(skill_text)
         if bool(table["beyond next token"].notna().any()):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
