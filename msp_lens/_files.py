@@ -40,6 +40,11 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def without_nan(value: Any) -> Any:
     """The value with `None` for NaN and infinity, which JSON does not have, and plain numbers for numpy's."""
     if isinstance(value, float):

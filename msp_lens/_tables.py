@@ -6,7 +6,8 @@ import html
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -89,3 +90,12 @@ def skill_text(skill: float, *, digits: int = 3) -> str:
     if math.isnan(skill):
         return "–"
     return f"{skill:.{digits}f}" if skill > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}"
+
+
+def json_records(rows: Iterable[Mapping[Any, Any]]) -> list[dict[str, Any]]:
+    """Rows as JSON has them: what is undefined is null."""
+    return [{str(key): None if _is_undefined(value) else value for key, value in row.items()} for row in rows]
+
+
+def _is_undefined(value: Any) -> bool:
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))

@@ -101,6 +101,7 @@ def run(
     """
     with _errors(debug) as place:
         from msp_lens import studies
+        from msp_lens._files import read_json
 
         chosen = _process(process, param)
         place.folder = studies.choose_folder(out, chosen.name, overwrite=overwrite)
@@ -113,7 +114,7 @@ def run(
             seed=seed,
             device=device,
         )
-        _show(study, _read_json(study.folder / studies.REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
+        _show(study, read_json(study.folder / studies.REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
 
 
 @app.command()
@@ -350,6 +351,7 @@ def report(
     """
     with _errors(debug) as place:
         from msp_lens import studies
+        from msp_lens._files import read_json
 
         place.folder = run
         study = studies.report(
@@ -358,7 +360,7 @@ def report(
             seed=seed,
             device=device,
         )
-        _show(study, _read_json(study.folder / studies.REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
+        _show(study, read_json(study.folder / studies.REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
 
 
 class _Place:
@@ -421,10 +423,6 @@ def _check_picture(path: Path | None) -> None:
         raise ValueError(f"--plot {path}: pictures are .png, .svg or .pdf.")
     if path is not None and not path.parent.is_dir():
         raise ValueError(f"--plot {path}: there is no folder {path.parent}.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _parameters(pairs: list[str]) -> dict[str, float]:

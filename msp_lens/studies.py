@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -12,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
-from msp_lens._files import write_atomically, write_json
+from msp_lens._files import read_json, write_atomically, write_json
+from msp_lens._tables import json_records
 from msp_lens.analysis.emergence import Emergence
 from msp_lens.analysis.emergence import emergence as probe_checkpoints
 from msp_lens.data import Weighting, check_weighting
@@ -185,7 +184,7 @@ def report(
 def _config(trained: TrainingRun, folder: Path) -> dict[str, Any]:
     """What the run was asked for: as written by `run`, or as far as the model's file says."""
     if (folder / CONFIG_FILE).exists():
-        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return read_json(folder / CONFIG_FILE)
     known, provenance = config_fields(trained.model), load_checkpoint(folder).provenance
     return {
         "process": trained.process.to_dict(),
@@ -263,8 +262,7 @@ def _short_words(process: Process, n_ctx: int) -> int:
 def _emergence_rows(formed: Emergence | None) -> list[dict[str, Any]]:
     if formed is None:
         return []
-    rows = formed.to_dataframe().to_dict(orient="records")
-    return [{str(key): None if pd.isna(value) else value for key, value in row.items()} for row in rows]
+    return json_records(formed.to_dataframe().to_dict(orient="records"))
 
 
 def _experiments(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from msp_lens._files import read_json
 from msp_lens._tables import skill_text, to_html, to_text
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class SweepResult:
         files = sorted(Path(out).glob(f"*/{RESULT_FILE}"))
         if not files:
             raise FileNotFoundError(f"There is no run of a sweep in {out}: give the folder that sweep(out=…) wrote to.")
-        runs = [SweepRun.of(json.loads(file.read_text(encoding="utf-8")), Path(out)) for file in files]
+        runs = [SweepRun.of(read_json(file), Path(out)) for file in files]
         return cls(tuple(sorted(runs, key=lambda run: [_sortable(value) for value in run.settings.values()])))
 
     @property

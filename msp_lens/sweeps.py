@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import threading
 import time
 import traceback
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from msp_lens._files import write_json
+from msp_lens._files import read_json, write_json
 from msp_lens._parallel import run_each
+from msp_lens._tables import json_records
 from msp_lens.analysis import emergence as probe_checkpoints
 from msp_lens.data import Weighting, check_weighting
 from msp_lens.interventions.experiment import intervene
@@ -188,7 +188,7 @@ def _was_started(work: tuple[dict[str, Any], str, str]) -> bool:
 def _read(folder: Path) -> dict[str, Any] | None:
     """What was found before, if anything."""
     path = folder / RESULT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _run(work: tuple[dict[str, Any], str, str]) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
         },
         "sites": report.to_dict()["sites"],
         "interventions": steered.to_dict()["results"] if steered else [],
-        "emergence": _records(emerged.to_dataframe().to_dict(orient="records")) if emerged else [],
+        "emergence": json_records(emerged.to_dataframe().to_dict(orient="records")) if emerged else [],
         "machine": {
             "seconds": time.perf_counter() - started,
             "device": device,
@@ -256,14 +256,6 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
             "transformer_lens": transformer_lens_version(),
         },
     }
-
-
-def _records(rows: Sequence[Mapping[Any, Any]]) -> list[dict[str, Any]]:
-    """Rows as JSON has them: what is undefined is null."""
-    return [
-        {str(key): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
-        for row in rows
-    ]
 
 
 def _described(run: Mapping[str, Any]) -> dict[str, Any]:

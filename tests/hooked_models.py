@@ -77,3 +77,11 @@ TRANSFORMERS = ("hooked transformer", "bridge", "hugging face bridge")
 if not has_hooked_transformer():
     TRANSFORMERS = TRANSFORMERS[1:]
 KINDS = (*TRANSFORMERS, "own")
+
+
+def activation_at(model, tokens, site):
+    """What the model holds at a site while it reads the tokens."""
+    seen = {}
+    with model.hooks(fwd_hooks=[(site, lambda activation, hook: seen.update(value=activation.detach()))]):
+        model(tokens)
+    return seen["value"]

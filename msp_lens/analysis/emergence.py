@@ -24,7 +24,7 @@ from msp_lens.interventions.experiment import intervene
 from msp_lens.interventions.report import InterventionReport
 from msp_lens.models.build import ModelConfig
 from msp_lens.models.checkpoints import Checkpoint
-from msp_lens.models.hooked import HookedModel, check_fits, context_length, site_groups
+from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.sites import Sites
 from msp_lens.probing.fit import MAX_TOKENS, MAX_WORDS, probe
 from msp_lens.probing.report import ProbeReport
@@ -161,9 +161,7 @@ def _dataset(
     process = process or first.process
     if process is None:
         raise ValueError("The checkpoints don't say what process they were trained on: give process=.")
-    length = n_ctx if n_ctx is not None else context_length(first.model)
-    if length is None:
-        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give n_ctx=.")
+    length = word_length(first.model, n_ctx)
     if n_words is not None and n_words < 2:
         raise ValueError(f"n_words={n_words}: sample at least 2 words.")
     check_fits(first.model, process, length)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from msp_lens._files import write_json
+from msp_lens._files import read_json, write_json
 from msp_lens.analysis.emergence_report import Emergence, Snapshot
 from msp_lens.data import BeliefDataset, words_for
 from msp_lens.interventions.report import InterventionReport, InterventionResult
@@ -47,7 +46,7 @@ def load_emergence(
     path = Path(folder) / TABLE_FILE
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: give the folder that Emergence.save(folder) wrote.")
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = read_json(path)
     provenance = saved["provenance"]
     snapshots = tuple(
         Snapshot(

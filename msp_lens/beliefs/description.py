@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from msp_lens._files import without_nan
 from msp_lens._tables import to_html, to_text
 from msp_lens.beliefs.fractal import attractor
 from msp_lens.beliefs.information import (
@@ -80,9 +81,9 @@ class Description:
             else None,
             **{
                 name: {
-                    "nats": _finite(measure.value),
-                    "lower": _finite(measure.lower),
-                    "upper": _finite(measure.upper),
+                    "nats": without_nan(measure.value),
+                    "lower": without_nan(measure.lower),
+                    "upper": without_nan(measure.upper),
                     "method": measure.method,
                 }
                 for name, measure in (
@@ -161,7 +162,3 @@ def _measure(measure: Measure) -> tuple[str, str]:
         return value, measure.method
     upper = f"at most {measure.upper:.6g}" if math.isfinite(measure.upper) else "no upper bound known"
     return value, f"at least {measure.lower:.6g}, {upper}; {measure.method}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -24,7 +24,7 @@ from torch import Tensor
 from msp_lens._files import write_atomically
 from msp_lens.figures.density import density_image
 from msp_lens.figures.emergence import over_tokens
-from msp_lens.figures.projections import belief_colours, projection
+from msp_lens.figures.projections import area_around, belief_colours, projection, without_outliers
 from msp_lens.figures.simplex import draw_simplex
 from msp_lens.figures.style import THEMES
 
@@ -188,7 +188,9 @@ def beliefs_movie(
     points = {name: [project(beliefs) for beliefs in frames] for name, frames in represented.items()}
     true_points = project(true)
     corners = true_points if project.corners is None else project.corners
-    bounds = _area(corners, [each for frames in points.values() for each in frames])
+    # Early frames may spread beyond the simplex: there is room for all but the outermost percent of each.
+    spread = [without_outliers(each) for frames in points.values() for each in frames]
+    bounds = area_around(torch.cat([corners, *spread]), margin=MARGIN_SHARE)
 
     def image(of: Tensor) -> np.ndarray:
         return density_image(of, colours, counts, bounds)
@@ -211,20 +213,6 @@ def beliefs_movie(
             picture.set_data(image(of[index]))
         frames.append(stage.render(index, caption))
     return Movie(np.stack(frames), tuple(captions), title)
-
-
-def _area(whole: Tensor, frames: Sequence[Tensor]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What all frames show: all of `whole`, and all but the outermost percent, per axis, of each frame.
-
-    Early frames may spread beyond the triangle.
-    """
-    corners = np.concatenate([whole.numpy(), *(np.quantile(each.numpy(), [0.005, 0.995], axis=0) for each in frames)])
-    low, high = corners.min(axis=0), corners.max(axis=0)
-    # A line or a single point still needs an area to be drawn in.
-    extent = max(float((high - low).max()), 1e-3)
-    half = np.maximum((high - low) / 2, 0.15 * extent) + MARGIN_SHARE * extent
-    (left, bottom), (right, top) = ((low + high) / 2 - half).tolist(), ((low + high) / 2 + half).tolist()
-    return (left, right), (bottom, top)
 
 
 class _Stage:

@@ -138,20 +138,25 @@ def bounds_of(project: Projection, panels: Sequence[Float64[Tensor, "prefix xy"]
     true, *represented = panels
     corners = project.corners
     if corners is None:
-        corners = torch.cat([true, *(_without_outliers(points) for points in represented)])
+        corners = torch.cat([true, *(without_outliers(points) for points in represented)])
     else:
         # The beliefs of a generalised process may lie outside the simplex.
         corners = torch.cat([corners, true])
-    low, high = corners.amin(dim=0), corners.amax(dim=0)
+    return area_around(corners)
+
+
+def area_around(points: Float64[Tensor, "corner xy"], *, margin: float = MARGIN) -> Bounds:
+    """The area that shows all these points, and a margin: a share of their extent."""
+    low, high = points.amin(dim=0), points.amax(dim=0)
     # A line or a single point still needs an area to be drawn in.
     extent = float((high - low).amax().clamp(min=1e-3))
     centre = (low + high) / 2
-    half = torch.maximum((high - low) / 2, torch.tensor(0.15 * extent, dtype=torch.float64)) + MARGIN * extent
+    half = torch.maximum((high - low) / 2, torch.tensor(0.15 * extent, dtype=torch.float64)) + margin * extent
     (left, bottom), (right, top) = (centre - half).tolist(), (centre + half).tolist()
     return (left, right), (bottom, top)
 
 
-def _without_outliers(points: Float64[Tensor, "prefix xy"]) -> Float64[Tensor, "corner xy"]:
+def without_outliers(points: Float64[Tensor, "prefix xy"]) -> Float64[Tensor, "corner xy"]:
     """Opposite corners of the box that holds all but the outermost percent of the points, per axis."""
     return torch.from_numpy(np.quantile(points.numpy(), [0.005, 0.995], axis=0))
 

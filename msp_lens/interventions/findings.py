@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from msp_lens._tables import to_html, to_text
+from msp_lens._tables import json_records, to_html, to_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,10 +45,7 @@ class Findings:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; undefined numbers are `None`."""
-        rows = [
-            {key: None if pd.isna(value) else value for key, value in row.items()}
-            for row in self.table.to_dict(orient="records")
-        ]
+        rows = json_records(self.table.to_dict(orient="records"))
         return {"title": self.title, "results": rows, "provenance": self.provenance}
 
     def select(self, **where: Any) -> pd.Series:

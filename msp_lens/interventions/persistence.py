@@ -26,10 +26,10 @@ from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.interventions.findings import Findings
 from msp_lens.interventions.menu import EditMaker, Material
-from msp_lens.interventions.runs import Probes, Writing, batches, chosen_length, chosen_positions, run_edited
+from msp_lens.interventions.runs import Probes, Writing, batches, chosen_positions, run_edited
 from msp_lens.interventions.targets import TargetMaker
 from msp_lens.interventions.trajectories import continuations, follow
-from msp_lens.models.hooked import HookedModel
+from msp_lens.models.hooked import HookedModel, word_length
 from msp_lens.processes.process import Process
 
 ALONE, ONWARD = "one position", "trajectory"
@@ -75,7 +75,7 @@ def persistence(
         ValueError: if no token follows the position, a probe is of another model, or a target is no belief.
         KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
     """
-    words_length = chosen_length(model, length)
+    words_length = word_length(model, length, otherwise="length=")
     middle = max(0, min(words_length // 2, words_length - 2))
     (start,) = chosen_positions(middle if position is None else position, words_length)
     n_after = words_length - start - 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from msp_lens._tables import to_html, to_text
+from msp_lens._tables import json_records, to_html, to_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,10 +166,7 @@ class InterventionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; undefined numbers are `None`."""
-        rows = [
-            {key: None if pd.isna(value) else value for key, value in vars(result).items()} for result in self.results
-        ]
-        return {"results": rows, "provenance": self.provenance}
+        return {"results": json_records(map(vars, self.results)), "provenance": self.provenance}
 
     def summary(self) -> list[str]:
         """What the numbers are, what they say, and what they do not prove."""

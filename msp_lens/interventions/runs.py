@@ -18,7 +18,7 @@ from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.menu import EditMaker, resolve_edits
 from msp_lens.interventions.targets import TargetMaker, resolve_targets
 from msp_lens.models.checkpoints import model_fingerprint
-from msp_lens.models.hooked import HookedModel, check_fits, context_length, evaluating, find_sites, model_device
+from msp_lens.models.hooked import HookedModel, check_fits, evaluating, find_sites, model_device, word_length
 from msp_lens.models.positions import Position, check_position
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.report import ProbeReport
@@ -50,7 +50,7 @@ class OverWords:
         if isinstance(process, BeliefDataset):
             dataset = process
         else:
-            dataset = words_for(process, _context(model, "a dataset"), seed=seed, max_words=max_words)
+            dataset = words_for(process, word_length(model, otherwise="a dataset"), seed=seed, max_words=max_words)
         check_fits(model, dataset.process, dataset.n_ctx)
         return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
 
@@ -230,22 +230,6 @@ def run_edited(
             f"{n_tokens} tokens."
         )
     return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
-
-
-def chosen_length(model: HookedModel, length: int | None) -> int:
-    """The length of the words: as asked, by default the model's context.
-
-    Raises:
-        ValueError: if there is no default.
-    """
-    return _context(model, "length=") if length is None else length
-
-
-def _context(model: HookedModel, otherwise: str) -> int:
-    length = context_length(model)
-    if length is None:
-        raise ValueError(f"The model does not say how long its context is (cfg.n_ctx): give {otherwise}.")
-    return length
 
 
 def ratio(numerator: Float64[Tensor, "word"], denominator: Float64[Tensor, "word"]) -> tuple[float, float]:

@@ -193,6 +193,28 @@ def context_length(model: HookedModel) -> int | None:
     return getattr(getattr(model, "cfg", None), "n_ctx", None)
 
 
+def word_length(
+    model: HookedModel, n_ctx: int | None = None, *, token_map: TokenMap | None = None, otherwise: str = "n_ctx="
+) -> int:
+    """How many symbols words have: as asked, by default as many as the model's context is sure to have room for.
+
+    Args:
+        model: What is to read them.
+        n_ctx: As asked.
+        token_map: How the model reads them; by default a token a symbol.
+        otherwise: What to give where the model does not say, for the message.
+
+    Raises:
+        ValueError: if there is no default.
+    """
+    if n_ctx is not None:
+        return n_ctx
+    longest = context_length(model)
+    if longest is None:
+        raise ValueError(f"The model does not say how long its context is (cfg.n_ctx): give {otherwise}.")
+    return longest if token_map is None else token_map.longest_word(longest)
+
+
 def model_device(model: HookedModel) -> torch.device:
     """Where the model's parameters are."""
     return next(model.parameters()).device

@@ -17,7 +17,7 @@ from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, al
 from msp_lens.data.labelled import Positions
 from msp_lens.data.words import TooManyWordsError
 from msp_lens.models.checkpoints import model_fingerprint
-from msp_lens.models.hooked import HookedModel, check_fits, context_length, site_groups
+from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.sites import Sites
 from msp_lens.probing.belief_probe import BELIEF
 from msp_lens.probing.checkpoint import PassCheckpoint
@@ -300,11 +300,7 @@ def _datasets(
             f"{process!r} is nothing to probe on: give a Process (msp.mess3(x=0.05, a=0.85) for one), a BeliefDataset "
             "or LabelledTokens."
         )
-    length = n_ctx if n_ctx is not None else context_length(model)
-    if length is None:
-        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give n_ctx=.")
-    if n_ctx is None and token_map is not None:
-        length = token_map.longest_word(length)
+    length = word_length(model, n_ctx, token_map=token_map)
     check_fits(model, process, length, token_map=token_map)
     if n_words is None:
         try:

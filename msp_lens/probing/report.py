@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._tables import skill_text, to_html, to_text
+from msp_lens._tables import json_records, skill_text, to_html, to_text
 from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
@@ -229,10 +229,7 @@ class ProbeReport(Mapping[str, BeliefProbe]):
         """Everything but the probes' weights, as JSON-ready values; undefined numbers are `None`."""
 
         def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-            return [
-                {key: None if pd.isna(value) else value for key, value in row.items()}
-                for row in table.reset_index().to_dict(orient="records")
-            ]
+            return json_records(table.reset_index().to_dict(orient="records"))
 
         return {
             "sites": records(self.to_dataframe()),

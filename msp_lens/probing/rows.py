@@ -17,7 +17,7 @@ from msp_lens.activations import stream_activations
 from msp_lens.data import SAMPLED_WORDS, BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.labelled import Positions
 from msp_lens.data.words import prefix_hashes
-from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, context_length, find_sites
+from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
 from msp_lens.models.sites import Sites
 from msp_lens.processes.process import Process
 
@@ -165,11 +165,7 @@ def sampled_rows(
         ValueError: if the model cannot read the words, or an option is out of range; before it is run.
     """
     names = find_sites(model, sites)
-    length = n_ctx if n_ctx is not None else context_length(model)
-    if length is None:
-        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give n_ctx=.")
-    if n_ctx is None and token_map is not None:
-        length = token_map.longest_word(length)
+    length = word_length(model, n_ctx, token_map=token_map)
     check_fits(model, process, length, token_map=token_map)
     # Checks its options now; nothing is drawn until it is gone through.
     stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size)

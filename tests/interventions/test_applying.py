@@ -8,6 +8,7 @@ import torch
 import msp_lens as msp
 from msp_lens import interventions as edits
 from msp_lens.interventions import Edit, applying
+from tests.hooked_models import activation_at
 
 pytestmark = pytest.mark.usefixtures("untouched")
 
@@ -15,13 +16,6 @@ pytestmark = pytest.mark.usefixtures("untouched")
 @pytest.fixture
 def tokens(mess3):
     return mess3.sample(4, 5, seed=2)
-
-
-def activation_at(model, tokens, site):
-    seen = {}
-    with model.hooks(fwd_hooks=[(site, lambda activation, hook: seen.update(value=activation.detach()))]):
-        model(tokens)
-    return seen["value"]
 
 
 def test_a_context_a_hook_and_the_probes_own_method_are_one(random_model, random_report, tokens):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import msp_lens as msp
+from tests.hooked_models import activation_at
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +20,6 @@ def probe(model, mess3):
 @pytest.fixture(scope="module")
 def tokens(mess3):
     return mess3.sample(4, 5, seed=2)
-
-
-def activation_at(model, tokens, site):
-    seen = {}
-    with model.hooks(fwd_hooks=[(site, lambda activation, hook: seen.update(value=activation.detach()))]):
-        model(tokens)
-    return seen["value"]
 
 
 def test_steer_moves_the_activation_by_the_decoder(model, probe, tokens):
