@@ -1,9 +1,5 @@
 """What the face offers; `__init__.py` loads each name from where it is imported here."""
 
-from .analysis import (
-    Emergence,
-    emergence,
-)
 from .beliefs import (
     attractor,
     describe,
@@ -27,11 +23,23 @@ from .data import (
     sampled_words,
     token_dataset,
 )
+from .experiments.study import (
+    Study,
+    run,
+)
+from .experiments.sweep import (
+    SweepResult,
+    sweep,
+)
 from .figures.simplex import (
     plot_beliefs,
 )
 from .figures.tokens import (
     attention_view,
+)
+from .formation import (
+    Emergence,
+    emergence,
 )
 from .interventions import (
     InterventionReport,
@@ -52,12 +60,14 @@ from .models import (
     residual_sites,
     save_checkpoint,
 )
-from .probing import (
-    BeliefProbe,
+from .moments import (
     BeliefRegressor,
     Moments,
-    ProbeReport,
     RandomProjection,
+)
+from .probing import (
+    BeliefProbe,
+    ProbeReport,
     geometry,
     probe,
     probe_rows,
@@ -86,14 +96,6 @@ from .processes import (
     sns,
     with_bos,
     z1r,
-)
-from .studies import (
-    Study,
-    run,
-)
-from .sweeps import (
-    SweepResult,
-    sweep,
 )
 from .training import (
     TrainingConfig,

@@ -41,7 +41,7 @@ def to_text(
         grid.add_column(heading, justify="left" if is_prose else "right", no_wrap=True, vertical="bottom")
     for label, row in table.iterrows():
         grid.add_row(str(label), *(str(value) for value in row))
-    # A console of its own, without colour and with room: the repr may end up in a file or a doctest.
+    # A console of its own, without color and with room: the repr may end up in a file or a doctest.
     console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False)
     console.print(grid)
     text = f"{title}\n{console.file.getvalue()}"  # pyright: ignore[reportAttributeAccessIssue]
@@ -81,7 +81,7 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
 def _shade(value: float) -> str:
     if pd.isna(value) or value <= 0:
         return ""
-    # Blue over whatever the page's own background is, light enough for text of any colour.
+    # Blue over whatever the page's own background is, light enough for text of any color.
     return f' style="background: rgba(0, 114, 178, {0.4 * min(float(value), 1):.2f})"'
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from msp_lens.models.checkpoints import Checkpoint
+    from msp_lens.models.model_files import Checkpoint
     from msp_lens.processes.process import Process
 
 app = typer.Typer(
@@ -100,8 +100,8 @@ def run(
     Example: msp-lens run mess3 --param x=0.05 --param a=0.85 --out runs/mess3
     """
     with _errors(debug) as place:
-        from msp_lens import studies
         from msp_lens._files import read_json
+        from msp_lens.experiments import study as studies
 
         chosen = _process(process, param)
         place.folder = studies.choose_folder(out, chosen.name, overwrite=overwrite)
@@ -165,7 +165,7 @@ def train(
     param: Parameters = None,
     preset: Preset = "quick",
     out: Annotated[Path | None, typer.Option(help="Folder for the model; by default runs/NAME.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps, if other than the preset's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, if other than the preset's.")] = None,
     checkpoints: Annotated[
         int, typer.Option(help="How many models to keep on the way, most of them early, for msp-lens emergence.")
     ] = 0,
@@ -315,7 +315,7 @@ def emergence(
     """
     with _errors(debug):
         _check_picture(plot)
-        from msp_lens.analysis import emergence as probe_checkpoints
+        from msp_lens.formation import emergence as probe_checkpoints
 
         found = probe_checkpoints(
             run,
@@ -350,8 +350,8 @@ def report(
     Example: msp-lens report runs/rrxor
     """
     with _errors(debug) as place:
-        from msp_lens import studies
         from msp_lens._files import read_json
+        from msp_lens.experiments import study as studies
 
         place.folder = run
         study = studies.report(

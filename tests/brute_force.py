@@ -34,7 +34,7 @@ def word_probabilities(process, length):
 
 
 def matrix_products(process, length):
-    """Word to probability, by a matrix product each: for generalised processes, which have no hidden paths."""
+    """Word to probability, by a matrix product each: for generalized processes, which have no hidden paths."""
     table = {}
     for word in words(process, length):
         vector = process.initial

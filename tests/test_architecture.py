@@ -10,20 +10,19 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_random", "_files", "_tables", "_parallel"),
+    ("_random", "_files", "_tables", "_parallel", "_checks"),
     ("figures",),
+    ("moments",),
     ("processes",),
     ("beliefs",),
     ("data",),
     ("models",),
-    ("activations",),
     ("training",),
     ("probing",),
     ("interventions",),
-    ("analysis",),
-    ("caveats", "pictures"),
-    ("reporting", "sweep_results"),
-    ("studies", "sweeps"),
+    ("formation",),
+    ("page",),
+    ("experiments",),
     ("cli",),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -14,7 +14,7 @@ from msp_lens.beliefs.information import (
     optimal_losses,
     regret_floor,
     statistical_complexity,
-    synchronisation,
+    synchronization,
 )
 from msp_lens.beliefs.listing import catalog_table
 from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
@@ -45,6 +45,6 @@ __all__ = [
     "presentation",
     "regret_floor",
     "statistical_complexity",
-    "synchronisation",
+    "synchronization",
     "walk_levels",
 ]

@@ -175,9 +175,9 @@ def _flat(points: Float64[Tensor, "point state"]) -> tuple[np.ndarray, float]:
     """The points in coordinates of the flat that they span, and their largest extent; beliefs never fill all axes."""
     if points.ndim != 2 or len(points) < 2 or not torch.isfinite(points).all():
         raise ValueError(f"points of shape {tuple(points.shape)}: give at least 2 finite points, [point, state].")
-    centred = points - points.mean(dim=0)
-    sizes, axes = torch.linalg.eigh(centred.T @ centred)
-    flat = (centred @ axes[:, sizes > 1e-18 * len(points)]).numpy()
+    centered = points - points.mean(dim=0)
+    sizes, axes = torch.linalg.eigh(centered.T @ centered)
+    flat = (centered @ axes[:, sizes > 1e-18 * len(points)]).numpy()
     if flat.shape[1] == 0:
         return flat, 0.0
     low = flat.min(axis=0)

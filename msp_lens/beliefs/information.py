@@ -158,7 +158,7 @@ def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
 
         H(X_L | X_1 … X_{L-1}, S_0)  ≤  h  ≤  h_L        (Cover & Thomas 2006, theorem 4.5.1),
 
-    until they agree or more than `max_level` different beliefs would have to be told apart. A generalised process has
+    until they agree or more than `max_level` different beliefs would have to be told apart. A generalized process has
     no hidden states to bound it from below by. The process is taken as it is in the long run: a start that is not
     stationary is forgotten.
 
@@ -168,7 +168,7 @@ def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
         0.6666666666666...
     """
     state = long_run_state(process)
-    if process.is_unifilar and not process.is_generalised:
+    if process.is_unifilar and not process.is_generalized:
         return _exactly(float(state @ entropy(process.emissions)), "unifilar")
     found = presentation(process, max_states=MAX_STATES)
     if found.is_finite:
@@ -183,7 +183,7 @@ def _rate_over(found: Presentation) -> float:
 
 def _bounded_rate(process: Process, state: Float64[Tensor, "state"], max_level: int) -> Measure:
     upper_bounds = _entropies(process, state.unsqueeze(0), ONE, MAX_DEPTH, max_level)
-    if process.is_generalised:
+    if process.is_generalized:
         bounds: list[float] = []
         for bound in upper_bounds:
             bounds.append(float(bound))
@@ -266,7 +266,7 @@ def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> M
     if found.is_finite:
         graph = found.to_process()
         return _exactly(_future_entropy(process, found.beliefs, long_run_state(graph)), f"{len(found)} mixed states")
-    if process.is_unifilar and not process.is_generalised:
+    if process.is_unifilar and not process.is_generalized:
         states = torch.eye(process.n_states, dtype=torch.float64)
         return _exactly(_future_entropy(process, states, long_run_state(process)), "unifilar")
     reached = [0.0]
@@ -295,19 +295,19 @@ def _future_entropy(
     return float(entropy(merged))
 
 
-def synchronisation(process: Process, length: int, *, max_level: int = EXACT_LEVEL) -> Float64[Tensor, "length_1"]:
+def synchronization(process: Process, length: int, *, max_level: int = EXACT_LEVEL) -> Float64[Tensor, "length_1"]:
     """The expected entropy of the belief after 0, 1, …, `length` tokens, in nats: how unsure of the state one still is.
 
     Raises:
-        ValueError: if the process is generalised, so that its beliefs are no distributions; or has too many beliefs.
+        ValueError: if the process is generalized, so that its beliefs are no distributions; or has too many beliefs.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
-        >>> synchronisation(z1r(), 3)   # nats
+        >>> synchronization(z1r(), 3)   # nats
         tensor([1.0986, 0.6365, 0.2310, 0.0000], dtype=torch.float64)
     """
-    if process.is_generalised:
-        raise ValueError(f"{process.name} is a generalised process: its beliefs are not distributions over states.")
+    if process.is_generalized:
+        raise ValueError(f"{process.name} is a generalized process: its beliefs are not distributions over states.")
     root = process.initial.unsqueeze(0)
     expected = [entropy(process.initial)]
     for level in grow(process, root, ONE.log(), length, MERGE_TOLERANCE, max_level=max_level):

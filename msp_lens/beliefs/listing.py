@@ -15,7 +15,7 @@ LISTING_LEVEL = 30_000
 def catalog_table() -> pd.DataFrame:
     """One row a named process, at its default parameters.
 
-    Columns: HMM, or GHMM for a generalised one; hidden states; tokens; entropy rate h in nats, ≈ where its bounds leave
+    Columns: HMM, or GHMM for a generalized one; hidden states; tokens; entropy rate h in nats, ≈ where its bounds leave
     the fourth decimal open; mixed states, ∞ where they are infinitely many; how many of the reachable beliefs'
     dimensions next-token probabilities show.
 
@@ -29,7 +29,7 @@ def catalog_table() -> pd.DataFrame:
         process = entry.process
         degeneracy, rate = process.degeneracy(), entropy_rate(process, max_level=LISTING_LEVEL)
         rows[repr(process).partition(":")[0]] = {
-            "kind": "GHMM" if process.is_generalised else "HMM",
+            "kind": "GHMM" if process.is_generalized else "HMM",
             "states": process.n_states,
             "tokens": process.n_tokens,
             "h, nats": f"{rate.value:.4f}" if rate.upper - rate.lower < 1e-4 else f"≈{rate.value:.2f}",

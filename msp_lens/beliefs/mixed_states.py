@@ -141,7 +141,7 @@ def equal_beliefs(
 ) -> tuple[Int[Tensor, "node"], Int[Tensor, "distinct"]]:
     """Number the beliefs so that equal ones share a number, in order of first appearance.
 
-    Sorted along a generic direction, equal beliefs are neighbours; wherever neighbours lie further apart than the
+    Sorted along a generic direction, equal beliefs are neighbors; wherever neighbors lie further apart than the
     tolerance the row is cut, and each piece is cut again along every coordinate. So the cost is that of a few sorts,
     and no grid decides which side of a line two equal beliefs fall on. A chain of beliefs each within the tolerance
     of the next is one piece: the tolerance is meant to be far below the distances between different beliefs.

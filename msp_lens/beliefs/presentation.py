@@ -2,7 +2,7 @@
 
 Its states are the mixed states, its edges b → b T[x] / (b T[x] 1) with probability b T[x] 1. It is a process again,
 the same one, and unifilar: from a state a token leads to one other. Some states are only passed through while the
-observer synchronises (transient), the others come back for ever (recurrent). Often there are infinitely many.
+observer synchronizes (transient), the others come back for ever (recurrent). Often there are infinitely many.
 """
 
 from __future__ import annotations

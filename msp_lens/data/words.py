@@ -1,7 +1,7 @@
 """Token datasets aligned with beliefs and weights: every possible word, or sampled ones.
 
 A causal model's activation at a position depends on the prefix alone, so a row of data is a distinct *prefix*,
-found at (word, position); words are kept in lexicographic order, so a prefix's words are neighbours. Three
+found at (word, position); words are kept in lexicographic order, so a prefix's words are neighbors. Three
 weightings say how much a row counts:
 
 - `"probability"`: by the prefix's probability (its frequency, in sampled words). The population answer.

@@ -48,8 +48,8 @@ class Node:
 
     Attributes:
         name: Written in it.
-        x: Centre, in inches.
-        y: Centre.
+        x: Center, in inches.
+        y: Center.
         width: Its ellipse's.
         height: Its ellipse's.
         is_recurrent: Whether the process comes back to it for ever.
@@ -185,7 +185,7 @@ def _draw_loop(axis: Axes, arrow: Arrow, nodes: Sequence[Node], arrows: Sequence
 
 
 def _freest_direction(node: int, nodes: Sequence[Node], arrows: Sequence[Arrow]) -> float:
-    """The middle of the widest gap between the directions of the node's neighbours; up if it has none."""
+    """The middle of the widest gap between the directions of the node's neighbors; up if it has none."""
     beside = {arrow.target if arrow.source == node else arrow.source for arrow in arrows if node in _ends(arrow)}
     angles = sorted(math.atan2(nodes[k].y - nodes[node].y, nodes[k].x - nodes[node].x) for k in beside if k != node)
     if not angles:

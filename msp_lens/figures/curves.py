@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msp_lens.figures.scores import scale_r2
+from msp_lens.figures.score_curves import scale_r2
 from msp_lens.figures.style import ThemeName, finish, legend_beside, new_figure, theme_named
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def plot_training(
     over_time, *beside = figure.subplots(1, 2 if len(by_position) else 1, squeeze=False)[0]
     # An estimate of a small regret may fall below 0, where a logarithmic axis ends.
     positive = np.where(np.asarray(regret) > 0, regret, np.nan)
-    over_time.plot(tokens, positive, color=look.colour(0), linewidth=1.2)
+    over_time.plot(tokens, positive, color=look.color(0), linewidth=1.2)
     over_time.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="regret (nats)")
     # A training may see less than a decade of tokens: some marks within one are named, but not all.
     over_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
@@ -43,7 +43,7 @@ def plot_training(
     over_time.xaxis.set_minor_formatter(NullFormatter())
     over_time.set_title("Loss above the optimum, while training")
     for over_position in beside:
-        over_position.bar(range(len(by_position)), by_position, color=look.colour(0))
+        over_position.bar(range(len(by_position)), by_position, color=look.color(0))
         over_position.set(xlabel="position", ylabel="regret (nats)", xticks=range(len(by_position)))
         over_position.set_title("At the end, over every possible word")
     finish(figure, look)
@@ -71,11 +71,11 @@ def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: Theme
     bottom = least.min() - 0.4 * max(float(np.ptp(reached)), 0.05)
     losses.fill_between(place, bottom, least, color=look.wash, linewidth=0, label="least possible loss")
     losses.plot(place, least, color=look.soft, linewidth=1)
-    losses.plot(place, reached, color=look.colour(0), marker="o", markersize=5, label="model's loss")
+    losses.plot(place, reached, color=look.color(0), marker="o", markersize=5, label="model's loss")
     losses.set(xlabel="position", ylabel="loss (nats)", xticks=place, ylim=(bottom, None))
     losses.set_title("Loss on the next token")
     losses.legend(frameon=False, loc="upper right")
-    above.bar(place, regret, color=look.colour(0))
+    above.bar(place, regret, color=look.color(0))
     above.set(xlabel="position", ylabel="regret (nats)", xticks=place)
     above.set_title("Above the floor")
     if np.min(regret) > 0 and np.max(regret) > 30 * np.min(regret):
@@ -124,12 +124,12 @@ def plot_sites(
         axis.bar(place, np.nan_to_num(marks), width=0.92, color=look.wash, label="best control, held out")
         axis.hlines(marks, place - 0.46, place + 0.46, color=look.ink, linewidth=1.2, zorder=3)
     series = {
-        "held out": (held, look.colour(0)),
-        "in-sample": (inside, look.colour(1)),
+        "held out": (held, look.color(0)),
+        "in-sample": (inside, look.color(1)),
         "shuffled beliefs, in-sample": (chance, look.palette[8]),
     }
-    for index, (name, (values, colour)) in enumerate(series.items()):
-        axis.bar(place + (index - 1) * 0.24, np.nan_to_num(values), width=0.22, color=colour, label=name)
+    for index, (name, (values, color)) in enumerate(series.items()):
+        axis.bar(place + (index - 1) * 0.24, np.nan_to_num(values), width=0.22, color=color, label=name)
     axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
     lowest = max(np.nanmin([*held, *chance, 0.0]), -0.5)
     axis.set(xticks=place, ylabel="R² of beliefs", ylim=(lowest, 1.02))
@@ -140,8 +140,8 @@ def plot_sites(
         near.bar(place, marks + 9, bottom=-9, width=0.92, color=look.wash)
         near.hlines(marks, place - 0.46, place + 0.46, color=look.ink, linewidth=1.2)
         near.errorbar(place - 0.12, held, yerr=reach, **error)
-        near.plot(place - 0.12, held, "o", color=look.colour(0), markersize=7)
-        near.plot(place + 0.12, inside, "s", color=look.colour(1), markersize=6)
+        near.plot(place - 0.12, held, "o", color=look.color(0), markersize=7)
+        near.plot(place + 0.12, inside, "s", color=look.color(1), markersize=6)
         scale_r2(near, [*held, *inside, *marks, *np.where(np.isfinite(low), low, held)])
         near.set_xticks(place, labels, rotation=25)
         near.set_title("The same near 1")

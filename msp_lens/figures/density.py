@@ -1,4 +1,4 @@
-"""Any number of coloured points as one image: each cell the mean colour of its points.
+"""Any number of colored points as one image: each cell the mean color of its points.
 
 So ten points or ten million stay crisp, and a file's size does not grow with them.
 """
@@ -20,13 +20,13 @@ FEW = 2_000
 
 def density_image(
     points: Float64[Tensor, "prefix xy"],
-    colours: Float64[Tensor, "prefix rgb"],
+    colors: Float64[Tensor, "prefix rgb"],
     weights: Float64[Tensor, "prefix"],
     bounds: tuple[tuple[float, float], tuple[float, float]],
     *,
     pixels: int = PIXELS,
 ) -> np.ndarray:
-    """An RGBA image, `[row, column, 4]`: each cell the mean colour of its points, the more opaque the more they weigh.
+    """An RGBA image, `[row, column, 4]`: each cell the mean color of its points, the more opaque the more they weigh.
 
     Opacity follows the logarithm of the cell's weight, from faint at its 2nd percentile to full at its 80th: rare
     words show where they are without hiding the common ones. Few points are drawn as discs, many as single cells,
@@ -38,7 +38,7 @@ def density_image(
     row = ((points[:, 1] - bottom) / (top - bottom) * height).floor().long()
     distinct = len(torch.unique(row * pixels + column))
     radius = _radius(distinct if distinct < FEW else len(points), pixels)
-    channels = torch.cat([colours * weights[:, None], weights[:, None]], dim=1)
+    channels = torch.cat([colors * weights[:, None], weights[:, None]], dim=1)
     total = torch.zeros(height * pixels, 4, dtype=torch.float64)
     for shift_row in range(-radius, radius + 1):
         for shift_column in range(-radius, radius + 1):

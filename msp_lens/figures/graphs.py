@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # More nodes than this are a thicket.
 MOST_NODES = 100
-# Distances between columns, and between nodes of one; between neighbours, besides the room for labels.
+# Distances between columns, and between nodes of one; between neighbors, besides the room for labels.
 ACROSS, ALONG = 1.75, 0.8
 GAP, ROOM_FOR_LABELS = 1.1, 1.4
 NAME_SIZE, TITLE_SIZE = 10, 12
@@ -144,7 +144,7 @@ def merged_arrows(
 
 
 def _gap(arrows: Sequence[Arrow]) -> float:
-    """How far apart neighbours must be for the labels between them; twice the room where arrows lead to and fro."""
+    """How far apart neighbors must be for the labels between them; twice the room where arrows lead to and fro."""
     pairs = {(arrow.source, arrow.target) for arrow in arrows if arrow.source != arrow.target}
     boxes = [text_box(arrow.label, LABEL_SIZE) for arrow in arrows if arrow.source != arrow.target]
     width, height = max((box.width for box in boxes), default=0.0), max((box.height for box in boxes), default=0.0)
@@ -187,7 +187,7 @@ def _draw(
     figure = Picture(facecolor=look.paper)
     axis = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     canvas = _Canvas(axis, look, [node.box for node in nodes])
-    recurrent_fill = _mixed(look.colour(0), look.paper, 0.25)
+    recurrent_fill = _mixed(look.color(0), look.paper, 0.25)
     patches = []
     for node in nodes:
         patch = Ellipse(
@@ -195,7 +195,7 @@ def _draw(
             node.width,
             node.height,
             facecolor=recurrent_fill if node.is_recurrent else look.paper,
-            edgecolor=look.colour(0) if node.is_recurrent else look.soft,
+            edgecolor=look.color(0) if node.is_recurrent else look.soft,
             linewidth=2.0 if node.is_recurrent else 1.0,
             linestyle="--" if node.is_open else "-",
             zorder=3,
@@ -264,7 +264,7 @@ def _frame(canvas: _Canvas, nodes: Sequence[Node], title: str, notes: Sequence[s
     axis.figure.set_size_inches(right - left, top - bottom)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _mixed(colour: str, with_colour: str, share: float) -> tuple[float, ...]:
+def _mixed(color: str, with_color: str, share: float) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
-    return tuple(share * np.asarray(to_rgb(colour)) + (1 - share) * np.asarray(to_rgb(with_colour)))
+    return tuple(share * np.asarray(to_rgb(color)) + (1 - share) * np.asarray(to_rgb(with_color)))

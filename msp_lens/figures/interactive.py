@@ -19,7 +19,7 @@ from msp_lens.figures.density import density_image, png
 from msp_lens.figures.projections import (
     TETRAHEDRON,
     Projection,
-    belief_colours,
+    belief_colors,
     bounds_of,
     lifted,
     projection,
@@ -77,7 +77,7 @@ def explore_beliefs(
     names = list(states) if states is not None else [str(i) for i in range(n_states)]
     symbols = list(tokens) if tokens is not None else [str(i) for i in range(int(words.max()) + 1)]
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
-    colours = lifted(belief_colours(true), look)
+    colors = lifted(belief_colors(true), look)
     kept = counts.argsort(descending=True, stable=True)[:max_points].sort().values
     panels = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
     prefixes = [
@@ -85,7 +85,7 @@ def explore_beliefs(
         for word, position in zip(words[kept].tolist(), positions[kept].tolist(), strict=True)
     ]
     told = [_told(belief, names) for belief in true[kept].tolist()]
-    marks = {"size": 5, "color": [_rgb(colour) for colour in colours[kept].tolist()]}
+    marks = {"size": 5, "color": [_rgb(color) for color in colors[kept].tolist()]}
 
     is_solid = n_states == 4
     across = min(COLUMNS, len(panels))
@@ -115,7 +115,7 @@ def explore_beliefs(
             figure.add_trace(graph_objects.Scatter3d(x=x, y=y, z=z, marker=marks | {"size": 2.5}, **shared), **where)
             continue
         (left, right), (bottom, top) = bounds
-        image = png(density_image(points, colours, counts, bounds, pixels=PIXELS))
+        image = png(density_image(points, colors, counts, bounds, pixels=PIXELS))
         figure.add_layout_image(
             source="data:image/png;base64," + base64.b64encode(image).decode(),
             **{"x": left, "y": top, "sizex": right - left, "sizey": top - bottom},
@@ -203,5 +203,5 @@ def _told(belief: Sequence[float], names: Sequence[str]) -> str:
     return ", ".join(f"{html.escape(names[state])} {belief[state]:.3f}" for state in shown) + rest
 
 
-def _rgb(colour: Sequence[float]) -> str:
-    return "rgb(" + ",".join(str(round(255 * channel)) for channel in colour) + ")"
+def _rgb(color: Sequence[float]) -> str:
+    return "rgb(" + ",".join(str(round(255 * channel)) for channel in color) + ")"

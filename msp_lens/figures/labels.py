@@ -15,11 +15,11 @@ POINTS_PER_INCH = 72
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle about its centre.
+    """A rectangle about its center.
 
     Attributes:
-        x: Centre.
-        y: Centre.
+        x: Center.
+        y: Center.
         width: Whole width.
         height: Whole height.
     """

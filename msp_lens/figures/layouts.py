@@ -22,7 +22,7 @@ NEAREST = 0.8
 
 
 def spring_layout(n_nodes: int, edges: Sequence[tuple[int, int]], *, gap: float) -> np.ndarray:
-    """Places `[node, xy]` at distances like those in the graph, neighbours about `gap` apart; centred.
+    """Places `[node, xy]` at distances like those in the graph, neighbors about `gap` apart; centered.
 
     By Kamada & Kawai's energy, of several starts the one that leaves the fewest crossings. Parts that no edge joins
     stand side by side.
@@ -102,9 +102,9 @@ def _turned(places: np.ndarray, angle: float) -> np.ndarray:
 def layered_layout(
     columns: Sequence[int], edges: Sequence[tuple[int, int]], *, across: float, along: float
 ) -> np.ndarray:
-    """Places `[node, xy]` in columns, each node near the height of its neighbours in other columns; centred in height.
+    """Places `[node, xy]` in columns, each node near the height of its neighbors in other columns; centered in height.
 
-    Back and forth, the nodes of a column go to the mean height of their neighbours (Sugiyama's barycentres), apart
+    Back and forth, the nodes of a column go to the mean height of their neighbors (Sugiyama's barycenters), apart
     as they must be; that leaves few crossings.
 
     Args:
@@ -114,11 +114,11 @@ def layered_layout(
         along: Least distance between nodes of a column.
     """
     column = np.asarray(columns)
-    neighbours: list[list[int]] = [[] for _ in columns]
+    neighbors: list[list[int]] = [[] for _ in columns]
     for a, b in edges:
         if column[a] != column[b]:
-            neighbours[a].append(b)
-            neighbours[b].append(a)
+            neighbors[a].append(b)
+            neighbors[b].append(a)
     order = [list(np.flatnonzero(column == k)) for k in range(int(column.max(initial=-1)) + 1)]
     height = np.zeros(len(column))
     for members in order:
@@ -126,7 +126,7 @@ def layered_layout(
     for sweep in range(SWEEPS):
         forth = sweep % 2 == 0
         for k in range(len(order)) if forth else reversed(range(len(order))):
-            beside = [[n for n in neighbours[node] if (column[n] < k) == forth] for node in order[k]]
+            beside = [[n for n in neighbors[node] if (column[n] < k) == forth] for node in order[k]]
             pull = [float(np.mean(height[b])) if b else height[n] for n, b in zip(order[k], beside, strict=True)]
             # Of nodes drawn to the same height, the first goes on top.
             height[order[k][::-1]] = spread_out(np.array(pull[::-1]), gap=along)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from msp_lens._files import write_atomically
 from msp_lens.figures.density import density_image
-from msp_lens.figures.emergence import over_tokens
-from msp_lens.figures.projections import area_around, belief_colours, projection, without_outliers
+from msp_lens.figures.formation_curves import over_tokens
+from msp_lens.figures.projections import area_around, belief_colors, projection, without_outliers
 from msp_lens.figures.simplex import draw_simplex
 from msp_lens.figures.style import THEMES
 
@@ -37,7 +37,7 @@ DOTS_PER_INCH = 120
 PANEL, ABOVE, BELOW, MARGIN = 4.6, 0.8, 1.5, 0.25
 # Around what is shown, as a share of it.
 MARGIN_SHARE = 0.06
-# Colours of a GIF's frame; one of the 256 is left for the encoder.
+# Colors of a GIF's frame; one of the 256 is left for the encoder.
 PALETTE = 255
 
 
@@ -95,23 +95,23 @@ class Movie:
         first, *others = self._images()
         durations = [round(1000 * seconds_per_frame)] * len(others) + [round(1000 * last_frame_seconds)]
         buffer = io.BytesIO()
-        # Several identical frames would be merged into one by an optimiser: duration says how long each is seen.
+        # Several identical frames would be merged into one by an optimizer: duration says how long each is seen.
         first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
         write_atomically(path, buffer.getvalue())
         return Path(path)
 
     def _images(self) -> list[Image.Image]:
-        """The frames in one palette made of all of them: a third of the size, and colours don't flicker."""
+        """The frames in one palette made of all of them: a third of the size, and colors don't flicker."""
         pixels = np.concatenate([frame[::2, ::2].reshape(-1, 3) for frame in self.frames])
-        # White is most of it, and must stay white: it has a colour of its own, and no say in the others.
+        # White is most of it, and must stay white: it has a color of its own, and no say in the others.
         inked = pixels[(pixels < 255).any(axis=1)]
-        colours = Image.fromarray(inked[None]).quantize(PALETTE - 1, method=Image.Quantize.MEDIANCUT)
-        entries = [*(colours.getpalette() or ())[: 3 * (PALETTE - 1)], 255, 255, 255]
+        colors = Image.fromarray(inked[None]).quantize(PALETTE - 1, method=Image.Quantize.MEDIANCUT)
+        entries = [*(colors.getpalette() or ())[: 3 * (PALETTE - 1)], 255, 255, 255]
         palette = Image.new("P", (1, 1))
         palette.putpalette(entries)
         images = []
         for frame in self.frames:
-            # Pillow finds near colours by coarse boxes, so that white may become a light grey.
+            # Pillow finds near colors by coarse boxes, so that white may become a light gray.
             indices = np.array(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE))
             indices[(frame == 255).all(axis=-1)] = PALETTE - 1
             image = Image.fromarray(indices)
@@ -164,7 +164,7 @@ def beliefs_movie(
     progress: Progress | None = None,
     title: str = "Beliefs forming",
 ) -> Movie:
-    """A movie of represented beliefs, a panel each beside the true ones; every point in its true belief's colour.
+    """A movie of represented beliefs, a panel each beside the true ones; every point in its true belief's color.
 
     Args:
         true: The optimal observer's beliefs.
@@ -184,7 +184,7 @@ def beliefs_movie(
         raise ValueError(f"{len(captions)} captions for frames {lengths}: give at least one, and of each as many.")
     names = tuple(states) if states is not None else tuple(str(i) for i in range(true.shape[1]))
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
-    colours, project = belief_colours(true), projection(true, counts)
+    colors, project = belief_colors(true), projection(true, counts)
     points = {name: [project(beliefs) for beliefs in frames] for name, frames in represented.items()}
     true_points = project(true)
     corners = true_points if project.corners is None else project.corners
@@ -193,7 +193,7 @@ def beliefs_movie(
     bounds = area_around(torch.cat([corners, *spread]), margin=MARGIN_SHARE)
 
     def image(of: Tensor) -> np.ndarray:
-        return density_image(of, colours, counts, bounds)
+        return density_image(of, colors, counts, bounds)
 
     (left, right), (bottom, top) = bounds
     stage = _Stage(len(points) + 1, (top - bottom) / (right - left), progress)
@@ -242,19 +242,19 @@ class _Stage:
     def _draw_curves(self, axis: Axes, progress: Progress) -> None:
         tokens = np.asarray(progress.tokens, dtype=float)
         for index, (name, values) in enumerate(progress.curves.items()):
-            colour = THEMES["light"].colour(index)
+            color = THEMES["light"].color(index)
             this = axis if index == 0 else axis.twinx()
             heights = np.where(np.asarray(values, dtype=float) > 0, values, np.nan)
-            this.plot(tokens, heights, color=colour, linewidth=1.3, alpha=0.6)
+            this.plot(tokens, heights, color=color, linewidth=1.3, alpha=0.6)
             if np.isfinite(heights).any():
                 this.set_yscale("log")
-            this.set_ylabel(name, color=colour, fontsize=9)
-            this.tick_params(axis="y", labelcolor=colour, labelsize=8, which="major")
+            this.set_ylabel(name, color=color, fontsize=9)
+            this.tick_params(axis="y", labelcolor=color, labelsize=8, which="major")
             this.tick_params(axis="y", which="minor", labelleft=False, labelright=False)
             this.spines["top"].set_visible(False)
             if index == 0:
                 this.spines["right"].set_visible(len(progress.curves) > 1)
-            (mark,) = this.plot([], [], marker="o", markersize=7, color=colour, clip_on=False, zorder=5)
+            (mark,) = this.plot([], [], marker="o", markersize=7, color=color, clip_on=False, zorder=5)
             self.marks.append(mark)
             self.places.append((tokens, heights))
         axis.set_xlabel("tokens seen", fontsize=9, labelpad=1)

@@ -1,4 +1,4 @@
-"""Where beliefs lie in a picture, and what colour they are.
+"""Where beliefs lie in a picture, and what color they are.
 
 Three states: an equilateral triangle. Four: a tetrahedron, seen from the side. More, or fewer: the principal axes of
 the *true* beliefs, the same for all panels, so that a represented belief is drawn where it is and not where its own
@@ -36,21 +36,21 @@ class Projection:
 
     Attributes:
         axes: `[state, xy]`.
-        centre: The belief drawn at the origin.
+        center: The belief drawn at the origin.
         corners: Where the states lie, if the whole simplex is drawn.
         hidden: Pairs of corners whose edge lies behind the simplex.
         variance: The share of the true beliefs' variance along each axis, if these are principal axes.
     """
 
     axes: Float64[Tensor, "state xy"]
-    centre: Float64[Tensor, "state"]
+    center: Float64[Tensor, "state"]
     corners: Float64[Tensor, "state xy"] | None = None
     hidden: frozenset[tuple[int, int]] = frozenset()
     variance: tuple[float, ...] = ()
 
     def __call__(self, beliefs: Float[Tensor, "prefix state"]) -> Float64[Tensor, "prefix xy"]:
         """Where the beliefs lie in the plane."""
-        return (beliefs.double() - self.centre) @ self.axes
+        return (beliefs.double() - self.center) @ self.axes
 
     @property
     def edges(self) -> list[tuple[int, int]]:
@@ -77,55 +77,55 @@ def projection(
         corners = TETRAHEDRON @ seen
         return Projection(corners, origin, corners, _hidden_edges(towards))
     true = true.double()
-    centre = weights @ true / weights.sum()
+    center = weights @ true / weights.sum()
     axes, variance = principal_axes(true, weights, 2)
     padding = (0, 2 - axes.shape[1])
-    return Projection(torch.nn.functional.pad(axes, padding), centre, variance=variance)
+    return Projection(torch.nn.functional.pad(axes, padding), center, variance=variance)
 
 
-def belief_colours(
+def belief_colors(
     beliefs: Float[Tensor, "prefix state"], *, among: Float[Tensor, "other state"] | None = None
 ) -> Float64[Tensor, "prefix rgb"]:
     """Red, green and blue in [0, 1]: the belief itself for three states, else its place on three principal axes.
 
     Args:
-        beliefs: What is coloured.
+        beliefs: What is colored.
         among: The beliefs whose axes and ranges they are; by default their own. Give the same for every picture in
-            which a colour is to mean the same belief.
+            which a color is to mean the same belief.
     """
     beliefs = beliefs.double()
     if beliefs.shape[1] == 3:
         return beliefs.clamp(0, 1)
     reference = beliefs if among is None else among.double()
     axes, _ = principal_axes(reference, torch.ones(len(reference), dtype=torch.float64), 3)
-    centre = reference.mean(dim=0)
-    known = (reference - centre) @ axes
+    center = reference.mean(dim=0)
+    known = (reference - center) @ axes
     low, high = known.amin(dim=0), known.amax(dim=0)
     spread = (high - low).clamp(min=1e-12)
-    scaled = torch.where(high - low > 1e-9, (((beliefs - centre) @ axes - low) / spread).clamp(0, 1), 0.5)
+    scaled = torch.where(high - low > 1e-9, (((beliefs - center) @ axes - low) / spread).clamp(0, 1), 0.5)
     # Kept off white, which is the background.
     return 0.9 * torch.nn.functional.pad(scaled, (0, 3 - scaled.shape[1]), value=0.5)
 
 
-def lifted(colours: Float64[Tensor, "prefix rgb"], theme: Theme) -> Float64[Tensor, "prefix rgb"]:
-    """The colours as they are seen on the theme's paper: nearer to white where it is dark."""
-    return theme.lift + (1 - theme.lift) * colours
+def lifted(colors: Float64[Tensor, "prefix rgb"], theme: Theme) -> Float64[Tensor, "prefix rgb"]:
+    """The colors as they are seen on the theme's paper: nearer to white where it is dark."""
+    return theme.lift + (1 - theme.lift) * colors
 
 
 def state_places(project: Projection) -> list[tuple[float, float]]:
     """Where the states' names go: just outside the corners, if the simplex is drawn."""
     if project.corners is None:
         return []
-    centre = project.corners.mean(dim=0)
-    return [tuple((centre + (corner - centre) * 1.09).tolist()) for corner in project.corners]
+    center = project.corners.mean(dim=0)
+    return [tuple((center + (corner - center) * 1.09).tolist()) for corner in project.corners]
 
 
 def principal_axes(
     beliefs: Float64[Tensor, "prefix state"], weights: Float64[Tensor, "prefix"], count: int
 ) -> tuple[Float64[Tensor, "state axis"], tuple[float, ...]]:
     """The directions in which beliefs vary most, `count` of them at most, and their shares of the variance."""
-    centred = beliefs - weights @ beliefs / weights.sum()
-    sizes, vectors = torch.linalg.eigh(centred.T @ (centred * weights.unsqueeze(1)))
+    centered = beliefs - weights @ beliefs / weights.sum()
+    sizes, vectors = torch.linalg.eigh(centered.T @ (centered * weights.unsqueeze(1)))
     axes = vectors.flip(1)[:, :count]
     # An eigenvector's sign is arbitrary: fix it, so that a picture does not flip from run to run.
     leading = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
@@ -140,7 +140,7 @@ def bounds_of(project: Projection, panels: Sequence[Float64[Tensor, "prefix xy"]
     if corners is None:
         corners = torch.cat([true, *(without_outliers(points) for points in represented)])
     else:
-        # The beliefs of a generalised process may lie outside the simplex.
+        # The beliefs of a generalized process may lie outside the simplex.
         corners = torch.cat([corners, true])
     return area_around(corners)
 
@@ -150,9 +150,9 @@ def area_around(points: Float64[Tensor, "corner xy"], *, margin: float = MARGIN)
     low, high = points.amin(dim=0), points.amax(dim=0)
     # A line or a single point still needs an area to be drawn in.
     extent = float((high - low).amax().clamp(min=1e-3))
-    centre = (low + high) / 2
+    center = (low + high) / 2
     half = torch.maximum((high - low) / 2, torch.tensor(0.15 * extent, dtype=torch.float64)) + margin * extent
-    (left, bottom), (right, top) = (centre - half).tolist(), (centre + half).tolist()
+    (left, bottom), (right, top) = (center - half).tolist(), (center + half).tolist()
     return (left, right), (bottom, top)
 
 

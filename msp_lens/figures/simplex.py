@@ -1,7 +1,7 @@
 """Beliefs on the simplex: the fractal as it is, and as a network represents it.
 
-A belief over three states is a point of an equilateral triangle, its colour the belief itself as (red, green, blue).
-Points are gathered on a fine grid, each cell taking the mean colour of its points, so that ten points or ten million
+A belief over three states is a point of an equilateral triangle, its color the belief itself as (red, green, blue).
+Points are gathered on a fine grid, each cell taking the mean color of its points, so that ten points or ten million
 stay crisp. Four states make a tetrahedron; beliefs over more are projected on the principal axes of the *true*
 beliefs, the same for all panels.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from msp_lens.figures.density import density_image
 from msp_lens.figures.labels import Box, around, first_free, text_box
-from msp_lens.figures.projections import Bounds, Projection, belief_colours, bounds_of, lifted, projection, state_places
+from msp_lens.figures.projections import Bounds, Projection, belief_colors, bounds_of, lifted, projection, state_places
 from msp_lens.figures.style import Theme, ThemeName, finish, new_figure, theme_named
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def plot_beliefs(
     title: str | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
-    """True beliefs beside represented ones, a panel each, every point in the colour of its *true* belief.
+    """True beliefs beside represented ones, a panel each, every point in the color of its *true* belief.
 
-    So a represented fractal is right where each colour lies where the true one has it, and blurred where not.
+    So a represented fractal is right where each color lies where the true one has it, and blurred where not.
 
     Args:
         true: The optimal observer's beliefs.
@@ -77,7 +77,7 @@ def plot_beliefs(
     look = theme_named(theme)
     names = _names(states, true.shape[1])
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
-    colours = lifted(belief_colours(true), look)
+    colors = lifted(belief_colors(true), look)
     project = projection(true, counts)
     panels = {f"True beliefs: {len(true):,} prefixes": project(true)}
     panels |= {name: project(beliefs) for name, beliefs in represented.items()}
@@ -89,12 +89,12 @@ def plot_beliefs(
     figure = new_figure(PANEL * across, (height + 0.3) * down, look)
     axes = figure.subplots(down, across, squeeze=False).flatten()
     for axis, (name, points) in zip(axes, panels.items(), strict=False):
-        _draw_panel(axis, points, colours, counts, bounds, project, names, look)
+        _draw_panel(axis, points, colors, counts, bounds, project, names, look)
         axis.set_title(name)
         if len(path):
             rows = torch.as_tensor(path)
             kept_free = state_places(project)
-            _draw_path(axis, points[rows].numpy(), colours[rows].numpy(), path_tokens, kept_free, bounds, look)
+            _draw_path(axis, points[rows].numpy(), colors[rows].numpy(), path_tokens, kept_free, bounds, look)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     _say_axes(figure, project, look)
@@ -137,7 +137,7 @@ def plot_positions(
     look = theme_named(theme)
     names = _names(states, true.shape[1])
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
-    colours = lifted(belief_colours(true), look)
+    colors = lifted(belief_colors(true), look)
     project = projection(true, counts)
     rows = {"true": project(true)} | {name: project(beliefs) for name, beliefs in represented.items()}
     bounds = bounds_of(project, list(rows.values()))
@@ -148,7 +148,7 @@ def plot_positions(
     for line, (name, points) in zip(axes, rows.items(), strict=True):
         for axis, position in zip(line, chosen, strict=True):
             here = positions == position
-            _draw_panel(axis, points[here], colours[here], counts[here], bounds, project, names, look, pixels=500)
+            _draw_panel(axis, points[here], colors[here], counts[here], bounds, project, names, look, pixels=500)
         line[0].text(-0.04, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center")
     for axis, position in zip(axes[0], chosen, strict=True):
         axis.set_title(f"position {position}: {int((positions == position).sum()):,}", fontsize=10)
@@ -177,7 +177,7 @@ def _aspect(bounds: Bounds) -> float:
 def _draw_panel(
     axis: Axes,
     points: Float64[Tensor, "prefix xy"],
-    colours: Float64[Tensor, "prefix rgb"],
+    colors: Float64[Tensor, "prefix rgb"],
     counts: Float64[Tensor, "prefix"],
     bounds: Bounds,
     project: Projection,
@@ -186,7 +186,7 @@ def _draw_panel(
     *,
     pixels: int = 900,
 ) -> None:
-    image = density_image(points, colours, counts, bounds, pixels=pixels)
+    image = density_image(points, colors, counts, bounds, pixels=pixels)
     axis.imshow(image, extent=(*bounds[0], *bounds[1]), origin="lower", interpolation="antialiased")
     if project.corners is not None:
         draw_simplex(axis, project, names, look)
@@ -208,7 +208,7 @@ def draw_simplex(axis: Axes, project: Projection, names: Sequence[str], look: Th
 def _draw_path(
     axis: Axes,
     points: np.ndarray,
-    colours: np.ndarray,
+    colors: np.ndarray,
     tokens: Sequence[str],
     kept_free: Sequence[tuple[float, float]],
     bounds: Bounds,
@@ -234,13 +234,13 @@ def _draw_path(
                     "path_effects": halo,
                 },
             )
-    axis.scatter(points[:, 0], points[:, 1], c=colours, s=34, edgecolors=look.ink, linewidths=1.1, zorder=4)
+    axis.scatter(points[:, 0], points[:, 1], c=colors, s=34, edgecolors=look.ink, linewidths=1.1, zorder=4)
     taken = [Box(x, y, 0.1 * unit, 0.1 * unit) for x, y in points]
     taken += [Box(x, y, 0.2 * unit, 0.2 * unit) for x, y in kept_free]
-    centre = (float(points[:, 0].mean()), float(points[:, 1].mean()))
+    center = (float(points[:, 0].mean()), float(points[:, 1].mean()))
     for index, ((x, y), token) in enumerate(zip(points, tokens, strict=False)):
         text = f"{token}{str(index).translate(SUBSCRIPTS)}"
-        places = around((x, y), text_box(text, 10, unit=unit), gap=0.07 * unit, away_from=centre)
+        places = around((x, y), text_box(text, 10, unit=unit), gap=0.07 * unit, away_from=center)
         box = places[first_free(places, taken)]
         taken.append(box)
         axis.text(

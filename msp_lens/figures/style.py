@@ -1,6 +1,6 @@
 """How all figures look: a light and a dark theme, and a figure that belongs to no window.
 
-Colours come from Okabe & Ito's palette, told apart by readers with any kind of colour vision. Nothing here touches
+Colors come from Okabe & Ito's palette, told apart by readers with any kind of color vision. Nothing here touches
 matplotlib's global settings.
 """
 
@@ -23,7 +23,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a figure.
+    """The colors of a figure.
 
     Attributes:
         paper: Background.
@@ -31,7 +31,7 @@ class Theme:
         soft: Secondary text.
         faint: Outlines and grids.
         wash: Areas behind what matters, as controls are.
-        lift: How far colours that are data are moved towards white, to be seen on this paper.
+        lift: How far colors that are data are moved towards white, to be seen on this paper.
         palette: Series, in the order in which they are taken; the first two are the main ones.
     """
 
@@ -43,8 +43,8 @@ class Theme:
     lift: float
     palette: tuple[str, ...]
 
-    def colour(self, index: int) -> str:
-        """The series' colour; they come round again when there are more series than colours."""
+    def color(self, index: int) -> str:
+        """The series' color; they come round again when there are more series than colors."""
         return self.palette[index % len(self.palette)]
 
 
@@ -80,7 +80,7 @@ class Picture(Figure):
     """A matplotlib figure that a notebook shows as a picture, whether or not pyplot was ever imported."""
 
     def _repr_png_(self) -> bytes:
-        """In 256 colours: a third of the bytes, in every notebook it is kept in."""
+        """In 256 colors: a third of the bytes, in every notebook it is kept in."""
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", dpi=120)
         Image.open(drawn).convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
@@ -105,7 +105,7 @@ def new_figure(width: float, height: float, theme: Theme) -> Picture:
 
 
 def finish(figure: Figure, theme: Theme) -> None:
-    """Give axes and text the theme's colours, where they were not given others, and take off the spare spines."""
+    """Give axes and text the theme's colors, where they were not given others, and take off the spare spines."""
     for axis in figure.axes:
         _finish_axis(axis, theme)
     for text in figure.findobj(Text):
@@ -128,12 +128,12 @@ def legend_beside(axis: Axes, handles: Sequence[Any] = (), labels: Sequence[str]
 
 
 def marker(index: int) -> str:
-    """The mark of a series' points, so that series differ by more than their colour."""
+    """The mark of a series' points, so that series differ by more than their color."""
     return MARKERS[index % len(MARKERS)]
 
 
-def ordered_colours(count: int, theme: Theme) -> list[str]:
-    """Colours for things that come in an order, as layers do: along viridis, from far off the paper to nearer it."""
+def ordered_colors(count: int, theme: Theme) -> list[str]:
+    """Colors for things that come in an order, as layers do: along viridis, from far off the paper to nearer it."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 

@@ -1,4 +1,4 @@
-"""A word token by token, as HTML: coloured by belief, and circuitsvis's views of attention and of read-outs.
+"""A word token by token, as HTML: colored by belief, and circuitsvis's views of attention and of read-outs.
 
 Every view is one self-contained piece of HTML: it shows in a notebook, is saved as a page, and fetches nothing. Those
 of circuitsvis carry its script, 1.3 MB each.
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msp_lens._files import write_atomically
-from msp_lens.figures.projections import belief_colours
+from msp_lens.figures.projections import belief_colors
 from msp_lens.figures.style import Theme, ThemeName, theme_named
 
 PAGE = '<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{body}</body></html>\n'
@@ -54,7 +54,7 @@ def word_view(
     among: Float[Tensor, "prefix state"] | None = None,
     theme: ThemeName = "light",
 ) -> Html:
-    """A word, a line for each way to know the belief after each token: the token in the belief's colour.
+    """A word, a line for each way to know the belief after each token: the token in the belief's color.
 
     Under each token stands the likeliest state with its probability; the whole belief shows on hover.
 
@@ -62,7 +62,7 @@ def word_view(
         tokens: The word.
         beliefs: Title of a line (`"true"`, a site's label) to the beliefs after each token.
         states: The states' names.
-        among: For more than three states, the beliefs that colours are chosen by; see `belief_colours`.
+        among: For more than three states, the beliefs that colors are chosen by; see `belief_colors`.
         theme: `"light"` or `"dark"`.
 
     Raises:
@@ -169,9 +169,9 @@ def _line(
     look: Theme,
 ) -> str:
     cells = []
-    for token, belief, colour in zip(tokens, beliefs.tolist(), belief_colours(beliefs, among=among), strict=True):
-        red, green, blue = (round(255 * channel) for channel in colour.tolist())
-        # Relative luminance, as screens weigh the channels: dark letters on light colours and the other way round.
+    for token, belief, color in zip(tokens, beliefs.tolist(), belief_colors(beliefs, among=among), strict=True):
+        red, green, blue = (round(255 * channel) for channel in color.tolist())
+        # Relative luminance, as screens weigh the channels: dark letters on light colors and the other way round.
         ink = "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "#fff"
         likeliest = max(range(len(states)), key=belief.__getitem__)
         whole = ", ".join(f"{state} {p:.3f}" for state, p in zip(states, belief, strict=True))

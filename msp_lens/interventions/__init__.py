@@ -1,7 +1,8 @@
 """Write beliefs: edits of the residual stream, and the experiments that tell whether the network uses them."""
 
+from msp_lens.beliefs.trajectories import continuations, filter_from, to_simplex
 from msp_lens.interventions.centroids import Centroids, belief_centroids
-from msp_lens.interventions.dynamics import commutation, unembedding
+from msp_lens.interventions.consistency import commutation, unembedding
 from msp_lens.interventions.edits import (
     Edit,
     applying,
@@ -16,15 +17,14 @@ from msp_lens.interventions.edits import (
     toward,
 )
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
-from msp_lens.interventions.experiment import intervene
 from msp_lens.interventions.findings import Findings
+from msp_lens.interventions.intervene import intervene
+from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
 from msp_lens.interventions.menu import EDITS, Material
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
 from msp_lens.interventions.placebos import placebo, placebo_off_belief
-from msp_lens.interventions.report import InterventionReport, InterventionResult
 from msp_lens.interventions.targets import TARGETS, Targets, nearest_words
-from msp_lens.interventions.trajectories import continuations, filter_from, to_simplex
 
 __all__ = [
     "EDITS",

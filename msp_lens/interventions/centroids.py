@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens.activations import stream_activations
 from msp_lens.data import BeliefDataset
+from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, find_sites
 
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook, context_length, editing
 from msp_lens.models.positions import Position, at_positions, check_position
+from msp_lens.moments.moments import Moments
+from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.moments import Moments
-from msp_lens.probing.regression import RANK_CUTOFF, pseudo_inverse
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,9 +196,9 @@ def pseudo_inverse_shift(probe: BeliefProbe) -> Edit:
     """`h + (b' - b̂) W⁺`: the least change of h after which the probe reads b'.
 
     The obvious edit, and the wrong one: it leaves behind whatever else is correlated with the belief, so its failure
-    does not show that the belief is unused. Source: Moore–Penrose inverse of the probe's centred rows.
+    does not show that the belief is unused. Source: Moore–Penrose inverse of the probe's centered rows.
     """
-    inverse = torch.linalg.pinv(centred_weights(probe), rtol=RANK_CUTOFF)
+    inverse = torch.linalg.pinv(centered_weights(probe), rtol=RANK_CUTOFF)
     return Edit("pseudo-inverse", probe, lambda h, belief: h + (belief - probe.predict(h)) @ inverse.to(h))
 
 
@@ -281,7 +281,7 @@ def site_moments(probe: BeliefProbe) -> Moments:
     return probe.moments
 
 
-def centred_weights(probe: BeliefProbe) -> Float64[Tensor, "feature state"]:
+def centered_weights(probe: BeliefProbe) -> Float64[Tensor, "feature state"]:
     """The probe's weights W without their rounding errors along (1, …, 1): beliefs sum to 1, so W 1 = 0."""
     weights = probe.read_map.weights
     return weights - weights.mean(dim=1, keepdim=True)
@@ -295,7 +295,7 @@ def read_decoder(probe: BeliefProbe) -> Float64[Tensor, "state feature"]:
     Raises:
         ValueError: if the probe has no moments.
     """
-    weights = centred_weights(probe)
+    weights = centered_weights(probe)
     read_covariance = weights.T @ site_moments(probe).covariance(probe.sites, probe.sites)
     inverse, _ = pseudo_inverse(read_covariance @ weights)
     return inverse @ read_covariance

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens.interventions.edits import Edit, centred_weights, read_decoder, site_moments
+from msp_lens.interventions.edits import Edit, centered_weights, read_decoder, site_moments
+from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.regression import RANK_CUTOFF, pseudo_inverse
 
 
 def erase(probe: BeliefProbe) -> Edit:
@@ -31,7 +31,7 @@ def erase(probe: BeliefProbe) -> Edit:
 
     Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form" (arXiv 2306.03819), theorem 4.3.
     """
-    return _removing("erase", probe, centred_weights(probe) @ read_decoder(probe))
+    return _removing("erase", probe, centered_weights(probe) @ read_decoder(probe))
 
 
 def keep_only(probe: BeliefProbe) -> Edit:
@@ -43,7 +43,7 @@ def keep_only(probe: BeliefProbe) -> Edit:
     Raises:
         ValueError: if the probe has no moments.
     """
-    projection = centred_weights(probe) @ read_decoder(probe)
+    projection = centered_weights(probe) @ read_decoder(probe)
     mean = probe.activation_mean
     return Edit("keep only", probe, lambda h, _: mean.to(h) + (h - mean.to(h)) @ projection.to(h), writes=False)
 
@@ -83,7 +83,7 @@ def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edi
 
 def read_basis(probe: BeliefProbe) -> Float64[Tensor, "feature rank"]:
     """An orthonormal basis of the directions that the probe reads; one fewer than the states, or less."""
-    directions, singular_values, _ = torch.linalg.svd(centred_weights(probe), full_matrices=False)
+    directions, singular_values, _ = torch.linalg.svd(centered_weights(probe), full_matrices=False)
     return directions[:, singular_values > singular_values[0] * RANK_CUTOFF]
 
 

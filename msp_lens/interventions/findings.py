@@ -74,7 +74,7 @@ class Findings:
         Raises:
             KeyError: if several rows would fall on one place; the message names the columns to choose by.
         """
-        from msp_lens.figures.interventions import plot_edits, plot_strengths
+        from msp_lens.figures.edit_bars import plot_edits, plot_strengths
 
         table = self._where(where)
         if self.spread is None:

@@ -21,9 +21,9 @@ from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.edits import Edit, applying, no_edit
+from msp_lens.interventions.engine import TOGETHER, OverWords, Probes
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
 from msp_lens.interventions.findings import Findings
-from msp_lens.interventions.runs import TOGETHER, OverWords, Probes
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import regret_by_position

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
+from msp_lens.beliefs.trajectories import continuations, follow
+from msp_lens.interventions.engine import Probes, Writing, batches, chosen_positions, run_edited
 from msp_lens.interventions.findings import Findings
 from msp_lens.interventions.menu import EditMaker, Material
-from msp_lens.interventions.runs import Probes, Writing, batches, chosen_positions, run_edited
 from msp_lens.interventions.targets import TargetMaker
-from msp_lens.interventions.trajectories import continuations, follow
 from msp_lens.models.hooked import HookedModel, word_length
 from msp_lens.processes.process import Process
 

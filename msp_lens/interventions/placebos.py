@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens.interventions.edits import Edit, centred_weights
+from msp_lens.interventions.edits import Edit, centered_weights
 
 
 def placebo(edit: Edit, *, generator: torch.Generator) -> Edit:
@@ -30,7 +30,7 @@ def placebo_off_belief(edit: Edit, *, generator: torch.Generator) -> Edit:
     """
     probe = edit.probe
     written = probe.decoder - probe.decoder.mean(dim=0)
-    directions, singular_values, _ = torch.linalg.svd(torch.cat([centred_weights(probe), written.T], dim=1), False)
+    directions, singular_values, _ = torch.linalg.svd(torch.cat([centered_weights(probe), written.T], dim=1), False)
     # Scales of W and D differ: only rounding errors are left out.
     avoided = directions[:, singular_values > singular_values[0] * 1e-10]
     if avoided.shape[1] >= avoided.shape[0]:

@@ -16,8 +16,8 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens.beliefs.filtering import filter_beliefs
+from msp_lens.beliefs.trajectories import draw_tokens
 from msp_lens.data import words_for
-from msp_lens.interventions.trajectories import draw_tokens
 from msp_lens.processes.process import Process, validated_distribution
 
 # A move in the emission kernel: directions tried for each word, and the least length that is a move at all.

@@ -1,8 +1,8 @@
 """The one seam to TransformerLens: what a hooked model is, how to build one, how to keep it."""
 
 from msp_lens.models.build import ModelConfig, build_model, load_weights
-from msp_lens.models.checkpoints import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
+from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from msp_lens.models.sites import Site, Sites, site_label
 
 __all__ = [

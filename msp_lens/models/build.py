@@ -78,7 +78,7 @@ def build_model(
     device: str | torch.device = "cpu",
     bridge: bool | None = None,
 ) -> HookedModel:
-    """A freshly initialised model: a `HookedTransformer` under TransformerLens 3, a native `TransformerBridge` under 4.
+    """A freshly initialized model: a `HookedTransformer` under TransformerLens 3, a native `TransformerBridge` under 4.
 
     Args:
         config: A `ModelConfig`, a mapping with TransformerLens's field names, or a TransformerLens config.

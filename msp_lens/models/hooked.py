@@ -82,8 +82,8 @@ def site_index(model: HookedModel) -> SiteIndex:
     return SiteIndex(
         {name: id(point) for name, point in model.hook_dict.items()},
         n_heads=getattr(cfg, "n_heads", None),
-        # Without normalisation a bridge keeps the hook, on a module that does nothing.
-        normalises=getattr(cfg, "normalization_type", "LN") is not None,
+        # Without normalization a bridge keeps the hook, on a module that does nothing.
+        normalizes=getattr(cfg, "normalization_type", "LN") is not None,
     )
 
 

@@ -132,7 +132,7 @@ class SiteIndex:
         places: Name to whatever tells its place from others. A bridge has several names for one hook point: they
             have one place.
         n_heads: Heads of a layer, if that is known.
-        normalises: Whether there is a final LayerNorm that does anything.
+        normalizes: Whether there is a final LayerNorm that does anything.
         of: What offers them, for messages.
     """
 
@@ -141,7 +141,7 @@ class SiteIndex:
         places: Mapping[str, Hashable],
         *,
         n_heads: int | None = None,
-        normalises: bool = True,
+        normalizes: bool = True,
         of: str = "The model",
     ) -> None:
         self.names = sorted(places, key=_order)
@@ -149,7 +149,7 @@ class SiteIndex:
         self.of = of
         self._places = dict(places)
         final = next((name for name in _FINAL if name in places), None)
-        self._final = [final] if final and normalises else []
+        self._final = [final] if final and normalizes else []
         self._layers = sorted({int(found[1]) for name in places if (found := re.match(r"blocks\.(\d+)\.", name))})
         labelled = {site_label(name): name for name in self.names if not name.startswith("ln_final.")}
         labelled |= {"ln_final": final} if final else {}

@@ -25,15 +25,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from msp_lens._files import read_tensors, write_atomically
-from msp_lens.activations import stream_activations
 from msp_lens.data import BeliefDataset, TokenMap
-from msp_lens.models.checkpoints import model_fingerprint
+from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites, site_label
+from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Position, at_positions, check_position
+from msp_lens.moments.moments import Moments
+from msp_lens.moments.scores import ProbeScores
+from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, pseudo_inverse
 from msp_lens.probing.given_rows import taken
-from msp_lens.probing.moments import Moments
-from msp_lens.probing.regression import RANK_CUTOFF, LinearMap, least_squares, pseudo_inverse
-from msp_lens.probing.scores import ProbeScores
 from msp_lens.processes.process import Process
 
 BELIEF = "belief"
@@ -189,7 +189,7 @@ class BeliefProbe:
             example = beliefs[wrong][0]
             raise ValueError(
                 f"belief={[round(v, 6) for v in example.tolist()]} sums to {float(example.sum()):g}: a belief is a "
-                "distribution over the hidden states, with entries ≥ 0 that sum to 1. Normalise it first."
+                "distribution over the hidden states, with entries ≥ 0 that sum to 1. Normalize it first."
             )
         return beliefs
 

@@ -1,6 +1,6 @@
 """What a probe is set beside: what can be read where there is nothing to read, or without the network's training.
 
-- *Shuffled beliefs*: what a linear map memorises.
+- *Shuffled beliefs*: what a linear map memorizes.
 - *Windows*: what the last k tokens say, looked up in a table or added up token by token, with or without the position.
 - *An untrained twin*: what the architecture carries before it has learned anything.
 
@@ -24,12 +24,12 @@ from msp_lens._tables import to_html, to_text
 from msp_lens.data import BeliefDataset
 from msp_lens.models.build import build_model, config_fields, weights
 from msp_lens.models.hooked import HookedModel, find_sites, model_device
+from msp_lens.moments.moments import Moments
+from msp_lens.moments.reduce import process_count, reduce_sum
+from msp_lens.moments.scores import CellErrors, HeldOutScore, Score, score_of
+from msp_lens.moments.solve import least_squares
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.distributed import process_count, reduce_sum
-from msp_lens.probing.moments import Moments
-from msp_lens.probing.regression import least_squares
 from msp_lens.probing.rows import RowBatch
-from msp_lens.probing.scores import CellErrors, HeldOutScore, Score, score_of
 
 # Longest window, and how many numbers its table may hold.
 LONGEST_WINDOW = 4
@@ -43,7 +43,7 @@ MAX_ADDITIVE_WIDTH = 1_024
 def shuffled_beliefs(dataset: BeliefDataset, *, generator: torch.Generator) -> Float64[Tensor, "prefix state"]:
     """The beliefs of all prefixes, dealt out among them at random.
 
-    A probe fitted to these can only memorise. With few prefixes and many features it memorises well: its
+    A probe fitted to these can only memorize. With few prefixes and many features it memorizes well: its
     in-sample R² says how much of a true probe's R² that alone would explain.
     """
     return dataset.prefix_beliefs[torch.randperm(dataset.n_prefixes, generator=generator)]
@@ -202,12 +202,12 @@ class TokenWindows:
             self._sums = torch.zeros(n_cells * self._n_categories, width + 1, dtype=torch.float64)
             self._squares = torch.zeros(n_cells, width, dtype=torch.float64)
             self._rows = torch.zeros(n_cells, dtype=torch.int64)
-        centred = targets - self._reference
-        weighted = torch.cat([torch.ones(len(targets), 1, dtype=torch.float64), centred], dim=1)
+        centered = targets - self._reference
+        weighted = torch.cat([torch.ones(len(targets), 1, dtype=torch.float64), centered], dim=1)
         weighted = weighted * batch.weights.unsqueeze(1)
         key = cells * self._n_categories + self._categories(batch.words, batch.positions)
         self._sums.index_add_(0, key, weighted)
-        self._squares.index_add_(0, cells, weighted[:, 1:] * centred)
+        self._squares.index_add_(0, cells, weighted[:, 1:] * centered)
         self._rows += torch.bincount(cells, minlength=n_cells)
 
     def state(self) -> dict[str, Tensor]:
@@ -315,9 +315,9 @@ def untrained_twins(
 
     Args:
         model: The model to twin.
-        untrained: How many to initialise anew from the model's config, or twins of one's own.
+        untrained: How many to initialize anew from the model's config, or twins of one's own.
         sites: Sites they must have.
-        seed: The k-th is initialised with seed + k, k = 1, 2, …
+        seed: The k-th is initialized with seed + k, k = 1, 2, …
 
     Raises:
         ValueError: if the model cannot be built from its config, before anything is run.
@@ -335,7 +335,7 @@ def untrained_twins(
 
 
 def _twin(model: HookedModel, seed: int) -> HookedModel:
-    remedy = "Give the twins yourself: untrained=[model, …], initialised as you would."
+    remedy = "Give the twins yourself: untrained=[model, …], initialized as you would."
     if not hasattr(getattr(model, "cfg", None), "to_dict"):
         raise ValueError(f"An untrained twin is built from model.cfg, which {type(model).__name__} lacks. {remedy}")
     state = cast(Any, model).state_dict()

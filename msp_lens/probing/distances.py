@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens.moments.scores import NO_VARIANCE
 from msp_lens.probing.belief_probe import read_beliefs
-from msp_lens.probing.report import ProbeReport
-from msp_lens.probing.scores import NO_VARIANCE
+from msp_lens.probing.probe_report import ProbeReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ class Distances:
 
     def plot(self, *, theme: ThemeName = "light") -> Figure:
         """Represented distances against true ones, and against those of next-token probabilities."""
-        from msp_lens.figures.scores import plot_distances
+        from msp_lens.figures.score_curves import plot_distances
 
         return plot_distances(
             self.represented.numpy(),

@@ -16,21 +16,21 @@ from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, all_words, check_weighting, sampled_words
 from msp_lens.data.labelled import Positions
 from msp_lens.data.words import TooManyWordsError
-from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
+from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
+from msp_lens.moments.grid import MAX_BYTES
+from msp_lens.moments.pass_progress import PassCheckpoint
+from msp_lens.moments.reduce import own_path, process_count, reduce_sum, shard
+from msp_lens.moments.reduction import FeatureReduction
+from msp_lens.moments.solve import RANK_CUTOFF
+from msp_lens.moments.solvers import Method, Solver
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.checkpoint import PassCheckpoint
 from msp_lens.probing.controls import ControlScore, TokenWindows, shuffled_beliefs, untrained_twins
-from msp_lens.probing.distributed import own_path, process_count, reduce_sum, shard
-from msp_lens.probing.evaluate import NEXT_TOKEN, SHUFFLED
+from msp_lens.probing.cross_validation import NEXT_TOKEN, SHUFFLED
 from msp_lens.probing.fit_rows import probe_rows
-from msp_lens.probing.moments_grid import MAX_BYTES
-from msp_lens.probing.reduction import FeatureReduction
-from msp_lens.probing.regression import RANK_CUTOFF
-from msp_lens.probing.report import ProbeReport
+from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, model_rows
-from msp_lens.probing.solvers import Method, Solver
 from msp_lens.probing.splits import Split, SplitRows, labelled_rows, split_rows
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import batch_regret
@@ -100,12 +100,12 @@ def probe(
             `"subtree"` (all words that begin alike: the strictest).
         subtree_depth: How many first tokens the words of a subtree share; by default as few as give enough subtrees.
         n_folds: Folds of the cross-validation.
-        method: `"ols"`, `"ridge"` (on standardised features) or `"reduced_rank"`.
+        method: `"ols"`, `"ridge"` (on standardized features) or `"reduced_rank"`.
         rank: Rank of the map, for `"reduced_rank"`.
-        penalty: Ridge's penalty, in units of the standardised features' variance; by default chosen on held-out
+        penalty: Ridge's penalty, in units of the standardized features' variance; by default chosen on held-out
             folds, and scored on folds that had no say in the choice.
         intercept: Whether maps have one.
-        rank_cutoff: Directions of the standardised features with a singular value below this fraction of the largest
+        rank_cutoff: Directions of the standardized features with a singular value below this fraction of the largest
             are left out.
         concatenate: Whether to probe all sites together too, and each site with all before it.
         reduction: Makes the sites' features fewer before they are concatenated (`RandomProjection`,

@@ -11,18 +11,18 @@ from tqdm.auto import tqdm
 
 from msp_lens.data import BeliefDataset
 from msp_lens.models.hooked import HookedModel, site_label
+from msp_lens.moments.grid import MAX_BYTES
+from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
+from msp_lens.moments.reduction import FeatureReduction
+from msp_lens.moments.scores import ProbeScores
+from msp_lens.moments.solve import LinearMap
+from msp_lens.moments.solvers import Solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
-from msp_lens.probing.cells import Accumulator, Cells, Observer, accumulate
-from msp_lens.probing.checkpoint import PassCheckpoint, PassProgress
 from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
-from msp_lens.probing.evaluate import NEXT_TOKEN, evaluate, next_token_score
-from msp_lens.probing.moments_grid import MAX_BYTES
-from msp_lens.probing.reduction import FeatureReduction
-from msp_lens.probing.regression import LinearMap
-from msp_lens.probing.report import Increment, ProbeReport
+from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate, next_token_score
+from msp_lens.probing.one_pass import Accumulator, Cells, Observer, accumulate
+from msp_lens.probing.probe_report import Increment, ProbeReport
 from msp_lens.probing.rows import RowBatch, Rows
-from msp_lens.probing.scores import ProbeScores
-from msp_lens.probing.solvers import Solver
 
 CONCATENATED = "concatenated"
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from msp_lens._tables import to_html, to_text
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.models.hooked import HookedModel, site_label
+from msp_lens.moments.moments import Moments
 from msp_lens.probing.belief_probe import BELIEF, BeliefProbe, read_beliefs
-from msp_lens.probing.moments import Moments
-from msp_lens.probing.report import ProbeReport
+from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 
 # Directions of a decoder below this fraction of its largest are rounding.
@@ -102,7 +102,7 @@ class Geometry:
             "Variance share: of the activations' variance, what moves with the belief. Dimensions are participation "
             "ratios. Off simplex: Euclidean distance of read-outs to the nearest belief. Unembedding: correlation of "
             "its next-token reading, to first order, with the one the probe implies.",
-            "Largest angle between the belief subspaces of neighbouring sites: "
+            "Largest angle between the belief subspaces of neighboring sites: "
             + ", ".join(
                 f"{a}–{b} {self.angles.loc[a, b]:.0f}°"
                 for a, b in zip(self.angles.index[:-1], self.angles.index[1:], strict=True)

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from msp_lens.activations import words_per_batch
 from msp_lens.data.labelled import BELIEF, LabelledTokens
+from msp_lens.models.activations import words_per_batch
 from msp_lens.models.sites import Site, SiteIndex, Sites
 from msp_lens.probing.rows import RowBatch, Rows, check_finite, labelled_batch
 

@@ -15,12 +15,12 @@ from safetensors.torch import save
 
 from msp_lens._files import read_tensors, write_atomically
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
-from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel
+from msp_lens.models.model_files import model_fingerprint
+from msp_lens.moments.scores import from_json
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.controls import Controls, ControlScore
-from msp_lens.probing.report import Increment, ProbeReport
-from msp_lens.probing.scores import from_json
+from msp_lens.probing.probe_report import Increment, ProbeReport
 from msp_lens.processes.process import Process
 
 HEADER = "msp_lens_report"

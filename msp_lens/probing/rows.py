@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens.activations import stream_activations
 from msp_lens.data import SAMPLED_WORDS, BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.labelled import Positions
 from msp_lens.data.words import prefix_hashes
+from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
 from msp_lens.models.sites import Sites
 from msp_lens.processes.process import Process

@@ -45,7 +45,7 @@ def split_rows(
     """The rows of a dataset and their groups.
 
     - `"prefix"`: every distinct prefix once, each a group of its own. Two rows with the same prefix are the same
-      activation, so nothing held out has been seen; its neighbours in the tree of words have.
+      activation, so nothing held out has been seen; its neighbors in the tree of words have.
     - `"sequence"`: every position of every word, a word a group: the usual split of data into sequences. Words share
       their beginnings, so held-out rows at early positions *have* been seen.
     - `"subtree"`: every distinct prefix once, held out with all words that begin with the same `subtree_depth` tokens:
@@ -73,7 +73,7 @@ def split_rows(
         groups = torch.arange(len(dataset)).unsqueeze(1).expand_as(dataset.tokens)
         rows = SplitRows(torch.ones_like(dataset.is_first), weights, groups, len(dataset), "word")
     elif split == "subtree":
-        # Words that begin alike are neighbours: a subtree begins where one of its first tokens is new.
+        # Words that begin alike are neighbors: a subtree begins where one of its first tokens is new.
         within = dataset.is_first.cumsum(dim=0) - 1
         sizes = within[-1] + 1
         enough = (sizes >= CELLS_PER_FOLD * n_folds).nonzero().flatten().tolist()
@@ -97,7 +97,7 @@ def deal(groups: Int[Tensor, "row"], n_cells: int, *, n_groups: int | None, seed
     """
     if n_groups is not None:
         return (_shuffled(n_groups, seed) % n_cells)[groups.cpu()]
-    # SplitMix64's finaliser, on wrapping 64-bit integers.
+    # SplitMix64's finalizer, on wrapping 64-bit integers.
     start = ((seed + 1) * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63
     mixed = groups.cpu().long() + start
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 
-from msp_lens.probing.report import ProbeReport
+from msp_lens.probing.probe_report import ProbeReport
 
 _HELD_OUT = {
-    "prefix": "by prefix: no held-out row is a fitted one's repetition, though its neighbours in the tree of words are "
+    "prefix": "by prefix: no held-out row is a fitted one's repetition, though its neighbors in the tree of words are "
     "fitted on",
     "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
     "subtree": "by {groups}: words that begin alike are held out together",
 }
 
 
-def summarise(report: ProbeReport) -> list[str]:
+def summarize(report: ProbeReport) -> list[str]:
     """The notes beneath a report's table."""
     given = report.provenance
     lines = [

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.models.hooked import HookedModel
+from msp_lens.moments.scores import ratio
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
-from msp_lens.probing.scores import ratio
 
 
 @dataclass(frozen=True)

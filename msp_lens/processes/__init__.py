@@ -15,7 +15,7 @@ from msp_lens.processes.catalog import (
 )
 from msp_lens.processes.compose import Mixture, Product, leaky, mixture, product, with_bos
 from msp_lens.processes.construct import from_moore, random_process
-from msp_lens.processes.generalised import bloch_walk, frdn, moon
+from msp_lens.processes.generalized import bloch_walk, frdn, moon
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import CATALOG, CatalogEntry, build_process, catalog_entry
 from msp_lens.processes.structure import (

@@ -50,7 +50,7 @@ class Mixture(Process, kind="mixture"):
             transitions[[tokens.index(token) for token in part.tokens], block, block] = part.transitions
         names = [part.name for part in self.components]
         labels = names if len(set(names)) == len(names) else [f"{label}_{k}" for k, label in enumerate(names)]
-        is_generalised = any(part.is_generalised for part in self.components)
+        is_generalized = any(part.is_generalized for part in self.components)
         super().__init__(
             transitions,
             name=name,
@@ -58,7 +58,7 @@ class Mixture(Process, kind="mixture"):
             tokens=tokens,
             initial=torch.cat([w * part.initial for w, part in zip(self.weights, self.components, strict=True)]),
             right_eigenvector=(
-                torch.cat([part.right_eigenvector for part in self.components]) if is_generalised else None
+                torch.cat([part.right_eigenvector for part in self.components]) if is_generalized else None
             ),
         )
 
@@ -107,7 +107,7 @@ class Product(Process, kind="product"):
         self.factors = _validated_parts(factors, "product", "factors")
         sizes = [(part.n_tokens, part.n_states) for part in self.factors]
         _check_size(name, *np.prod(np.array(sizes, dtype=object), axis=0))
-        is_generalised = any(part.is_generalised for part in self.factors)
+        is_generalized = any(part.is_generalized for part in self.factors)
         super().__init__(
             reduce(torch.kron, [part.transitions for part in self.factors]),
             name=name,
@@ -115,7 +115,7 @@ class Product(Process, kind="product"):
             tokens=_joined([part.tokens for part in self.factors]),
             initial=reduce(torch.kron, [part.initial for part in self.factors]),
             right_eigenvector=(
-                reduce(torch.kron, [part.right_eigenvector for part in self.factors]) if is_generalised else None
+                reduce(torch.kron, [part.right_eigenvector for part in self.factors]) if is_generalized else None
             ),
         )
 
@@ -236,16 +236,16 @@ def leaky(process: Process, epsilon: float) -> Process:
     distribution.
 
     Raises:
-        ValueError: if ε is outside [0, 1] or the process is generalised.
+        ValueError: if ε is outside [0, 1] or the process is generalized.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
         >>> leaky(z1r(p=0.5), epsilon=0.06).transitions[0, 0]
         tensor([0.0100, 0.9500, 0.0100], dtype=torch.float64)
     """
-    if process.is_generalised:
+    if process.is_generalized:
         raise ValueError(
-            f"{process.name} is a generalised process: it has no hidden states for probability to leak to."
+            f"{process.name} is a generalized process: it has no hidden states for probability to leak to."
         )
     if not 0 <= epsilon <= 1:
         raise ValueError(f"leaky(epsilon={epsilon:g}): epsilon must lie in [0, 1], since it is a probability.")
@@ -291,7 +291,7 @@ def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> P
         tokens=(*process.tokens, token),
         initial=[0.0] * n_states + [1.0],
         parameters=process.parameters,
-        right_eigenvector=torch.cat([process.right_eigenvector, torch.ones(1)]) if process.is_generalised else None,
+        right_eigenvector=torch.cat([process.right_eigenvector, torch.ones(1)]) if process.is_generalized else None,
     )
 
 

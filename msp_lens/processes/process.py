@@ -4,7 +4,7 @@ An edge-emitting (Mealy) hidden Markov model is one matrix per token,
 
     T[x, i, j] = P(emit token x and go to state j | in state i),
 
-and the probability of a word is a product of them: P(x1 … xn) = π T[x1] … T[xn] 1. A generalised one drops the
+and the probability of a word is a product of them: P(x1 … xn) = π T[x1] … T[xn] 1. A generalized one drops the
 condition that the entries are probabilities and keeps that those of words are:
 
     P(x1 … xn) = π T[x1] … T[xn] w,    Σ_x T[x] w = w,    π Σ_x T[x] = π,    π w = 1.
@@ -28,9 +28,9 @@ from msp_lens._random import resolve_generator
 from msp_lens.processes.chains import communicating_classes, stationary_distribution
 from msp_lens.processes.sampling import OutcomeTable, outcome_table, sample_by_filtering, sample_paths
 from msp_lens.processes.validation import (
-    GENERALISED_TOLERANCE,
+    GENERALIZED_TOLERANCE,
     check_words,
-    normalised_initial,
+    normalized_initial,
     unique_fixed_vector,
     validated_distribution,
     validated_matrices,
@@ -45,32 +45,32 @@ if TYPE_CHECKING:
     from msp_lens.figures.style import ThemeName
     from msp_lens.processes.structure import Degeneracy
 
-# A generalised process computes a probability of 0 as a difference: rounding leaves ±1e-17 of it.
+# A generalized process computes a probability of 0 as a difference: rounding leaves ±1e-17 of it.
 NEGLIGIBLE = 1e-12
 
 
 class Process:
     """A stationary process given by labelled transition matrices; immutable, in float64 on the CPU.
 
-    A *generalised* process has matrices with negative entries, too, and there is no hidden state to be in. Its "belief"
+    A *generalized* process has matrices with negative entries, too, and there is no hidden state to be in. Its "belief"
     after a word v is the vector π T[v] / (π T[v] w): entries may be negative and mean nothing by themselves, but
     the probabilities of all that may follow are linear in it, as they are in an ordinary belief.
 
     Args:
         transitions: `[token, state, state]`, `transitions[x, i, j] = P(emit x, go to j | in i)`. Non-negative;
-            for each state the entries over tokens and next states sum to 1 (within 1e-6, then normalised). For a
-            generalised process any finite numbers whose sum over tokens has the eigenvalue 1.
+            for each state the entries over tokens and next states sum to 1 (within 1e-6, then normalized). For a
+            generalized process any finite numbers whose sum over tokens has the eigenvalue 1.
         name: What the process is called in tables and on the command line.
         states: Names of the hidden states; numbers by default.
         tokens: Names of the tokens; numbers by default.
-        initial: Distribution over states before the first token; by default the stationary one. For a generalised
+        initial: Distribution over states before the first token; by default the stationary one. For a generalized
             process any vector π with π w = 1; by default the left eigenvector of eigenvalue 1.
         parameters: What the process was built from, for its `repr` and for provenance.
-        right_eigenvector: w of a generalised process, Σ_x T[x] w = w (within 1e-9); makes the process one.
-        generalised: Whether the process is generalised; its right eigenvector is then found where it isn't given.
+        right_eigenvector: w of a generalized process, Σ_x T[x] w = w (within 1e-9); makes the process one.
+        generalized: Whether the process is generalized; its right eigenvector is then found where it isn't given.
 
     Raises:
-        ValueError: if the matrices are not a process (of a generalised one, short words are tried for negative
+        ValueError: if the matrices are not a process (of a generalized one, short words are tried for negative
             probabilities), or if there is more than one stationary distribution and `initial` was not given.
 
     Example:
@@ -91,11 +91,11 @@ class Process:
         initial: Tensor | np.ndarray | Sequence[float] | None = None,
         parameters: Mapping[str, float | Sequence[float]] | None = None,
         right_eigenvector: Tensor | np.ndarray | Sequence[float] | None = None,
-        generalised: bool = False,
+        generalized: bool = False,
     ) -> None:
-        self.is_generalised = generalised or right_eigenvector is not None
+        self.is_generalized = generalized or right_eigenvector is not None
         self.transitions: Float64[Tensor, "token state state"] = (
-            validated_matrices(transitions) if self.is_generalised else validated_transitions(transitions)
+            validated_matrices(transitions) if self.is_generalized else validated_transitions(transitions)
         )
         self.name = name
         self.parameters = dict(parameters or {})
@@ -103,16 +103,16 @@ class Process:
         self.tokens = validated_names(tokens, self.n_tokens, "tokens")
         self.right_eigenvector: Float64[Tensor, "state"] = (
             validated_right_eigenvector(self.transitions, right_eigenvector)
-            if self.is_generalised
+            if self.is_generalized
             else torch.ones(self.n_states, dtype=torch.float64)
         )
         if initial is None:
             self.initial: Float64[Tensor, "state"] = self.stationary
-        elif self.is_generalised:
-            self.initial = normalised_initial(initial, self.right_eigenvector)
+        elif self.is_generalized:
+            self.initial = normalized_initial(initial, self.right_eigenvector)
         else:
             self.initial = validated_distribution(initial, self.n_states, "initial")
-        if self.is_generalised:
+        if self.is_generalized:
             check_words(self.transitions, self.initial, self.right_eigenvector, name)
 
     def __init_subclass__(cls, *, kind: str | None = None) -> None:
@@ -138,13 +138,13 @@ class Process:
     @cached_property
     def emissions(self) -> Float64[Tensor, "state token"]:
         """`P(emit x | in i)`, or T[x] w: a belief times this matrix is the next-token distribution."""
-        emissions = self.transitions @ self.right_eigenvector if self.is_generalised else self.transitions.sum(dim=2)
+        emissions = self.transitions @ self.right_eigenvector if self.is_generalized else self.transitions.sum(dim=2)
         return emissions.T.contiguous()
 
     @property
     def negligible(self) -> float:
         """A conditional token probability up to this counts as 0; above 0 only where rounding blurs it."""
-        return NEGLIGIBLE if self.is_generalised else 0.0
+        return NEGLIGIBLE if self.is_generalized else 0.0
 
     @cached_property
     def stationary(self) -> Float64[Tensor, "state"]:
@@ -153,10 +153,10 @@ class Process:
         Raises:
             ValueError: if it is not unique, i.e. if the chain has more than one closed class of states.
         """
-        if self.is_generalised:
+        if self.is_generalized:
             vector = unique_fixed_vector(self.state_transitions, "left")
             overlap = float(vector @ self.right_eigenvector)
-            if abs(overlap) <= GENERALISED_TOLERANCE * float(self.right_eigenvector.norm()):
+            if abs(overlap) <= GENERALIZED_TOLERANCE * float(self.right_eigenvector.norm()):
                 raise ValueError(
                     f"The eigenvalue 1 of the summed transitions of {self.name} is not simple: its left and right "
                     "eigenvectors are orthogonal, so that no vector π has π w = 1."
@@ -211,7 +211,7 @@ class Process:
         return log_probability
 
     def word_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
-        """Each word's probability, π T[x1] … T[xn] w (w = 1 unless generalised).
+        """Each word's probability, π T[x1] … T[xn] w (w = 1 unless generalized).
 
         Example:
             >>> from msp_lens.processes.catalog import golden_mean
@@ -239,7 +239,7 @@ class Process:
         if n_words < 1 or length < 1:
             raise ValueError(f"n_words={n_words}, length={length}: both must be at least 1.")
         generator = resolve_generator(seed, generator)
-        if self.is_generalised:
+        if self.is_generalized:
             return sample_by_filtering(
                 self.transitions,
                 self.initial,
@@ -274,13 +274,13 @@ class Process:
             theme: `"light"` or `"dark"`.
 
         Raises:
-            ValueError: for a generalised process, whose matrices are no probabilities; if there are over 100 states.
+            ValueError: for a generalized process, whose matrices are no probabilities; if there are over 100 states.
         """
         from msp_lens.figures.graphs import plot_generator
 
-        if self.is_generalised:
+        if self.is_generalized:
             raise ValueError(
-                f"{self.name} is a generalised process: its matrices are no probabilities of moving between states. "
+                f"{self.name} is a generalized process: its matrices are no probabilities of moving between states. "
                 "Draw its mixed states: presentation(process, max_states=30).plot()."
             )
         closed = [members for members, is_closed in communicating_classes(self.state_transitions) if is_closed]
@@ -304,7 +304,7 @@ class Process:
             "transitions": self.transitions.tolist(),
             "initial": self.initial.tolist(),
         }
-        return definition | ({"right_eigenvector": self.right_eigenvector.tolist()} if self.is_generalised else {})
+        return definition | ({"right_eigenvector": self.right_eigenvector.tolist()} if self.is_generalized else {})
 
     @staticmethod
     def from_dict(definition: Mapping) -> Process:
@@ -355,7 +355,7 @@ class Process:
 
     def __repr__(self) -> str:
         counts = f"{self.n_states} state{'s' * (self.n_states > 1)}, {self.n_tokens} token{'s' * (self.n_tokens > 1)}"
-        return f"{self.name}({self._arguments()}): {'generalised, ' * self.is_generalised}{counts}"
+        return f"{self.name}({self._arguments()}): {'generalized, ' * self.is_generalized}{counts}"
 
     def _arguments(self) -> str:
         """What the process was built from, for its `repr`."""

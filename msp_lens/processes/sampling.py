@@ -2,7 +2,7 @@
 
 A hidden path is drawn by inverting the cumulative distribution of each state's outcomes (token, next state). All
 states' cumulative distributions lie end to end in one sorted list of integers, so that one binary search finds the
-outcome whatever the state, exactly as precisely as the uniform numbers are drawn. A generalised process has no hidden
+outcome whatever the state, exactly as precisely as the uniform numbers are drawn. A generalized process has no hidden
 path: each token is drawn from the belief's next-token distribution, and moves the belief.
 """
 
@@ -87,7 +87,7 @@ def sample_by_filtering(
     *,
     negligible: float,
 ) -> Int[Tensor, "word pos"]:
-    """Words of a generalised process, on the generator's device; probabilities up to `negligible` count as 0."""
+    """Words of a generalized process, on the generator's device; probabilities up to `negligible` count as 0."""
     device = generator.device
     n_tokens, n_states, _ = transitions.shape
     steps = rearrange(transitions, "token i j -> i (token j)").to(device)

@@ -2,7 +2,7 @@
 
 The beliefs that words lead to span R = span{π T[w]}, and what the future can tell of a belief is its product with
 F = span{T[w] 1} (or T[w] w∞, with the right eigenvector). The rank of R Fᵀ is the least dimension in which a
-generalised process makes the same words; the part of R that the emission matrix E keeps is what next-token
+generalized process makes the same words; the part of R that the emission matrix E keeps is what next-token
 probabilities tell.
 """
 
@@ -71,16 +71,16 @@ def communicating_classes(process: Process) -> tuple[StateClass, ...]:
     """The classes of mutually reachable hidden states, in the order of their first states.
 
     Raises:
-        ValueError: for a generalised process, which has no hidden states to be in.
+        ValueError: for a generalized process, which has no hidden states to be in.
 
     Example:
         >>> communicating_classes(Process([[[0.5, 0.5], [0.0, 1.0]]]))
         (StateClass(states=('0',), is_closed=False), StateClass(states=('1',), is_closed=True))
     """
-    if process.is_generalised:
+    if process.is_generalized:
         raise ValueError(
-            f"{process.name} is a generalised process: it has no hidden states, so none that can be reached. "
-            "Ask process.is_generalised first."
+            f"{process.name} is a generalized process: it has no hidden states, so none that can be reached. "
+            "Ask process.is_generalized first."
         )
     return tuple(
         StateClass(tuple(process.states[i] for i in members), is_closed)
@@ -92,17 +92,17 @@ def is_irreducible(process: Process) -> bool:
     """Whether every hidden state can be reached from every other.
 
     Raises:
-        ValueError: for a generalised process, as in `communicating_classes`.
+        ValueError: for a generalized process, as in `communicating_classes`.
     """
     return len(communicating_classes(process)) == 1
 
 
 def is_unifilar(process: Process) -> bool:
-    """Whether a state and the token it emits determine the next state; False for a generalised process.
+    """Whether a state and the token it emits determine the next state; False for a generalized process.
 
     From a known state on, an observer of a unifilar process then never loses track of it.
     """
-    return not process.is_generalised and bool(((process.transitions > 0).sum(dim=2) <= 1).all())
+    return not process.is_generalized and bool(((process.transitions > 0).sum(dim=2) <= 1).all())
 
 
 def reach_rank(process: Process) -> int:
@@ -116,7 +116,7 @@ def future_rank(process: Process) -> int:
 
 
 def minimal_dimension(process: Process) -> int:
-    """The least number of states with which a generalised process makes the same words: the rank of the future.
+    """The least number of states with which a generalized process makes the same words: the rank of the future.
 
     It is the rank of the infinite matrix P(word · continuation). An ordinary process with non-negative entries may
     need more states.
@@ -125,7 +125,7 @@ def minimal_dimension(process: Process) -> int:
 
 
 def is_minimal(process: Process) -> bool:
-    """Whether no process, generalised ones included, makes the same words with fewer states."""
+    """Whether no process, generalized ones included, makes the same words with fewer states."""
     return minimal_dimension(process) == process.n_states
 
 

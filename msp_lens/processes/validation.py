@@ -15,8 +15,8 @@ from msp_lens.processes.chains import fixed_vectors
 ROW_SUM_TOLERANCE = 1e-6
 # Below this a sum differs from 1 only by rounding: such a matrix is kept to the last bit.
 ROUNDING = 1e-12
-# A generalised process is held to its equations within this; its words may be this far below 0.
-GENERALISED_TOLERANCE = 1e-9
+# A generalized process is held to its equations within this; its words may be this far below 0.
+GENERALIZED_TOLERANCE = 1e-9
 # So many words at most are checked for a negative probability.
 CHECKED_WORDS = 5000
 
@@ -51,7 +51,7 @@ def validated_transitions(transitions: Tensor | np.ndarray | Sequence) -> Float6
         token, row, column = (matrices < 0).nonzero()[0].tolist()
         raise ValueError(
             f"transitions[{token}, {row}, {column}] = {float(matrices[token, row, column]):g}; probabilities are "
-            "finite and ≥ 0. (A generalised process, with negative entries, is Process(..., generalised=True).)"
+            "finite and ≥ 0. (A generalized process, with negative entries, is Process(..., generalized=True).)"
         )
     row_sums = matrices.sum(dim=(0, 2))
     worst = int((row_sums - 1).abs().argmax())
@@ -60,8 +60,8 @@ def validated_transitions(transitions: Tensor | np.ndarray | Sequence) -> Float6
             f"The transitions out of state {worst} sum to {float(row_sums[worst]):g} over tokens and next states, "
             "not to 1: transitions[x, i, j] is the joint probability P(emit x, go to j | in i)."
         )
-    needs_normalising = (row_sums - 1).abs() > ROUNDING
-    return matrices / torch.where(needs_normalising, row_sums, 1.0)[None, :, None]
+    needs_normalizing = (row_sums - 1).abs() > ROUNDING
+    return matrices / torch.where(needs_normalizing, row_sums, 1.0)[None, :, None]
 
 
 def validated_distribution(
@@ -77,7 +77,7 @@ def validated_distribution(
         raise ValueError(f"{what}={vector.tolist()} is not a distribution: give finite numbers ≥ 0.")
     total = float(vector.sum())
     if abs(total - 1) > ROW_SUM_TOLERANCE:
-        raise ValueError(f"{what}={vector.tolist()} sums to {total:g}, not to 1: normalise it first.")
+        raise ValueError(f"{what}={vector.tolist()} sums to {total:g}, not to 1: normalize it first.")
     return vector if abs(total - 1) <= ROUNDING else vector / total
 
 
@@ -109,7 +109,7 @@ def validated_right_eigenvector(
         return vector / vector[vector.abs().argmax()]
     vector = _finite_vector(values, len(chain), "right_eigenvector")
     error = float((chain @ vector - vector).abs().max())
-    if not vector.any() or error > GENERALISED_TOLERANCE * float(vector.abs().max()):
+    if not vector.any() or error > GENERALIZED_TOLERANCE * float(vector.abs().max()):
         raise ValueError(
             f"right_eigenvector={vector.tolist()} is off by {error:.1e}: the sum of the transitions over tokens must "
             "leave it as it is, Σ_x T[x] w = w, with w ≠ 0."
@@ -138,10 +138,10 @@ def unique_fixed_vector(chain: Float64[Tensor, "state state"], side: str) -> Flo
     return fixed[0]
 
 
-def normalised_initial(
+def normalized_initial(
     values: Tensor | np.ndarray | Sequence[float], right_eigenvector: Float64[Tensor, "state"]
 ) -> Float64[Tensor, "state"]:
-    """A generalised process's vector before any token, scaled by rounding only so that π w = 1.
+    """A generalized process's vector before any token, scaled by rounding only so that π w = 1.
 
     Raises:
         ValueError: naming π w where it isn't 1.
@@ -150,7 +150,7 @@ def normalised_initial(
     total = float(vector @ right_eigenvector)
     if abs(total - 1) > ROW_SUM_TOLERANCE:
         raise ValueError(
-            f"initial={vector.tolist()} times the right eigenvector is {total:g}, not 1: normalise it first."
+            f"initial={vector.tolist()} times the right eigenvector is {total:g}, not 1: normalize it first."
         )
     return vector if abs(total - 1) <= ROUNDING else vector / total
 
@@ -171,7 +171,7 @@ def check_words(
         forward = rearrange(einsum(forward, matrices, "word i, token i j -> word token j"), "w t j -> (w t) j")
         probabilities = forward @ right_eigenvector
         worst = int(probabilities.argmin())
-        if float(probabilities[worst]) < -GENERALISED_TOLERANCE:
+        if float(probabilities[worst]) < -GENERALIZED_TOLERANCE:
             word = [worst // n_tokens**k % n_tokens for k in reversed(range(length))]
             raise ValueError(
                 f"{name} gives the word {word} the probability {float(probabilities[worst]):.3g}: these matrices, "

@@ -6,7 +6,7 @@ from msp_lens.training.loggers import tensorboard_logger, wandb_logger
 from msp_lens.training.loop import train
 from msp_lens.training.presets import PRESETS, Recipe, recipe
 from msp_lens.training.regret import regret_by_position
-from msp_lens.training.run import TrainingRun, load_run
+from msp_lens.training.training_run import TrainingRun, load_run
 
 __all__ = [
     "PRESETS",

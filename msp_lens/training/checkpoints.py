@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from msp_lens._files import read_header
-from msp_lens.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from msp_lens.models.hooked import HookedModel
+from msp_lens.models.model_files import Checkpoint, load_checkpoint, save_checkpoint
 from msp_lens.processes.process import Process
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -27,7 +27,7 @@ class SavedCheckpoint:
     """A model on disk, as it was at one moment of its training.
 
     Attributes:
-        step: Optimiser steps made; 0 for the untrained model.
+        step: Optimizer steps made; 0 for the untrained model.
         tokens: Tokens predicted until then.
         path: The file.
     """

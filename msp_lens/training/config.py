@@ -1,4 +1,4 @@
-"""How to train: what is optimised, by what, for how long, and what is kept of it."""
+"""How to train: what is optimized, by what, for how long, and what is kept of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-Optimiser = Literal["adamw", "muon", "sgd"]
+Optimizer = Literal["adamw", "muon", "sgd"]
 Schedule = Literal["linear", "cosine", "constant"]
 CheckpointSchedule = Literal["logarithmic", "linear"]
 
@@ -23,9 +23,9 @@ class TrainingConfig:
     """By default AdamW on freshly sampled words: linear warm-up, then linear decay to 0.
 
     Attributes:
-        steps: Optimiser steps, at most.
+        steps: Optimizer steps, at most.
         batch_size: Words of n_ctx + 1 tokens in a step, in all processes together.
-        optimiser: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks and AdamW for all else.
+        optimizer: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks and AdamW for all else.
         learning_rate: At its peak.
         betas: AdamW's averaging of gradient and squared gradient.
         momentum: Of SGD, by default 0, or of Muon, by default .95.
@@ -48,7 +48,7 @@ class TrainingConfig:
 
     steps: int
     batch_size: int = 256
-    optimiser: Optimiser = "adamw"
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
     momentum: float | None = None
@@ -68,7 +68,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         choices = {
-            "optimiser": get_args(Optimiser),
+            "optimizer": get_args(Optimizer),
             "schedule": get_args(Schedule),
             "mixed_precision": ("bfloat16", None),
             "checkpoints_in": ("steps", "tokens"),
@@ -155,8 +155,8 @@ class TrainingConfig:
         return cls(**given)
 
     def __str__(self) -> str:
-        """One field a line, those of other optimisers left out."""
-        idle = {"adamw": ("momentum",), "muon": (), "sgd": ("betas",)}[self.optimiser]
+        """One field a line, those of other optimizers left out."""
+        idle = {"adamw": ("momentum",), "muon": (), "sgd": ("betas",)}[self.optimizer]
         fields = {key: value for key, value in self.to_dict().items() if key not in idle and value is not None}
         if not isinstance(self.checkpoints, str):
             fields.pop("n_checkpoints")

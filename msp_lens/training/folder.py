@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from msp_lens._files import read_header, write_atomically
-from msp_lens.models.checkpoints import MODEL_FILE, save_checkpoint
 from msp_lens.models.hooked import HookedModel
+from msp_lens.models.model_files import MODEL_FILE, save_checkpoint
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, save_training_checkpoint
-from msp_lens.training.run import METRICS_FILE
-from msp_lens.training.state import (
+from msp_lens.training.resume import (
     STATES_KEPT,
     TrainingState,
     check_identity,
@@ -30,6 +29,7 @@ from msp_lens.training.state import (
     remove_states,
     save_state,
 )
+from msp_lens.training.training_run import METRICS_FILE
 
 # What a later start may change: none of it decides the weights after a step.
 _FREE = ("max_seconds", "target_regret", "save_every", "checkpoints", "n_checkpoints", "checkpoints_in")

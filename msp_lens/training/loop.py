@@ -24,20 +24,20 @@ from tqdm.auto import tqdm
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words_for
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
-from msp_lens.models.checkpoints import model_fingerprint
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device
+from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.batches import Batch, Batches
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.folder import RunFolder
 from msp_lens.training.loggers import Logger
 from msp_lens.training.metrics import MetricSums, gradient_norm, is_finite, weight_norm
-from msp_lens.training.optimisers import WeightAverage, WeightOptimiser
-from msp_lens.training.parallel import Workers
+from msp_lens.training.optimizers import WeightAverage, WeightOptimizer
 from msp_lens.training.presets import recipe
 from msp_lens.training.regret import regret_by_position
-from msp_lens.training.run import StoppedBy, TrainingRun, load_run
-from msp_lens.training.state import TrainingState
+from msp_lens.training.resume import TrainingState
+from msp_lens.training.training_run import StoppedBy, TrainingRun, load_run
+from msp_lens.training.workers import Workers
 
 # Words on which a target regret is measured as training goes on, where there are more.
 EVALUATION_WORDS = 4_096
@@ -201,7 +201,7 @@ class Training:
     """A training between two of its steps.
 
     Attributes:
-        step: Optimiser steps made.
+        step: Optimizer steps made.
         seconds: Spent on them, those before an interruption included.
         metrics: The records so far.
         optimum: The least possible loss at each position.
@@ -212,7 +212,7 @@ class Training:
     ) -> None:
         self.model, self.process, self.config, self.n_ctx, self.workers = model, process, config, n_ctx, workers
         self.optimum = optimal_losses(process, n_ctx)
-        self.optimiser = WeightOptimiser(model, config)
+        self.optimizer = WeightOptimizer(model, config)
         self.average = WeightAverage(model, config.averaging) if config.averaging is not None else None
         self.step, self.seconds, self.metrics = 0, 0.0, cast(list[dict[str, Any]], [])
         self._sums = MetricSums(n_ctx)
@@ -230,10 +230,10 @@ class Training:
         """
         config, batch = self.config, batch.to(self._device)
         rate = config.learning_rate_at(self.step)
-        self.optimiser.set_learning_rate(rate)
+        self.optimizer.set_learning_rate(rate)
         log_probabilities = self._log_probabilities(batch.tokens)
         part = batch.loss(log_probabilities)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.workers.backward(part)
         loss = self.workers.total(part.detach())
         self.step += 1
@@ -243,7 +243,7 @@ class Training:
         norm = gradient_norm(self.model) if is_logged else None
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimiser.step()
+        self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model, self.step)
         self._sums.add(loss, self.workers.total(batch.regret(log_probabilities.detach())))
@@ -283,7 +283,7 @@ class Training:
         """Everything that decides the steps to come."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "model": weights(self.model),
-            "optimiser": self.optimiser.tensors,
+            "optimizer": self.optimizer.tensors,
             "average": self.average.tensors if self.average is not None else {},
             "sums": self._sums.tensors,
         }
@@ -293,7 +293,7 @@ class Training:
     def restore(self, state: TrainingState) -> None:
         """Go on from a state."""
         load_weights(self.model, state.part("model"))
-        self.optimiser.restore(state.part("optimiser"))
+        self.optimizer.restore(state.part("optimizer"))
         if self.average is not None:
             self.average.restore(state.part("average"))
         self._sums.restore(state.part("sums"))

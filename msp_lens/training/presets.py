@@ -68,9 +68,9 @@ def paper(process: Process) -> Recipe:
     takes 4. Compiling takes 70 s and makes passes a sixth faster: not worth it for minutes.
     """
     if process.name == "rrxor":
-        training = TrainingConfig(steps=700, batch_size=4096, optimiser="muon", learning_rate=3e-3)
+        training = TrainingConfig(steps=700, batch_size=4096, optimizer="muon", learning_rate=3e-3)
     else:
-        training = TrainingConfig(steps=3000, batch_size=256, optimiser="muon", learning_rate=3e-3)
+        training = TrainingConfig(steps=3000, batch_size=256, optimizer="muon", learning_rate=3e-3)
     return Recipe(paper_model(process), training)
 
 
@@ -82,7 +82,7 @@ def shai2024(process: Process) -> Recipe:
     training = TrainingConfig(
         steps=1_000_000,
         batch_size=64,
-        optimiser="sgd",
+        optimizer="sgd",
         learning_rate=0.01,
         schedule="constant",
         warmup_steps=0,

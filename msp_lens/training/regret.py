@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens.activations import stream_activations
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset, TokenMap
+from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits
 
 

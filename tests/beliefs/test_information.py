@@ -14,7 +14,7 @@ from msp_lens.beliefs import (
     kl_divergence,
     regret_floor,
     statistical_complexity,
-    synchronisation,
+    synchronization,
 )
 from msp_lens.beliefs.information import long_run_state
 from tests import brute_force
@@ -173,7 +173,7 @@ def test_regret_floor_is_what_a_short_memory_costs():
 
 
 @given(brute_force.random_processes())
-def test_synchronisation_is_the_expected_entropy_of_beliefs(process):
+def test_synchronization_is_the_expected_entropy_of_beliefs(process):
     expected = [float(entropy(process.initial))]
     for length in (1, 2, 3):
         total = 0.0
@@ -181,7 +181,7 @@ def test_synchronisation_is_the_expected_entropy_of_beliefs(process):
             joint = brute_force.joint(process, word)
             total += sum(-v * math.log(v / probability) for v in joint if v > 0)
         expected.append(total)
-    assert synchronisation(process, 3).tolist() == pytest.approx(expected, abs=1e-9)
+    assert synchronization(process, 3).tolist() == pytest.approx(expected, abs=1e-9)
 
 
 def test_block_entropies_are_of_words():

@@ -100,11 +100,11 @@ def test_bad_requests_are_refused(mess3, options, message):
         mixed_states(mess3, **options)
 
 
-def test_a_generalised_process_has_mixed_states_too():
+def test_a_generalized_process_has_mixed_states_too():
     process = msp.Process(
         # An ordinary process in another basis: negative entries, the same words.
         _rotated(msp.mess3().transitions),
-        generalised=True,
+        generalized=True,
         right_eigenvector=_basis().inverse() @ torch.ones(3, dtype=torch.float64),
         initial=msp.mess3().initial @ _basis(),
     )

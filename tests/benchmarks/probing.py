@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 import msp_lens as msp
-from msp_lens.activations import stream_activations
+from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import find_sites
+from msp_lens.moments.grid import MomentsGrid
 from msp_lens.probing import Moments, least_squares, score
-from msp_lens.probing.moments_grid import MomentsGrid
 
 FEATURES, TARGETS, BATCH = 64, 3, 10_000
 # Rows of scikit-learn beyond this would not fit beside its own copies.

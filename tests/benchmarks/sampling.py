@@ -28,8 +28,8 @@ def our_sample(process, n_words, length):
 
 
 def numpy_sample(process, n_words, length):
-    """Words along hidden paths, a step at a time; None for a generalised process."""
-    if process.is_generalised:
+    """Words along hidden paths, a step at a time; None for a generalized process."""
+    if process.is_generalized:
         return None
     generator = np.random.default_rng(0)
     outcomes = process.transitions.permute(1, 0, 2).flatten(1).numpy().cumsum(axis=1)
@@ -43,8 +43,8 @@ def numpy_sample(process, n_words, length):
 
 
 def hmmlearn_sample(process, n_tokens):
-    """One long word by hmmlearn; None for a generalised process."""
-    if process.is_generalised:
+    """One long word by hmmlearn; None for a generalized process."""
+    if process.is_generalized:
         return None
     pairs = process.transitions.permute(1, 0, 2).flatten(1)
     model = CategoricalHMM(n_components=pairs.shape[1], n_features=process.n_tokens)

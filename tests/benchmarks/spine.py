@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 import msp_lens as msp
-from msp_lens.activations import stream_activations
 from msp_lens.data import Weighting
+from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import find_sites
 from tests.conftest import ORACLE
 

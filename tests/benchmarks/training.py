@@ -4,8 +4,8 @@
 
 For Mess3 and RRXOR: the preset's training to its end (or for STEPS steps), with the regret and loss ratio reached, in
 exact expectation over all words. Beside it the time of a step of that training; of the bare step, forward, loss,
-backward and optimiser on batches that are at hand; and of a hand-written floor, a plain torch module of the same shape
-with PyTorch's fused attention, under the same optimiser. `OMP_NUM_THREADS` limits the threads: on a shared machine
+backward and optimizer on batches that are at hand; and of a hand-written floor, a plain torch module of the same shape
+with PyTorch's fused attention, under the same optimizer. `OMP_NUM_THREADS` limits the threads: on a shared machine
 fewer are faster.
 """
 
@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import msp_lens as msp
 from msp_lens.training import recipe
 from msp_lens.training.batches import Batches
-from msp_lens.training.optimisers import WeightOptimiser
+from msp_lens.training.optimizers import WeightOptimizer
 
 # Shai et al. 2024: the validation loss reached, over the least possible one.
 LOSS_RATIO = 1.0002
@@ -66,14 +66,14 @@ class Floor(nn.Module):
 
 
 def seconds_of_a_step(model, config, batches):
-    """Forward, loss, backward and optimiser, on batches that are at hand: the median of many."""
-    optimiser = WeightOptimiser(model, config)
+    """Forward, loss, backward and optimizer, on batches that are at hand: the median of many."""
+    optimizer = WeightOptimizer(model, config)
     times = []
     for batch in batches:
         started = time.perf_counter()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         batch.loss(model(batch.tokens).log_softmax(-1)).backward()
-        optimiser.step()
+        optimizer.step()
         times.append(time.perf_counter() - started)
     return sorted(times)[len(times) // 2]
 

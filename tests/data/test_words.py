@@ -43,8 +43,8 @@ def test_sizes_and_variances_of_the_paper(mess3):
     assert (len(dataset), dataset.n_prefixes) == (59_049, 88_572)
     for weighting, variance in (("sequence", 0.11115), ("probability", 0.16114)):
         weights = dataset.prefix_weights(weighting)
-        centred = dataset.prefix_beliefs - weights @ dataset.prefix_beliefs
-        assert float((weights @ centred**2).mean()) == pytest.approx(variance, abs=5e-6)
+        centered = dataset.prefix_beliefs - weights @ dataset.prefix_beliefs
+        assert float((weights @ centered**2).mean()) == pytest.approx(variance, abs=5e-6)
     assert len(msp.all_words(msp.rrxor(), 10)) == 436
 
 

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.text import Text
 
 from msp_lens.figures.curves import plot_regret, plot_sites
-from msp_lens.figures.interventions import plot_heat_map, plot_strengths
-from msp_lens.figures.scores import plot_crossover, plot_distances, plot_r2
+from msp_lens.figures.edit_bars import plot_heat_map, plot_strengths
+from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_r2
 
 
 def heights(axis, label):
@@ -73,7 +73,7 @@ def test_curves_of_r2_show_what_they_are_given(values):
     assert len([tick for tick in axis.get_yticks() if low <= tick <= high]) >= 2
 
 
-def test_sites_are_told_apart_without_colour():
+def test_sites_are_told_apart_without_color():
     figure = plot_r2([1, 2], {name: [0.1, 0.2] for name in "abcd"}, xlabel="rank")
     assert len({line.get_marker() for line in figure.axes[0].lines}) == 4
     figure = plot_strengths({name: ([0, 1], [0.1, 0.2]) for name in "abcd"}, ylabel="KL")

@@ -23,7 +23,7 @@ def names(process):
 
 
 def nodes(figure):
-    """Name to centre and line width of each node."""
+    """Name to center and line width of each node."""
     (axis,) = figure.axes
     places = {text.get_position(): text.get_text() for text in axis.texts}
     ellipses = [patch for patch in axis.patches if isinstance(patch, Ellipse)]
@@ -123,8 +123,8 @@ def test_recurrent_classes_are_numbered():
         assert classes[source] in (-1, classes[target])
 
 
-def test_a_generalised_process_is_no_chain():
-    with pytest.raises(ValueError, match="generalised process: its matrices are no probabilities"):
+def test_a_generalized_process_is_no_chain():
+    with pytest.raises(ValueError, match="generalized process: its matrices are no probabilities"):
         msp.bloch_walk().plot()
     assert msp.presentation(msp.bloch_walk(), max_states=6).plot(theme="dark").axes
 

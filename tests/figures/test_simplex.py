@@ -5,7 +5,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.figures.density import density_image
-from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, belief_colours, projection
+from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, belief_colors, projection
 from msp_lens.figures.simplex import plot_positions
 
 BOUNDS = ((0.0, 1.0), (0.0, 1.0))
@@ -18,17 +18,17 @@ def test_states_are_the_corners_of_an_equilateral_triangle():
     torch.testing.assert_close(sides, torch.ones(3).double())
 
 
-def test_colours_are_the_beliefs():
+def test_colors_are_the_beliefs():
     beliefs = torch.tensor([[1.0, 0, 0], [0.2, 0.3, 0.5]])
-    torch.testing.assert_close(belief_colours(beliefs), beliefs.double())
+    torch.testing.assert_close(belief_colors(beliefs), beliefs.double())
     five = torch.softmax(torch.randn(50, 5, generator=torch.Generator().manual_seed(0)), dim=1)
     for beliefs in (five, five[:, :2], five[:, :1]):
-        colours = belief_colours(beliefs)
-        assert colours.shape == (len(beliefs), 3)
-        assert ((colours >= 0) & (colours <= 1)).all()
+        colors = belief_colors(beliefs)
+        assert colors.shape == (len(beliefs), 3)
+        assert ((colors >= 0) & (colors <= 1)).all()
 
 
-def test_a_cell_takes_the_weighted_mean_colour_of_its_points():
+def test_a_cell_takes_the_weighted_mean_color_of_its_points():
     points = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).double()
     image = density_image(points, torch.eye(3)[:2].double(), torch.tensor([3.0, 1.0]).double(), BOUNDS, pixels=101)
     assert image.shape == (101, 101, 4)
@@ -97,7 +97,7 @@ def test_a_words_way_is_drawn_through_every_panel(mess3):
     for axis, beliefs in zip(figure.axes, (true, true.roll(1, dims=1)), strict=True):
         (dots,) = axis.collections
         np.testing.assert_allclose(dots.get_offsets(), beliefs[rows] @ TRIANGLE)
-        np.testing.assert_allclose(dots.get_facecolors()[:, :3], belief_colours(true)[rows])
+        np.testing.assert_allclose(dots.get_facecolors()[:, :3], belief_colors(true)[rows])
         written = [text.get_text() for text in axis.texts if text.get_text()]
         assert written == ["0", "1", "2", "B₀", "C₁", "B₂", "C₃"]
         arrows = [text for text in axis.texts if not text.get_text()]
@@ -140,10 +140,10 @@ def test_positions_show_the_prefixes_that_end_there(mess3):
     first, _, below, _ = (axis.get_images()[0].get_array() for axis in figure.axes)
     bounds = (figure.axes[0].get_xlim(), figure.axes[0].get_ylim())
     here, ones = true[positions == 0], torch.ones(3).double()
-    colours = belief_colours(here)
-    np.testing.assert_array_equal(first, density_image(here @ TRIANGLE, colours, ones, bounds, pixels=500))
+    colors = belief_colors(here)
+    np.testing.assert_array_equal(first, density_image(here @ TRIANGLE, colors, ones, bounds, pixels=500))
     moved = here.roll(1, dims=1) @ TRIANGLE
-    np.testing.assert_array_equal(below, density_image(moved, colours, ones, bounds, pixels=500))
+    np.testing.assert_array_equal(below, density_image(moved, colors, ones, bounds, pixels=500))
     with pytest.raises(ValueError, match="shown has position 7; prefixes end at positions 0 to 3"):
         plot_positions(true, {}, positions, shown=[0, 7])
 

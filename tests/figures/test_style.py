@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 from msp_lens.figures.curves import plot_regret, plot_sites
-from msp_lens.figures.style import THEMES, ordered_colours, theme_named
+from msp_lens.figures.style import THEMES, ordered_colors, theme_named
 
 BARS = (["a", "b"], [0.5, 0.6], [0.7, 0.8], [0.1, 0.2])
 
 
-def luminance(colour):
-    channels = np.array(matplotlib.colors.to_rgb(colour))
+def luminance(color):
+    channels = np.array(matplotlib.colors.to_rgb(color))
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
 
@@ -27,12 +27,12 @@ def test_text_and_series_can_be_seen_on_their_paper(name):
     theme = theme_named(name)
     assert contrast(theme.ink, theme.paper) > 12
     assert contrast(theme.soft, theme.paper) > 4.5
-    assert all(contrast(colour, theme.paper) > 1.9 for colour in theme.palette[:7])
-    shades = [luminance(colour) for colour in ordered_colours(7, theme)]
+    assert all(contrast(color, theme.paper) > 1.9 for color in theme.palette[:7])
+    shades = [luminance(color) for color in ordered_colors(7, theme)]
     assert shades == sorted(shades)
 
 
-def test_a_theme_colours_paper_text_and_axes_and_no_global_setting():
+def test_a_theme_colors_paper_text_and_axes_and_no_global_setting():
     before = dict(matplotlib.rcParams)
     figure = plot_sites(*BARS, theme="dark")
     assert dict(matplotlib.rcParams) == before

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import msp_lens as msp
-from msp_lens.figures.projections import belief_colours
+from msp_lens.figures.projections import belief_colors
 from msp_lens.figures.tokens import attention_view, belief_view, readout_view, word_view
 
 WORD = ["0", "1", "1"]
@@ -27,7 +27,7 @@ def cells(html):
     )
 
 
-def test_tokens_are_coloured_by_belief():
+def test_tokens_are_colored_by_belief():
     beliefs = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.2, 0.8]])
     view = word_view(WORD, {"true": beliefs, "3_post": beliefs.flip(0)}, states=["S0", "S1", "SR"])
     found = cells(view.html)
@@ -42,12 +42,12 @@ def test_tokens_are_coloured_by_belief():
     assert "3_post" in view.html
 
 
-def test_colours_of_many_states_mean_the_same_in_every_word():
+def test_colors_of_many_states_mean_the_same_in_every_word():
     every = msp.all_words(msp.rrxor(), 5).prefix_beliefs
     some = every[[3, 17]]
     view = word_view(["0", "1"], {"true": some}, among=every)
     drawn = torch.tensor([[int(c) for c in cell[1:4]] for cell in cells(view.html)])
-    assert torch.equal(drawn, (255 * belief_colours(every)[[3, 17]]).round().long())
+    assert torch.equal(drawn, (255 * belief_colors(every)[[3, 17]]).round().long())
 
 
 def test_names_are_escaped():

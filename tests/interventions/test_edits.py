@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import msp_lens as msp
 from msp_lens import interventions as edits
 from msp_lens.interventions.edits import read_decoder
+from msp_lens.moments.moments import Moments
+from msp_lens.moments.scores import HeldOutScore, ProbeScores, Score
 from msp_lens.probing.belief_probe import fit_probe
-from msp_lens.probing.moments import Moments
-from msp_lens.probing.scores import HeldOutScore, ProbeScores, Score
 
 PERFECT = ProbeScores(Score(1.0, 0.0, 1), HeldOutScore(1.0, 0.0, 1))
 

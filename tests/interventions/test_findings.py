@@ -134,7 +134,7 @@ def test_the_true_beliefs_commute(mess3, dataset):
     assert results.select(site="hook_beliefs", edit="steer").above_placebo == pytest.approx(1, abs=1e-6)
 
 
-def test_generalised_beliefs_commute_too_and_cannot_be_written():
+def test_generalized_beliefs_commute_too_and_cannot_be_written():
     """Their update divides by π T[x] w, and they are left where they are read: on no simplex."""
     process = msp.bloch_walk()
     model = msp.build_model(msp.ModelConfig(d_vocab=4, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=4), seed=1)
@@ -169,7 +169,7 @@ def test_generalised_beliefs_commute_too_and_cannot_be_written():
         fresh = msp.probe(model, dataset, sites="0_post", progress=False)["0_post"]
     assert fresh.scores.in_sample.r2 < 1e-6
     for experiment in (msp.intervene, msp.persistence):
-        with pytest.raises(ValueError, match="beliefs of a generalised process are no distributions"):
+        with pytest.raises(ValueError, match="beliefs of a generalized process are no distributions"):
             experiment(model, process, probes=report)
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 import msp_lens as msp
-from msp_lens.activations import stream_activations
 from msp_lens.models import Site, editing, find_sites, site_groups, site_label
+from msp_lens.models.activations import stream_activations
 from msp_lens.models.sites import SiteIndex
 from tests.hooked_models import KINDS, TRANSFORMERS, build
 

@@ -9,8 +9,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_squared_error
 
 import msp_lens as msp
-from msp_lens.activations import stream_activations
 from msp_lens.data import LabelledTokens, TokenMap, one_hot
+from msp_lens.models.activations import stream_activations
 from msp_lens.probing import RandomProjection, TooWideError, batch_rows, cache_rows, probe_rows, sampled_rows
 from msp_lens.probing import fit as fitting
 from tests import hooked_models
@@ -193,7 +193,7 @@ class StoppedError(Exception):
 
 def test_an_interrupted_pass_goes_on_where_it_was(model, mess3, report, tmp_path, monkeypatch):
     path = tmp_path / "pass.safetensors"
-    monkeypatch.setattr("msp_lens.probing.checkpoint.PassCheckpoint.is_due", property(lambda self: True))
+    monkeypatch.setattr("msp_lens.moments.pass_progress.PassCheckpoint.is_due", property(lambda self: True))
     seen = []
 
     def dying(activation, hook):

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LinearRegression
 
 import msp_lens as msp
-from msp_lens.activations import stream_activations
+from msp_lens.models.activations import stream_activations
 from msp_lens.probing.geometry import (
     effective_dimension,
     nearest_distribution,
@@ -40,7 +40,7 @@ def rows_of(model, report, label):
 
 
 @given(st.lists(st.floats(-3, 3), min_size=2, max_size=5))
-def test_the_nearest_distribution_is_that_of_a_general_optimiser(point):
+def test_the_nearest_distribution_is_that_of_a_general_optimizer(point):
     found = nearest_distribution(torch.tensor([point], dtype=torch.float64))[0].numpy()
     assert found.sum() == pytest.approx(1)
     assert (found >= 0).all()

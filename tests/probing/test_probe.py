@@ -9,7 +9,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_squared_error
 
 import msp_lens as msp
-from msp_lens.activations import stream_activations
+from msp_lens.models.activations import stream_activations
 
 
 @pytest.fixture(scope="module")

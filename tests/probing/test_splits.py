@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import msp_lens as msp
+from msp_lens.moments.moments import merge_all
 from msp_lens.probing import probe_rows
-from msp_lens.probing.cells import Accumulator, accumulate
-from msp_lens.probing.moments import merge_all
+from msp_lens.probing.one_pass import Accumulator, accumulate
 from msp_lens.probing.rows import RowBatch
 from msp_lens.probing.splits import deal, split_rows
 

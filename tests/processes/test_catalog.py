@@ -258,7 +258,7 @@ def test_brute_force_over_hidden_paths_agrees(name, is_default):
 
 
 @pytest.mark.parametrize("name", ["bloch_walk", "frdn", "moon"])
-def test_matrix_products_agree_for_generalised_processes(name):
+def test_matrix_products_agree_for_generalized_processes(name):
     process = msp.build_process(name)
     for length in (1, 3, 5):
         table = brute_force.matrix_products(process, length)

@@ -141,13 +141,13 @@ def test_a_product_is_impossible_where_a_factor_is():
 
 
 @pytest.mark.parametrize("other", [msp.frdn(), msp.mess3()], ids=["frdn", "mess3"])
-def test_products_and_mixtures_of_generalised_processes(other):
+def test_products_and_mixtures_of_generalized_processes(other):
     # Another scale of the eigenvector, so that nothing goes without it.
     walk = msp.bloch_walk()
     walk = msp.Process(walk.transitions, right_eigenvector=5 * walk.right_eigenvector, tokens=walk.tokens)
     joint, mixed = msp.product([walk, other]), msp.mixture([walk, other], [0.3, 0.7])
-    assert joint.is_generalised
-    assert mixed.is_generalised
+    assert joint.is_generalized
+    assert mixed.is_generalized
     for word in itertools.product(range(4), repeat=3):
         pair = [(t, t % other.n_tokens) for t in word]
         token_numbers = joint.join_tokens(torch.tensor(pair)).tolist()
@@ -258,7 +258,7 @@ def test_reprs_name_the_parts():
         (lambda: msp.mixture([msp.coin(), msp.z1r()], [1.5, -0.5]), ValueError, "weights=.* not a distribution"),
         (lambda: msp.mixture([msp.coin(), msp.z1r()], [1.0, 0.0]), ValueError, "weight 0 never occurs; leave it out"),
         (lambda: msp.product([msp.mess3()] * 7), ValueError, "2187 matrices of 2187 × 2187 states, .* use fewer"),
-        (lambda: msp.leaky(msp.frdn(), 0.1), ValueError, "frdn is a generalised process"),
+        (lambda: msp.leaky(msp.frdn(), 0.1), ValueError, "frdn is a generalized process"),
         (lambda: msp.leaky(msp.z1r(), 1.5), ValueError, r"epsilon=1\.5\): epsilon must lie in \[0, 1\]"),
         (lambda: msp.random_process(0, 2, seed=0), ValueError, "n_states=0, n_tokens=2: both must be"),
         (lambda: msp.random_process(2, 2, seed=0, sparsity=1.5), ValueError, r"sparsity=1\.5 must lie in \[0, 1\]"),

@@ -84,10 +84,10 @@ def test_unifilarity(name, expected):
     assert msp.build_process(name).is_unifilar is expected
 
 
-def test_generalised_processes_have_no_states_to_classify(mess3):
-    held = msp.Process(mess3.transitions, generalised=True, name="held")
+def test_generalized_processes_have_no_states_to_classify(mess3):
+    held = msp.Process(mess3.transitions, generalized=True, name="held")
     assert not held.is_unifilar
-    with pytest.raises(ValueError, match="held is a generalised process: it has no hidden states"):
+    with pytest.raises(ValueError, match="held is a generalized process: it has no hidden states"):
         _ = held.is_irreducible
     assert held.degeneracy().belief_dimensions == 2
 

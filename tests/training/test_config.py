@@ -49,7 +49,7 @@ def test_options_out_of_range_are_refused(options, message):
 
 @pytest.mark.parametrize(
     "options",
-    [{"optimiser": "lion"}, {"schedule": "step"}, {"mixed_precision": "float16"}, {"checkpoints": "often"}],
+    [{"optimizer": "lion"}, {"schedule": "step"}, {"mixed_precision": "float16"}, {"checkpoints": "often"}],
     ids=str,
 )
 def test_unknown_choices_are_refused(options):
@@ -80,7 +80,7 @@ def test_tokens_beyond_the_end_are_refused():
 
 
 def test_a_config_prints_and_comes_back_from_json():
-    config = msp.TrainingConfig(steps=5, optimiser="sgd", momentum=0.9, checkpoints=(0, 5))
+    config = msp.TrainingConfig(steps=5, optimizer="sgd", momentum=0.9, checkpoints=(0, 5))
     assert msp.TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     text = str(config)
     assert "momentum         0.9" in text
@@ -101,6 +101,6 @@ def test_presets():
 
 def test_the_papers_own_recipe():
     config = recipe("shai2024", msp.mess3()).training
-    assert (config.optimiser, config.learning_rate, config.batch_size, config.steps) == ("sgd", 0.01, 64, 1_000_000)
+    assert (config.optimizer, config.learning_rate, config.batch_size, config.steps) == ("sgd", 0.01, 64, 1_000_000)
     assert (config.momentum or 0.0, config.weight_decay) == (0.0, 0.0)
     assert config.learning_rate_at(0) == config.learning_rate_at(999_999) == 0.01

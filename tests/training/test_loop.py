@@ -95,8 +95,8 @@ def test_a_model_with_too_small_a_vocabulary_is_refused(mess3):
 
 
 RECIPES = {
-    "muon": {"optimiser": "muon"},
-    "sgd": {"optimiser": "sgd", "momentum": 0.9, "learning_rate": 0.3},
+    "muon": {"optimizer": "muon"},
+    "sgd": {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.3},
     "cosine, clipped, decayed": {"schedule": "cosine", "clip_norm": 0.5, "weight_decay": 0.01},
     "constant, averaged": {"schedule": "constant", "averaging": 0.97},
     "bfloat16": {"mixed_precision": "bfloat16"},
@@ -124,12 +124,12 @@ def test_every_way_of_training_learns(options, global_state):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_any_architecture_is_trained(options, optimiser):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_any_architecture_is_trained(options, optimizer):
     process = msp.golden_mean(p=0.5)
     model = msp.build_model(msp.ModelConfig(d_vocab=3, **SMALL | options))
     before = float(msp.regret_by_position(model, msp.all_words(process, 4)).mean())
-    training = msp.TrainingConfig(steps=60, batch_size=32, learning_rate=1e-2, warmup_steps=5, optimiser=optimiser)
+    training = msp.TrainingConfig(steps=60, batch_size=32, learning_rate=1e-2, warmup_steps=5, optimizer=optimizer)
     run = msp.train(process, model, config=training, progress=False)
     assert float(run.regret.mean()) < before / 2
 
@@ -137,7 +137,7 @@ def test_any_architecture_is_trained(options, optimiser):
 def test_muon_makes_orthogonal_steps_in_blocks_alone():
     process = msp.mess3(x=0.05, a=0.85)
     training = msp.TrainingConfig(
-        steps=1, batch_size=64, optimiser="muon", momentum=0.95, learning_rate=1e-2, warmup_steps=0
+        steps=1, batch_size=64, optimizer="muon", momentum=0.95, learning_rate=1e-2, warmup_steps=0
     )
     model = msp.build_model(msp.ModelConfig(d_vocab=3, **SMALL | {"n_heads": 2}), seed=0)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -183,7 +183,7 @@ def test_clipping_bounds_the_step():
         training = msp.TrainingConfig(
             steps=1,
             batch_size=8,
-            optimiser="sgd",
+            optimizer="sgd",
             learning_rate=1.0,
             warmup_steps=0,
             schedule="constant",

@@ -13,14 +13,14 @@ import torch
 import msp_lens as msp
 from msp_lens.models import model_fingerprint
 from msp_lens.training import load_run, loop
-from msp_lens.training.state import STATE_FOLDER
+from msp_lens.training.resume import STATE_FOLDER
 
 MODEL = {"n_layers": 1, "d_model": 8, "d_head": 4, "d_mlp": 8, "n_ctx": 3}
-# Everything that a state must hold: two optimisers, an average, draws that states fall in the middle of.
+# Everything that a state must hold: two optimizers, an average, draws that states fall in the middle of.
 EVERYTHING = msp.TrainingConfig(
     steps=120,
     batch_size=16,
-    optimiser="muon",
+    optimizer="muon",
     momentum=0.9,
     averaging=0.9,
     clip_norm=1.0,

@@ -1,0 +1,274 @@
+"""Sweeps: networks of many settings trained and probed alike, side by side in one table.
+
+Each run has a folder of its own, named by a fingerprint of everything that decides its result. A sweep that is started
+again does what is left to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from msp_lens._files import read_json, write_json
+from msp_lens._parallel import run_each
+from msp_lens._tables import json_records
+from msp_lens.data import Weighting, check_weighting
+from msp_lens.experiments.sweep_result import RESULT_FILE, SweepResult, SweepRun
+from msp_lens.formation import emergence as probe_checkpoints
+from msp_lens.interventions.intervene import intervene
+from msp_lens.models.build import ModelConfig, transformer_lens_version
+from msp_lens.probing.fit import probe
+from msp_lens.processes.process import Process
+from msp_lens.training.config import TrainingConfig
+from msp_lens.training.loop import train
+from msp_lens.training.presets import recipe
+
+__all__ = ["SweepResult", "SweepRun", "sweep"]
+
+STARTED_FILE = "started"
+PROBES_FILE = "probes.safetensors"
+EMERGENCE_FOLDER = "emergence"
+_MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+_TRAINING_FIELDS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
+# Initial weights are drawn from the process-wide generator, so where workers are threads runs go one after another.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def sweep(
+    processes: Process | Sequence[Process],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    seeds: int | Sequence[int] = 0,
+    preset: str = "quick",
+    sites: str | Sequence[str] | None = None,
+    weights: Weighting = "probability",
+    controls: bool = True,
+    interventions: bool = False,
+    emergence: bool = False,
+    n_jobs: int = -1,
+    device: str = "cpu",
+    progress: bool = True,
+) -> SweepResult:
+    """Train and probe a network for every combination of processes, settings and seeds.
+
+    Runs are shared out by joblib, each worker with its share of the cores; this process's threads stay as they are.
+    Within `joblib.parallel_config(backend="dask")` or `"ray"` a cluster does the work, which must see the folder. A run
+    that fails is recorded and the others go on; started again with the same folder, a sweep does only what has not
+    been done or has failed.
+
+    Args:
+        processes: One or several.
+        settings: Field of `ModelConfig` or `TrainingConfig` to its value, or to a list of values:
+            `{"d_model": [1, 2, 4, 64], "n_layers": [1, 4], "steps": 500}`. The preset has the rest.
+        out: Folder of the runs.
+        seeds: One or several, of the initial weights and all that is drawn.
+        preset: Recipe of model and training for each process.
+        sites: As for `probe`: names, labels or globs.
+        weights: How much each prefix counts in the probes.
+        controls: Whether to set probes beside their controls.
+        interventions: Whether to steer each network, too, beside a placebo and a donor.
+        emergence: Whether to probe checkpoints over training, too; a logarithmic schedule of them unless the settings
+            say otherwise.
+        n_jobs: Runs at once; -1 for as many as there are cores, or workers of a cluster. 1 is this very process.
+        device: Where networks are trained.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        KeyError: if there is no such setting or preset.
+        ValueError: if a setting has no value or one out of range, or two runs would be the same; before any work.
+
+    Example:
+        >>> import tempfile
+        >>> from msp_lens.processes.catalog import z1r
+        >>> settings = {"d_model": [2, 4], "n_layers": 1, "n_ctx": 3, "steps": 2, "batch_size": 8}
+        >>> found = sweep(z1r(), settings, out=tempfile.mkdtemp(), n_jobs=1, progress=False)
+        >>> found.to_dataframe()[["d_model", "status"]].values.tolist()
+        [[2, 'done'], [4, 'done']]
+    """
+    check_weighting(weights)
+    if n_jobs == 0:
+        raise ValueError("n_jobs=0: give the number of runs at once, or -1 for all cores.")
+    measures = {
+        "sites": [sites] if isinstance(sites, str) else list(sites) if sites is not None else None,
+        "weights": weights,
+        "controls": controls,
+        "interventions": interventions,
+        "emergence": emergence,
+    }
+    worlds = [processes] if isinstance(processes, Process) else list(processes)
+    varied = {name: _values(name, value) for name, value in (settings or {}).items()}
+    runs = _plan(worlds, varied, _values("seeds", seeds), preset, measures)
+    folders = [Path(out) / run["folder"] for run in runs]
+    found = {run["folder"]: _read(folder) for run, folder in zip(runs, folders, strict=True)}
+    todo = [
+        (run, str(folder), device)
+        for run, folder in zip(runs, folders, strict=True)
+        if (found[run["folder"]] or {}).get("status") != "done"
+    ]
+    for _, folder, _ in todo:
+        (Path(folder) / STARTED_FILE).unlink(missing_ok=True)
+    with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="Sweep", unit="run", disable=not progress) as bar:
+        for (run, folder, _), result in run_each(_run, todo, n_jobs=n_jobs, was_started=_was_started):
+            if isinstance(result, Exception):
+                result = _failure(run, result)
+                write_json(Path(folder) / RESULT_FILE, result)
+            found[run["folder"]] = result
+            failed = sum((each or {}).get("status") == "failed" for each in found.values())
+            bar.set_postfix_str(f"{failed} failed" if failed else "")
+            bar.update()
+    return SweepResult(tuple(SweepRun.of(cast(dict, found[run["folder"]]), Path(out)) for run in runs))
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    """The values of a setting: those of a list, tuple, range or array, else the one."""
+    if not isinstance(value, list | tuple | range | np.ndarray):
+        return [value]
+    values = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    if not values:
+        raise ValueError(f"{name}=[]: give at least one value.")
+    return values
+
+
+def _plan(
+    processes: Sequence[Process],
+    varied: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
+    preset: str,
+    measures: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Every run as JSON-ready values: what decides its result, and what it is called."""
+    if not processes:
+        raise ValueError("processes is empty: give at least one.")
+    for name in varied:
+        if name not in (*_MODEL_FIELDS, *_TRAINING_FIELDS):
+            raise KeyError(f"No setting {name!r}; there are {', '.join((*_MODEL_FIELDS, *_TRAINING_FIELDS))}.")
+    runs: dict[str, dict[str, Any]] = {}
+    combinations = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+    for process, chosen, seed in itertools.product(processes, combinations, seeds):
+        base = recipe(preset, process)
+        model = dataclasses.replace(base.model, **{k: v for k, v in chosen.items() if k in _MODEL_FIELDS})
+        training = dataclasses.replace(base.training, **{k: v for k, v in chosen.items() if k in _TRAINING_FIELDS})
+        if measures["emergence"] and training.checkpoints is None:
+            training = dataclasses.replace(training, checkpoints="logarithmic")
+        decisive = {
+            "process": process.to_dict(),
+            "model": model.to_dict(),
+            "training": training.to_dict(),
+            "seed": seed,
+            "measures": dict(measures),
+        }
+        fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        label = repr(process).partition(": ")[0]
+        named = {"process": label, **chosen, "seed": seed}
+        if fingerprint in runs:
+            raise ValueError(f"{named} is asked for twice: leave out values that are the same.")
+        folder = f"{process.name}-{fingerprint}"
+        runs[fingerprint] = {"folder": folder, "fingerprint": fingerprint, "settings": named, "decisive": decisive}
+    return list(runs.values())
+
+
+def _was_started(work: tuple[dict[str, Any], str, str]) -> bool:
+    folder = Path(work[1])
+    return (folder / STARTED_FILE).exists() and not (folder / RESULT_FILE).exists()
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """What was found before, if anything."""
+    path = folder / RESULT_FILE
+    return read_json(path) if path.is_file() else None
+
+
+def _run(work: tuple[dict[str, Any], str, str]) -> dict[str, Any]:
+    """One run, in a worker: what was found or what went wrong, written to its folder."""
+    run, where, device = work
+    folder = Path(where)
+    with _ONE_AT_A_TIME:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RESULT_FILE).unlink(missing_ok=True)
+            (folder / STARTED_FILE).touch()
+            result = {**_described(run), "status": "done", **_measured(run["decisive"], folder, device)}
+            write_json(folder / RESULT_FILE, result)
+        except Exception as error:
+            result = _failure(run, error)
+            try:
+                write_json(folder / RESULT_FILE, result)
+            except OSError:
+                # A full disk, say: the table has it, and the run will be tried again.
+                return result
+    return result
+
+
+def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[str, Any]:
+    """Train, probe, and whatever else was asked for."""
+    process = Process.from_dict(decisive["process"])
+    training = TrainingConfig.from_dict(decisive["training"])
+    seed, measures = decisive["seed"], decisive["measures"]
+    started = time.perf_counter()
+    trained = train(
+        process,
+        ModelConfig(**decisive["model"]),
+        config=training,
+        seed=seed,
+        device=device,
+        out=folder,
+        progress=False,
+    )
+    read = {"sites": measures["sites"], "weights": measures["weights"], "controls": measures["controls"]}
+    report = probe(trained.model, process, **read, seed=seed, progress=False)
+    report.save(folder / PROBES_FILE)
+    steered = None
+    if measures["interventions"]:
+        steered = intervene(trained.model, process, probes=report, edits="steer", seed=seed)
+    emerged = None
+    if measures["emergence"]:
+        steering = {"interventions": measures["interventions"]}
+        emerged = probe_checkpoints(folder, **read, **steering, seed=seed, device=device, progress=False)
+        emerged.save(folder / EMERGENCE_FOLDER)
+    return {
+        "training": {
+            "seconds": trained.seconds,
+            "regret_nats": trained.regret.tolist(),
+            "optimum_nats": trained.optimum.tolist(),
+            "parameters": sum(weight.numel() for weight in trained.model.parameters()),
+        },
+        "sites": report.to_dict()["sites"],
+        "interventions": steered.to_dict()["results"] if steered else [],
+        "emergence": json_records(emerged.to_dataframe().to_dict(orient="records")) if emerged else [],
+        "machine": {
+            "seconds": time.perf_counter() - started,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformer_lens": transformer_lens_version(),
+        },
+    }
+
+
+def _described(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: run[key] for key in ("folder", "fingerprint", "settings", "decisive")}
+
+
+def _failure(run: Mapping[str, Any], error: Exception) -> dict[str, Any]:
+    return {
+        **_described(run),
+        "status": "failed",
+        "error": {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        },
+    }

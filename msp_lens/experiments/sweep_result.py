@@ -1,0 +1,245 @@
+"""What a sweep found: a row for each run, for each of its sites, or for each of its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from msp_lens._files import read_json
+from msp_lens._tables import skill_text, to_html, to_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RESULT_FILE = "result.json"
+Rows = Literal["run", "site", "checkpoint"]
+TOGETHER = "concatenated"
+_OF_SITE = ("R² held out", "R² in-sample", "MSE held out", "MSE in-sample", "skill", "features")
+_OF_EDIT = ("steer", "placebo", "donor", "used")
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        settings: Process, settings and seed, as the table has them.
+        folder: Where its model, probes and metrics are.
+        status: `"done"` or `"failed"`.
+        error: Type and message of what went wrong, if anything did.
+        found: All that was measured, as its `result.json` has it.
+    """
+
+    settings: dict[str, Any]
+    folder: Path
+    status: str
+    error: str | None
+    found: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any], out: Path) -> SweepRun:
+        """A run from its `result.json`."""
+        error = result.get("error")
+        return cls(
+            dict(result["settings"]),
+            out / result["folder"],
+            result["status"],
+            f"{error['type']}: {error['message']}" if error else None,
+            result,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SweepResult:
+    """The runs of a sweep, in the order of its settings.
+
+    Attributes:
+        runs: Done or failed.
+    """
+
+    runs: tuple[SweepRun, ...]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @classmethod
+    def load(cls, out: str | Path) -> SweepResult:
+        """What the folder of a sweep holds so far, of a half-done one too; by process, settings and seed.
+
+        Raises:
+            FileNotFoundError: if it holds no run.
+        """
+        files = sorted(Path(out).glob(f"*/{RESULT_FILE}"))
+        if not files:
+            raise FileNotFoundError(f"There is no run of a sweep in {out}: give the folder that sweep(out=…) wrote to.")
+        runs = [SweepRun.of(read_json(file), Path(out)) for file in files]
+        return cls(tuple(sorted(runs, key=lambda run: [_sortable(value) for value in run.settings.values()])))
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What may differ between runs: the process, the settings given, the seed."""
+        return tuple(dict.fromkeys(name for run in self.runs for name in run.settings))
+
+    @property
+    def failed(self) -> tuple[SweepRun, ...]:
+        """The runs that went wrong: their `error` says how, and their `result.json` where."""
+        return tuple(run for run in self.runs if run.status == "failed")
+
+    def to_dataframe(self, rows: Rows = "run") -> pd.DataFrame:
+        """The table.
+
+        Args:
+            rows: `"run"`: one a run, with the single site that is read best, and all concatenated beside. `"site"`: one
+                for each site of each run. `"checkpoint"`: one for each site and checkpoint of each run, where emergence
+                was asked for.
+
+        Raises:
+            ValueError: if there are no such rows.
+        """
+        makers = {"run": _of_run, "site": _by_site, "checkpoint": _by_checkpoint}
+        if rows not in makers:
+            raise ValueError(f"rows={rows!r}: choose one of {', '.join(map(repr, makers))}.")
+        table = pd.DataFrame([run.settings | row for run in self.runs for row in makers[rows](run)])
+        if rows == "checkpoint" and table.empty:
+            raise ValueError("No checkpoints were probed: call sweep(…, emergence=True).")
+        return table
+
+    def plot(self, x: str, y: str = "R² held out", *, site: str | None = None) -> Figure:
+        """One number against one setting: a dot a run, a line through the means of what differs in nothing else.
+
+        Args:
+            x: A setting, `"d_model"` for instance.
+            y: A number of the table.
+            site: A site's label, or `"concatenated"`; by default each run's best single site.
+
+        Raises:
+            KeyError: if there is no such setting, number or site.
+            ValueError: if no run has it.
+        """
+        from msp_lens.figures.setting_curves import plot_sweep
+
+        table = self.to_dataframe("run" if site is None else "site")
+        if site is not None:
+            sites = list(dict.fromkeys(table["site"])) if "site" in table else []
+            if site not in sites:
+                raise KeyError(f"No site {site!r} in this sweep; it has {', '.join(map(str, sites))}.")
+            table = table.loc[table["site"] == site]
+        numbers = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
+        for name, known in ((x, self.settings), (y, numbers)):
+            if name not in known or name not in table:
+                raise KeyError(f"No {name!r} here; there are {', '.join(known)}.")
+        table = table.dropna(subset=[y])
+        if table.empty:
+            raise ValueError(f"No run has a number for {y!r}: {len(self.failed)} of {len(self)} failed.")
+        others = [name for name in self._varying() if name not in (x, "seed")]
+        curves: dict[str, tuple[list[Any], list[float]]] = {}
+        for row in table.to_dict(orient="records"):
+            name = ", ".join(f"{row[other]}" if other == "process" else f"{other} {row[other]}" for other in others)
+            places, heights = curves.setdefault(name, ([], []))
+            places.append(row[x])
+            heights.append(float(row[y]))
+        return plot_sweep(curves, xlabel=x, ylabel=y if site is None else f"{y} at {site}")
+
+    def summary(self) -> list[str]:
+        """How many runs went how, and what the numbers are."""
+        counts = Counter(run.status for run in self.runs)
+        lines = [
+            f"{len(self)} runs, {counts['done']} done, {counts['failed']} failed. R² and MSE of beliefs held out by "
+            "prefix, at each run's best single site; regret in nats, mean over positions."
+        ]
+        for run in self.failed[:3]:
+            lines.append(f"Failed: {_shown(run.settings)}: {run.error} ({run.folder})")
+        return lines
+
+    def __repr__(self) -> str:
+        return to_text(self._display(), title="Sweep", notes=self.summary())
+
+    def _repr_html_(self) -> str:
+        return to_html(self._display(), title="Sweep", notes=self.summary())
+
+    def _varying(self) -> list[str]:
+        return [name for name in self.settings if len({str(run.settings.get(name)) for run in self.runs}) > 1]
+
+    def _display(self) -> pd.DataFrame:
+        """A line for each combination of what varies, the mean over seeds."""
+        table = self.to_dataframe()
+        names = [name for name in self._varying() if name != "seed"] or ["process"]
+        lines = []
+        for key, group in table.groupby(names, sort=False, dropna=False):
+            done = group.loc[group["status"] == "done"]
+            values = dict(zip(names[1:], key[1:], strict=True)) if isinstance(key, tuple) else {}
+            line = {names[0]: key[0] if isinstance(key, tuple) else key, **values}
+            line |= {"runs": f"{len(done)} of {len(group)}"}
+            for column, digits in (("regret", 5), ("R² held out", 4), ("R² concatenated", 4), ("MSE held out", 6)):
+                line[column] = _mean(done, column, digits)
+            if "skill" in table and bool(table["skill"].notna().any()):
+                line["skill"] = skill_text(float(done["skill"].mean()), digits=2)
+            for column in _OF_EDIT[:3]:
+                if column in table and bool(table[column].notna().any()):
+                    line[column] = _mean(done, column, 2)
+            lines.append(line)
+        return pd.DataFrame(lines).set_index(names[0])
+
+
+def _mean(table: pd.DataFrame, column: str, digits: int) -> str:
+    values = table[column].dropna() if column in table else pd.Series(dtype=float)
+    return f"{np.mean(values):.{digits}f}" if len(values) else "–"
+
+
+def _of_run(run: SweepRun) -> list[dict[str, Any]]:
+    row: dict[str, Any] = {"status": run.status, "error": run.error}
+    if run.status == "done":
+        training = run.found["training"]
+        regret, optimum = np.mean(training["regret_nats"]), np.mean(training["optimum_nats"])
+        row |= {"regret": float(regret), "loss ratio": float(1 + regret / optimum) if optimum > 0 else math.nan}
+        sites = {each["site"]: each for each in _by_site(run)}
+        single = [name for name in sites if name != TOGETHER]
+        # A belief that never varies has no R².
+        best = max(single, key=lambda name: -math.inf if math.isnan(r2 := sites[name]["R² held out"]) else r2)
+        row |= {"best site": best, **{key: value for key, value in sites[best].items() if key != "site"}}
+        if TOGETHER in sites:
+            row["R² concatenated"] = sites[TOGETHER]["R² held out"]
+        row |= {"parameters": training["parameters"], "seconds": training["seconds"]}
+    return [{**row, "folder": str(run.folder)}]
+
+
+def _by_site(run: SweepRun) -> list[dict[str, Any]]:
+    if run.status != "done":
+        return []
+    edits: dict[str, dict[str, float]] = {}
+    for result in run.found["interventions"]:
+        columns = edits.setdefault(result["site"], {})
+        columns[result["edit"]] = _number(result["recovery"])
+        if result["edit"] == "steer":
+            columns["used"] = _number(result["above_placebo"])
+    return [
+        {"site": each["site"]}
+        | {name: _number(each[name]) for name in _OF_SITE}
+        | {name: value for name, value in edits.get(each["site"], {}).items() if name in _OF_EDIT}
+        for each in run.found["sites"]
+    ]
+
+
+def _by_checkpoint(run: SweepRun) -> list[dict[str, Any]]:
+    return [{key: _number(value) for key, value in row.items()} for row in (run.found.get("emergence") or [])]
+
+
+def _number(value: Any) -> Any:
+    """JSON's null is what was not a number."""
+    return math.nan if value is None else value
+
+
+def _sortable(value: Any) -> tuple[str, float, str]:
+    is_number = isinstance(value, int | float)
+    return ("number" if is_number else "text", float(value) if is_number else 0.0, str(value))
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -1,0 +1,125 @@
+"""Pictures of interventions: edits side by side, maps by layer and position, and curves over strength or time."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from msp_lens.figures.style import ThemeName, finish, legend_beside, marker, new_figure, theme_named
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_edits(
+    sites: Sequence[str],
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    ylabel: str,
+    title: str = "",
+    theme: ThemeName = "light",
+) -> Figure:
+    """A group of bars for each site, a bar for each edit.
+
+    Args:
+        sites: The groups.
+        values: Edit to site to height.
+        ylabel: What the heights are.
+        title: Over the figure.
+        theme: `"light"` or `"dark"`.
+    """
+    look = theme_named(theme)
+    figure = new_figure(max(6.4, 1.7 * len(sites) + 2), 3.6, look)
+    axis = figure.subplots()
+    place = np.arange(len(sites))
+    width = 0.8 / len(values)
+    for index, (edit, by_site) in enumerate(values.items()):
+        heights = [by_site.get(site, np.nan) for site in sites]
+        offset = (index - (len(values) - 1) / 2) * width
+        axis.bar(place + offset, heights, width=0.92 * width, color=look.color(index), label=edit)
+    axis.set(xticks=place, xticklabels=sites, ylabel=wrapped(ylabel), title=title)
+    legend_beside(axis)
+    finish(figure, look)
+    return figure
+
+
+def plot_heat_map(
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    xlabel: str = "position",
+    theme: ThemeName = "light",
+) -> Figure:
+    """Numbers by row (site, the first at the bottom) and column (position), each written in its cell.
+
+    Args:
+        values: `[row, column]`; colors span 0 to 1, or the values' range where that is wider.
+        rows: Their labels.
+        columns: Their labels.
+        title: Over the figure.
+        xlabel: What the columns are.
+        theme: `"light"` or `"dark"`.
+    """
+    look = theme_named(theme)
+    figure = new_figure(0.7 * len(columns) + 2.4, 0.42 * len(rows) + 1.4, look)
+    axis = figure.subplots()
+    finite = values[np.isfinite(values)]
+    low, high = min(0.0, finite.min(initial=0.0)), max(1.0, finite.max(initial=1.0))
+    image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = (value - low) / (high - low) < 0.6
+            axis.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="#ffffff" if dark else "#000000",
+            )
+    axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    axis.set(xlabel=xlabel, title=title)
+    figure.colorbar(image, ax=axis)
+    finish(figure, look)
+    return figure
+
+
+def plot_strengths(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    ylabel: str,
+    xlabel: str = "strength λ",
+    title: str = "",
+    theme: ThemeName = "light",
+) -> Figure:
+    """A curve for each edit, over the strength it was made with (or over tokens since).
+
+    Args:
+        curves: Name to places and heights.
+        ylabel: What the heights are.
+        xlabel: What the places are.
+        title: Over the figure.
+        theme: `"light"` or `"dark"`.
+    """
+    look = theme_named(theme)
+    figure = new_figure(6.4, 3.6, look)
+    axis = figure.subplots()
+    for index, (name, (places, heights)) in enumerate(curves.items()):
+        axis.plot(
+            places, heights, marker=marker(index), markersize=max(8 - index, 3), color=look.color(index), label=name
+        )
+    axis.set(xlabel=xlabel, ylabel=wrapped(ylabel), title=title)
+    legend_beside(axis)
+    finish(figure, look)
+    return figure
+
+
+def wrapped(label: str) -> str:
+    """An axis's label in lines that are no longer than the axis."""
+    return textwrap.fill(label, 40)

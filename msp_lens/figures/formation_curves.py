@@ -1,0 +1,178 @@
+"""Curves over training: how well beliefs are read, how far predictions are from the optimum, when beliefs are used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from msp_lens.figures.style import Theme, ThemeName, finish, legend_beside, new_figure, ordered_colors, theme_named
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_emergence(
+    tokens: Sequence[int],
+    r2: Mapping[str, Sequence[float]],
+    mse: Mapping[str, Sequence[float]],
+    regret: Sequence[float],
+    *,
+    scored: str = "held out",
+    theme: ThemeName = "light",
+) -> Figure:
+    """R² and MSE of beliefs at each site, and the regret, over the tokens seen.
+
+    Args:
+        tokens: Tokens seen at each checkpoint.
+        r2: Site to R² at each checkpoint.
+        mse: Site to MSE at each checkpoint.
+        regret: Mean regret at each checkpoint, in nats.
+        scored: On what rows R² and MSE are: held out, or in-sample.
+        theme: `"light"` or `"dark"`.
+    """
+    look = theme_named(theme)
+    figure = new_figure(13.2, 3.8, look)
+    explained, error, predicted = figure.subplots(1, 3)
+    for (site, values), color in zip(r2.items(), _colors(list(r2), look), strict=True):
+        explained.plot(tokens, values, color=color, marker="o", markersize=3, linewidth=1.3, label=site)
+        error.plot(tokens, _positive(mse[site]), color=color, marker="o", markersize=3, linewidth=1.3)
+    predicted.plot(tokens, _positive(regret), color=look.ink, marker="o", markersize=3, linewidth=1.3)
+    known = [value for values in r2.values() for value in values if math.isfinite(value)]
+    explained.set(ylabel=f"R² of beliefs, {scored}", ylim=(max(min(known, default=0.0) - 0.05, -0.5), 1.01))
+    error.set(ylabel=f"MSE of beliefs, {scored}")
+    predicted.set(ylabel="regret (nats)")
+    for axis, title in zip((explained, error, predicted), ("Coarse shape", "Detail", "Predictions"), strict=True):
+        _plain_over_tokens(axis, tokens)
+        axis.set_title(title)
+    for axis, curves in ((error, list(mse.values())), (predicted, [regret])):
+        if any(np.isfinite(_positive(curve)).any() for curve in curves):
+            axis.set_yscale("log")
+    explained.legend(frameon=False, fontsize=8, loc="lower right")
+    finish(figure, look)
+    return figure
+
+
+def plot_regret_against_error(
+    tokens: Sequence[int],
+    regret: Sequence[float],
+    mse: Mapping[str, Sequence[float]],
+    *,
+    scored: str = "held out",
+    theme: ThemeName = "light",
+) -> Figure:
+    """Regret against the MSE of beliefs at each checkpoint, a panel a site, both logarithmic, colored by tokens seen.
+
+    Args:
+        tokens: Tokens seen at each checkpoint.
+        regret: Mean regret at each checkpoint, in nats.
+        mse: Site to MSE at each checkpoint.
+        scored: On what rows it is.
+        theme: `"light"` or `"dark"`.
+
+    Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
+    """
+    from matplotlib.colors import LogNorm
+
+    look = theme_named(theme)
+    seen = np.asarray(tokens, dtype=float)
+    beyond_zero = seen[seen > 0]
+    lowest = beyond_zero.min(initial=np.inf) if len(beyond_zero) else 1.0
+    figure = new_figure(1.2 + 3.6 * len(mse), 3.8, look)
+    axes = figure.subplots(1, len(mse), squeeze=False, sharey=True)[0]
+    heights = _positive(regret)
+    points = None
+    for axis, (site, values) in zip(axes, mse.items(), strict=True):
+        places = _positive(values)
+        axis.plot(places, heights, color=look.faint, linewidth=1, zorder=1)
+        norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
+        points = axis.scatter(
+            places, heights, c=np.maximum(seen, lowest), cmap="viridis", norm=norm, s=34, edgecolor=look.paper, zorder=2
+        )
+        axis.set(xlabel=f"MSE of beliefs, {scored}", title=site)
+        if np.isfinite(places).any():
+            axis.set_xscale("log")
+    axes[0].set_ylabel("regret (nats)")
+    if np.isfinite(heights).any():
+        axes[0].set_yscale("log")
+    if points is not None:
+        figure.colorbar(points, ax=list(axes), label="tokens seen")
+    finish(figure, look)
+    return figure
+
+
+def plot_use(
+    tokens: Sequence[int],
+    read: Mapping[str, Sequence[float]],
+    steer: Mapping[str, Sequence[float]],
+    placebo: Mapping[str, Sequence[float]],
+    donor: Mapping[str, Sequence[float]],
+    *,
+    theme: ThemeName = "light",
+) -> Figure:
+    """When a belief can be read and when writing it begins to steer the network, a panel a site.
+
+    Args:
+        tokens: Tokens seen at each checkpoint.
+        read: Site to held-out R² of its probe at each checkpoint.
+        steer: Site to the share of KL to the target's optimum that steering recovers.
+        placebo: The same of a random step as long.
+        donor: The same of a run that held the target belief.
+        theme: `"light"` or `"dark"`.
+    """
+    look = theme_named(theme)
+    figure = new_figure(1.4 + 3.2 * len(steer), 3.6, look)
+    axes = figure.subplots(1, len(steer), squeeze=False, sharey=True)[0]
+    series = (
+        ("read: R² held out", read, look.color(0), "-"),
+        ("used: steering recovers", steer, look.color(1), "-"),
+        ("donor recovers", donor, look.color(2), ":"),
+        ("placebo recovers", placebo, look.soft, "--"),
+    )
+    for axis, site in zip(axes, steer, strict=True):
+        for name, values, color, style in series:
+            axis.plot(tokens, values[site], color=color, linestyle=style, marker="o", markersize=3.5, label=name)
+        axis.axhline(0, color=look.faint, linewidth=0.8, zorder=0)
+        _plain_over_tokens(axis, tokens)
+        axis.set(title=site, ylim=(-0.55, 1.05))
+    axes[0].set_ylabel("share")
+    legend_beside(axes[-1])
+    finish(figure, look)
+    return figure
+
+
+def over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
+    """Tokens on a logarithmic axis; where it must have a place for none seen, linear up to the next checkpoint."""
+    beyond_zero = [seen for seen in tokens if seen > 0]
+    least, most = min(beyond_zero, default=1), max(beyond_zero, default=10)
+    # What is marked: every power of ten, and 0 apart from them.
+    powers = [10.0**k for k in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
+    if min(tokens) > 0:
+        axis.set_xscale("log")
+        axis.set_xlim(0.8 * least, 1.25 * most)
+    else:
+        axis.set_xscale("symlog", linthresh=least, linscale=0.5)
+        axis.set_xlim(-0.1 * least, 1.25 * most)
+        axis.set_xticks([0, *(power for power in powers if power > least)])
+    axis.minorticks_off()
+
+
+def _plain_over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
+    over_tokens(axis, tokens)
+    axis.set_xlabel("tokens seen")
+
+
+def _positive(values: Sequence[float]) -> np.ndarray:
+    """The values with a gap where a logarithmic axis has no place for them."""
+    heights = np.asarray(values, dtype=float)
+    return np.where(heights > 0, heights, np.nan)
+
+
+def _colors(sites: Sequence[str], look: Theme) -> list[str]:
+    """From dark to light along the forward pass; all sites concatenated stand out."""
+    single = [site for site in sites if site != "concatenated"]
+    shades = dict(zip(single, ordered_colors(len(single), look), strict=True))
+    return [shades.get(site, look.color(1)) for site in sites]

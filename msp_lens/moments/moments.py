@@ -1,0 +1,343 @@
+"""The one idea: everything said about a network follows from one pass of second moments.
+
+For rows z (activation features and targets side by side) with weights w, accumulate in float64
+
+    W = Σ w,    μ = Σ w z / W,    S = Σ w (z - μ)(z - μ)ᵀ,
+
+batch by batch, each batch centered on its own mean before it is multiplied; two accumulations merge by
+
+    S = S₁ + S₂ + (W₁ W₂ / W)(μ₁ - μ₂)(μ₁ - μ₂)ᵀ        (Chan, Golub & LeVeque 1983).
+
+Memory is that of one matrix, however many rows went in, and the result is that of all rows at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int
+from safetensors.torch import save
+from torch import Tensor
+
+from msp_lens._files import read_tensors, write_atomically
+from msp_lens.moments.exact_products import Accumulation, accumulation_for, has_float64, split_scatters
+
+
+class Moments:
+    """Weighted mean and centered second moments of rows made of named blocks of columns.
+
+    Args:
+        blocks: Name to width, in the order of the columns: one block a site, one a kind of target.
+        device: Where they are held; on a device that has no float64, on the CPU.
+
+    Attributes:
+        n: Rows seen.
+        weight: Their total weight.
+        mean: Weighted mean of each column.
+        scatter: Centered sum of weighted outer products; divided by `weight` it is the covariance.
+
+    Example:
+        >>> moments = Moments({"h": 2, "b": 1})
+        >>> rows = torch.tensor([[0.0, 0.0, 1.0], [2.0, 0.0, 3.0]])
+        >>> moments.update(rows, torch.ones(2)).covariance("h", "b")
+        tensor([[1.],
+                [0.]], dtype=torch.float64)
+    """
+
+    def __init__(self, blocks: Mapping[str, int], *, device: str | torch.device = "cpu") -> None:
+        self.blocks = dict(blocks)
+        width = sum(self.blocks.values())
+        self.n = 0
+        self.weight = 0.0
+        held = torch.device(device) if has_float64(torch.device(device)) else torch.device("cpu")
+        self.mean: Float64[Tensor, "column"] = torch.zeros(width, dtype=torch.float64, device=held)
+        self.scatter: Float64[Tensor, "column column"] = torch.zeros(width, width, dtype=torch.float64, device=held)
+
+    @classmethod
+    def of(
+        cls,
+        blocks: Mapping[str, int],
+        *,
+        n: int,
+        weight: float,
+        mean: Float64[Tensor, "column"],
+        scatter: Float64[Tensor, "column column"],
+    ) -> Moments:
+        """Moments with these attributes, computed elsewhere."""
+        moments = cls({})
+        moments.blocks = dict(blocks)
+        moments.n, moments.weight, moments.mean, moments.scatter = n, weight, mean, scatter
+        return moments
+
+    def update(
+        self,
+        rows: Float[Tensor, "row column"],
+        weights: Float[Tensor, "row"],
+        *,
+        accumulation: Accumulation | None = None,
+    ) -> Moments:
+        """Take in a batch of rows, multiplied on their own device; returns itself.
+
+        Args:
+            rows: The blocks' columns side by side.
+            weights: How much each row counts.
+            accumulation: `"float64"`, or `"split"` for exact products in float32, whose result is that of rows
+                rounded to 2⁻³² of their column's largest (see `split_products`); by default what the device does
+                fast.
+
+        Raises:
+            ValueError: if a weight is negative or a number not finite.
+        """
+        precise = torch.float64 if has_float64(rows.device) else torch.float32
+        weights = weights.to("cpu", torch.float64)
+        if not torch.isfinite(weights).all() or (weights < 0).any():
+            raise ValueError("Weights must be finite and ≥ 0: see how they were computed.")
+        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation=accumulation)
+
+    def absorb_rows(
+        self,
+        rows: Float[Tensor, "row column"],
+        weights: Float64[Tensor, "row"],
+        *,
+        accumulation: Accumulation | None = None,
+    ) -> Moments:
+        """`update` without its copy and its check of the weights: the rows' memory is overwritten.
+
+        Args:
+            rows: float64, or float32 on a device that has nothing better.
+            weights: On the CPU.
+            accumulation: As for `update`.
+
+        Raises:
+            ValueError: if a number is not finite.
+        """
+        total = float(weights.sum())
+        if total == 0:
+            self._check_finite(rows)
+            self.n += len(rows)
+            return self
+        if (accumulation or accumulation_for(rows.device)) == "split":
+            self._check_finite(rows)
+            for weight, mean, scatter in split_scatters(rows, weights):
+                self._absorb(0, weight, mean, scatter)
+            self.n += len(rows)
+            return self
+        weights = weights.to(rows.device)
+        mean = weights @ rows / total
+        # A NaN or infinity anywhere in a column, under whatever weight, shows in its mean.
+        self._check_finite(mean)
+        rows.sub_(mean).mul_(weights.sqrt().unsqueeze(1))
+        if rows.device == self.scatter.device:
+            self.scatter.addmm_(rows.T, rows)
+            self._absorb(len(rows), total, mean)
+        else:
+            self._absorb(len(rows), total, mean, rows.T @ rows)
+        return self
+
+    def _check_finite(self, columns: Float[Tensor, "*row column"]) -> None:
+        if not torch.isfinite(columns).all():
+            wrong = ~torch.isfinite(columns.reshape(-1, columns.shape[-1])).all(dim=0).cpu()
+            blocks = [name for name in self.blocks if wrong[self.columns(name)].any()]
+            raise ValueError(
+                f"Rows must be finite: look for NaN or infinity in {', '.join(blocks)}, in the rows from {self.n} on."
+            )
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of rows together, as a new object.
+
+        Raises:
+            ValueError: if their blocks differ.
+        """
+        return merge_all((self, other))
+
+    def _absorb(
+        self,
+        n: int,
+        weight: float,
+        mean: Float64[Tensor, "column"],
+        scatter: Float64[Tensor, "column column"] | None = None,
+    ) -> None:
+        """Add moments to these; `scatter` is `None` where it has been added already."""
+        self.n += n
+        if weight == 0:
+            return
+        total = self.weight + weight
+        shift = mean.to(self.mean.device) - self.mean
+        if scatter is not None:
+            self.scatter += scatter.to(self.scatter.device)
+        self.scatter.addr_(shift, shift, alpha=self.weight * weight / total)
+        self.mean += shift * (weight / total)
+        self.weight = total
+
+    def columns(self, names: str | Sequence[str]) -> Int[Tensor, "column"]:
+        """Indices of the columns of one or several blocks, in the order given.
+
+        Raises:
+            KeyError: if there is no such block.
+        """
+        starts = dict(zip(self.blocks, torch.tensor([0, *self.blocks.values()]).cumsum(0).tolist(), strict=False))
+        wanted = (names,) if isinstance(names, str) else names
+        for name in wanted:
+            if name not in self.blocks:
+                raise KeyError(f"No block {name!r} in these moments; they have {', '.join(self.blocks)}.")
+        return torch.cat([torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted])
+
+    def select(self, names: Sequence[str]) -> Moments:
+        """The moments of these blocks alone, in the order given: what one pass over just them would have found.
+
+        Raises:
+            KeyError: if there is no such block.
+        """
+        columns = self.columns(names)
+        return Moments.of(
+            {name: self.blocks[name] for name in names},
+            n=self.n,
+            weight=self.weight,
+            mean=self.mean[columns],
+            scatter=self.scatter[columns][:, columns],
+        )
+
+    def cpu(self) -> Moments:
+        """These moments on the CPU: themselves if they are there already."""
+        if self.mean.device.type == "cpu":
+            return self
+        return Moments.of(self.blocks, n=self.n, weight=self.weight, mean=self.mean.cpu(), scatter=self.scatter.cpu())
+
+    def block_mean(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
+        """Weighted mean of the blocks' columns."""
+        return self.mean[self.columns(names)]
+
+    def covariance(self, rows: str | Sequence[str], columns: str | Sequence[str]) -> Float64[Tensor, "row column"]:
+        """Weighted population covariance between two groups of blocks, Σ = S / W."""
+        return self.scatter[self.columns(rows)][:, self.columns(columns)] / self.weight
+
+    def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
+        """Write them to one safetensors file, whole or not at all.
+
+        Args:
+            path: The file.
+            provenance: What they are moments of, JSON-ready: fingerprints, weighting, sites.
+        """
+        save_all(path, {"moments": self}, provenance=provenance)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Moments:
+        """Load moments saved by `save`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged or holds no moments.
+        """
+        parts, _, _ = load_all(path)
+        if list(parts) != ["moments"]:
+            raise ValueError(f"{path} holds {len(parts)} moments, not one: read it with load_all(path).")
+        return parts["moments"]
+
+    def __repr__(self) -> str:
+        return f"Moments({self.n} rows of {self.blocks}, weight {self.weight:g})"
+
+
+def merge_all(parts: Iterable[Moments]) -> Moments:
+    """The moments of all the parts' rows together, as a new object; on the device of the first.
+
+    Raises:
+        ValueError: if their blocks differ or there are no parts.
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError("There are no moments to merge: give at least one.")
+    first = parts[0]
+    for part in parts[1:]:
+        if part.blocks != first.blocks:
+            raise ValueError(f"Only moments of the same blocks merge: {first.blocks} and {part.blocks} differ.")
+    merged = Moments(first.blocks, device=first.mean.device)
+    merged.n = sum(part.n for part in parts)
+    filled = [part for part in parts if part.weight > 0]
+    if not filled:
+        return merged
+    weights = torch.tensor([part.weight for part in filled], dtype=torch.float64).to(first.mean)
+    means = torch.stack([part.mean.to(first.mean) for part in filled])
+    merged.weight = float(weights.sum())
+    merged.mean = pooled_mean(means, weights)
+    shifts = means - merged.mean
+    merged.scatter.addmm_((shifts * weights.unsqueeze(1)).T, shifts)
+    for part in filled:
+        merged.scatter += part.scatter.to(merged.scatter)
+    return merged
+
+
+def pooled_mean(means: Float64[Tensor, "part column"], weights: Float64[Tensor, "part"]) -> Float64[Tensor, "column"]:
+    """The mean of all rows from the parts' means, about the heaviest part's, so that an offset costs no digits."""
+    reference = means[weights.argmax()]
+    return reference + (weights / weights.sum()) @ (means - reference)
+
+
+def leave_one_out(parts: Sequence[Moments]) -> Iterator[Moments]:
+    """For each part, the moments of all the others' rows: what a fold's map is fitted on.
+
+    By merging alone, for subtracting a part from the whole would cancel digits; in three merges a part, whatever
+    their number.
+    """
+    if len(parts) < 2:
+        raise ValueError(f"{len(parts)} parts: leaving one out takes at least 2.")
+    after = [parts[-1]]
+    for part in parts[-2:0:-1]:
+        after.append(part.merge(after[-1]))
+    before = parts[0]
+    yield after.pop()
+    for part in parts[1:-1]:
+        yield before.merge(after.pop())
+        before = before.merge(part)
+    yield before
+
+
+def save_all(
+    path: str | Path,
+    parts: Mapping[str, Moments],
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write several moments to one safetensors file, whole or not at all.
+
+    Args:
+        path: The file.
+        parts: By name.
+        provenance: What they are moments of, JSON-ready.
+        tensors: What else was summed along the way.
+    """
+    described = {
+        name: {"blocks": list(part.blocks.items()), "n": part.n, "weight": part.weight} for name, part in parts.items()
+    }
+    content = {f"tensors/{name}": tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()}
+    for name, part in parts.items():
+        # The columns' mean and scatter, one above the other: safetensors refuses two views of one memory.
+        content[f"moments/{name}"] = torch.cat([part.mean.unsqueeze(0), part.scatter]).cpu()
+    header = json.dumps({"parts": described, "provenance": dict(provenance or {})})
+    write_atomically(path, save(content, metadata={"msp_lens_moments": header}))
+
+
+def load_all(path: str | Path) -> tuple[dict[str, Moments], dict[str, Any], dict[str, Tensor]]:
+    """The moments, the provenance and the other tensors of a file that `save_all` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or holds no moments.
+    """
+    content, metadata = read_tensors(Path(path))
+    if "msp_lens_moments" not in metadata:
+        raise ValueError(f"{path} holds no moments of msp_lens: give a file that moments.save(path) wrote.")
+    header = json.loads(metadata["msp_lens_moments"])
+    parts = {}
+    for name, part in header["parts"].items():
+        mean, scatter = content[f"moments/{name}"].split([1, len(content[f"moments/{name}"]) - 1])
+        parts[name] = Moments.of(
+            dict(part["blocks"]), n=part["n"], weight=part["weight"], mean=mean[0].clone(), scatter=scatter.clone()
+        )
+    others = {name.removeprefix("tensors/"): t for name, t in content.items() if name.startswith("tensors/")}
+    return parts, header["provenance"], others

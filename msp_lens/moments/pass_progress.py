@@ -1,0 +1,102 @@
+"""A long pass over words, stopped and gone on with: what has been summed so far, and how far that is."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from msp_lens.moments.grid import MomentsGrid
+from msp_lens.moments.moments import Moments, load_all, save_all
+
+
+@dataclass(frozen=True, eq=False)
+class PassProgress:
+    """How far an interrupted pass had come.
+
+    Attributes:
+        n_done: Words, or whatever the pass counts in, taken in so far; go on after them.
+        moments: Of those, for `MomentsGrid.restore`.
+        n_batches: Batches they came in.
+        sums: Whatever else the pass was adding up.
+    """
+
+    n_done: int
+    moments: dict[str, Moments]
+    n_batches: int
+    sums: dict[str, Tensor]
+
+
+class PassCheckpoint:
+    """Keeps a pass's progress in one file, replaced atomically.
+
+    Args:
+        path: The file; give each process its own (`distributed.own_path`).
+        description: What decides the pass's result, JSON-ready: fingerprints of model and data, sites, weighting,
+            folds, seed. A file of another pass is refused.
+        interval: Seconds between two savings.
+
+    Example:
+        >>> import tempfile, torch
+        >>> path = Path(tempfile.mkdtemp()) / "pass.safetensors"
+        >>> checkpoint = PassCheckpoint(path, {"seed": 0}, interval=0)
+        >>> grid = MomentsGrid([("h",)], targets=("b",))
+        >>> _ = grid.update({"h": torch.eye(3), "b": torch.eye(3)[:, :1]}, torch.ones(3))
+        >>> checkpoint.save_if_due(grid, n_done=3)
+        True
+        >>> checkpoint.resume().n_done
+        3
+    """
+
+    def __init__(self, path: str | Path, description: Mapping[str, Any], *, interval: float = 60.0) -> None:
+        self.path = Path(path)
+        # As it will come back from the file: tuples as lists.
+        self.description = json.loads(json.dumps(dict(description)))
+        self.interval = interval
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> PassProgress | None:
+        """The progress in the file; `None` if there is no file yet.
+
+        Raises:
+            ValueError: if the file is damaged, or of a pass that differs in its description.
+        """
+        if not self.path.exists():
+            return None
+        moments, saved, sums = load_all(self.path)
+        if "pass" not in saved:
+            raise ValueError(f"{self.path} holds moments but no pass to go on with: give another path.")
+        theirs = saved["pass"]
+        differing = [
+            f"{key}={theirs.get(key)!r}, now {self.description.get(key)!r}"
+            for key in sorted(theirs.keys() | self.description.keys())
+            if theirs.get(key) != self.description.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} is of another pass ({'; '.join(differing)}): give another path, or delete the file."
+            )
+        return PassProgress(saved["n_done"], moments, saved["n_batches"], sums)
+
+    def save(self, grid: MomentsGrid, *, n_done: int, sums: Mapping[str, Tensor] | None = None) -> None:
+        """Write the progress now, whole or not at all."""
+        provenance = {"pass": self.description, "n_done": n_done, "n_batches": grid.n_batches}
+        save_all(self.path, grid.parts(), provenance=provenance, tensors=sums)
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval has passed since the last saving."""
+        return time.monotonic() - self._saved_at >= self.interval
+
+    def save_if_due(self, grid: MomentsGrid, *, n_done: int, sums: Mapping[str, Tensor] | None = None) -> bool:
+        """`save`, if the interval has passed since the last time; whether it was."""
+        due = self.is_due
+        if due:
+            self.save(grid, n_done=n_done, sums=sums)
+        return due

@@ -1,0 +1,171 @@
+"""Fewer features a site: for concatenations whose moments would not fit in memory.
+
+Each site's d columns become k of their own, before they reach the moments:
+
+- `PrincipalComponents`: the k directions of largest variance, from moments of that site alone: a first pass, or a
+  first part of one over words in random order. What is lost is known: probes of the reduced site are in the same
+  moments as probes of the whole one.
+- `RandomProjection`: k directions drawn at random, orthonormal. It needs no look at the data, and its loss is known
+  beforehand: regressing on the projection explains of the targets, on average over draws and up to O(1/k),
+
+      tr Σ_th (Σ_hh + λI)⁻¹ Σ_ht,    λ such that  tr Σ_hh (Σ_hh + λI)⁻¹ = k,
+
+  what a ridge of k degrees of freedom explains: nearly all where the activations' variance lies in much fewer than k
+  of d directions, k/d of it where it is spread evenly.
+
+Source: Dereziński, Liang, Liao & Mahoney 2020, "Precise expressions for random projections", theorem 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float, Float64
+from scipy.optimize import brentq
+from torch import Tensor
+
+from msp_lens.moments.moments import Moments
+from msp_lens.moments.solve import RANK_CUTOFF
+
+
+@runtime_checkable
+class FeatureReduction(Protocol):
+    """What makes a site's features fewer; anything with these two members will do."""
+
+    def transform(self, site: str, activations: Float[Tensor, "row feature"]) -> Float[Tensor, "row column"]:
+        """The reduced features, on the activations' device."""
+        ...
+
+    def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
+        """By which a site's `width` features are multiplied: folds a probe of the reduced ones back into one of all."""
+        ...
+
+
+@dataclass(frozen=True)
+class RandomProjection:
+    """Orthonormal directions drawn at random, other ones at each site; a site of no more than `width` stays whole.
+
+    Attributes:
+        width: Features left of each site.
+        seed: Decides them, together with the site's name.
+
+    Example:
+        >>> RandomProjection(16, seed=0).transform("3_post", torch.randn(5, 64)).shape
+        torch.Size([5, 16])
+    """
+
+    width: int
+    seed: int = field(kw_only=True)
+    _matrices: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width={self.width}: leave at least 1 feature of a site.")
+
+    def transform(self, site: str, activations: Float[Tensor, "row feature"]) -> Float[Tensor, "row column"]:
+        """The activations along the site's directions, in their own dtype."""
+        if activations.shape[1] <= self.width:
+            return activations
+        return activations @ self.matrix(site, activations.shape[1]).to(activations)
+
+    def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
+        """The site's directions as columns; the identity where there is nothing to reduce."""
+        if width <= self.width:
+            return torch.eye(width, dtype=torch.float64)
+        if (site, width) not in self._matrices:
+            digest = hashlib.sha256(f"{self.seed} {site}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+            gaussian = torch.randn(width, self.width, generator=generator, dtype=torch.float64)
+            # The orthonormal basis of a Gaussian matrix is uniformly distributed.
+            self._matrices[site, width] = torch.linalg.qr(gaussian).Q
+        return self._matrices[site, width]
+
+    def expected_r2(self, moments: Moments, site: str, targets: str | Sequence[str]) -> float:
+        """In-sample R² of a probe of the projected site, on average over seeds, from moments of the whole site.
+
+        Args:
+            moments: Of rows that hold the site, whole, and the targets.
+            site: The block to be projected.
+            targets: The blocks to be read.
+        """
+        eigenvalues, basis = torch.linalg.eigh(moments.covariance(site, site))
+        kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
+        eigenvalues, basis = eigenvalues[kept], basis[:, kept]
+        penalty = _penalty_of(eigenvalues, self.width)
+        cross = basis.T @ moments.covariance(site, targets)
+        explained = (cross**2 / (eigenvalues + penalty).unsqueeze(1)).sum()
+        return float(explained / moments.covariance(targets, targets).trace())
+
+
+def _penalty_of(eigenvalues: Float64[Tensor, "direction"], degrees_of_freedom: int) -> float:
+    """The λ at which Σ e / (e + λ) is so many degrees of freedom; 0 if there are no more directions than that."""
+    if len(eigenvalues) <= degrees_of_freedom:
+        return 0.0
+    # At the upper end each term is below e / λ, and their sum at most the degrees of freedom.
+    highest = float(eigenvalues.sum()) / degrees_of_freedom
+
+    def excess(penalty: float) -> float:
+        return float((eigenvalues / (eigenvalues + penalty)).sum()) - degrees_of_freedom
+
+    return float(cast(float, brentq(excess, 0.0, highest)))
+
+
+@dataclass(frozen=True, eq=False)
+class PrincipalComponents:
+    """The directions of largest variance at each site; build it with `from_moments`.
+
+    Attributes:
+        directions: By site, as columns, largest first.
+        kept_variance: By site, the share of its variance along them.
+    """
+
+    directions: Mapping[str, Float64[Tensor, "feature column"]]
+    kept_variance: Mapping[str, float]
+
+    @classmethod
+    def from_moments(cls, moments: Mapping[str, Moments], width: int) -> PrincipalComponents:
+        """The `width` directions of largest variance of each site.
+
+        Args:
+            moments: By site, of rows that hold it: `{site: grid.whole([site]) for site in sites}`.
+            width: Directions kept of each; a site of fewer keeps all.
+
+        Raises:
+            ValueError: if `width` is below 1.
+        """
+        if width < 1:
+            raise ValueError(f"width={width}: leave at least 1 direction of a site.")
+        directions, kept = {}, {}
+        for site, own in moments.items():
+            eigenvalues, eigenvectors = torch.linalg.eigh(own.covariance(site, site))
+            directions[site] = eigenvectors[:, -width:].flip(1)
+            kept[site] = float(eigenvalues[-width:].sum() / eigenvalues.sum())
+        return cls(directions, kept)
+
+    def transform(self, site: str, activations: Float[Tensor, "row feature"]) -> Float[Tensor, "row column"]:
+        """The activations along the site's directions, in their own dtype.
+
+        Raises:
+            KeyError: if there were no moments of the site.
+            ValueError: if it has another number of features.
+        """
+        return activations @ self.matrix(site, activations.shape[1]).to(activations)
+
+    def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
+        """The site's directions as columns; errors as for `transform`."""
+        if site not in self.directions:
+            raise KeyError(f"No principal components of {site!r}; there are those of {', '.join(self.directions)}.")
+        if len(self.directions[site]) != width:
+            raise ValueError(f"{site!r} has {width} features; its components are of {len(self.directions[site])}.")
+        return self.directions[site]
+
+    def __repr__(self) -> str:
+        sites = ", ".join(
+            f"{site} {len(basis)} → {basis.shape[1]} ({self.kept_variance[site]:.1%} of the variance)"
+            for site, basis in self.directions.items()
+        )
+        return f"PrincipalComponents({sites})"

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from msp_lens.figures.formation_curves import plot_emergence, plot_regret_against_error, plot_use
+from msp_lens.figures.setting_curves import plot_sweep
+
+TOKENS = [0, 100, 1_000, 10_000]
+R2 = {"embed": [0.1, 0.2, 0.3, 0.3], "concatenated": [0.1, 0.5, 0.9, 0.99]}
+MSE = {"embed": [0.09, 0.08, 0.07, 0.07], "concatenated": [0.09, 0.05, 0.01, 0.001]}
+REGRET = [0.4, 0.1, 0.01, 0.0]
+
+
+def test_curves_over_training_have_a_place_for_no_tokens(tmp_path):
+    figure = plot_emergence(TOKENS, R2, MSE, REGRET)
+    figure.savefig(tmp_path / "figure.png")
+    explained, error, predicted = figure.axes
+    for axis in figure.axes:
+        left, right = axis.transData.transform([(0, 0.1), (100, 0.1)])[:, 0]
+        assert left < right
+        assert 0 in axis.get_xticks()
+        assert axis.get_xlim()[0] < 0
+    assert [line.get_label() for line in explained.get_lines()] == list(R2)
+    np.testing.assert_allclose(error.get_lines()[1].get_ydata(), MSE["concatenated"])
+    # A regret of 0 has no place on a logarithmic axis.
+    assert np.isnan(predicted.get_lines()[0].get_ydata()).tolist() == [False, False, False, True]
+
+
+def test_runs_without_the_untrained_model_are_on_a_logarithmic_axis():
+    figure = plot_emergence(TOKENS[1:], {"a": R2["embed"][1:]}, {"a": MSE["embed"][1:]}, REGRET[1:])
+    assert all(axis.get_xscale() == "log" for axis in figure.axes)
+
+
+def test_regret_against_error_has_a_point_a_checkpoint(tmp_path):
+    figure = plot_regret_against_error(TOKENS, REGRET, MSE)
+    figure.savefig(tmp_path / "figure.png")
+    for axis, site in zip(figure.axes, MSE, strict=False):
+        assert axis.get_title() == site
+        points = axis.collections[0].get_offsets()
+        np.testing.assert_allclose(points[:3], np.column_stack([MSE[site], REGRET])[:3])
+
+
+def test_when_beliefs_are_used(tmp_path):
+    shares = {"embed": [0.0, 0.1, 0.5, 0.9]}
+    figure = plot_use(TOKENS, R2, shares, shares, shares)
+    figure.savefig(tmp_path / "figure.png")
+    (axis,) = figure.axes
+    assert [line.get_label() for line in axis.get_lines()[:4]] == [
+        "read: R² held out",
+        "used: steering recovers",
+        "donor recovers",
+        "placebo recovers",
+    ]
+
+
+@pytest.mark.parametrize("undefined", [float("nan")])
+def test_what_is_undefined_leaves_a_gap(undefined, tmp_path):
+    nothing = [undefined] * 4
+    figure = plot_emergence(TOKENS, {"a": nothing}, {"a": nothing}, nothing)
+    figure.savefig(tmp_path / "figure.png")
+    plot_regret_against_error(TOKENS, nothing, {"a": nothing}).savefig(tmp_path / "other.png")
+
+
+def test_sweeps_have_a_dot_a_run_and_a_line_through_the_means(tmp_path):
+    figure = plot_sweep({"x": ([1, 1, 64], [0.1, 0.3, 0.9])}, xlabel="d_model", ylabel="MSE held out")
+    figure.savefig(tmp_path / "figure.png")
+    (axis,) = figure.axes
+    (line,) = axis.get_lines()
+    np.testing.assert_allclose(line.get_xydata(), [(1, 0.2), (64, 0.9)])
+    assert len(axis.collections[0].get_offsets()) == 3
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "64"]
+    named = plot_sweep({"": (["LN", "None"], [0.1, 0.3])}, xlabel="normalization_type", ylabel="R²").axes[0]
+    assert [label.get_text() for label in named.get_xticklabels()] == ["LN", "None"]

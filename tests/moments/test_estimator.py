@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from msp_lens.moments.estimator import BeliefRegressor
+
+
+@parametrize_with_checks(
+    [BeliefRegressor(), BeliefRegressor(alpha=1.0, rank=1), BeliefRegressor(fit_intercept=False)],
+)
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+def problem(seed, *, n=60, scale=1.0, offset=0.0):
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(n, 6)) @ generator.normal(size=(6, 6)) * scale + offset
+    y = X / scale @ generator.normal(size=(6, 3)) + generator.normal(size=(n, 3))
+    return X, y, generator.uniform(0.01, 1, size=n)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([1e-6, 1.0, 1e6]),
+    st.sampled_from([0.0, 1e3]),
+    st.sampled_from([0.0, 0.1, 10.0]),
+    st.booleans(),
+)
+def test_predictions_are_scikit_learns(seed, scale, offset, alpha, fit_intercept):
+    X, y, weights = problem(seed, scale=scale, offset=offset * scale)
+    reference = Ridge(alpha * scale**2, fit_intercept=fit_intercept, solver="svd") if alpha else LinearRegression()
+    reference.set_params(fit_intercept=fit_intercept)
+    fitted = BeliefRegressor(alpha=alpha * scale**2, fit_intercept=fit_intercept).fit(X, y, weights)
+    expected = reference.fit(X, y, weights).predict(X)
+    np.testing.assert_allclose(fitted.predict(X), expected, atol=1e-5)
+    np.testing.assert_allclose(fitted.coef_ * scale, reference.coef_ * scale, atol=1e-4)
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 59), max_size=4))
+def test_fitted_in_parts_is_fitted_at_once(seed, cuts):
+    X, y, weights = problem(seed, offset=100.0)
+    streamed = BeliefRegressor(alpha=0.5)
+    for rows in np.split(np.arange(60), sorted(set(cuts))):
+        streamed.partial_fit(X[rows], y[rows], weights[rows])
+    whole = BeliefRegressor(alpha=0.5).fit(X, y, weights)
+    np.testing.assert_allclose(streamed.predict(X), whole.predict(X), rtol=1e-9)
+    assert streamed.moments_.n == 60
+
+
+def test_columns_of_very_different_units_are_all_used():
+    X, y, _ = problem(0)
+    units = np.array([1e-6, 1e6, 1.0, 1e-3, 1e3, 1.0])
+    fitted = BeliefRegressor().fit(X * units, y)
+    assert fitted.rank_ == 6
+    np.testing.assert_allclose(fitted.predict(X * units), LinearRegression().fit(X, y).predict(X), atol=1e-7)
+
+
+def test_duplicated_and_constant_columns_change_nothing():
+    X, y, _ = problem(1)
+    widened = np.concatenate([X, X[:, :3], np.full((60, 1), 7.1e5), np.zeros((60, 1))], axis=1)
+    fitted = BeliefRegressor().fit(widened, y)
+    assert fitted.rank_ == 6
+    np.testing.assert_allclose(fitted.predict(widened), LinearRegression().fit(X, y).predict(X), atol=1e-7)
+
+
+def test_a_reduced_rank_fit_is_the_best_of_its_rank():
+    """Eckart–Young: the fit's own leading principal directions, from an SVD of the fitted values."""
+    X, y, _ = problem(2)
+    fit = LinearRegression().fit(X, y).predict(X)
+    left, values, right = np.linalg.svd(fit - y.mean(axis=0), full_matrices=False)
+    for rank in (1, 2, 3):
+        expected = (left[:, :rank] * values[:rank]) @ right[:rank] + y.mean(axis=0)
+        fitted = BeliefRegressor(rank=rank).fit(X, y)
+        np.testing.assert_allclose(fitted.predict(X), expected, atol=1e-8)
+        assert np.linalg.matrix_rank(fitted.coef_, tol=1e-8) == rank
+
+
+def test_one_column_of_targets_comes_back_as_one():
+    X, y, _ = problem(3)
+    single, table = BeliefRegressor().fit(X, y[:, 0]), BeliefRegressor().fit(X, y[:, :1])
+    assert (single.predict(X).shape, table.predict(X).shape) == ((60,), (60, 1))
+    assert (single.coef_.shape, table.coef_.shape) == ((6,), (1, 6))
+    np.testing.assert_array_equal(single.predict(X), table.predict(X)[:, 0])
+
+
+def test_it_works_with_scikit_learns_tools():
+    X, y, _ = problem(4, n=120)
+    groups = np.arange(120) // 10
+    pipeline = make_pipeline(StandardScaler(), BeliefRegressor())
+    reference = make_pipeline(StandardScaler(), LinearRegression())
+    ours = cross_val_score(pipeline, X, y, groups=groups, cv=GroupKFold(4))
+    np.testing.assert_allclose(ours, cross_val_score(reference, X, y, groups=groups, cv=GroupKFold(4)))
+    search = GridSearchCV(BeliefRegressor(), {"alpha": [0.0, 1.0, 1e4], "rank": [1, None]}, cv=GroupKFold(4))
+    assert search.fit(X, y, groups=groups).best_params_ == {"alpha": 0.0, "rank": None} or search.best_score_ > 0.5
+    assert clone(BeliefRegressor(alpha=2.0, rank=1)).get_params()["alpha"] == 2.0
+
+
+def test_bad_parameters_and_rows_are_refused():
+    X, y, weights = problem(5)
+    for parameters, message in (
+        ({"alpha": -1.0}, r"alpha=-1\.0"),
+        ({"rank": 0}, "rank=0"),
+        ({"rank_cutoff": 1.5}, r"rank_cutoff=1\.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BeliefRegressor(**parameters).fit(X, y)
+    with pytest.raises(ValueError, match="finite and ≥ 0"):
+        BeliefRegressor().fit(X, y, -weights)
+    with pytest.raises(ValueError, match="weights are zero"):
+        BeliefRegressor().fit(X, y, 0 * weights)
+    with pytest.raises(ValueError, match="60 rows: give one a row"):
+        BeliefRegressor().fit(X, y, weights[:5])
+    with pytest.raises(ValueError, match="2 targets; in earlier rows it had 3"):
+        BeliefRegressor().fit(X, y).partial_fit(X, y[:, :2])
