@@ -44,12 +44,12 @@ from .formation import (
 from .interventions import (
     InterventionReport,
     applying,
-    commutation,
+    bayes_consistency,
     filter_from,
     intervene,
     necessity,
     persistence,
-    unembedding,
+    prediction_consistency,
 )
 from .models import (
     ModelConfig,
@@ -129,11 +129,11 @@ __all__ = [
     "applying",
     "attention_view",
     "attractor",
+    "bayes_consistency",
     "bloch_walk",
     "build_model",
     "build_process",
     "coin",
-    "commutation",
     "days_of_week",
     "describe",
     "emergence",
@@ -165,6 +165,7 @@ __all__ = [
     "optimal_losses",
     "persistence",
     "plot_beliefs",
+    "prediction_consistency",
     "presentation",
     "probe",
     "probe_rows",
@@ -183,7 +184,6 @@ __all__ = [
     "sweep",
     "token_dataset",
     "train",
-    "unembedding",
     "with_bos",
     "z1r",
 ]

@@ -15,6 +15,36 @@ import pandas as pd
 LOWEST_SKILL = -9.99
 
 
+class TableView:
+    """A result that shows itself as a table: a `repr` in a terminal, and HTML in a notebook.
+
+    A subclass says what is shown: `_display` the table, `_title` what stands above it and `summary` the notes below;
+    `_shades` may shade cells in HTML, and `_html_notes` may say what the shading means.
+    """
+
+    def _display(self) -> pd.DataFrame:
+        raise NotImplementedError
+
+    def _title(self) -> str:
+        raise NotImplementedError
+
+    def summary(self) -> list[str]:
+        """What the numbers are and how to read them, one note each."""
+        return []
+
+    def _shades(self) -> pd.DataFrame | None:
+        return None
+
+    def _html_notes(self) -> list[str]:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        return to_text(self._display(), title=self._title(), notes=self.summary())
+
+    def _repr_html_(self) -> str:
+        return to_html(self._display(), title=self._title(), notes=self._html_notes(), shades=self._shades())
+
+
 def to_text(
     table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), left: Sequence[str] = (), width: int = 120
 ) -> str:

@@ -68,7 +68,7 @@ Sites = Annotated[
         "--site", "-s", help="A site: a hook name, a label such as 2_post, a glob such as '*_mid', or all; repeatable."
     ),
 ]
-Weights = Annotated[
+Weighting = Annotated[
     str, typer.Option(help="How much each prefix counts: probability, sequence (the paper's) or prefix.")
 ]
 Preset = Annotated[
@@ -89,7 +89,7 @@ def run(
     preset: Preset = "quick",
     out: Annotated[Path | None, typer.Option(help="Folder for the results; by default a new one under runs/.")] = None,
     seed: Seed = 0,
-    weights: Weights = "probability",
+    weighting: Weighting = "probability",
     device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that OUT already holds.")] = False,
     as_json: AsJson = False,
@@ -108,7 +108,7 @@ def run(
         study = studies.run(
             chosen,
             preset=preset,
-            weights=weights,  # pyright: ignore[reportArgumentType]  (checked by run)
+            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by run)
             out=place.folder,
             overwrite=overwrite,
             seed=seed,
@@ -210,7 +210,7 @@ def probe(
     process: OfProcess = None,
     param: Parameters = None,
     site: Sites = None,
-    weights: Weights = "probability",
+    weighting: Weighting = "probability",
     split: Annotated[str, typer.Option(help="What is held out together: prefix, sequence or subtree.")] = "prefix",
     method: Annotated[str, typer.Option(help="ols, ridge, or reduced_rank.")] = "ols",
     rank: Annotated[int | None, typer.Option(help="Rank, for reduced_rank.")] = None,
@@ -235,7 +235,7 @@ def probe(
             loaded.model,
             chosen,
             sites=_sites(site),
-            weights=weights,  # pyright: ignore[reportArgumentType]  (checked by probe)
+            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by probe)
             split=split,  # pyright: ignore[reportArgumentType]
             method=method,  # pyright: ignore[reportArgumentType]
             rank=rank,
@@ -299,7 +299,7 @@ def intervene(
 def emergence(
     run: Annotated[Path, typer.Argument(help="The folder of a training that kept checkpoints (--checkpoints).")],
     site: Sites = None,
-    weights: Weights = "probability",
+    weighting: Weighting = "probability",
     steer: Annotated[bool, typer.Option("--steer", help="Also steer at every checkpoint: when is it used?")] = False,
     gif: Annotated[Path | None, typer.Option(help="Write the movie of beliefs forming to this GIF.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write the movie, with a slider, to this HTML file.")] = None,
@@ -320,7 +320,7 @@ def emergence(
         found = probe_checkpoints(
             run,
             sites=_sites(site),
-            weights=weights,  # pyright: ignore[reportArgumentType]  (checked by emergence)
+            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by emergence)
             interventions=steer,
             seed=seed,
             device=device,
@@ -339,7 +339,7 @@ def emergence(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a training: model.safetensors and what lies beside it.")],
-    weights: Weights = "probability",
+    weighting: Weighting = "probability",
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -356,7 +356,7 @@ def report(
         place.folder = run
         study = studies.report(
             run,
-            weights=weights,  # pyright: ignore[reportArgumentType]  (checked by report)
+            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by report)
             seed=seed,
             device=device,
         )

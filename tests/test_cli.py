@@ -140,7 +140,7 @@ def test_help_needs_no_heavy_imports():
         (["mess3", "--param", "y=1"], "mess3 has no parameter 'y'; it has x, a"),
         (["mess3", "--param", "x"], "--param x: give name=number"),
         (["mess3", "--preset", "slow"], "No preset 'slow'"),
-        (["mess3", "--weights", "uniform"], "weights='uniform'"),
+        (["mess3", "--weighting", "uniform"], "weighting='uniform'"),
     ],
 )
 def test_errors_are_one_line_with_the_remedy(arguments, message, tmp_path):

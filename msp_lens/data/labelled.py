@@ -122,7 +122,7 @@ class LabelledTokens:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give at least one word of one token.")
         tokens = tokens.cpu()
         described = {
-            "weights": "row" if weights is None else "given",
+            "weighting": "row" if weights is None else "given",
             "groups": "prefix" if groups is None else "given",
             "positions": described_positions(positions),
         }
@@ -156,7 +156,7 @@ class LabelledTokens:
         cls,
         dataset: BeliefDataset,
         *,
-        weights: Weighting = "probability",
+        weighting: Weighting = "probability",
         targets: Mapping[str, Tensor] | None = None,
         positions: Positions = None,
         token_map: TokenMap | None = None,
@@ -165,7 +165,7 @@ class LabelledTokens:
 
         Args:
             dataset: The words.
-            weights: How much each distinct prefix counts.
+            weighting: How much each distinct prefix counts.
             targets: More of them by name, `[word, pos, target]`, functions of the prefix as beliefs are; e.g. the
                 beliefs about each factor of a product of processes.
             positions: Which of a word's symbols are rows, as for `from_tokens`.
@@ -180,7 +180,7 @@ class LabelledTokens:
             >>> LabelledTokens.from_beliefs(all_words(z1r(), 4))
             LabelledTokens(8 words of 4 tokens: 20 rows in 20 groups; belief [3])
         """
-        check_weighting(weights)
+        check_weighting(weighting)
         mask = dataset.is_first & position_mask(positions, dataset.tokens)
         words, symbols = mask.nonzero(as_tuple=True)
         more = {} if targets is None else targets
@@ -190,7 +190,7 @@ class LabelledTokens:
             name: _target_rows(name, values, dataset.tokens, words, symbols) for name, values in more.items()
         }
         groups = dataset.prefix_ids[words, symbols]
-        row_weights = dataset.prefix_weights(weights)[groups]
+        row_weights = dataset.prefix_weights(weighting)[groups]
         tokens, columns, read_as = dataset.tokens, symbols, None
         if token_map is not None:
             token_map.check_reads(dataset.process)
@@ -211,7 +211,7 @@ class LabelledTokens:
                 "words": len(dataset),
                 "n_ctx": dataset.n_ctx,
                 "is_population": dataset.is_population,
-                "weights": weights,
+                "weighting": weighting,
                 "groups": "prefix",
                 "positions": described_positions(positions),
                 "token_map": read_as,
@@ -220,16 +220,16 @@ class LabelledTokens:
         )
         if token_map is None or not token_map.include_prior:
             return labelled
-        return labelled._with_prior(dataset, weights, len(token_map.start) - 1, set(more))
+        return labelled._with_prior(dataset, weighting, len(token_map.start) - 1, set(more))
 
-    def _with_prior(self, dataset: BeliefDataset, weights: Weighting, column: int, more: set[str]) -> LabelledTokens:
+    def _with_prior(self, dataset: BeliefDataset, weighting: Weighting, column: int, more: set[str]) -> LabelledTokens:
         """One more row, of the first word: the belief before any symbol, counted as often as words begin."""
         if more:
             raise ValueError(
                 f"include_prior=True, but targets {sorted(more)} have no value before the first symbol: leave it out."
             )
         prior = dataset.process.initial
-        weight = 1 / dataset.n_prefixes if weights == "prefix" else float(dataset.word_weights.sum()) / dataset.n_ctx
+        weight = 1 / dataset.n_prefixes if weighting == "prefix" else float(dataset.word_weights.sum()) / dataset.n_ctx
         return LabelledTokens(
             tokens=self.tokens,
             words=torch.cat([torch.zeros(1, dtype=torch.int64), self.words]),

@@ -285,4 +285,4 @@ def token_dataset(
 def check_weighting(weighting: str) -> None:
     """Raise `ValueError` unless `weighting` is one of the three."""
     if weighting not in get_args(Weighting):
-        raise ValueError(f"weights={weighting!r}: choose one of {', '.join(map(repr, get_args(Weighting)))}.")
+        raise ValueError(f"weighting={weighting!r}: choose one of {', '.join(map(repr, get_args(Weighting)))}.")

@@ -18,7 +18,7 @@ from msp_lens._tables import json_records
 from msp_lens.data import Weighting, check_weighting
 from msp_lens.formation.emergence import Emergence
 from msp_lens.formation.emergence import emergence as probe_checkpoints
-from msp_lens.interventions.consistency import commutation, unembedding
+from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
 from msp_lens.interventions.findings import Findings
 from msp_lens.interventions.intervene import InterventionReport, intervene
 from msp_lens.interventions.necessity import necessity
@@ -38,7 +38,7 @@ from msp_lens.training.training_run import METRICS_FILE, TrainingRun, load_run
 
 CONFIG_FILE, REPORT_FILE, PAGE_FILE, MOVIE_FILE = "config.json", "report.json", "report.html", "movie.gif"
 PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
-EXPERIMENTS = ("interventions", "persistence", "necessity", "commutation", "unembedding")
+EXPERIMENTS = ("interventions", "persistence", "necessity", "bayes_consistency", "prediction_consistency")
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), MOVIE_FILE, REPORT_FILE, PAGE_FILE)
 # Models that a run keeps, for the movie of how beliefs formed; and how many words they are probed on, about.
 CHECKPOINTS, EMERGENCE_WORDS = 11, 7_000
@@ -54,8 +54,8 @@ class Study:
         interventions: What writing beliefs did.
         persistence: For how long.
         necessity: Whether the belief is needed, and whether it is enough.
-        commutation: Whether the beliefs read follow the process's dynamics.
-        unembedding: Whether predictions are those that the belief read implies.
+        bayes_consistency: Whether the beliefs read follow the process's dynamics.
+        prediction_consistency: Whether predictions are those that the belief read implies.
         skipped: Why an experiment could not be made of this process and model, by name; its field is then `None`.
         folder: Where everything was written.
         emergence: How beliefs formed, where the run kept checkpoints and it was asked for.
@@ -66,8 +66,8 @@ class Study:
     interventions: InterventionReport | None
     persistence: Findings | None
     necessity: Findings | None
-    commutation: Findings | None
-    unembedding: Findings | None
+    bayes_consistency: Findings | None
+    prediction_consistency: Findings | None
     skipped: dict[str, str]
     folder: Path
     emergence: Emergence | None = None
@@ -89,7 +89,7 @@ def run(
     process: Process,
     *,
     preset: str = "quick",
-    weights: Weighting = "probability",
+    weighting: Weighting = "probability",
     out: str | Path | None = None,
     overwrite: bool = False,
     emergence: bool = True,
@@ -102,7 +102,7 @@ def run(
     Args:
         process: The world to learn.
         preset: Recipe of model and training.
-        weights: How much each prefix counts in the probes.
+        weighting: How much each prefix counts in the probes.
         out: Folder for the results; by default a new one under `runs/`.
         overwrite: Whether a run already in `out` may be replaced.
         emergence: Whether to keep checkpoints along the training, where the preset keeps none, and to show how beliefs
@@ -116,7 +116,7 @@ def run(
         KeyError: if there is no such preset.
     """
     chosen = recipe(preset, process)
-    check_weighting(weights)
+    check_weighting(weighting)
     training = chosen.training
     if emergence and training.checkpoints is None:
         training = replace(training, checkpoints="logarithmic", n_checkpoints=CHECKPOINTS)
@@ -127,7 +127,7 @@ def run(
         "preset": preset,
         "model": chosen.model.to_dict(),
         "training": training.to_dict(),
-        "weights": weights,
+        "weighting": weighting,
         "seed": seed,
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,7 +150,7 @@ def run(
 def report(
     folder: str | Path,
     *,
-    weights: Weighting | None = None,
+    weighting: Weighting | None = None,
     emergence: bool = True,
     seed: int | None = None,
     device: str | torch.device = "cpu",
@@ -162,7 +162,7 @@ def report(
 
     Args:
         folder: What `run` left, or `train(..., out=folder)`.
-        weights: How much each prefix counts in the probes; by default as in the run's config.
+        weighting: How much each prefix counts in the probes; by default as in the run's config.
         emergence: Whether to show how beliefs formed, where checkpoints were kept.
         seed: Seed of the experiments; by default the training's.
         device: Where to probe.
@@ -170,13 +170,13 @@ def report(
 
     Raises:
         FileNotFoundError: if the folder holds no trained model.
-        ValueError: if its model is damaged, its training has not ended, or `weights` is unknown.
+        ValueError: if its model is damaged, its training has not ended, or `weighting` is unknown.
     """
-    if weights is not None:
-        check_weighting(weights)
+    if weighting is not None:
+        check_weighting(weighting)
     folder = Path(folder)
     trained = load_run(folder, device=device)
-    changes = {"weights": weights, "seed": seed}
+    changes = {"weighting": weighting, "seed": seed}
     config = _config(trained, folder) | {key: value for key, value in changes.items() if value is not None}
     return _report(trained, config, folder, emergence=emergence, device=device, progress=progress)
 
@@ -191,7 +191,7 @@ def _config(trained: TrainingRun, folder: Path) -> dict[str, Any]:
         "preset": None,
         "model": {field.name: known[field.name] for field in fields(ModelConfig) if field.name in known},
         "training": trained.config.to_dict(),
-        "weights": "probability",
+        "weighting": "probability",
         "seed": trained.seed,
         "versions": provenance["versions"],
         "started": None,
@@ -209,13 +209,13 @@ def _report(
 ) -> Study:
     """Probe, intervene, and write it all down."""
     process, seed = trained.process, config["seed"]
-    probes = probe(trained.model, process, weights=config["weights"], seed=seed, progress=progress)
+    probes = probe(trained.model, process, weighting=config["weighting"], seed=seed, progress=progress)
     experiments, skipped = _experiments(trained.model, process, probes, seed)
     formed = None
     if emergence and (folder / CHECKPOINTS_FOLDER).is_dir():
         formed = probe_checkpoints(
             folder,
-            weights=config["weights"],
+            weighting=config["weighting"],
             n_ctx=_short_words(process, len(trained.regret)),
             n_words=EMERGENCE_WORDS,
             controls=False,
@@ -270,12 +270,13 @@ def _experiments(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What each experiment found, or why it refused: not each question can be asked of each process."""
     # Fewer words than by default: the main table apart, these are to add seconds to a run.
+    short: dict[str, Any] = {"probes": report, "max_words": 2000, "seed": seed}
     experiments: dict[str, Callable[[], InterventionReport | Findings]] = {
         "interventions": lambda: intervene(model, process, probes=report, seed=seed),
         "persistence": lambda: persistence(model, process, probes=report, n=500, seed=seed),
         "necessity": lambda: necessity(model, process, probes=report, max_words=500, seed=seed),
-        "commutation": lambda: commutation(model, process, probes=report, max_words=2000, seed=seed),
-        "unembedding": lambda: unembedding(model, process, probes=report, max_words=2000, seed=seed),
+        "bayes_consistency": lambda: bayes_consistency(model, process, **short),
+        "prediction_consistency": lambda: prediction_consistency(model, process, **short),
     }
     found, skipped = {}, {}
     for name in EXPERIMENTS:

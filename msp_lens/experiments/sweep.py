@@ -54,7 +54,7 @@ def sweep(
     seeds: int | Sequence[int] = 0,
     preset: str = "quick",
     sites: str | Sequence[str] | None = None,
-    weights: Weighting = "probability",
+    weighting: Weighting = "probability",
     controls: bool = True,
     interventions: bool = False,
     emergence: bool = False,
@@ -77,7 +77,7 @@ def sweep(
         seeds: One or several, of the initial weights and all that is drawn.
         preset: Recipe of model and training for each process.
         sites: As for `probe`: names, labels or globs.
-        weights: How much each prefix counts in the probes.
+        weighting: How much each prefix counts in the probes.
         controls: Whether to set probes beside their controls.
         interventions: Whether to steer each network, too, beside a placebo and a donor.
         emergence: Whether to probe checkpoints over training, too; a logarithmic schedule of them unless the settings
@@ -98,12 +98,12 @@ def sweep(
         >>> found.to_dataframe()[["d_model", "status"]].values.tolist()
         [[2, 'done'], [4, 'done']]
     """
-    check_weighting(weights)
+    check_weighting(weighting)
     if n_jobs == 0:
         raise ValueError("n_jobs=0: give the number of runs at once, or -1 for all cores.")
     measures = {
         "sites": [sites] if isinstance(sites, str) else list(sites) if sites is not None else None,
-        "weights": weights,
+        "weighting": weighting,
         "controls": controls,
         "interventions": interventions,
         "emergence": emergence,
@@ -227,7 +227,7 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
         out=folder,
         progress=False,
     )
-    read = {"sites": measures["sites"], "weights": measures["weights"], "controls": measures["controls"]}
+    read = {"sites": measures["sites"], "weighting": measures["weighting"], "controls": measures["controls"]}
     report = probe(trained.model, process, **read, seed=seed, progress=False)
     report.save(folder / PROBES_FILE)
     steered = None

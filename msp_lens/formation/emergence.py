@@ -40,7 +40,7 @@ def emergence(
     process: Process | BeliefDataset | None = None,
     *,
     sites: Sites = None,
-    weights: Weighting = "probability",
+    weighting: Weighting = "probability",
     n_ctx: int | None = None,
     n_words: int | None = None,
     controls: bool = True,
@@ -58,7 +58,7 @@ def emergence(
         run: A training that kept checkpoints, its folder, or some of them: `saved_checkpoints(folder)[::2]`.
         process: Whose beliefs to read, or a dataset of its words; by default the process that was trained on.
         sites: As for `probe`; by default the residual stream along the model.
-        weights: How much each prefix counts, as for `probe`.
+        weighting: How much each prefix counts, as for `probe`.
         n_ctx: Length of the words; by default the model's context. Shorter words are faster, and as fair a picture.
         n_words: How many words to sample where there are too many for all (100,000, or four million tokens' worth).
         controls: Whether to set every checkpoint beside shuffled beliefs, next-token probabilities and token windows,
@@ -90,7 +90,7 @@ def emergence(
         >>> found.over_training("R² held out").index.tolist()
         [0, 2, 4]
     """
-    check_weighting(weights)
+    check_weighting(weighting)
     if n_pairs < 2:
         raise ValueError(f"n_pairs={n_pairs}: an interval needs at least 2 pairs of a word and a target.")
     checkpoints = _in_order(run)
@@ -105,7 +105,7 @@ def emergence(
             model,
             dataset,
             sites=sites,
-            weights=weights,
+            weighting=weighting,
             controls=controls,
             by_position=False,
             seed=seed,
@@ -118,7 +118,7 @@ def emergence(
         snapshots.append(Snapshot(saved.step, saved.tokens, _light(report), steered))
     provenance = {
         "process": dataset.process.to_dict(),
-        "weights": weights,
+        "weighting": weighting,
         "n_ctx": dataset.n_ctx,
         "words": len(dataset),
         "is_population": dataset.is_population,

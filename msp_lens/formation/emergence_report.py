@@ -249,7 +249,7 @@ class Emergence:
             self.dataset.prefix_beliefs,
             represented,
             captions,
-            weights=self.dataset.prefix_weights(self.provenance["weights"]),
+            weights=self.dataset.prefix_weights(self.provenance["weighting"]),
             states=self.dataset.process.states,
             progress=Progress(self._tokens, curves),
             title=f"{self.dataset.process.name}: beliefs forming",
@@ -293,7 +293,7 @@ class Emergence:
         n_checkpoints = f"{len(self)} checkpoint" + ("s" if len(self) > 1 else "")
         lines = [
             f"{n_checkpoints} of {given['process']['name']}, each probed on the same {given['words']:,} words of "
-            f"{given['n_ctx']} tokens ({words}), weights by {given['weights']}. Held out by prefix; regret is "
+            f"{given['n_ctx']} tokens ({words}), weighted by {given['weighting']}. Held out by prefix; regret is "
             "E KL(optimal ‖ model), nats, the mean over positions."
         ]
         best = self.best_site

@@ -2,7 +2,7 @@
 
 from msp_lens.beliefs.trajectories import continuations, filter_from, to_simplex
 from msp_lens.interventions.centroids import Centroids, belief_centroids
-from msp_lens.interventions.consistency import commutation, unembedding
+from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
 from msp_lens.interventions.edits import (
     Edit,
     applying,
@@ -37,9 +37,9 @@ __all__ = [
     "Material",
     "Targets",
     "applying",
+    "bayes_consistency",
     "belief_centroids",
     "centroid",
-    "commutation",
     "continuations",
     "covariance_shift",
     "donor",
@@ -56,11 +56,11 @@ __all__ = [
     "persistence",
     "placebo",
     "placebo_off_belief",
+    "prediction_consistency",
     "project_out",
     "project_out_random",
     "pseudo_inverse_shift",
     "steer",
     "to_simplex",
     "toward",
-    "unembedding",
 ]

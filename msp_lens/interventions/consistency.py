@@ -33,7 +33,7 @@ from msp_lens.processes.process import Process
 EVERY_TOKEN = "all"
 
 
-def commutation(
+def bayes_consistency(
     model: HookedModel,
     process: Process | BeliefDataset,
     *,
@@ -128,7 +128,7 @@ def commutation(
     )
 
 
-def unembedding(
+def prediction_consistency(
     model: HookedModel,
     process: Process | BeliefDataset,
     *,
@@ -139,7 +139,7 @@ def unembedding(
 ) -> Findings:
     """Whether the model's own predictions are those that the belief read at each site implies, b̂ E.
 
-    Read beliefs are first taken to the nearest point of the simplex. Arguments as for `commutation`.
+    Read beliefs are first taken to the nearest point of the simplex. Arguments as for `bayes_consistency`.
 
     Returns:
         A row for each site: mean KL(implied ‖ model), KL(optimal ‖ implied), KL(optimal ‖ model), and as a null

@@ -104,7 +104,8 @@ class Writing:
         if process.is_generalized:
             raise ValueError(
                 f"{process!r}: the beliefs of a generalized process are no distributions, and edits write "
-                "distributions over hidden states. Probe it, or ask msp.necessity, msp.commutation, msp.unembedding."
+                "distributions over hidden states. Probe it, or ask msp.necessity, "
+                "msp.bayes_consistency, msp.prediction_consistency."
             )
         if n < 2:
             raise ValueError(f"n={n}: at least 2 pairs are needed for a standard error.")

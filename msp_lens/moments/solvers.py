@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import (
     RANK_CUTOFF,
@@ -21,7 +22,6 @@ from msp_lens.moments.solve import (
     decompose,
     mean_squared_errors,
 )
-from msp_lens.probing.one_pass import Cells
 
 Method = Literal["ols", "ridge", "reduced_rank"]
 

@@ -140,8 +140,8 @@ def _rows(report: ProbeReport) -> Iterator[str]:
             f"Probes and regret are estimates from {len(dataset):,} sampled words, not from every possible word: they "
             "vary with the sample."
         )
-    if (weights := report.provenance["weights"]) != "probability":
-        yield f"Prefixes are weighted by {weights}, not by how often the process brings them about."
+    if (weighting := report.provenance["weighting"]) != "probability":
+        yield f"Prefixes are weighted by {weighting}, not by how often the process brings them about."
 
 
 def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[str]:

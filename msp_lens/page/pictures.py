@@ -102,7 +102,7 @@ def _of_beliefs(report: ProbeReport) -> dict[str, ThemedPicture]:
         return plot_beliefs(
             dataset.prefix_beliefs,
             {f"{site}: held-out R² {report[site].scores.held_out.r2:.4f}": read[site] for site in sites},
-            weights=dataset.prefix_weights(report.provenance["weights"]),
+            weights=dataset.prefix_weights(report.provenance["weighting"]),
             states=dataset.process.states,
             columns=columns,
             theme=theme,

@@ -52,7 +52,8 @@ def render_page(
     Args:
         training: The trained model and its regret.
         report: What the probes read.
-        experiments: What was found, by name: interventions, persistence, necessity, commutation, unembedding.
+        experiments: What was found, by name: interventions, persistence, necessity, bayes_consistency,
+            prediction_consistency.
         skipped: Why an experiment is missing, by name.
         pictures: From `run_pictures`; embedded in the page.
         config: What the run was asked for.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.scores import HeldOutScore, ProbeScores, Score, cell_errors, score_of
 from msp_lens.moments.solve import (
@@ -19,7 +20,6 @@ from msp_lens.moments.solve import (
 )
 from msp_lens.moments.solvers import PENALTIES, Solver, choose_penalty
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.one_pass import Cells
 
 SHUFFLED = "shuffled belief"
 NEXT_TOKEN = "next token"

@@ -103,7 +103,7 @@ def distances(report: ProbeReport, site: str | None = None, *, max_pairs: int = 
         raise ValueError(f"max_pairs={max_pairs}: must be at least 1.")
     probe = report.best_site if site is None else report[site]
     model, dataset = report.run_on()
-    weights = dataset.prefix_weights(report.provenance["weights"])
+    weights = dataset.prefix_weights(report.provenance["weighting"])
     first, second, pair_weights = _pairs(weights, max_pairs, torch.Generator().manual_seed(seed))
     true = dataset.prefix_beliefs
     (read,) = read_beliefs(model, dataset, [probe], token_map=report.token_map)

@@ -50,7 +50,7 @@ def probe(
     process: Process | BeliefDataset | LabelledTokens,
     *,
     sites: Sites = None,
-    weights: Weighting = "probability",
+    weighting: Weighting = "probability",
     n_ctx: int | None = None,
     n_words: int | None = None,
     positions: Positions = None,
@@ -89,7 +89,7 @@ def probe(
         process: The process, a `BeliefDataset` of one's own, or `LabelledTokens`: given tokens with given targets.
         sites: Hook names, labels, globs, a function, groups to concatenate, or `"all"`; see `find_sites`. By default
             the residual stream before the first layer, after each layer and after the final LayerNorm.
-        weights: How much each prefix counts: `"probability"` (the population answer), `"sequence"` (the paper's:
+        weighting: How much each prefix counts: `"probability"` (the population answer), `"sequence"` (the paper's:
             every full-length word alike) or `"prefix"` (every distinct prefix alike).
         n_ctx: Length of the words; by default the model's context.
         n_words: How many words to sample where there are too many for all; by default as said above.
@@ -129,7 +129,7 @@ def probe(
 
     Source: Shai et al. 2024 (arXiv 2405.15943), section 4.
     """
-    check_weighting(weights)
+    check_weighting(weighting)
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: cross-validation needs at least 2.")
     if n_words is not None and n_words < 2:
@@ -196,10 +196,10 @@ def probe(
         return report_of(_given(process, target, controls=controls, seed=seed))
     report = None
     for dataset in _datasets(model, process, n_ctx, n_words, token_map, seed):
-        rows = split_rows(dataset, split, weights, subtree_depth=subtree_depth, n_folds=n_folds)
+        rows = split_rows(dataset, split, weighting, subtree_depth=subtree_depth, n_folds=n_folds)
         data = _of_process(dataset, rows, positions, token_map, controls=controls, seed=seed)
         data.description.update(
-            weights=weights, split=split, groups=rows.words, own_dataset=isinstance(process, BeliefDataset)
+            weighting=weighting, split=split, groups=rows.words, own_dataset=isinstance(process, BeliefDataset)
         )
         report = report_of(data)
         if all(each.scores.held_out.is_within(NARROW) for each in report.probes):

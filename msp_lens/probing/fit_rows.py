@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from msp_lens.data import BeliefDataset
 from msp_lens.models.hooked import HookedModel, site_label
+from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduction import FeatureReduction
@@ -20,7 +21,7 @@ from msp_lens.moments.solvers import Solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
 from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
 from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate, next_token_score
-from msp_lens.probing.one_pass import Accumulator, Cells, Observer, accumulate
+from msp_lens.probing.one_pass import Accumulator, Observer, accumulate
 from msp_lens.probing.probe_report import Increment, ProbeReport
 from msp_lens.probing.rows import RowBatch, Rows
 

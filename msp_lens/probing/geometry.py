@@ -129,7 +129,7 @@ def geometry(report: ProbeReport, *, batch_size: int | None = None) -> Geometry:
         model,
         dataset,
         probes,
-        weights=report.provenance["weights"],
+        weighting=report.provenance["weighting"],
         token_map=report.token_map,
         batch_size=batch_size,
     )
@@ -220,12 +220,12 @@ def simplex_distances(
     dataset: BeliefDataset,
     probes: Sequence[BeliefProbe],
     *,
-    weights: Weighting = "probability",
+    weighting: Weighting = "probability",
     token_map: TokenMap | None = None,
     batch_size: int | None = None,
 ) -> list[SimplexDistance]:
     """How far each probe's read-outs lie from the simplex, over a dataset's prefixes; one pass of the model."""
-    shares = dataset.prefix_weights(weights)
+    shares = dataset.prefix_weights(weighting)
     found = []
     for read in read_beliefs(model, dataset, probes, token_map=token_map, batch_size=batch_size):
         distance = (read - nearest_distribution(read)).norm(dim=1)

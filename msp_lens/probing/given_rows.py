@@ -84,7 +84,7 @@ def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
     description = {
         "source": "batches",
         "is_population": False,
-        "weights": "row" if weights is None else "given",
+        "weighting": "row" if weights is None else "given",
         "groups": "given" if groups is not None else "word" if by_word else "row",
     }
     # Once it has been gone through, nothing is left of it.

@@ -43,7 +43,7 @@ def beliefs_figure(
     return plot_beliefs(
         dataset.prefix_beliefs,
         dict(zip(map(_title, probes), read, strict=True)),
-        weights=dataset.prefix_weights(report.provenance["weights"]),
+        weights=dataset.prefix_weights(report.provenance["weighting"]),
         states=dataset.process.states,
         path=_prefix_rows(dataset, tokens) if tokens else (),
         path_tokens=[dataset.process.tokens[token] for token in tokens],
@@ -63,7 +63,7 @@ def positions_figure(
         {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)},
         _prefix_positions(dataset),
         shown=shown,
-        weights=dataset.prefix_weights(report.provenance["weights"]),
+        weights=dataset.prefix_weights(report.provenance["weighting"]),
         states=dataset.process.states,
         theme=theme,
     )
@@ -79,7 +79,7 @@ def interactive_figure(report: ProbeReport, sites: Sequence[str], *, theme: Them
         dict(zip(map(_title, probes), read, strict=True)),
         dataset.tokens[_first_words(dataset)],
         _prefix_positions(dataset),
-        weights=dataset.prefix_weights(report.provenance["weights"]),
+        weights=dataset.prefix_weights(report.provenance["weighting"]),
         states=dataset.process.states,
         tokens=dataset.process.tokens,
         theme=theme,

@@ -144,7 +144,7 @@ def sampled_rows(
 ) -> Rows:
     """The activations after words drawn from a process, drawn as they are needed: memory does not grow with them.
 
-    Every draw counts the same, as under `weights="probability"`. The same prefix has the same group wherever it is
+    Every draw counts the same, as under `weighting="probability"`. The same prefix has the same group wherever it is
     drawn, so that folds of groups hold it out as a whole. Whoever goes through them may stop at any batch.
 
     Args:

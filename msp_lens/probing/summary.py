@@ -46,9 +46,9 @@ def summarize(report: ProbeReport) -> list[str]:
 
 def _data(report: ProbeReport) -> str:
     given, n = report.provenance, report.probes[0].scores.in_sample.n
-    weights = f"weights={given.get('weights', 'as given')!r}"
+    weighting = f"weighting={given.get('weighting', 'as given')!r}"
     if "words" not in given:
-        return f"{n:,} rows, {weights}."
+        return f"{n:,} rows, {weighting}."
     process = f"{report.process!r}; " if report.process is not None else ""
     if given["is_population"]:
         words = "every possible word"
@@ -57,7 +57,7 @@ def _data(report: ProbeReport) -> str:
     else:
         words = f"{given['words']:,} given words"
     rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
-    return f"{process}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weights}."
+    return f"{process}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weighting}."
 
 
 def _held_out(report: ProbeReport) -> str:

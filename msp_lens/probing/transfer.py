@@ -34,7 +34,7 @@ def score_probe(
     model: HookedModel,
     dataset: BeliefDataset,
     *,
-    weights: Weighting = "probability",
+    weighting: Weighting = "probability",
     batch_size: int | None = None,
 ) -> TransferScore:
     """How well a probe reads another model, another checkpoint or other words, as it is.
@@ -45,7 +45,7 @@ def score_probe(
     """
     notes = probe.check_applies(model, dataset.process)
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
-    shares, true = dataset.prefix_weights(weights), dataset.prefix_beliefs
+    shares, true = dataset.prefix_weights(weighting), dataset.prefix_beliefs
     mse = float((shares @ (read - true) ** 2).mean())
     variance = float((shares @ (true - shares @ true) ** 2).mean())
     return TransferScore(probe.label, ratio(mse, variance), mse, dataset.n_prefixes, tuple(notes))

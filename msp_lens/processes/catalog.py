@@ -35,9 +35,9 @@ def mess3(x: float = 0.05, a: float = 0.85) -> Process:
     """
     check_range("mess3", "x", x, "(0, 0.5]", "the probability of staying is 1 - 2x, and at 0 no state is ever left")
     check_range("mess3", "a", a, "[0, 1]", PROBABILITY)
-    stay = 1 - 2 * x
-    moves = torch.where(torch.eye(3, dtype=torch.bool), stay, x).double()
-    emits = torch.where(torch.eye(3, dtype=torch.bool), a, (1 - a) / 2).double()
+    # Made as float64: a float32 rounding of x would be normalized away differently from machine to machine.
+    moves = torch.full((3, 3), x, dtype=torch.float64).fill_diagonal_(1 - 2 * x)
+    emits = torch.full((3, 3), (1 - a) / 2, dtype=torch.float64).fill_diagonal_(a)
     transitions = emits[:, None, :] * moves[None, :, :]
     return Process(
         transitions, name="mess3", states=("A", "B", "C"), tokens=("A", "B", "C"), parameters={"x": x, "a": a}

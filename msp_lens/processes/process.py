@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -344,7 +344,7 @@ class Process:
         """Sixteen hexadecimal digits that identify the process, whatever it is called and was built from."""
         definition = Process.to_dict(self)
         identity = {key: value for key, value in definition.items() if key not in ("name", "parameters")}
-        canonical = json.dumps(identity, sort_keys=True)
+        canonical = json.dumps(_rounded(identity), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def __eq__(self, other: object) -> bool:
@@ -360,6 +360,16 @@ class Process:
     def _arguments(self) -> str:
         """What the process was built from, for its `repr`."""
         return ", ".join(f"{key}={_shown(value)}" for key, value in self.parameters.items())
+
+
+def _rounded(value: Any) -> Any:
+    """The value to 12 decimals: a stationary distribution's last bits differ from one machine's LAPACK to another's."""
+    if isinstance(value, float):
+        # Adding 0 turns -0.0 into 0.0.
+        return round(value, 12) + 0.0
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def _shown(value: float | Sequence[float]) -> str:

@@ -22,8 +22,8 @@ import torch
 import msp_lens as msp
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import find_sites
+from msp_lens.moments import Moments, least_squares, score
 from msp_lens.moments.grid import MomentsGrid
-from msp_lens.probing import Moments, least_squares, score
 
 FEATURES, TARGETS, BATCH = 64, 3, 10_000
 # Rows of scikit-learn beyond this would not fit beside its own copies.

@@ -21,7 +21,7 @@ def test_rows_of_a_process_are_its_prefixes(process, length, weighting):
     token_map = TokenMap(range(10, 10 + process.n_tokens), bos=0, separator=[1], include_prior=True)
     counts = brute_force.prefix_counts(dataset.tokens.tolist())
     for read_as in (None, token_map):
-        data = LabelledTokens.from_beliefs(dataset, weights=weighting, token_map=read_as)
+        data = LabelledTokens.from_beliefs(dataset, weighting=weighting, token_map=read_as)
         seen = {}
         for row in range(len(data)):
             read = data.tokens[data.words[row]].tolist()[: int(data.columns[row]) + 1]

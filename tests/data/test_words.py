@@ -69,7 +69,7 @@ def test_sampled_words_count_each_draw_once(mess3):
 
 
 def test_unknown_weighting_is_refused():
-    with pytest.raises(ValueError, match=r"weights='uniform'.*'probability'"):
+    with pytest.raises(ValueError, match=r"weighting='uniform'.*'probability'"):
         check_weighting("uniform")
 
 

@@ -56,7 +56,7 @@ def test_results_can_be_loaded_and_agree(study):
     assert [probe.scores.held_out.r2 for probe in again.probes] == pytest.approx(expected, abs=1e-6)
     assert len(findings["interventions"]["results"]) == 4 * 7
     assert findings["skipped"] == study.skipped == {}
-    for name in ("persistence", "necessity", "commutation", "unembedding"):
+    for name in ("persistence", "necessity", "bayes_consistency", "prediction_consistency"):
         found = getattr(study, name)
         assert findings[name] == found.to_dict()
         assert {row["site"] for row in findings[name]["results"]} >= {"0_pre", "0_post", "1_post", "ln_final"}
@@ -164,6 +164,6 @@ def test_a_context_of_one_token_runs_to_the_end(tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "short", short)
     study = msp.run(msp.mess3(), preset="short", out=tmp_path, progress=False)
     assert "no token follows" in study.skipped["persistence"]
-    assert "at least 2 tokens" in study.skipped["commutation"]
+    assert "at least 2 tokens" in study.skipped["bayes_consistency"]
     assert study.interventions is not None
-    assert study.unembedding is not None
+    assert study.prediction_consistency is not None

@@ -1,5 +1,6 @@
 """Many networks in one call: each as it would be alone, in parallel, again and again, and in spite of failures."""
 
+import importlib
 import json
 import math
 
@@ -80,7 +81,7 @@ def test_what_is_done_is_not_done_again(found, folder):
 def test_a_half_done_sweep_goes_on(tmp_path, monkeypatch):
     settings = FIXED | {"d_model": [2, 3, 4]}
     whole = msp.sweep(msp.z1r(), settings, out=tmp_path / "whole", n_jobs=1, progress=False)
-    from msp_lens.experiments import sweep as sweeps
+    sweeps = importlib.import_module("msp_lens.experiments.sweep")
 
     trained = []
 

@@ -188,7 +188,7 @@ def test_the_papers_order(tmp_path, mess3):
     model = msp.ModelConfig(d_vocab=3, n_layers=2, n_ctx=7)
     run = msp.train(mess3, model, config=config, out=tmp_path, progress=False)
     found = msp.emergence(
-        run, sites=["0_post", "1_post"], weights="sequence", interventions=True, n_pairs=500, progress=False
+        run, sites=["0_post", "1_post"], weighting="sequence", interventions=True, n_pairs=500, progress=False
     )
     # The triangle: most of the beliefs' variance, held out, within tens of steps.
     assert found.over_training("R² held out", "1_post")["1_post"][40] > 0.85

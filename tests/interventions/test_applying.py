@@ -240,7 +240,13 @@ def test_a_probe_of_another_model_is_refused(random_model, random_report, tokens
     ):
         wider(tokens)
     other = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=2)
-    for experiment in (msp.intervene, msp.persistence, msp.necessity, msp.commutation, msp.unembedding):
+    for experiment in (
+        msp.intervene,
+        msp.persistence,
+        msp.necessity,
+        msp.bayes_consistency,
+        msp.prediction_consistency,
+    ):
         with pytest.raises(ValueError, match="a model with other weights"):
             experiment(other, mess3, probes=random_report)
         with pytest.raises(ValueError, match="fitted on another process"):

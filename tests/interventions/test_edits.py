@@ -120,7 +120,7 @@ def test_properties_that_hold_for_every_probe(seed, width, n_states, noise):
     assert trace.abs().max() <= 1e-9 * (1 + covariance(rows, beliefs, weights).abs().max())
     if n_states > 1:
         fresh = Moments({"site": width, "belief": n_states}).update(torch.cat([erased, beliefs], dim=1), weights)
-        score = msp.probing.score(msp.probing.least_squares(fresh, "site", "belief"), fresh, "site", "belief")
+        score = msp.moments.score(msp.moments.least_squares(fresh, "site", "belief"), fresh, "site", "belief")
         assert score.r2 <= 1e-6, variance
 
     kept = edits.keep_only(probe)(rows)
@@ -188,7 +188,7 @@ def test_the_centroid_is_the_mean_of_the_nearest_cell(random_model, random_repor
     dataset = msp.all_words(mess3, 5)
     centroids = edits.belief_centroids(random_model, dataset, width=0.05)
     site = "blocks.0.hook_resid_post"
-    (batch,) = msp.activations.stream_activations(random_model, dataset.tokens, site, batch_size=len(dataset))
+    (batch,) = msp.models.activations.stream_activations(random_model, dataset.tokens, site, batch_size=len(dataset))
     first = dataset.is_first
     activations = torch.empty(dataset.n_prefixes, 16, dtype=torch.float64)
     activations[dataset.prefix_ids[first]] = batch.activations[site][first].double()

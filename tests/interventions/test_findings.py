@@ -19,7 +19,7 @@ def dataset(mess3):
 
 
 def activations(model, dataset, probe):
-    (batch,) = msp.activations.stream_activations(model, dataset.tokens, probe.sites, batch_size=len(dataset))
+    (batch,) = msp.models.activations.stream_activations(model, dataset.tokens, probe.sites, batch_size=len(dataset))
     return batch.activations[probe.sites[0]], batch.output
 
 
@@ -78,7 +78,7 @@ def test_necessity_by_hand(random_model, random_report, mess3, dataset):
 
 
 def test_commutation_by_hand(random_model, random_report, mess3, dataset):
-    found = msp.commutation(random_model, dataset, probes=random_report)
+    found = msp.bayes_consistency(random_model, dataset, probes=random_report)
     probe = random_report["1_post"]
     read = to_simplex(probe.predict(activations(random_model, dataset, probe)[0]).double())
     update = copy = reading = total = 0.0
@@ -121,10 +121,10 @@ def test_the_true_beliefs_commute(mess3, dataset):
 
     model = Observer()
     report = msp.probe(model, dataset, sites="hook_beliefs", progress=False)
-    row = msp.commutation(model, dataset, probes=report).select(token="all")
+    row = msp.bayes_consistency(model, dataset, probes=report).select(token="all")
     assert row["update"] < 1e-12
     assert row["skill"] == pytest.approx(1, abs=1e-9)
-    row = msp.unembedding(model, dataset, probes=report).select(site="hook_beliefs")
+    row = msp.prediction_consistency(model, dataset, probes=report).select(site="hook_beliefs")
     assert row["implied_to_model"] < 1e-9
     assert row["optimal_to_model"] < 1e-9
     # It acts on what is written, whichever way: there is nothing in it but the belief.
@@ -151,7 +151,7 @@ def test_generalized_beliefs_commute_too_and_cannot_be_written():
     joint = torch.einsum("wpi,wpij->wpj", before, process.transitions[dataset.tokens[:, 1:]])
     updated = joint / (joint @ process.right_eigenvector).unsqueeze(-1)
     error = float(dataset.word_weights @ (updated - after).square().mean(dim=(1, 2)))
-    row = msp.commutation(model, dataset, probes=report).select(site="0_post", token="all")
+    row = msp.bayes_consistency(model, dataset, probes=report).select(site="0_post", token="all")
     assert row["undefined"] == 0
     assert row["update"] == pytest.approx(error, rel=1e-5)
 
@@ -159,7 +159,7 @@ def test_generalized_beliefs_commute_too_and_cannot_be_written():
     assert implied.min() > 0
     log_predicted = logits.double().log_softmax(-1)
     expected = float(dataset.word_weights @ (implied * (implied.log() - log_predicted)).sum(-1).mean(dim=1))
-    row = msp.unembedding(model, dataset, probes=report).select(site="0_post")
+    row = msp.prediction_consistency(model, dataset, probes=report).select(site="0_post")
     assert row["implied_to_model"] == pytest.approx(expected, rel=1e-5)
 
     # Erasing needs no distribution: no trace is left, and the regret moves.
@@ -179,7 +179,7 @@ def test_a_belief_that_never_changes_cannot_be_erased():
     report = msp.probe(model, process, progress=False)
     with pytest.raises(ValueError, match="the belief is the same after each of them"):
         msp.necessity(model, process, probes=report)
-    found = msp.commutation(model, process, probes=report)
+    found = msp.bayes_consistency(model, process, probes=report)
     assert found.to_dataframe()["skill"].isna().all()
     assert "No belief read moves" in found.summary()[0]
 
@@ -194,7 +194,7 @@ def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
     def mean_kl(first, log_second):
         return float((dataset.word_weights @ (first * (first.log() - log_second)).sum(-1)).mean())
 
-    row = msp.unembedding(random_model, dataset, probes=random_report).select(site="0_post")
+    row = msp.prediction_consistency(random_model, dataset, probes=random_report).select(site="0_post")
     assert row["implied_to_model"] == pytest.approx(mean_kl(implied, log_predicted), rel=1e-5)
     assert row["optimal_to_implied"] == pytest.approx(mean_kl(optimal, implied.log()), rel=1e-5)
     assert row["optimal_to_model"] == pytest.approx(mean_kl(optimal, log_predicted), rel=1e-5)
@@ -207,8 +207,8 @@ def test_findings_show_what_they_hold(random_model, random_report, mess3, untouc
     findings = [
         msp.persistence(random_model, mess3, n=10, **options),
         msp.necessity(random_model, mess3, max_words=50, **options),
-        msp.commutation(random_model, mess3, max_words=50, **options),
-        msp.unembedding(random_model, mess3, max_words=50, **options),
+        msp.bayes_consistency(random_model, mess3, max_words=50, **options),
+        msp.prediction_consistency(random_model, mess3, max_words=50, **options),
     ]
     for found, choice in zip(findings, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
         assert isinstance(found.to_dataframe(), pd.DataFrame)
@@ -243,4 +243,4 @@ def test_bad_requests_are_refused(random_model, random_report, mess3):
     with pytest.raises(ValueError, match="n_random=0"):
         msp.necessity(random_model, mess3, probes=random_report, n_random=0)
     with pytest.raises(ValueError, match="at least 2 tokens"):
-        msp.commutation(random_model, msp.all_words(mess3, 1), probes=random_report)
+        msp.bayes_consistency(random_model, msp.all_words(mess3, 1), probes=random_report)

@@ -117,11 +117,11 @@ def test_necessity_and_sufficiency(published_model, published_report, mess3):
 
 
 def test_commutation_and_the_unembedding(published_model, published_report, mess3):
-    found = msp.commutation(published_model, mess3, probes=published_report, max_words=2000)
+    found = msp.bayes_consistency(published_model, mess3, probes=published_report, max_words=2000)
     late, early = (found.select(site=site, token="all") for site in ("3_post", "0_pre"))
     assert late["skill"] > 0.99
     assert late["update"] < 0.05 * early["update"]
-    implied = msp.unembedding(published_model, mess3, probes=published_report, max_words=2000)
+    implied = msp.prediction_consistency(published_model, mess3, probes=published_report, max_words=2000)
     assert implied.select(site="3_post")["implied_to_model"] < 1e-3
     assert implied.select(site="3_post")["optimal_to_model"] == pytest.approx(9.3e-5, rel=0.2)
     assert implied.select(site="3_post")["average_to_model"] > 0.28

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msp_lens.moments import Moments, least_squares, score
 from msp_lens.moments.exact_products import ROWS_PER_SCATTER, _exact_gram, _slices, accumulation_for
-from msp_lens.probing import Moments, least_squares, score
 
 
 def rows_of(n, width, seed, *, offset=0.0, scale=1.0, dtype=torch.float32):

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from msp_lens.moments import Moments, merge_all
 from msp_lens.moments.grid import MomentsGrid, TooWideError, check_memory
 from msp_lens.moments.pass_progress import PassCheckpoint
-from msp_lens.probing import Moments, merge_all
 
 WIDTHS = {"0_post": 4, "1_post": 3, "belief": 2}
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msp_lens as msp
+from msp_lens.moments import Moments, merge_all
 from msp_lens.moments.moments import leave_one_out, load_all, save_all
-from msp_lens.probing import Moments, merge_all
 
 BLOCKS = {"h": 3, "b": 2}
 

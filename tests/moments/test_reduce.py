@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from msp_lens.moments import reduce as distributed
 from msp_lens.moments.grid import MomentsGrid
 from msp_lens.moments.moments import Moments, load_all
-from msp_lens.probing import distributed
 from tests.two_processes import run_two
 
 N_WORDS = 401

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from msp_lens.moments import Moments, least_squares, score
 from msp_lens.moments.reduction import PrincipalComponents, RandomProjection
-from msp_lens.probing import Moments, least_squares, score
 
 D = 60
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import mean_squared_error, r2_score
 
-from msp_lens.probing import Moments, held_out_score, least_squares, score
+from msp_lens.moments import Moments, held_out_score, least_squares, score
 
 
 def problem(n, seed, *, noise=0.1, offset=0.0):

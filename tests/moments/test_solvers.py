@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, Ridge
 
+from msp_lens.moments import Moments, Solver, decompose, held_out_score, score
+from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import merge_all
 from msp_lens.moments.solvers import choose_penalty
-from msp_lens.probing import Moments, Solver, decompose, held_out_score, score
 from msp_lens.probing.cross_validation import evaluate
-from msp_lens.probing.one_pass import Cells
 
 BLOCKS = {"h": 5, "belief": 3}
 exponents = st.floats(-6, 6)

@@ -153,7 +153,7 @@ def test_a_hidden_rival_is_caught_by_the_windows(model, mess3):
 def test_next_token_probabilities_explain_a_quarter_of_rrxors_beliefs(weighting, expected):
     process = msp.rrxor(0.5, 0.5)
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8), seed=0)
-    report = msp.probe(model, process, weights=weighting, by_position=False, progress=False)
+    report = msp.probe(model, process, weighting=weighting, by_position=False, progress=False)
     found = report.controls.select("next token")
     assert round(found.in_sample.r2, 3) == expected
     assert found.is_rival
@@ -188,7 +188,7 @@ def test_what_the_network_adds_to_next_tokens_is_a_joint_regression():
 
 def test_controls_on_the_published_model(published_model, mess3):
     """The window of four tokens on all 88,572 prefixes, and a probe beside it; figures by scikit-learn."""
-    report = msp.probe(published_model, mess3, weights="prefix", by_position=False, progress=False)
+    report = msp.probe(published_model, mess3, weighting="prefix", by_position=False, progress=False)
     found = {name: report.controls.select(name).in_sample.r2 for name in ("window 4", "window 4 additive", "window 1")}
     assert found == pytest.approx({"window 4": 0.9808, "window 4 additive": 0.9314, "window 1": 0.6857}, abs=5.1e-5)
     assert report.controls.best("3_post").name == "window 4"

@@ -11,7 +11,7 @@ from msp_lens.probing.distances import distances, squared_correlation
 @pytest.fixture(scope="module")
 def report(mess3):
     model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=4), seed=1)
-    return msp.probe(model, mess3, weights="prefix", progress=False)
+    return msp.probe(model, mess3, weighting="prefix", progress=False)
 
 
 def test_all_pairs_agree_with_scipy(report, mess3):
@@ -29,7 +29,7 @@ def test_all_pairs_agree_with_scipy(report, mess3):
 
 def test_drawn_pairs_stand_for_all_by_weight(mess3):
     model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
-    report = msp.probe(model, mess3, weights="probability", progress=False)
+    report = msp.probe(model, mess3, weighting="probability", progress=False)
     every, drawn = distances(report), distances(report, max_pairs=30_000)
     assert every.is_every_pair
     assert not drawn.is_every_pair

@@ -31,7 +31,7 @@ def all_rows(model, dataset, sites):
 
 @pytest.mark.parametrize("weighting", ["sequence", "probability"])
 def test_probes_are_scikit_learns_on_every_row(model, mess3, weighting):
-    report = msp.probe(model, mess3, weights=weighting, progress=False)
+    report = msp.probe(model, mess3, weighting=weighting, progress=False)
     dataset = report.dataset
     per_word = dataset.word_weights if weighting == "probability" else torch.ones(len(dataset)).double()
     row_weights = per_word.repeat_interleave(dataset.n_ctx)
@@ -44,7 +44,7 @@ def test_probes_are_scikit_learns_on_every_row(model, mess3, weighting):
 
 
 def test_prefix_weighting_counts_each_prefix_once(model, mess3):
-    report = msp.probe(model, mess3, weights="prefix", progress=False)
+    report = msp.probe(model, mess3, weighting="prefix", progress=False)
     dataset = report.dataset
     activations, beliefs = all_rows(model, dataset, report["1_post"].sites)
     first = dataset.is_first.flatten()
@@ -90,7 +90,7 @@ def test_probing_leaves_the_model_as_it_was(model, mess3, global_state):
 
 def test_published_errors_of_mess3(published_model, mess3):
     """Shai et al. 2024, figure 5 and the bars of the post, to the last printed digit."""
-    report = msp.probe(published_model, mess3, weights="sequence", progress=False)
+    report = msp.probe(published_model, mess3, weighting="sequence", progress=False)
     expected = [".030943", ".001411", ".000711", ".000526", ".000386", ".000301", ".000098"]
     assert [f"{probe.scores.in_sample.mse:.6f}"[1:] for probe in report.probes] == expected
     r2 = [0.72161, 0.98731, 0.99360, 0.99527, 0.99652, 0.99729, 0.99912]
@@ -106,7 +106,7 @@ def test_published_errors_of_mess3(published_model, mess3):
     ],
 )
 def test_published_model_under_other_weights(published_model, mess3, weighting, expected):
-    report = msp.probe(published_model, mess3, weights=weighting, progress=False)
+    report = msp.probe(published_model, mess3, weighting=weighting, progress=False)
     assert [probe.scores.in_sample.r2 for probe in report.probes] == pytest.approx(expected, abs=5.1e-6)
 
 
@@ -204,7 +204,14 @@ def test_the_report_reads_well(report):
     assert table.loc["1_post", "MSE in-sample"] == report["1_post"].scores.in_sample.mse
     assert (table["n"] == 363).all()
     text, page = repr(report), report._repr_html_()
-    for expected in ("concatenated", "held out", "shuffled", "363 distinct prefixes", "weights='probability'", "nats"):
+    for expected in (
+        "concatenated",
+        "held out",
+        "shuffled",
+        "363 distinct prefixes",
+        "weighting='probability'",
+        "nats",
+    ):
         assert expected.lower() in text.lower()
         assert expected.lower() in page.lower().replace("&#x27;", "'")
     assert max(map(len, text.splitlines())) <= 120

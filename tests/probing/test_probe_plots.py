@@ -6,7 +6,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.figures.projections import TRIANGLE
-from msp_lens.probing import pictures
+from msp_lens.probing import probe_plots as pictures
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def spaced(symbols):
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_a_cache_gives_the_models_rows(words, kind):
     model = build(kind)
-    data = LabelledTokens.from_beliefs(words, weights="sequence", positions=slice(1, None))
+    data = LabelledTokens.from_beliefs(words, weighting="sequence", positions=slice(1, None))
     expected = joined(model_rows(model, data, SITES))
     with torch.no_grad():
         _, cache = model.run_with_cache(words.tokens)

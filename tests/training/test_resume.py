@@ -191,7 +191,7 @@ def test_more_time_goes_on_where_time_ran_out(unbroken, tmp_path):
 
 
 def test_a_full_disk_stops_it_and_it_goes_on_later(unbroken, tmp_path, monkeypatch):
-    from msp_lens.training import state
+    from msp_lens.training import resume as state
 
     def full(path, content):
         if path.name == "step-00000063.safetensors":
