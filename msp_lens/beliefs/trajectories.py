@@ -8,11 +8,11 @@ write these beliefs at every later position too.
 from __future__ import annotations
 
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
 
 
@@ -55,10 +55,10 @@ def follow(
     process.check_tokens(tokens.cpu())
     filtered = [beliefs]
     for token in tokens.cpu().T:
-        joint = einsum(filtered[-1], process.transitions[token], "word i, word i j -> word j")
-        probability = (joint @ process.right_eigenvector).unsqueeze(1)
-        # NaN stays NaN.
-        filtered.append(torch.where(probability > process.negligible, joint / probability, torch.nan))
+        belief, _ = bayes_step(
+            filtered[-1], token, process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        filtered.append(belief)
     return torch.stack(filtered, dim=1)
 
 
