@@ -258,7 +258,7 @@ def test_checkpoints_are_the_models_of_their_moments(tmp_path):
     assert four.process == process
     assert four.provenance["training"]["batch_size"] == 8
     assert four.provenance["versions"]["torch"] == torch.__version__
-    with pytest.raises(ValueError, match=r"checkpoints=\(0, 4\)\) keeps models in a folder: give out="):
+    with pytest.raises(ValueError, match=r"checkpoints=\(0, 4\) needs a folder .*: give out="):
         msp.train(process, config(process), config=training, progress=False)
 
 

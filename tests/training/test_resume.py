@@ -13,7 +13,7 @@ import torch
 import msp_lens as msp
 from msp_lens.models import model_fingerprint
 from msp_lens.training import load_run, loop
-from msp_lens.training.resume import STATE_FOLDER
+from msp_lens.training.folder import STATE_FOLDER
 
 MODEL = {"n_layers": 1, "d_model": 8, "d_head": 4, "d_mlp": 8, "n_ctx": 3}
 # Everything that a state must hold: two optimizers, an average, draws that states fall in the middle of.
@@ -103,10 +103,10 @@ def interrupt_at(monkeypatch):
     """Stops the training when it is about to make a certain step."""
 
     def interrupt(step):
-        def advance(self, batch):
+        def advance(self):
             if self.step == step:
                 raise Killed
-            return whole(self, batch)
+            return whole(self)
 
         monkeypatch.setattr(loop.Training, "advance", advance)
 
@@ -127,8 +127,8 @@ def test_it_goes_on_and_says_so(unbroken, tmp_path, interrupt_at, capsys, global
     assert lines(tmp_path)[-1]["step"] == 49
     run = train(tmp_path, progress=True)
     assert run.resumed_from == 45
-    assert "gone on with at step 45" in repr(run)
-    assert f"Going on from step 45 of 120, as saved in {tmp_path}." in capsys.readouterr().err
+    assert "resumed at step 45" in repr(run)
+    assert f"Resuming at step 45 of 120, saved in {tmp_path}." in capsys.readouterr().err
     assert_same(tmp_path, run, unbroken)
 
 
@@ -200,7 +200,7 @@ def test_a_full_disk_stops_it_and_it_goes_on_later(unbroken, tmp_path, monkeypat
 
     write = state.write_atomically
     monkeypatch.setattr(state, "write_atomically", full)
-    with pytest.raises(OSError, match=r"failed at step 63 \(No space left on device\); step 54 is whole\. Make room"):
+    with pytest.raises(OSError, match=r"failed at step 63 \(No space left on device\); step 54 was saved\. Make room"):
         train(tmp_path)
     assert load_run_refused(tmp_path)
     monkeypatch.undo()
@@ -226,11 +226,11 @@ def test_folders_that_cannot_be_written_are_refused_before_work(tmp_path, monkey
 def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path, monkeypatch):
     config = msp.TrainingConfig(steps=40, batch_size=8, save_every=10)
 
-    def advance(self, batch):
+    def advance(self):
         if self.step == 25:
             with torch.no_grad():
                 next(iter(self.model.parameters())).fill_(float("nan"))
-        return whole(self, batch)
+        return whole(self)
 
     whole = loop.Training.advance
     monkeypatch.setattr(loop.Training, "advance", advance)
