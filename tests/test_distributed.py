@@ -1,5 +1,6 @@
-"""What processes say to each other, between two real ones and in one alone."""
+"""How processes share work and agree: two real processes, and one alone."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def worker(index, folder):
     with pytest.raises(ValueError, match="1 words for 2 processes"):
         distributed.share(1)
     if index == 0:
+        time.sleep(0.5)
         Path(folder, "written").touch()
     distributed.wait()
     assert Path(folder, "written").exists()

@@ -44,11 +44,11 @@ class Batch:
         return Batch(*(part.to(device) for part in (self.tokens, self.targets, self.optimal, self.weights)))
 
     def loss(self, log_probabilities: Float[Tensor, "word pos token"]) -> Float[Tensor, ""]:
-        """This batch's part of the cross-entropy, in nats a token."""
+        """The batch's part of the cross-entropy, in nats a token."""
         return -(self.targets * log_probabilities).sum()
 
     def regret(self, log_probabilities: Float[Tensor, "word pos token"]) -> Float[Tensor, "pos"]:
-        """This batch's part of KL(optimal ‖ model) at each position, in nats, a mean over the words drawn."""
+        """The batch's part of KL(optimal ‖ model) at each position, in nats, a mean over the words drawn."""
         divergence = (torch.special.xlogy(self.optimal, self.optimal) - self.optimal * log_probabilities).sum(dim=2)
         return self.weights @ divergence.float()
 

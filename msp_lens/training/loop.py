@@ -1,8 +1,7 @@
 """The training loop, measured at every step against the optimum.
 
-The words of a step are known, and so is what the optimal observer predicts after each of their prefixes. The mean KL from
-the optimal prediction to the model's is the regret, without the noise that a loss has from the tokens that happened to
-follow.
+The words of a step are known, and so is what the optimal observer predicts after each of their prefixes. The mean
+KL(optimal ‖ model) is the regret, without the noise that a loss has from the tokens that happened to follow.
 """
 
 from __future__ import annotations

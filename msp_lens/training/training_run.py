@@ -37,9 +37,9 @@ class TrainingRun:
         model: The trained model, in evaluation mode.
         process: The process it was trained on.
         config: How it was trained.
-        metrics: One record every `log_every` steps, over the steps since the last: step, tokens, loss and regret (nats),
-            regret_by_position, loss_ratio (to the optimum), learning_rate, gradient_norm (of the last step, before
-            clipping), weight_norm, tokens_per_second, seconds; with a target regret, evaluated_regret.
+        metrics: One record every `log_every` steps, over the steps since the last: step, tokens, loss and regret
+            (nats), regret_by_position, loss_ratio (to the optimum), learning_rate, gradient_norm (of the last step,
+            before clipping), weight_norm, tokens_per_second, seconds; with a target regret, evaluated_regret.
         regret: E KL(optimal ‖ model) at each position at the end, in nats, over the population of words.
         optimum: The least possible loss at each position, in nats.
         seed: Seed of the initial weights and the data.

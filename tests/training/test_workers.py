@@ -23,7 +23,7 @@ def train(folder):
 
 
 def worker(index, folder):
-    """What each process runs, in the environment that torchrun would give it."""
+    """The script of each process, in the environment that torchrun would give it."""
     with open(f"{folder}/port") as file:
         port = file.read()
     os.environ |= {
