@@ -21,6 +21,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
+from msp_lens.figures.labels import subscript
 from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 # Beliefs reached again along another path differ only by this much; larger differences were merged by the tolerance.
 ROUNDING = 1e-12
-SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class Presentation:
     def labels(self) -> tuple[str, ...]:
         """η with the shortest word as its index, as in η, η₁, η₁₀."""
         separator = "" if self.process.n_tokens <= 10 else ","
-        return tuple("η" + separator.join(str(t).translate(SUBSCRIPTS) for t in word) for word in self.words)
+        return tuple("η" + separator.join(map(subscript, word)) for word in self.words)
 
     def to_process(self) -> Process:
         """The presentation as a process: the same words with the same probabilities, but unifilar.

@@ -82,7 +82,7 @@ def test_infinitely_many_mixed_states_are_said_to_be(mess3):
     assert "perhaps infinitely many" in repr(found)
     assert len(found) == 364  # 1 + 3 + … + 243: shortest words first
     assert not found.is_recurrent.any()
-    with pytest.raises(ValueError, match="The first 364 mixed states of .* lead to further ones"):
+    with pytest.raises(ValueError, match=r"The first 364 mixed states of .* lead to further ones"):
         found.to_process()
 
     coarse = presentation(mess3, tolerance=0.05)
