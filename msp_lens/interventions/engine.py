@@ -16,7 +16,7 @@ from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.menu import EditMaker, resolve_edits
 from msp_lens.interventions.targets import TargetMaker, resolve_targets
-from msp_lens.models.activations import TOKENS_PER_BATCH, stream_activations
+from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits, evaluating, find_sites, model_device, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Position, check_position
@@ -200,9 +200,7 @@ def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -
 def batches(tokens: Int[Tensor, "word pos"], batch_size: int | None) -> Iterator[slice]:
     """The words of each forward pass; by default some 8,192 tokens' worth."""
     n_words, length = tokens.shape
-    size = batch_size or max(1, TOKENS_PER_BATCH // length)
-    if size < 1:
-        raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")
+    size = words_per_batch(batch_size, length)
     return (slice(start, min(start + size, n_words)) for start in range(0, n_words, size))
 
 
