@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens.data import BeliefDataset, TokenMap, words_for
+from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.menu import EditMaker, resolve_edits
 from msp_lens.interventions.targets import TargetMaker, resolve_targets
-from msp_lens.models.activations import TOKENS_PER_BATCH, stream_activations
+from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits, evaluating, find_sites, model_device, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Position, check_position
@@ -50,7 +50,8 @@ class OverWords:
         if isinstance(process, BeliefDataset):
             dataset = process
         else:
-            dataset = words_for(process, word_length(model, otherwise="a dataset"), seed=seed, max_words=max_words)
+            n_ctx = word_length(model, otherwise="a dataset")
+            dataset = words(process, n_ctx=n_ctx, max_words=max_words, seed=seed)
         check_fits(model, dataset.process, dataset.n_ctx)
         return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
 
@@ -115,7 +116,7 @@ class Writing:
         centroids = None
         if "centroid" in makers:
             sites = [probe.sites[0] for probe in chosen]
-            centroids = belief_centroids(model, words_for(process, length, seed=seed), sites, batch_size=batch_size)
+            centroids = belief_centroids(model, words(process, n_ctx=length, seed=seed), sites, batch_size=batch_size)
         return cls(chosen, makers, target_makers, centroids)
 
 
@@ -199,9 +200,7 @@ def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -
 def batches(tokens: Int[Tensor, "word pos"], batch_size: int | None) -> Iterator[slice]:
     """The words of each forward pass; by default some 8,192 tokens' worth."""
     n_words, length = tokens.shape
-    size = batch_size or max(1, TOKENS_PER_BATCH // length)
-    if size < 1:
-        raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")
+    size = words_per_batch(batch_size, length)
     return (slice(start, min(start + size, n_words)) for start in range(0, n_words, size))
 
 
