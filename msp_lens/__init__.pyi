@@ -13,6 +13,7 @@ from .beliefs import (
     presentation,
     statistical_complexity,
 )
+from .beliefs.trajectories import filter_from
 from .data import (
     BeliefDataset,
     LabelledTokens,
@@ -45,7 +46,6 @@ from .interventions import (
     InterventionReport,
     applying,
     bayes_consistency,
-    filter_from,
     intervene,
     necessity,
     persistence,

@@ -106,17 +106,34 @@ class BeliefProbe:
         return self.activation_mean + (self.checked_belief(beliefs) - self.belief_mean) @ self.decoder
 
     def steered(
-        self, activation: Float[Tensor, "*batch feature"], belief: Tensor | Sequence, *, strength: float = 1.0
+        self,
+        activation: Float[Tensor, "*batch feature"],
+        belief: Float[Tensor, "*batch state"] | Sequence,
+        *,
+        current: Float[Tensor, "*batch state"] | None = None,
+        strength: float = 1.0,
     ) -> Float[Tensor, "*batch feature"]:
-        """`h + strength (b' - b̂) D`: the activation moved from the belief read in it to `belief`."""
-        target = self.checked_belief(belief).to(activation)
-        return activation + strength * (target - self.predict(activation)) @ self.decoder.to(activation)
+        """`h + strength (b' - b) D`: the activation moved from the belief b to b'.
+
+        The belief is not checked, since a belief that was read may lie off the simplex; `steer` checks it.
+
+        Args:
+            activation: h.
+            belief: b'.
+            current: b; by default b̂, the belief read in h.
+            strength: 0 changes nothing, 1 moves h all the way.
+        """
+        target = torch.as_tensor(belief).to(activation)
+        held = self.predict(activation) if current is None else current
+        return activation + strength * (target - held.to(activation)) @ self.decoder.to(activation)
 
     def patched(
-        self, activation: Float[Tensor, "*batch feature"], belief: Tensor | Sequence
+        self, activation: Float[Tensor, "*batch feature"], belief: Float[Tensor, "*batch state"] | Sequence
     ) -> Float[Tensor, "*batch feature"]:
-        """`μ_h + (b' - μ_b) D`, whatever the activation was."""
-        return self.decode(belief).to(activation).expand_as(activation)
+        """`μ_h + (b' - μ_b) D`, whatever the activation was; the belief is not checked."""
+        target = torch.as_tensor(belief).to(activation)
+        mean, mean_belief, decoder = (t.to(activation) for t in (self.activation_mean, self.belief_mean, self.decoder))
+        return (mean + (target - mean_belief) @ decoder).expand_as(activation)
 
     @contextmanager
     def steer(

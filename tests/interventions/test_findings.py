@@ -10,7 +10,8 @@ from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens import interventions as edits
-from msp_lens.interventions import Findings, filter_from, to_simplex
+from msp_lens.beliefs.trajectories import continuations, filter_from, to_simplex
+from msp_lens.interventions import InterventionReport
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,20 @@ def activations(model, dataset, probe):
 def test_persistence_by_hand(random_model, random_report, mess3):
     probe = random_report["0_post"]
     found = msp.persistence(
-        random_model, mess3, probes=probe, position=2, edits=["steer", "patch"], target={"mine": [0.1, 0.2, 0.7]}, n=20
+        random_model,
+        mess3,
+        probes=probe,
+        position=2,
+        edits=["steer", "patch"],
+        target={"mine": [0.1, 0.2, 0.7]},
+        n_words=20,
     )
     # The same draws again, in the same order.
     generator = torch.Generator().manual_seed(0)
     words = mess3.sample(20, 3, generator=generator)
     target = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).expand(20, -1)
     mess3.sample(20, 3, generator=generator)
-    following = edits.continuations(mess3, target, 2, generator=generator)
+    following = continuations(mess3, target, 2, generator=generator)
     fed, beliefs = torch.cat([words, following], dim=1), filter_from(mess3, target, following)
     actual = msp.filter_beliefs(mess3, fed)[:, 2:]
     ways = {"one position": (2, beliefs[:, :1]), "trajectory": (slice(2, None), beliefs)}
@@ -54,7 +61,9 @@ def test_persistence_where_tokens_rule_the_actual_belief_out():
     process = msp.z1r()
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5))
     report = msp.probe(model, process, progress=False)
-    found = msp.persistence(model, process, probes=report, position=2, n=50, edits=list(edits.EDITS)).to_dataframe()
+    found = msp.persistence(
+        model, process, probes=report, position=2, n_words=50, edits=list(edits.EDITS)
+    ).to_dataframe()
     assert found[["kl_to_target", "kl_to_actual"]].notna().all().all()
 
 
@@ -128,7 +137,7 @@ def test_the_true_beliefs_commute(mess3, dataset):
     assert row["implied_to_model"] < 1e-9
     assert row["optimal_to_model"] < 1e-9
     # It acts on what is written, whichever way: there is nothing in it but the belief.
-    results = msp.intervene(model, mess3, probes=report["hook_beliefs"], positions=3, n=50)
+    results = msp.intervene(model, mess3, probes=report["hook_beliefs"], positions=3, n_words=50)
     for edit in ("steer", "patch", "pseudo-inverse", "donor"):
         assert results.select(site="hook_beliefs", edit=edit).recovery == pytest.approx(1, abs=1e-6)
     assert results.select(site="hook_beliefs", edit="steer").above_placebo == pytest.approx(1, abs=1e-6)
@@ -205,10 +214,10 @@ def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
 def test_findings_show_what_they_hold(random_model, random_report, mess3, untouched, global_state):
     options = {"probes": random_report["0_post"]}
     findings = [
-        msp.persistence(random_model, mess3, n=10, **options),
-        msp.necessity(random_model, mess3, max_words=50, **options),
-        msp.bayes_consistency(random_model, mess3, max_words=50, **options),
-        msp.prediction_consistency(random_model, mess3, max_words=50, **options),
+        msp.persistence(random_model, mess3, n_words=10, **options),
+        msp.necessity(random_model, mess3, n_words=50, **options),
+        msp.bayes_consistency(random_model, mess3, n_words=50, **options),
+        msp.prediction_consistency(random_model, mess3, n_words=50, **options),
     ]
     for found, choice in zip(findings, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
         assert isinstance(found.to_dataframe(), pd.DataFrame)
@@ -232,7 +241,7 @@ def test_findings_show_what_they_hold(random_model, random_report, mess3, untouc
         findings[1].select(site="9_post")
     with pytest.raises(KeyError, match="No column 'layer'; there are site"):
         findings[1].select(layer=3)
-    assert isinstance(findings[0], Findings)
+    assert isinstance(findings[0], InterventionReport)
 
 
 def test_bad_requests_are_refused(random_model, random_report, mess3):

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msp_lens as msp
-from msp_lens.interventions import TARGETS, continuations, filter_from, nearest_words, to_simplex
+from msp_lens.beliefs.trajectories import continuations, filter_from, to_simplex
+from msp_lens.interventions import TARGETS, nearest_words
 from msp_lens.interventions.targets import counterfactual, emission_kernel, resolve_targets, vertex
 from msp_lens.interventions.targets import given as given_belief
 from tests.brute_force import joint, random_processes
