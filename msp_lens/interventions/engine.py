@@ -27,7 +27,7 @@ from msp_lens._checks import check_at_least, check_batch_size
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.trajectories import continuations, follow
-from msp_lens.data import words_for
+from msp_lens.data import words as words_of
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.menu import REFERENCES, EditMaker, Material, resolve_edits
@@ -140,7 +140,9 @@ class Engine:
         centroids = None
         if "centroid" in makers:
             sites = [probe.sites[0] for probe in chosen]
-            centroids = belief_centroids(model, words_for(process, n_ctx, seed=seed), sites, batch_size=batch_size)
+            centroids = belief_centroids(
+                model, words_of(process, n_ctx=n_ctx, seed=seed), sites, batch_size=batch_size
+            )
         return cls(model, process, chosen, makers, target_makers, centroids, batch_size)
 
     def run(

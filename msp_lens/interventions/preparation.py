@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from msp_lens._checks import check_at_least, check_batch_size
-from msp_lens.data import BeliefDataset, TokenMap, words_for
+from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.models.hooked import (
     HookedModel,
     check_fits,
@@ -63,7 +63,8 @@ class OverWords:
         if isinstance(data, BeliefDataset):
             dataset = data
         else:
-            dataset = words_for(data, word_length(model, otherwise="a dataset"), seed=seed, max_words=n_words)
+            n_ctx = word_length(model, otherwise="a dataset")
+            dataset = words(data, n_ctx=n_ctx, max_words=n_words, seed=seed)
         check_fits(model, dataset.process, dataset.n_ctx)
         return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
 

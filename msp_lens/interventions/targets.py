@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.trajectories import draw_tokens
-from msp_lens.data import words_for
+from msp_lens.data import words as words_of
 from msp_lens.processes.process import Process, validated_distribution
 
 
@@ -119,7 +119,7 @@ def reachable(process: Process, words: Int[Tensor, "word pos"], generator: torch
 
     If there are more than 100,000 possible words, it is one of the distinct words of a sample.
     """
-    dataset = words_for(process, words.shape[1], seed=_seed(generator))
+    dataset = words_of(process, n_ctx=words.shape[1], seed=_seed(generator))
     chosen = torch.randint(len(dataset), (len(words),), generator=generator, device=generator.device).cpu()
     return Targets(torch.arange(len(words)), dataset.beliefs[chosen, -1], dataset.tokens[chosen])
 
@@ -201,7 +201,7 @@ def nearest_words(
 
     Searches all possible words or, if there are more than 100,000, the distinct ones of a sample.
     """
-    dataset = words_for(process, length, seed=seed)
+    dataset = words_of(process, n_ctx=length, seed=seed)
     held, inverse = dataset.beliefs[:, -1].unique(dim=0, return_inverse=True)
     a_word = torch.zeros(len(held), dtype=torch.int64).scatter_(0, inverse, torch.arange(len(inverse)))
     # Squared differences, not products, put an equal belief at distance 0 and not at a rounding error.
