@@ -6,6 +6,7 @@ from .beliefs import (
     entropy_rate,
     excess_entropy,
     filter_beliefs,
+    filter_from,
     mixed_states,
     myopic_entropies,
     next_token_probabilities,
@@ -13,7 +14,6 @@ from .beliefs import (
     presentation,
     statistical_complexity,
 )
-from .beliefs.trajectories import filter_from
 from .data import (
     BeliefDataset,
     LabelledTokens,

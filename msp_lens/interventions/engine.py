@@ -140,9 +140,7 @@ class Engine:
         centroids = None
         if "centroid" in makers:
             sites = [probe.sites[0] for probe in chosen]
-            centroids = belief_centroids(
-                model, words_of(process, n_ctx=n_ctx, seed=seed), sites, batch_size=batch_size
-            )
+            centroids = belief_centroids(model, words_of(process, n_ctx=n_ctx, seed=seed), sites, batch_size=batch_size)
         return cls(model, process, chosen, makers, target_makers, centroids, batch_size)
 
     def run(

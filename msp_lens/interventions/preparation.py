@@ -60,11 +60,12 @@ class OverWords:
         """
         check_at_least("n_words", n_words, 1)
         check_batch_size(batch_size)
+        process, n_ctx = process_of(model, data)
         if isinstance(data, BeliefDataset):
             dataset = data
         else:
-            n_ctx = word_length(model, otherwise="a dataset")
-            dataset = words(data, n_ctx=n_ctx, max_words=n_words, seed=seed)
+            n_ctx = word_length(model, n_ctx, otherwise="a dataset")
+            dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
         check_fits(model, dataset.process, dataset.n_ctx)
         return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
 
@@ -86,8 +87,19 @@ class OverWords:
 
 
 def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Process, int | None]:
-    """The process, and how long words are: as in the dataset, or else the model's context if it is known."""
-    return (data.process, data.n_ctx) if isinstance(data, BeliefDataset) else (data, context_length(model))
+    """The process, and how long words are: as in the dataset, or else the model's context if it is known.
+
+    Raises:
+        ValueError: if the dataset has a token map.
+    """
+    if not isinstance(data, BeliefDataset):
+        return data, context_length(model)
+    if data.token_map is not None and not data.token_map.is_identity:
+        raise ValueError(
+            f"{data!r} has a token map, and experiments feed the model the symbols themselves: give a dataset without "
+            "one, or steer on the model's own tokens with probe.steer(model, belief, position=…)."
+        )
+    return data.process, data.n_ctx
 
 
 def group_label(group: Sequence[BeliefProbe]) -> str:

@@ -219,6 +219,20 @@ def test_edits_need_what_they_are_solved_from(made):
             needy(probe)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_keep_their_dtype(made, target, dtype):
+    probe, rows, *_ = made
+    generator = torch.Generator().manual_seed(0)
+    for make in (edits.steer, edits.patch, edits.pseudo_inverse_shift, edits.covariance_shift, edits.erase):
+        edit = make(probe)
+        exact = edit(rows, target)
+        for _ in range(2):
+            result = edit(rows.to(dtype), target)
+            assert result.dtype == dtype
+            torch.testing.assert_close(result.double(), exact, atol=20 * torch.finfo(dtype).eps, rtol=0)
+    assert edits.placebo(edits.steer(probe), generator=generator)(rows.to(dtype), target).dtype == dtype
+
+
 def test_saved_probes_edit_alike(random_report, tmp_path):
     probe = random_report["1_post"]
     loaded = msp.BeliefProbe.load(probe.save(tmp_path / "probe.safetensors"))

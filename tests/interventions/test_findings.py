@@ -10,7 +10,7 @@ from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens import interventions as edits
-from msp_lens.beliefs.trajectories import continuations, filter_from, to_simplex
+from msp_lens.beliefs import continuations, filter_from, nearest_distribution
 from msp_lens.interventions import InterventionReport
 
 
@@ -89,7 +89,7 @@ def test_necessity_by_hand(random_model, random_report, mess3, dataset):
 def test_commutation_by_hand(random_model, random_report, mess3, dataset):
     found = msp.bayes_consistency(random_model, dataset, probes=random_report)
     probe = random_report["1_post"]
-    read = to_simplex(probe.predict(activations(random_model, dataset, probe)[0]).double())
+    read = nearest_distribution(probe.predict(activations(random_model, dataset, probe)[0]).double())
     update = copy = reading = total = 0.0
     for word, tokens in enumerate(dataset.tokens.tolist()):
         weight = float(dataset.word_weights[word])
@@ -197,7 +197,7 @@ def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
     probe = random_report["0_post"]
     values, logits = activations(random_model, dataset, probe)
     log_predicted = logits.double().log_softmax(-1)
-    implied = to_simplex(probe.predict(values).double()) @ mess3.emissions
+    implied = nearest_distribution(probe.predict(values).double()) @ mess3.emissions
     optimal = dataset.beliefs @ mess3.emissions
 
     def mean_kl(first, log_second):
@@ -235,13 +235,32 @@ def test_findings_show_what_they_hold(random_model, random_report, mess3, untouc
     persisted = findings[0].select(site="0_post", edit="steer", edited="trajectory", after=1)
     untouched = findings[0].select(site="0_post", edit="none", edited="trajectory", after=1)
     assert persisted["recovery"] == pytest.approx(1 - persisted["kl_to_target"] / untouched["kl_to_target"])
-    with pytest.raises(KeyError, match=r"choose by site, edited"):
+    with pytest.raises(KeyError, match=r"choose by edited; there are site 0_post; after 0, 1; edited one position, "):
         findings[0].plot()
     with pytest.raises(KeyError, match=r"0 results for .*; there are site 0_post"):
         findings[1].select(site="9_post")
     with pytest.raises(KeyError, match="No column 'layer'; there are site"):
         findings[1].select(layer=3)
     assert isinstance(findings[0], InterventionReport)
+
+
+@pytest.mark.parametrize(
+    "experiment", ["intervene", "persistence", "necessity", "bayes_consistency", "prediction_consistency"]
+)
+def test_numbers_too_small_are_refused_before_any_work(experiment, random_report, mess3):
+    """The model that would do the work is none at all."""
+    run = getattr(edits, experiment)
+    with pytest.raises(ValueError, match="batch_size=0: give at least 1"):
+        run(None, msp.all_words(mess3, 5), probes=random_report, batch_size=0)
+    with pytest.raises(ValueError, match="n_words=0: give at least"):
+        run(None, msp.all_words(mess3, 5), probes=random_report, n_words=0)
+
+
+def test_a_dataset_with_a_token_map_is_refused(random_model, random_report, mess3):
+    dataset = msp.words(mess3, n_ctx=5, token_map=msp.TokenMap([2, 0, 1]))
+    for experiment in (edits.intervene, edits.necessity):
+        with pytest.raises(ValueError, match="has a token map"):
+            experiment(random_model, dataset, probes=random_report)
 
 
 def test_bad_requests_are_refused(random_model, random_report, mess3):

@@ -1,5 +1,7 @@
+import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 
@@ -206,6 +208,35 @@ def test_tables_maps_and_figures(random_model, random_report, mess3):
     many = msp.intervene(random_model, mess3, probes=random_report["0_post"], edits=list(EDITS), n_words=5)
     assert "donor belief" in repr(many)
     assert list(many._display().index) == list(EDITS)
+
+
+def test_a_report_survives_json(random_model, random_report, mess3):
+    """Undefined numbers, display and pictures included."""
+    found = msp.intervene(random_model, mess3, probes=random_report, strengths=(0.5, 1.0), n_words=20)
+    assert found.table["displacement"].isna().any()
+    again = msp.InterventionReport.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    pd.testing.assert_frame_equal(again.table, found.table)
+    assert again.to_dict() == found.to_dict()
+    assert repr(again) == repr(found)
+    assert again._repr_html_() == found._repr_html_()
+    assert len(again.plot().axes[0].patches) == len(found.plot().axes[0].patches) == 4 * 7
+
+
+def test_edits_made_only_in_part_are_shown_too(random_model, random_report, mess3):
+    found = msp.intervene(random_model, mess3, probes=random_report["0_post"], edits="steer", strengths=0.5, n_words=20)
+    assert found.select(site="0_post", edit="steer").strength == 0.5
+    assert found.select(site="0_post", edit="donor", strength=1.0).n == 20
+    assert "donor" in found.summary()[0]
+
+
+def test_a_dataset_stands_for_its_process_and_the_length_of_its_words(random_model, random_report, mess3):
+    dataset = msp.all_words(mess3, 4)
+    found = msp.intervene(random_model, dataset, probes=random_report["0_post"], n_words=20)
+    by_process = msp.intervene(random_model, mess3, probes=random_report["0_post"], positions=3, n_words=20)
+    pd.testing.assert_frame_equal(found.table, by_process.table)
+    lasting = msp.persistence(random_model, dataset, probes=random_report["0_post"], n_words=20)
+    # Three quarters into the words, but no later than the last position but one.
+    assert lasting.provenance["position"] == 2
 
 
 def test_one_target_for_each_kind(random_model, random_report, mess3):

@@ -4,17 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.optimize import minimize
 from sklearn.linear_model import LinearRegression
 
 import msp_lens as msp
+from msp_lens.beliefs import nearest_distribution
 from msp_lens.models.activations import stream_activations
 from msp_lens.probing.geometry import (
     belief_angles,
     effective_dimension,
-    nearest_distribution,
     unembedding_agreement,
     variance_share,
 )
@@ -37,20 +34,6 @@ def rows_of(model, report, label):
     ids = dataset.prefix_ids[dataset.is_first]
     weights = dataset.prefix_weights("probability")[ids]
     return activations[dataset.is_first].double(), dataset.prefix_beliefs[ids], weights
-
-
-@given(st.lists(st.floats(-3, 3), min_size=2, max_size=5))
-def test_the_nearest_distribution_is_that_of_a_general_optimizer(point):
-    found = nearest_distribution(torch.tensor([point], dtype=torch.float64))[0].numpy()
-    assert found.sum() == pytest.approx(1)
-    assert (found >= 0).all()
-    best = minimize(
-        lambda x: ((x - point) ** 2).sum(),
-        np.full(len(point), 1 / len(point)),
-        bounds=[(0, 1)] * len(point),
-        constraints={"type": "eq", "fun": lambda x: x.sum() - 1},
-    )
-    assert ((found - point) ** 2).sum() <= best.fun + 1e-6
 
 
 @pytest.mark.parametrize("degrees", [0.0, 1e-6, 30.0, 90.0])
