@@ -112,7 +112,7 @@ def intervene(
         notes=tuple(_notes(table, provenance)),
         provenance=provenance,
         layout=Layout(
-            rows=(rows, *varying),
+            rows=[rows, *varying],
             columns=columns,
             value="kl_to_target",
             label="KL to the target's optimum (nats)",

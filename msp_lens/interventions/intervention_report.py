@@ -33,7 +33,7 @@ class Layout:
         chosen: Values of keys that a picture keeps to unless told otherwise.
     """
 
-    rows: Sequence[str]
+    rows: list[str]
     columns: str
     value: str
     label: str
@@ -192,7 +192,7 @@ class InterventionReport(TableView):
             constant = [column for column, values in self.shown.items() if len(values) == 1]
             table = self._shown().drop(columns=constant)
             return table.map(text).set_index(table.columns[0])
-        rows, columns = list(self.layout.rows), self.layout.columns
+        rows, columns = self.layout.rows, self.layout.columns
         wide = _wide(self._shown(), rows, columns, self.layout.value).map(text)
         return wide.reset_index(level=rows[1:]).rename_axis(columns=None)
 

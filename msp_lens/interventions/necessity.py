@@ -117,7 +117,7 @@ def necessity(
         keys=("site", "edit"),
         notes=notes,
         provenance=prepared.provenance | {"n_random": n_random},
-        layout=Layout(rows=("site",), columns="edit", value="regret", label=title, shade="share_lost"),
+        layout=Layout(rows=["site"], columns="edit", value="regret", label=title, shade="share_lost"),
     )
 
 

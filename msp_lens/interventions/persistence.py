@@ -126,7 +126,7 @@ def persistence(
             "seed": seed,
         },
         layout=Layout(
-            rows=("site", "after", "edited"),
+            rows=["site", "after", "edited"],
             columns="edit",
             value="kl_to_target",
             label=title,

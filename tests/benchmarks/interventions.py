@@ -46,7 +46,8 @@ def main():
         "Bayes consistency: 6 sites, up to 20,000 words", lambda: msp.bayes_consistency(model, process, probes=report)
     )
     measured(
-        "unembedding: 6 sites, up to 20,000 words", lambda: msp.prediction_consistency(model, process, probes=report)
+        "prediction consistency: 6 sites, up to 20,000 words",
+        lambda: msp.prediction_consistency(model, process, probes=report),
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

@@ -180,7 +180,7 @@ def test_placebos_are_as_long_as_the_edit(made, target):
 
 def test_a_site_that_is_all_belief_has_no_direction_off_it():
     probe, *_ = made_probe(width=4, n_states=3)
-    with pytest.raises(ValueError, match="fill all 4 dimensions"):
+    with pytest.raises(ValueError, match="span all 4 dimensions"):
         edits.placebo_off_belief(edits.steer(probe), generator=torch.Generator())
 
 

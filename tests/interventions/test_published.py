@@ -120,7 +120,7 @@ def test_necessity_and_sufficiency(published_model, published_report, mess3):
     assert regret("all sites", "keep only") < 0.03
 
 
-def test_commutation_and_the_unembedding(published_model, published_report, mess3):
+def test_the_two_consistencies(published_model, published_report, mess3):
     found = msp.bayes_consistency(published_model, mess3, probes=published_report, n_words=2000)
     late, early = (found.select(site=site, token="all") for site in ("3_post", "0_pre"))
     assert late["skill"] > 0.99

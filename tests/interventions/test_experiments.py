@@ -1,4 +1,4 @@
-"""Persistence, necessity, commutation and the unembedding against computations by hand; their tables and pictures."""
+"""Persistence, necessity and the two consistencies against computations by hand; their tables and pictures."""
 
 import json
 
@@ -86,7 +86,7 @@ def test_necessity_by_hand(random_model, random_report, mess3, dataset):
     assert found.select(site="1_post", edit="erase random")["spread"] > 0
 
 
-def test_commutation_by_hand(random_model, random_report, mess3, dataset):
+def test_bayes_consistency_by_hand(random_model, random_report, mess3, dataset):
     found = msp.bayes_consistency(random_model, dataset, probes=random_report)
     probe = random_report["1_post"]
     read = nearest_distribution(probe.predict(activations(random_model, dataset, probe)[0]).double())
@@ -193,7 +193,7 @@ def test_a_belief_that_never_changes_cannot_be_erased():
     assert "No belief read moves" in found.summary()[0]
 
 
-def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
+def test_prediction_consistency_by_hand(random_model, random_report, mess3, dataset):
     probe = random_report["0_post"]
     values, logits = activations(random_model, dataset, probe)
     log_predicted = logits.double().log_softmax(-1)
@@ -211,15 +211,15 @@ def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
     assert row["average_to_model"] == pytest.approx(mean_kl(third, log_predicted), rel=1e-5)
 
 
-def test_findings_show_what_they_hold(random_model, random_report, mess3, untouched, global_state):
+def test_reports_show_what_they_hold(random_model, random_report, mess3, untouched, global_state):
     options = {"probes": random_report["0_post"]}
-    findings = [
+    reports = [
         msp.persistence(random_model, mess3, n_words=10, **options),
         msp.necessity(random_model, mess3, n_words=50, **options),
         msp.bayes_consistency(random_model, mess3, n_words=50, **options),
         msp.prediction_consistency(random_model, mess3, n_words=50, **options),
     ]
-    for found, choice in zip(findings, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
+    for found, choice in zip(reports, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
         assert isinstance(found.to_dataframe(), pd.DataFrame)
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["title"] == found.title
         for text in (repr(found), found._repr_html_()):
@@ -229,19 +229,19 @@ def test_findings_show_what_they_hold(random_model, random_report, mess3, untouc
         # First of all comes what was found, in numbers.
         assert any(character.isdigit() for character in found.summary()[0])
         assert found.plot(**choice).axes
-    assert len(repr(findings[0]).splitlines()) < len(findings[0].table)
-    assert "background: rgba" in findings[0]._repr_html_()
-    assert "background: rgba" in findings[1]._repr_html_()
-    persisted = findings[0].select(site="0_post", edit="steer", edited="trajectory", after=1)
-    untouched = findings[0].select(site="0_post", edit="none", edited="trajectory", after=1)
+    assert len(repr(reports[0]).splitlines()) < len(reports[0].table)
+    assert "background: rgba" in reports[0]._repr_html_()
+    assert "background: rgba" in reports[1]._repr_html_()
+    persisted = reports[0].select(site="0_post", edit="steer", edited="trajectory", after=1)
+    untouched = reports[0].select(site="0_post", edit="none", edited="trajectory", after=1)
     assert persisted["recovery"] == pytest.approx(1 - persisted["kl_to_target"] / untouched["kl_to_target"])
     with pytest.raises(KeyError, match=r"choose by edited; there are site 0_post; after 0, 1; edited one position, "):
-        findings[0].plot()
+        reports[0].plot()
     with pytest.raises(KeyError, match=r"0 results for .*; there are site 0_post"):
-        findings[1].select(site="9_post")
+        reports[1].select(site="9_post")
     with pytest.raises(KeyError, match="No column 'layer'; there are site"):
-        findings[1].select(layer=3)
-    assert isinstance(findings[0], InterventionReport)
+        reports[1].select(layer=3)
+    assert isinstance(reports[0], InterventionReport)
 
 
 @pytest.mark.parametrize(
