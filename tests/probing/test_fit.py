@@ -126,7 +126,7 @@ def test_a_report_through_a_token_map_can_be_looked_at_and_loaded(mess3, tmp_pat
     mse = float((weights @ (read - found.dataset.prefix_beliefs) ** 2).mean())
     assert mse == pytest.approx(found["0_post"].scores.in_sample.mse, rel=1e-4)
     loaded = msp.ProbeReport.load(found.save(tmp_path / "report.safetensors"), model=network)
-    assert loaded.token_map == token_map
+    assert loaded.dataset.token_map == token_map
     assert loaded.geometry().to_dataframe().equals(found.geometry().to_dataframe())
     assert loaded.plot("0_post").axes
 
