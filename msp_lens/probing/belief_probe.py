@@ -295,7 +295,7 @@ class BeliefProbe:
         """
         tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
-            raise ValueError(f"{path} is not an msp_lens probe: give a file that probe.save(path) wrote.")
+            raise ValueError(f"{path} is not a probe of msp_lens: give a file that probe.save(path) wrote.")
         return cls.from_parts(json.loads(metadata["msp_lens_probe"]), tensors)
 
     @classmethod

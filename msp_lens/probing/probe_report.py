@@ -98,7 +98,7 @@ class ProbeReport(TableView, ProbeTables):
                 "ProbeReport.load(path, model=model), or probe a model on a process."
             )
         if model_fingerprint(self.model) != self.provenance["model_fingerprint"]:
-            raise ValueError("The model's weights have changed since it was probed: probe it again.")
+            raise ValueError("The model has changed since it was probed: probe it again.")
         return self.model, self.dataset
 
     def distances(
