@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._tables import to_html, to_text
+from msp_lens.beliefs.nearest import nearest_distribution
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.models.hooked import HookedModel, site_label
 from msp_lens.moments.moments import Moments
@@ -232,20 +233,6 @@ def simplex_distances(
         outside = distance > ON_SIMPLEX
         found.append(SimplexDistance(float(shares @ distance), float(distance.max()), float(shares[outside].sum())))
     return found
-
-
-def nearest_distribution(points: Float64[Tensor, "row state"]) -> Float64[Tensor, "row state"]:
-    """The nearest point of the simplex (Duchi et al. 2008, figure 1).
-
-    Example:
-        >>> nearest_distribution(torch.tensor([[0.5, 0.7, -0.2]], dtype=torch.float64))
-        tensor([[0.4000, 0.6000, 0.0000]], dtype=torch.float64)
-    """
-    descending = points.sort(dim=1, descending=True).values
-    count = torch.arange(1, points.shape[1] + 1, dtype=points.dtype)
-    shifts = (descending.cumsum(dim=1) - 1) / count
-    last = (descending > shifts).sum(dim=1, keepdim=True) - 1
-    return (points - shifts.gather(1, last)).clamp(min=0)
 
 
 def unembedding_agreement(

@@ -6,14 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles as scipy_angles
-from scipy.optimize import minimize
 from sklearn.linear_model import LinearRegression
 
 import msp_lens as msp
+from msp_lens.beliefs import nearest_distribution
 from msp_lens.models.activations import stream_activations
 from msp_lens.probing.geometry import (
     effective_dimension,
-    nearest_distribution,
     principal_angles,
     unembedding_agreement,
     variance_share,
@@ -37,20 +36,6 @@ def rows_of(model, report, label):
     ids = dataset.prefix_ids[dataset.is_first]
     weights = dataset.prefix_weights("probability")[ids]
     return activations[dataset.is_first].double(), dataset.prefix_beliefs[ids], weights
-
-
-@given(st.lists(st.floats(-3, 3), min_size=2, max_size=5))
-def test_the_nearest_distribution_is_that_of_a_general_optimizer(point):
-    found = nearest_distribution(torch.tensor([point], dtype=torch.float64))[0].numpy()
-    assert found.sum() == pytest.approx(1)
-    assert (found >= 0).all()
-    best = minimize(
-        lambda x: ((x - point) ** 2).sum(),
-        np.full(len(point), 1 / len(point)),
-        bounds=[(0, 1)] * len(point),
-        constraints={"type": "eq", "fun": lambda x: x.sum() - 1},
-    )
-    assert ((found - point) ** 2).sum() <= best.fun + 1e-6
 
 
 @given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1.0, 1e-9]))
