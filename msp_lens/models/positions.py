@@ -63,7 +63,7 @@ def writing(
     """Run the model with a change made at some positions of one or several sites: the one act of writing a belief.
 
     Gradients flow, also to a `belief` that requires them. At the end these hooks, and only these, are removed, even
-    after an exception; the model's mode stays as it is.
+    after an exception; the model's mode does not change.
 
     Args:
         model: The model to edit.
