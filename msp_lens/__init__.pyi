@@ -22,6 +22,7 @@ from .data import (
     one_hot,
     sampled_words,
     token_dataset,
+    words,
 )
 from .experiments.study import (
     Study,
@@ -68,7 +69,6 @@ from .moments import (
 from .probing import (
     BeliefProbe,
     ProbeReport,
-    geometry,
     probe,
     probe_rows,
     read_beliefs,
@@ -145,7 +145,6 @@ __all__ = [
     "find_sites",
     "frdn",
     "from_moore",
-    "geometry",
     "golden_mean",
     "intervene",
     "leaky",
@@ -185,5 +184,6 @@ __all__ = [
     "token_dataset",
     "train",
     "with_bos",
+    "words",
     "z1r",
 ]
