@@ -138,6 +138,8 @@ def plot_use(
 
 def scale_tokens(axis: Axes, tokens: Sequence[int]) -> None:
     """Put tokens on a logarithmic axis; if it has to show 0 too, linear up to the first checkpoint after it."""
+    from matplotlib.ticker import NullLocator
+
     beyond_zero = [seen for seen in tokens if seen > 0]
     least, most = min(beyond_zero, default=1), max(beyond_zero, default=10)
     if min(tokens) > 0:
@@ -149,7 +151,7 @@ def scale_tokens(axis: Axes, tokens: Sequence[int]) -> None:
         # Ticks at 0 and at every power of ten that keeps clear of it.
         powers = [10.0**k for k in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
         axis.set_xticks([0, *(power for power in powers if power > least)])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def positive(values: Sequence[float]) -> np.ndarray:

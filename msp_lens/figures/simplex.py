@@ -186,7 +186,7 @@ def _draw_path(axis: Axes, panels: Panels, name: str, rows: Tensor, tokens: Sequ
 def _completed(figure: Picture, project: Projection, title: str | None, look: Theme) -> Picture:
     """The figure with its title, and what the axes are where the simplex itself is not drawn."""
     if project.corners is None and project.axes.shape[0] > 2:
-        first, second = (f"{100 * share:.0f} %" for share in project.variance)
+        first, second = (f"{share:.0%}" for share in project.variance)
         label = f"principal axes of the true beliefs, {first} and {second} of their variance"
         figure.supxlabel(label, fontsize=9, color=look.soft)
     if title:
