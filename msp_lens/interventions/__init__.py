@@ -1,6 +1,5 @@
 """Write beliefs: edits of the residual stream, and the experiments that tell whether the network uses them."""
 
-from msp_lens.beliefs.trajectories import continuations, filter_from, to_simplex
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
 from msp_lens.interventions.edits import (
@@ -40,13 +39,11 @@ __all__ = [
     "bayes_consistency",
     "belief_centroids",
     "centroid",
-    "continuations",
     "covariance_shift",
     "donor",
     "donor_belief",
     "erase",
     "erase_random",
-    "filter_from",
     "intervene",
     "keep_only",
     "nearest_words",
@@ -61,6 +58,5 @@ __all__ = [
     "project_out_random",
     "pseudo_inverse_shift",
     "steer",
-    "to_simplex",
     "toward",
 ]

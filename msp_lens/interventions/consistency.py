@@ -21,7 +21,8 @@ from torch import Tensor
 
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
-from msp_lens.beliefs.trajectories import follow, nearest_belief
+from msp_lens.beliefs.nearest import nearest_belief
+from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import OverWords, Probes
 from msp_lens.interventions.findings import Findings

@@ -10,7 +10,8 @@ from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens import interventions as edits
-from msp_lens.interventions import Findings, filter_from, to_simplex
+from msp_lens.beliefs import continuations, filter_from, nearest_distribution
+from msp_lens.interventions import Findings
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_persistence_by_hand(random_model, random_report, mess3):
     words = mess3.sample(20, 3, generator=generator)
     target = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).expand(20, -1)
     mess3.sample(20, 3, generator=generator)
-    following = edits.continuations(mess3, target, 2, generator=generator)
+    following = continuations(mess3, target, 2, generator=generator)
     fed, beliefs = torch.cat([words, following], dim=1), filter_from(mess3, target, following)
     actual = msp.filter_beliefs(mess3, fed)[:, 2:]
     ways = {"one position": (2, beliefs[:, :1]), "trajectory": (slice(2, None), beliefs)}
@@ -80,7 +81,7 @@ def test_necessity_by_hand(random_model, random_report, mess3, dataset):
 def test_commutation_by_hand(random_model, random_report, mess3, dataset):
     found = msp.bayes_consistency(random_model, dataset, probes=random_report)
     probe = random_report["1_post"]
-    read = to_simplex(probe.predict(activations(random_model, dataset, probe)[0]).double())
+    read = nearest_distribution(probe.predict(activations(random_model, dataset, probe)[0]).double())
     update = copy = reading = total = 0.0
     for word, tokens in enumerate(dataset.tokens.tolist()):
         weight = float(dataset.word_weights[word])
@@ -188,7 +189,7 @@ def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
     probe = random_report["0_post"]
     values, logits = activations(random_model, dataset, probe)
     log_predicted = logits.double().log_softmax(-1)
-    implied = to_simplex(probe.predict(values).double()) @ mess3.emissions
+    implied = nearest_distribution(probe.predict(values).double()) @ mess3.emissions
     optimal = dataset.beliefs @ mess3.emissions
 
     def mean_kl(first, log_second):
