@@ -7,7 +7,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -16,8 +16,11 @@ class TableView:
     """A result that shows itself as a table: a `repr` in a terminal, and HTML in a notebook.
 
     A subclass defines the table (`_display`), the title above it (`_title`) and the notes below it (`summary`). It may
-    also shade cells in HTML (`_shades`), and give other notes there (`_html_notes`), to explain the shading.
+    also shade cells in HTML (`_shades`), give other notes there (`_html_notes`), to explain the shading, and name
+    columns of words, which are aligned left (`_prose`).
     """
+
+    _prose: ClassVar[tuple[str, ...]] = ()
 
     def _display(self) -> pd.DataFrame:
         raise NotImplementedError
@@ -36,7 +39,7 @@ class TableView:
         return self.summary()
 
     def __repr__(self) -> str:
-        return to_text(self._display(), title=self._title(), notes=self.summary())
+        return to_text(self._display(), title=self._title(), notes=self.summary(), left=self._prose)
 
     def _repr_html_(self) -> str:
         return to_html(self._display(), title=self._title(), notes=self._html_notes(), shades=self._shades())
