@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read without trusting them."""
+"""Files: written atomically, and read with a check for damage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
-    """Write to a temporary file beside `path`, then rename: a reader sees the old file or the whole new one."""
+    """Write to a temporary file in the same folder, then rename: a reader sees the old file or the complete new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -25,7 +25,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files for their owner's eyes only; a result is an ordinary file.
+        # mkstemp makes files that only their owner can read; a result is an ordinary file.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
@@ -46,7 +46,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def without_nan(value: Any) -> Any:
-    """The value with `None` for NaN and infinity, which JSON does not have, and plain numbers for numpy's."""
+    """The value with `None` for NaN and infinity, which JSON lacks, and plain numbers in place of numpy's."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -57,7 +57,7 @@ def without_nan(value: Any) -> Any:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The texts in a safetensors file's header; its tensors are not read.
+    """The metadata of a safetensors file, without reading its tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -68,7 +68,7 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its header's texts.
+    """The tensors and the metadata of a safetensors file.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -87,4 +87,4 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}), perhaps cut off: copy it, or make it, again.") from error
+        raise ValueError(f"{path} is damaged ({error}), possibly truncated: copy or create it again.") from error

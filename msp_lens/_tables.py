@@ -1,4 +1,4 @@
-"""Tables worth reading, in a terminal and in a notebook."""
+"""Results as tables, in a terminal and in a notebook; rows as JSON."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-# A skill below this says no more than "worse than the control".
-LOWEST_SKILL = -9.99
-
 
 class TableView:
     """A result that shows itself as a table: a `repr` in a terminal, and HTML in a notebook.
 
-    A subclass says what is shown: `_display` the table, `_title` what stands above it and `summary` the notes below;
-    `_shades` may shade cells in HTML, and `_html_notes` may say what the shading means; `_prose`
-    names columns of words, which are aligned left.
+    A subclass defines the table (`_display`), the title above it (`_title`) and the notes below it (`summary`). It may
+    also shade cells in HTML (`_shades`), give other notes there (`_html_notes`), to explain the shading, and name
+    columns of words, which are aligned left (`_prose`).
     """
 
     _prose: ClassVar[tuple[str, ...]] = ()
@@ -32,7 +29,7 @@ class TableView:
         raise NotImplementedError
 
     def summary(self) -> list[str]:
-        """What the numbers are and how to read them, one note each."""
+        """Notes on what the numbers are and how to read them."""
         return []
 
     def _shades(self) -> pd.DataFrame | None:
@@ -54,11 +51,11 @@ def to_text(
     """The table with its title and notes as plain text, for a `repr`.
 
     Args:
-        table: Its values are shown as they are, whole.
-        title: Above it.
-        notes: Beneath it, a line each or more.
-        left: Columns of words, which begin at the left.
-        width: Of the notes.
+        table: What to show; values are converted by `str` and never cut off.
+        title: Above the table.
+        notes: Below the table, each on lines of its own.
+        left: Columns to align on the left, such as words.
+        width: Characters in a line of the notes.
     """
     from rich import box
     from rich.console import Console
@@ -67,14 +64,14 @@ def to_text(
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
     columns = {table.index.name or "": list(table.index)} | {name: table[name].tolist() for name in table.columns}
     for position, (name, values) in enumerate(columns.items()):
-        # Headings fold where they are wider than what stands below them; values never do.
+        # Headings wrap where they are wider than their column's values; values never do.
         wide = max(max((len(str(value)) for value in values), default=0), *map(len, str(name).split()), 1)
         is_prose = position == 0 or str(name) in left
         heading = textwrap.fill(str(name), wide)
         grid.add_column(heading, justify="left" if is_prose else "right", no_wrap=True, vertical="bottom")
     for label, row in table.iterrows():
         grid.add_row(str(label), *(str(value) for value in row))
-    # A console of its own, without color and with room: the repr may end up in a file or a doctest.
+    # A separate console, without color and wide enough: the repr may end up in a file or a doctest.
     console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False)
     console.print(grid)
     text = f"{title}\n{console.file.getvalue()}"  # pyright: ignore[reportAttributeAccessIssue]
@@ -83,13 +80,13 @@ def to_text(
 
 
 def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shades: pd.DataFrame | None = None) -> str:
-    """The same as HTML, for a notebook or a page.
+    """The table with its title and notes as HTML, for a notebook or a page.
 
     Args:
-        table: What to show.
-        title: Above it.
-        notes: Below it.
-        shades: How dark the cells of some columns are, 0 to 1, row by row; NaN leaves one as it is.
+        table: What to show; values are converted by `str`.
+        title: Above the table.
+        notes: Below the table, a paragraph each.
+        shades: How dark to shade the cells of some columns, 0 to 1, row by row; NaN for no shade.
     """
     dark = {} if shades is None else {name: shades[name].tolist() for name in shades}
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [table.index.name or "", *table.columns])
@@ -105,7 +102,7 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
     remarks = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
         f'<div class="msp-lens-table"><h3>{html.escape(title)}</h3>'
-        # A table wider than the page scrolls in a box of its own, by keyboard too.
+        # A table wider than the page scrolls within its box, by keyboard too.
         '<div class="msp-lens-scroll" style="overflow-x: auto" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
@@ -114,19 +111,19 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
 def _shade(value: float) -> str:
     if pd.isna(value) or value <= 0:
         return ""
-    # Blue over whatever the page's own background is, light enough for text of any color.
+    # A blue over any background, light enough for text of any color.
     return f' style="background: rgba(0, 114, 178, {0.4 * min(float(value), 1):.2f})"'
 
 
 def skill_text(skill: float, *, digits: int = 3) -> str:
-    """A skill as tables show it: a dash where it was not measured, and no more than a bound where it is far below 0."""
+    """A skill as tables show it: a dash where it was not measured, and only a bound where it is far below 0."""
     if math.isnan(skill):
         return "–"
-    return f"{skill:.{digits}f}" if skill > LOWEST_SKILL else f"< {LOWEST_SKILL:.0f}"
+    return f"{skill:.{digits}f}" if skill > -9.99 else "< -10"
 
 
 def json_records(rows: Iterable[Mapping[Any, Any]]) -> list[dict[str, Any]]:
-    """Rows as JSON has them: what is undefined is null."""
+    """Rows for JSON, with null for undefined values."""
     return [{str(key): None if _is_undefined(value) else value for key, value in row.items()} for row in rows]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,7 +78,9 @@ def test_theory_is_told_and_drawn(tmp_path):
     result = call_here("msp", "z1r", "--plot", tmp_path / "z1r.svg", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["mixed_states"] == 7
-    assert "η" in (tmp_path / "z1r.svg").read_text() or (tmp_path / "z1r.svg").stat().st_size > 1000
+    # Matplotlib draws letters as outlines and names each text in a comment.
+    drawn = (tmp_path / "z1r.svg").read_text(encoding="utf-8")
+    assert {"η", "η₀", "η₁", "η₁₀", "η₀₀", "η₀₁", "η₁₁"} <= set(re.findall("<!-- (.*?) -->", drawn))
     assert "7 mixed states, 3 of them recurrent" in call_here("msp", "z1r").stdout
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -206,7 +207,11 @@ def _fitted(scales: np.ndarray, counts: np.ndarray, sign: int, kind: str, n_poin
         )
     x, y = np.log(scales), np.log(counts)
     middle = len(x) // 2
-    slope, _, _, _, error = linregress(x, y)
-    coarse, fine = linregress(x[: middle + 1], y[: middle + 1])[0], linregress(x[middle:], y[middle:])[0]
-    uncertainty = max(float(error), abs(float(coarse - fine)) / 2)
-    return Dimension(sign * float(slope), uncertainty, tuple(scales.tolist()), tuple(counts.tolist()), kind, n_points)
+    # scipy's stubs do not tell the fields of its result.
+    whole, coarse, fine = (
+        cast(Any, linregress(x[part], y[part])) for part in (slice(None), slice(middle + 1), slice(middle, None))
+    )
+    uncertainty = max(float(whole.stderr), abs(float(coarse.slope - fine.slope)) / 2)
+    return Dimension(
+        sign * float(whole.slope), uncertainty, tuple(scales.tolist()), tuple(counts.tolist()), kind, n_points
+    )

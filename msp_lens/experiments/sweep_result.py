@@ -123,7 +123,7 @@ class SweepResult:
             KeyError: if there is no such setting, number or site.
             ValueError: if no run has it.
         """
-        from msp_lens.figures.setting_curves import plot_sweep
+        from msp_lens.figures.curves import plot_sweep
 
         table = self.to_dataframe("run" if site is None else "site")
         if site is not None:
@@ -145,7 +145,9 @@ class SweepResult:
             places, heights = curves.setdefault(name, ([], []))
             places.append(row[x])
             heights.append(float(row[y]))
-        return plot_sweep(curves, xlabel=x, ylabel=y if site is None else f"{y} at {site}")
+        label = y if site is None else f"{y} at {site}"
+        is_error = y in ("regret", "MSE held out", "MSE in-sample")
+        return plot_sweep(curves, xlabel=x, ylabel=label, is_error=is_error)
 
     def summary(self) -> list[str]:
         """How many runs went how, and what the numbers are."""

@@ -1,26 +1,24 @@
-"""Curves and bars: training against the optimum, regret by position, R² by site beside its controls."""
+"""Curves and bars: training and regret against the optimum, R² by site with its controls, a number over a setting."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
-from msp_lens.figures.style import ThemeName, finish, legend_beside, new_figure, theme_named
+from msp_lens.figures.style import ThemeName, finished, legend_beside, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Site labels longer than this are turned, so as not to run into one another.
-LONG = 8
 
 
 def plot_training(
     tokens: Sequence[float], regret: Sequence[float], by_position: Sequence[float] = (), *, theme: ThemeName = "light"
 ) -> Figure:
-    """Regret over training, estimated on each batch's own tokens, and at the end by position; in nats.
+    """Regret over training, estimated on the tokens of each batch, and by position at the end; in nats.
 
     Args:
         tokens: Tokens seen at each record.
@@ -30,28 +28,25 @@ def plot_training(
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    look = theme_named(theme)
-    figure = new_figure(10.4 if len(by_position) else 6.8, 3.4, look)
-    over_time, *beside = figure.subplots(1, 2 if len(by_position) else 1, squeeze=False)[0]
-    # An estimate of a small regret may fall below 0, where a logarithmic axis ends.
-    positive = np.where(np.asarray(regret) > 0, regret, np.nan)
-    over_time.plot(tokens, positive, color=look.color(0), linewidth=1.2)
+    figure, look = new_figure(10.4 if len(by_position) else 6.8, 3.4, theme)
+    over_time, *more = figure.subplots(1, 2 if len(by_position) else 1, squeeze=False)[0]
+    # An estimate of a small regret may fall below 0.
+    over_time.plot(tokens, positive(regret), color=look.color(0), linewidth=1.2)
     over_time.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="regret (nats)")
-    # A training may see less than a decade of tokens: some marks within one are named, but not all.
+    # A training may see less than a decade of tokens: some ticks within one are named, but not all.
     over_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     over_time.xaxis.set_major_formatter(EngFormatter())
     over_time.xaxis.set_minor_formatter(NullFormatter())
-    over_time.set_title("Loss above the optimum, while training")
-    for over_position in beside:
+    over_time.set_title("Regret during training")
+    for over_position in more:
         over_position.bar(range(len(by_position)), by_position, color=look.color(0))
         over_position.set(xlabel="position", ylabel="regret (nats)", xticks=range(len(by_position)))
-        over_position.set_title("At the end, over every possible word")
-    finish(figure, look)
-    return figure
+        over_position.set_title("Regret after training, by position")
+    return finished(figure, look)
 
 
 def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: ThemeName = "light") -> Figure:
-    """The model's loss at each position on top of the least possible, and what lies between them; in nats.
+    """The model's loss at each position with the optimal loss, and the difference of the two; in nats.
 
     Args:
         regret: E KL(optimal next token ‖ model's) at each position.
@@ -63,27 +58,25 @@ def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: Theme
     """
     if len(regret) != len(floor):
         raise ValueError(f"{len(regret)} regrets and {len(floor)} floors: give one of each for every position.")
-    look = theme_named(theme)
     place, least = np.arange(len(regret)), np.asarray(floor, dtype=float)
-    figure = new_figure(10.4, 3.4, look)
+    figure, look = new_figure(10.4, 3.4, theme)
     losses, above = figure.subplots(1, 2)
     reached = least + np.asarray(regret, dtype=float)
     bottom = least.min() - 0.4 * max(float(np.ptp(reached)), 0.05)
-    losses.fill_between(place, bottom, least, color=look.wash, linewidth=0, label="least possible loss")
+    losses.fill_between(place, bottom, least, color=look.wash, linewidth=0, label="optimal loss")
     losses.plot(place, least, color=look.soft, linewidth=1)
     losses.plot(place, reached, color=look.color(0), marker="o", markersize=5, label="model's loss")
     losses.set(xlabel="position", ylabel="loss (nats)", xticks=place, ylim=(bottom, None))
-    losses.set_title("Loss on the next token")
+    losses.set_title("Next-token loss")
     losses.legend(frameon=False, loc="upper right")
     above.bar(place, regret, color=look.color(0))
     above.set(xlabel="position", ylabel="regret (nats)", xticks=place)
-    above.set_title("Above the floor")
+    above.set_title("Regret: loss above the optimum")
     if np.min(regret) > 0 and np.max(regret) > 30 * np.min(regret):
         above.set_yscale("log")
     else:
         above.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
 def plot_sites(
@@ -96,7 +89,7 @@ def plot_sites(
     intervals: Sequence[tuple[float, float]] | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
-    """R² at each site, held out and in-sample, beside shuffled beliefs, the best control behind them.
+    """R² at each site, held out and in-sample, with shuffled beliefs and the best control behind them.
 
     Where scores come near 1, a second panel stretches the axis there.
 
@@ -105,13 +98,12 @@ def plot_sites(
         held_out: R² held out.
         in_sample: R² in-sample.
         shuffled: R² of a probe of shuffled beliefs, in-sample.
-        control: R² held out of the best control at each site, a broad bar behind its bars.
+        control: R² held out of the best control at each site, a wide bar behind the site's bars.
         intervals: Ends of each held-out R²'s interval.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
     is_crowded = np.nanmax([*held_out, 0.0]) > 0.9
-    figure = new_figure(max(6.4, 0.95 * len(labels) + 2.6) * (1.75 if is_crowded else 1), 3.8, look)
+    figure, look = new_figure(max(6.4, 0.95 * len(labels) + 2.6) * (1.75 if is_crowded else 1), 3.8, theme)
     axis, *more = figure.subplots(1, 2 if is_crowded else 1, squeeze=False, width_ratios=(4, 3)[: 1 + is_crowded])[0]
     place = np.arange(len(labels))
     held, inside, chance = (np.asarray(values, dtype=float) for values in (held_out, in_sample, shuffled))
@@ -119,6 +111,8 @@ def plot_sites(
     low, high = np.full((len(labels), 2), np.nan).T if intervals is None else np.asarray(intervals, dtype=float).T
     reach = np.clip(np.nan_to_num([held - low, high - held]), 0, None)
     error = {"fmt": "none", "ecolor": look.ink, "elinewidth": 1, "capsize": 2, "zorder": 4}
+    # Site labels that might run into one another are turned.
+    turn = 25 if is_crowded or max(map(len, labels)) > 8 else 0
 
     if not np.isnan(marks).all():
         axis.bar(place, np.nan_to_num(marks), width=0.92, color=look.wash, label="best control, held out")
@@ -133,18 +127,63 @@ def plot_sites(
     axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
     lowest = max(np.nanmin([*held, *chance, 0.0]), -0.5)
     axis.set(xticks=place, ylabel="R² of beliefs", ylim=(lowest, 1.02))
-    axis.set_xticks(place, labels, rotation=25 if is_crowded or max(map(len, labels)) > LONG else 0)
-
+    axis.set_xticks(place, labels, rotation=turn)
     if more:
         near = more[0]
+        # Bars that begin below the panel.
         near.bar(place, marks + 9, bottom=-9, width=0.92, color=look.wash)
         near.hlines(marks, place - 0.46, place + 0.46, color=look.ink, linewidth=1.2)
         near.errorbar(place - 0.12, held, yerr=reach, **error)
         near.plot(place - 0.12, held, "o", color=look.color(0), markersize=7)
         near.plot(place + 0.12, inside, "s", color=look.color(1), markersize=6)
         scale_r2(near, [*held, *inside, *marks, *np.where(np.isfinite(low), low, held)])
-        near.set_xticks(place, labels, rotation=25)
-        near.set_title("The same near 1")
+        near.set_xticks(place, labels, rotation=turn)
+        near.set_title("The same, stretched near 1")
     legend_beside((more or [axis])[0], *axis.get_legend_handles_labels())
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
+
+
+def plot_sweep(
+    curves: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    is_error: bool = False,
+    theme: ThemeName = "light",
+) -> Figure:
+    """One number against one setting of many runs: a dot for each run, and a line through the means.
+
+    Args:
+        curves: Name to the places and heights of its runs; places are numbers, or names in the order met.
+        xlabel: What the places are. Numbers that span more than a factor of 8 are drawn on a logarithmic axis.
+        ylabel: What the heights are.
+        is_error: Whether the heights are errors or regrets: drawn on a logarithmic axis if all are positive.
+        theme: `"light"` or `"dark"`.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    figure, look = new_figure(6.8, 3.9, theme)
+    axis = figure.subplots()
+    met = list(dict.fromkeys(place for places, _ in curves.values() for place in places))
+    numeric = all(isinstance(place, int | float) and not isinstance(place, bool) for place in met)
+    at = {place: float(place) if numeric else float(index) for index, place in enumerate(met)}
+    for index, (name, (places, heights)) in enumerate(curves.items()):
+        color = look.color(index)
+        x, y = np.array([at[place] for place in places]), np.asarray(heights, dtype=float)
+        along = np.unique(x)
+        means = [y[x == place].mean() for place in along]
+        axis.plot(along, means, color=color, linewidth=1.6, label=name)
+        axis.scatter(x, y, color=color, s=22, alpha=0.7, edgecolor=look.paper, linewidth=0.5, zorder=3)
+    ordered = sorted(at.values())
+    if numeric and ordered[0] > 0 and ordered[-1] / ordered[0] > 8:
+        axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(ordered))
+    axis.xaxis.set_minor_locator(NullLocator())
+    names = {value: f"{place:g}" if numeric else str(place) for place, value in at.items()}
+    axis.set_xticklabels([names[value] for value in ordered])
+    if is_error and all(height > 0 for _, heights in curves.values() for height in heights):
+        axis.set_yscale("log")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if len(curves) > 1:
+        legend_beside(axis)
+    return finished(figure, look)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msp_lens.figures.style import ThemeName, finish, legend_beside, marker, new_figure, theme_named
+from msp_lens.figures.style import ThemeName, finished, legend_beside, marker, new_figure, write_centered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +31,7 @@ def plot_edits(
         title: Over the figure.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
-    figure = new_figure(max(6.4, 1.7 * len(sites) + 2), 3.6, look)
+    figure, look = new_figure(max(6.4, 1.7 * len(sites) + 2), 3.6, theme)
     axis = figure.subplots()
     place = np.arange(len(sites))
     width = 0.8 / len(values)
@@ -40,10 +39,9 @@ def plot_edits(
         heights = [by_site.get(site, np.nan) for site in sites]
         offset = (index - (len(values) - 1) / 2) * width
         axis.bar(place + offset, heights, width=0.92 * width, color=look.color(index), label=edit)
-    axis.set(xticks=place, xticklabels=sites, ylabel=wrapped(ylabel), title=title)
+    axis.set(xticks=place, xticklabels=sites, ylabel=_wrapped(ylabel), title=title)
     legend_beside(axis)
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
 def plot_heat_map(
@@ -65,29 +63,19 @@ def plot_heat_map(
         xlabel: What the columns are.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
-    figure = new_figure(0.7 * len(columns) + 2.4, 0.42 * len(rows) + 1.4, look)
+    figure, look = new_figure(0.7 * len(columns) + 2.4, 0.42 * len(rows) + 1.4, theme)
     axis = figure.subplots()
     finite = values[np.isfinite(values)]
     low, high = min(0.0, finite.min(initial=0.0)), max(1.0, finite.max(initial=1.0))
     image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            dark = (value - low) / (high - low) < 0.6
-            axis.text(
-                column,
-                row,
-                f"{value:.2f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="#ffffff" if dark else "#000000",
-            )
+            color = "#ffffff" if (value - low) / (high - low) < 0.6 else "#000000"
+            write_centered(axis, (column, row), f"{value:.2f}", size=8, color=color)
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     axis.set(xlabel=xlabel, title=title)
     figure.colorbar(image, ax=axis)
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
 def plot_strengths(
@@ -98,7 +86,7 @@ def plot_strengths(
     title: str = "",
     theme: ThemeName = "light",
 ) -> Figure:
-    """A curve for each edit, over the strength it was made with (or over tokens since).
+    """A curve for each edit over its strength, or over the tokens since.
 
     Args:
         curves: Name to places and heights.
@@ -107,19 +95,16 @@ def plot_strengths(
         title: Over the figure.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
-    figure = new_figure(6.4, 3.6, look)
+    figure, look = new_figure(6.4, 3.6, theme)
     axis = figure.subplots()
-    for index, (name, (places, heights)) in enumerate(curves.items()):
-        axis.plot(
-            places, heights, marker=marker(index), markersize=max(8 - index, 3), color=look.color(index), label=name
-        )
-    axis.set(xlabel=xlabel, ylabel=wrapped(ylabel), title=title)
+    for index, (name, curve) in enumerate(curves.items()):
+        size = max(8 - index, 3)
+        axis.plot(*curve, marker=marker(index), markersize=size, color=look.color(index), label=name)
+    axis.set(xlabel=xlabel, ylabel=_wrapped(ylabel), title=title)
     legend_beside(axis)
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
-def wrapped(label: str) -> str:
+def _wrapped(label: str) -> str:
     """An axis's label in lines that are no longer than the axis."""
     return textwrap.fill(label, 40)

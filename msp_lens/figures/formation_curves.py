@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from msp_lens.figures.style import Theme, ThemeName, finish, legend_beside, new_figure, ordered_colors, theme_named
+from msp_lens.figures.style import Theme, ThemeName, finished, legend_beside, new_figure, ordered_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,29 +31,26 @@ def plot_emergence(
         r2: Site to R² at each checkpoint.
         mse: Site to MSE at each checkpoint.
         regret: Mean regret at each checkpoint, in nats.
-        scored: On what rows R² and MSE are: held out, or in-sample.
+        scored: Which R² and MSE these are: held out, or in-sample.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
-    figure = new_figure(13.2, 3.8, look)
+    figure, look = new_figure(13.2, 3.8, theme)
     explained, error, predicted = figure.subplots(1, 3)
+    style = {"marker": "o", "markersize": 3, "linewidth": 1.3}
     for (site, values), color in zip(r2.items(), _colors(list(r2), look), strict=True):
-        explained.plot(tokens, values, color=color, marker="o", markersize=3, linewidth=1.3, label=site)
-        error.plot(tokens, _positive(mse[site]), color=color, marker="o", markersize=3, linewidth=1.3)
-    predicted.plot(tokens, _positive(regret), color=look.ink, marker="o", markersize=3, linewidth=1.3)
+        explained.plot(tokens, values, color=color, label=site, **style)
+        _plot_positive(error, tokens, mse[site], color=color, **style)
+    _plot_positive(predicted, tokens, regret, color=look.ink, **style)
     known = [value for values in r2.values() for value in values if math.isfinite(value)]
     explained.set(ylabel=f"R² of beliefs, {scored}", ylim=(max(min(known, default=0.0) - 0.05, -0.5), 1.01))
     error.set(ylabel=f"MSE of beliefs, {scored}")
     predicted.set(ylabel="regret (nats)")
-    for axis, title in zip((explained, error, predicted), ("Coarse shape", "Detail", "Predictions"), strict=True):
-        _plain_over_tokens(axis, tokens)
-        axis.set_title(title)
-    for axis, curves in ((error, list(mse.values())), (predicted, [regret])):
-        if any(np.isfinite(_positive(curve)).any() for curve in curves):
-            axis.set_yscale("log")
+    titles = ("Beliefs: variance explained", "Beliefs: error", "Predictions: regret")
+    for axis, title in zip((explained, error, predicted), titles, strict=True):
+        scale_tokens(axis, tokens)
+        axis.set(xlabel="tokens seen", title=title)
     explained.legend(frameon=False, fontsize=8, loc="lower right")
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
 def plot_regret_against_error(
@@ -64,34 +61,32 @@ def plot_regret_against_error(
     scored: str = "held out",
     theme: ThemeName = "light",
 ) -> Figure:
-    """Regret against the MSE of beliefs at each checkpoint, a panel a site, both logarithmic, colored by tokens seen.
+    """Regret against the MSE of beliefs at each checkpoint, a panel for each site, colored by tokens seen.
 
     Args:
         tokens: Tokens seen at each checkpoint.
         regret: Mean regret at each checkpoint, in nats.
         mse: Site to MSE at each checkpoint.
-        scored: On what rows it is.
+        scored: Which MSE this is: held out, or in-sample.
         theme: `"light"` or `"dark"`.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
     """
     from matplotlib.colors import LogNorm
 
-    look = theme_named(theme)
     seen = np.asarray(tokens, dtype=float)
     beyond_zero = seen[seen > 0]
-    lowest = beyond_zero.min(initial=np.inf) if len(beyond_zero) else 1.0
-    figure = new_figure(1.2 + 3.6 * len(mse), 3.8, look)
+    lowest = beyond_zero.min() if len(beyond_zero) else 1.0
+    norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
+    figure, look = new_figure(1.2 + 3.6 * len(mse), 3.8, theme)
     axes = figure.subplots(1, len(mse), squeeze=False, sharey=True)[0]
-    heights = _positive(regret)
+    heights = positive(regret)
     points = None
     for axis, (site, values) in zip(axes, mse.items(), strict=True):
-        places = _positive(values)
+        places = positive(values)
         axis.plot(places, heights, color=look.faint, linewidth=1, zorder=1)
-        norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
-        points = axis.scatter(
-            places, heights, c=np.maximum(seen, lowest), cmap="viridis", norm=norm, s=34, edgecolor=look.paper, zorder=2
-        )
+        style = {"cmap": "viridis", "norm": norm, "s": 34, "edgecolor": look.paper, "zorder": 2}
+        points = axis.scatter(places, heights, c=np.maximum(seen, lowest), **style)
         axis.set(xlabel=f"MSE of beliefs, {scored}", title=site)
         if np.isfinite(places).any():
             axis.set_xscale("log")
@@ -100,8 +95,7 @@ def plot_regret_against_error(
         axes[0].set_yscale("log")
     if points is not None:
         figure.colorbar(points, ax=list(axes), label="tokens seen")
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
 def plot_use(
@@ -113,62 +107,64 @@ def plot_use(
     *,
     theme: ThemeName = "light",
 ) -> Figure:
-    """When a belief can be read and when writing it begins to steer the network, a panel a site.
+    """When a belief can be read and when writing it begins to steer the network, a panel for each site.
 
     Args:
         tokens: Tokens seen at each checkpoint.
         read: Site to held-out R² of its probe at each checkpoint.
-        steer: Site to the share of KL to the target's optimum that steering recovers.
-        placebo: The same of a random step as long.
-        donor: The same of a run that held the target belief.
+        steer: Site to the share of the KL to the target's optimum that steering recovers.
+        placebo: The same for a random step of equal norm.
+        donor: The same for the activation of a run that held the target belief.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
-    figure = new_figure(1.4 + 3.2 * len(steer), 3.6, look)
+    figure, look = new_figure(1.4 + 3.2 * len(steer), 3.6, theme)
     axes = figure.subplots(1, len(steer), squeeze=False, sharey=True)[0]
     series = (
-        ("read: R² held out", read, look.color(0), "-"),
-        ("used: steering recovers", steer, look.color(1), "-"),
-        ("donor recovers", donor, look.color(2), ":"),
-        ("placebo recovers", placebo, look.soft, "--"),
+        ("probe: R² held out", read, look.color(0), "-"),
+        ("steering: KL recovered", steer, look.color(1), "-"),
+        ("donor: KL recovered", donor, look.color(2), ":"),
+        ("placebo: KL recovered", placebo, look.soft, "--"),
     )
     for axis, site in zip(axes, steer, strict=True):
         for name, values, color, style in series:
             axis.plot(tokens, values[site], color=color, linestyle=style, marker="o", markersize=3.5, label=name)
         axis.axhline(0, color=look.faint, linewidth=0.8, zorder=0)
-        _plain_over_tokens(axis, tokens)
-        axis.set(title=site, ylim=(-0.55, 1.05))
-    axes[0].set_ylabel("share")
+        scale_tokens(axis, tokens)
+        axis.set(title=site, xlabel="tokens seen", ylim=(-0.55, 1.05))
+    axes[0].set_ylabel("R², or share of KL recovered")
     legend_beside(axes[-1])
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
-def over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
-    """Tokens on a logarithmic axis; where it must have a place for none seen, linear up to the next checkpoint."""
+def scale_tokens(axis: Axes, tokens: Sequence[int]) -> None:
+    """Put tokens on a logarithmic axis; if it has to show 0 too, linear up to the first checkpoint after it."""
+    from matplotlib.ticker import NullLocator
+
     beyond_zero = [seen for seen in tokens if seen > 0]
     least, most = min(beyond_zero, default=1), max(beyond_zero, default=10)
-    # What is marked: every power of ten, and 0 apart from them.
-    powers = [10.0**k for k in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
     if min(tokens) > 0:
         axis.set_xscale("log")
         axis.set_xlim(0.8 * least, 1.25 * most)
     else:
         axis.set_xscale("symlog", linthresh=least, linscale=0.5)
         axis.set_xlim(-0.1 * least, 1.25 * most)
+        # Ticks at 0 and at every power of ten that keeps clear of it.
+        powers = [10.0**k for k in range(math.ceil(math.log10(least)), math.floor(math.log10(most)) + 1)]
         axis.set_xticks([0, *(power for power in powers if power > least)])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _plain_over_tokens(axis: Axes, tokens: Sequence[int]) -> None:
-    over_tokens(axis, tokens)
-    axis.set_xlabel("tokens seen")
-
-
-def _positive(values: Sequence[float]) -> np.ndarray:
-    """The values with a gap where a logarithmic axis has no place for them."""
+def positive(values: Sequence[float]) -> np.ndarray:
+    """The values, with a gap where a logarithmic axis has no place for them."""
     heights = np.asarray(values, dtype=float)
     return np.where(heights > 0, heights, np.nan)
+
+
+def _plot_positive(axis: Axes, tokens: Sequence[int], values: Sequence[float], **style: object) -> None:
+    heights = positive(values)
+    axis.plot(tokens, heights, **style)  # pyright: ignore[reportArgumentType]
+    if np.isfinite(heights).any():
+        axis.set_yscale("log")
 
 
 def _colors(sites: Sequence[str], look: Theme) -> list[str]:

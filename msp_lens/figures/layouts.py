@@ -1,4 +1,4 @@
-"""Where the nodes of a graph go: beside those they lead to, or in columns from left to right."""
+"""Where the nodes of a graph go: near those they lead to, or in columns from left to right."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from msp_lens.figures.labels import spread_out
 if TYPE_CHECKING:
     import networkx
 
-SWEEPS = 8
-# Small graphs are laid out from several starts.
-FEW, STARTS = 12, 16
-# No two nodes are nearer than this, in inches.
-NEAREST = 0.8
-
 
 def spring_layout(n_nodes: int, edges: Sequence[tuple[int, int]], *, gap: float) -> np.ndarray:
     """Places `[node, xy]` at distances like those in the graph, neighbors about `gap` apart; centered.
 
-    By Kamada & Kawai's energy, of several starts the one that leaves the fewest crossings. Parts that no edge joins
-    stand side by side.
+    By Kamada & Kawai's energy; of several starts, the one with the fewest crossings. Connected components stand side
+    by side.
     """
     import networkx
 
@@ -43,7 +37,7 @@ def spring_layout(n_nodes: int, edges: Sequence[tuple[int, int]], *, gap: float)
 
 
 def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
-    """Places of a connected graph's nodes, in order of their numbers: the first on top, or in the middle."""
+    """Places of a connected graph's nodes in order of their numbers: the first on top, or in the middle."""
     import networkx
 
     members = sorted(graph)
@@ -51,10 +45,13 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     if n_nodes <= 2:
         return gap * np.array([[float(k), 0.0] for k in range(n_nodes)])
     generator = np.random.default_rng(0)
+    angles = 2 * math.pi * np.arange(n_nodes) / n_nodes
+    ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     candidates = []
-    for attempt in range(STARTS if n_nodes <= FEW else 1):
+    # Small graphs are laid out from several starts.
+    for attempt in range(16 if n_nodes <= 12 else 1):
         order = list(members) if attempt == 0 else generator.permutation(members).tolist()
-        found = networkx.kamada_kawai_layout(graph, pos=_ring(order))
+        found = networkx.kamada_kawai_layout(graph, pos=dict(zip(order, ring, strict=True)))
         candidates.append(np.array([found[node] for node in members]))
     number = {node: k for k, node in enumerate(members)}
     lines = [(number[a], number[b]) for a, b in graph.edges]
@@ -66,16 +63,17 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
         places = _turned(places, math.pi / 2)
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(n_nodes, np.inf))
     nearest = apart.min(axis=1)
-    return places * max(gap / float(np.median(nearest)), NEAREST / max(float(nearest.min()), 1e-3))
+    # No two nodes are nearer than .8 inch.
+    return places * max(gap / float(np.median(nearest)), 0.8 / max(float(nearest.min()), 1e-3))
 
 
-def _ring(order: Sequence[int]) -> dict[int, np.ndarray]:
-    angles = 2 * math.pi * np.arange(len(order)) / len(order)
-    return dict(zip(order, np.stack([np.cos(angles), np.sin(angles)], axis=1), strict=True))
+def _turned(places: np.ndarray, angle: float) -> np.ndarray:
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return places @ turn.T
 
 
 def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:
-    """How many pairs of edges, drawn straight, cross or lie on one another; those that share a node do not count.
+    """How many pairs of straight edges cross or lie on each other; pairs that share a node do not count.
 
     Example:
         >>> square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -94,18 +92,13 @@ def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:
     )
 
 
-def _turned(places: np.ndarray, angle: float) -> np.ndarray:
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return places @ turn.T
-
-
 def layered_layout(
     columns: Sequence[int], edges: Sequence[tuple[int, int]], *, across: float, along: float
 ) -> np.ndarray:
     """Places `[node, xy]` in columns, each node near the height of its neighbors in other columns; centered in height.
 
-    Back and forth, the nodes of a column go to the mean height of their neighbors (Sugiyama's barycenters), apart
-    as they must be; that leaves few crossings.
+    In sweeps to and fro, the nodes of a column move to the mean height of their neighbors (Sugiyama's barycenters)
+    and are spread to the least distance, which leaves few crossings.
 
     Args:
         columns: Each node's column; 0 is the leftmost.
@@ -123,11 +116,11 @@ def layered_layout(
     height = np.zeros(len(column))
     for members in order:
         height[members] = along * ((len(members) - 1) / 2 - np.arange(len(members)))
-    for sweep in range(SWEEPS):
+    for sweep in range(8):
         forth = sweep % 2 == 0
         for k in range(len(order)) if forth else reversed(range(len(order))):
-            beside = [[n for n in neighbors[node] if (column[n] < k) == forth] for node in order[k]]
-            pull = [float(np.mean(height[b])) if b else height[n] for n, b in zip(order[k], beside, strict=True)]
+            seen = [[n for n in neighbors[node] if (column[n] < k) == forth] for node in order[k]]
+            pull = [float(np.mean(height[b])) if b else height[n] for n, b in zip(order[k], seen, strict=True)]
             # Of nodes drawn to the same height, the first goes on top.
             height[order[k][::-1]] = spread_out(np.array(pull[::-1]), gap=along)
             order[k] = sorted(order[k], key=lambda node: -height[node])

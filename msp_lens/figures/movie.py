@@ -1,7 +1,7 @@
-"""Movies of beliefs forming: one frame a checkpoint, as a GIF and as a page with a slider.
+"""Movies of beliefs forming: one frame per checkpoint, as a GIF and as a page with a slider.
 
-All frames share one projection, one area and one layout, all taken from the *true* beliefs: what moves between two
-frames is the network, never the picture.
+All frames share one projection, one area and one layout, taken from the *true* beliefs, so that nothing but the network
+moves between two frames.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from msp_lens._files import write_atomically
-from msp_lens.figures.density import density_image
-from msp_lens.figures.formation_curves import over_tokens
-from msp_lens.figures.projections import area_around, belief_colors, projection, without_outliers
+from msp_lens._templates import render_template
+from msp_lens.figures.formation_curves import positive, scale_tokens
+from msp_lens.figures.projections import area_around, arranged, density_image, without_outliers
 from msp_lens.figures.simplex import draw_simplex
 from msp_lens.figures.style import THEMES
 
@@ -33,12 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 120
-# Inches: a panel's side, the room above panels and below them for the curves, and margins.
-PANEL, ABOVE, BELOW, MARGIN = 4.6, 0.8, 1.5, 0.25
-# Around what is shown, as a share of it.
-MARGIN_SHARE = 0.06
-# Colors of a GIF's frame; one of the 256 is left for the encoder.
-PALETTE = 255
 
 
 @dataclass(frozen=True)
@@ -56,12 +49,12 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Movie:
-    """Frames of one size with a caption each. In a notebook it shows itself with a slider.
+    """Frames of one size with a caption each. A notebook shows it with a slider.
 
     Attributes:
         frames: `[frame, row, column, 3]`, red, green and blue.
         captions: What each frame shows.
-        title: Of the whole.
+        title: Of the movie.
     """
 
     frames: UInt8[np.ndarray, "frame row column 3"] = field(repr=False)
@@ -78,12 +71,12 @@ class Movie:
         )
 
     def save_gif(self, path: str | Path, *, seconds_per_frame: float = 0.6, last_frame_seconds: float = 3.0) -> Path:
-        """Write an animated GIF that repeats for ever, whole or not at all.
+        """Write an animated GIF that loops, atomically.
 
         Args:
             path: The file.
-            seconds_per_frame: How long each frame is seen.
-            last_frame_seconds: How long the last one is.
+            seconds_per_frame: How long each frame is shown.
+            last_frame_seconds: How long the last one is shown.
 
         Raises:
             ValueError: if a time is not positive.
@@ -95,50 +88,43 @@ class Movie:
         first, *others = self._images()
         durations = [round(1000 * seconds_per_frame)] * len(others) + [round(1000 * last_frame_seconds)]
         buffer = io.BytesIO()
-        # Several identical frames would be merged into one by an optimizer: duration says how long each is seen.
+        # Not optimized: that would merge identical frames, and the durations would no longer fit.
         first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
         write_atomically(path, buffer.getvalue())
         return Path(path)
 
     def _images(self) -> list[Image.Image]:
-        """The frames in one palette made of all of them: a third of the size, and colors don't flicker."""
+        """The frames in one palette made from all of them: a third of the size, and colors do not flicker."""
+        # A GIF's frame has 256 colors; one is left for the encoder, and one is white.
+        n_colors = 254
         pixels = np.concatenate([frame[::2, ::2].reshape(-1, 3) for frame in self.frames])
-        # White is most of it, and must stay white: it has a color of its own, and no say in the others.
+        # White covers most of a frame and must stay white: it has a color of its own and does not affect the others.
         inked = pixels[(pixels < 255).any(axis=1)]
-        colors = Image.fromarray(inked[None]).quantize(PALETTE - 1, method=Image.Quantize.MEDIANCUT)
-        entries = [*(colors.getpalette() or ())[: 3 * (PALETTE - 1)], 255, 255, 255]
+        colors = Image.fromarray(inked[None]).quantize(n_colors, method=Image.Quantize.MEDIANCUT)
+        entries = [*(colors.getpalette() or ())[: 3 * n_colors], 255, 255, 255]
         palette = Image.new("P", (1, 1))
         palette.putpalette(entries)
         images = []
         for frame in self.frames:
             # Pillow finds near colors by coarse boxes, so that white may become a light gray.
             indices = np.array(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE))
-            indices[(frame == 255).all(axis=-1)] = PALETTE - 1
+            indices[(frame == 255).all(axis=-1)] = n_colors
             image = Image.fromarray(indices)
             image.putpalette(entries)
             images.append(image)
         return images
 
     def to_html(self) -> str:
-        """A page that stands alone: the frames, a slider, a play button.
+        """A self-contained page: the frames, a slider, a play button.
 
-        The slider takes the arrow keys, Home and End; the space bar presses the button. Nothing moves unasked.
+        The slider takes the arrow keys, Home and End; the space bar presses the button. It does not play by itself.
         """
-        figures = "\n".join(
-            f'<img alt="{html.escape(caption, quote=True)}" src="data:image/png;base64,{_png(image)}"'
-            f"{'' if index == len(self) - 1 else ' hidden'}>"
-            for index, (image, caption) in enumerate(zip(self._images(), self.captions, strict=True))
-        )
-        return _PAGE.substitute(
-            title=html.escape(self.title),
-            width=self.frames.shape[2] * 96 // DOTS_PER_INCH,
-            last=len(self) - 1,
-            caption=html.escape(self.captions[-1]),
-            frames=figures,
-        )
+        frames = list(zip(self.captions, map(_png, self._images()), strict=True))
+        width = self.frames.shape[2] * 96 // DOTS_PER_INCH
+        return render_template("msp_lens.figures", "player.html", title=self.title, width=width, frames=frames)
 
     def save_html(self, path: str | Path) -> Path:
-        """Write `to_html()` to a file, whole or not at all."""
+        """Write `to_html()` to a file, atomically."""
         write_atomically(path, self.to_html())
         return Path(path)
 
@@ -164,7 +150,7 @@ def beliefs_movie(
     progress: Progress | None = None,
     title: str = "Beliefs forming",
 ) -> Movie:
-    """A movie of represented beliefs, a panel each beside the true ones; every point in its true belief's color.
+    """A movie of represented beliefs, a panel each, next to the true ones; every point in its true belief's color.
 
     Args:
         true: The optimal observer's beliefs.
@@ -176,35 +162,35 @@ def beliefs_movie(
         title: Of the movie.
 
     Raises:
-        ValueError: if there is no frame, or panels, captions and curves are not of the same number of frames.
+        ValueError: if there is no frame, or panels, captions and curves differ in their number of frames.
     """
     series = {**represented, **(progress.curves if progress else {})}
     lengths = {name: len(values) for name, values in series.items()}
     if not represented or not captions or any(length != len(captions) for length in lengths.values()):
-        raise ValueError(f"{len(captions)} captions for frames {lengths}: give at least one, and of each as many.")
-    names = tuple(states) if states is not None else tuple(str(i) for i in range(true.shape[1]))
-    counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
-    colors, project = belief_colors(true), projection(true, counts)
+        raise ValueError(
+            f"{len(captions)} captions for frames {lengths}: give at least one frame, and a caption for each."
+        )
+    look, true_title = THEMES["light"], "true beliefs"
+    shared = arranged({true_title: true}, weights, states, look)
+    project = shared.project
     points = {name: [project(beliefs) for beliefs in frames] for name, frames in represented.items()}
-    true_points = project(true)
+    true_points = shared.points[true_title]
     corners = true_points if project.corners is None else project.corners
     # Early frames may spread beyond the simplex: there is room for all but the outermost percent of each.
     spread = [without_outliers(each) for frames in points.values() for each in frames]
-    bounds = area_around(torch.cat([corners, *spread]), margin=MARGIN_SHARE)
+    bounds = area_around(torch.cat([corners, *spread]), margin=0.06)
 
     def image(of: Tensor) -> np.ndarray:
-        return density_image(of, colors, counts, bounds)
+        return density_image(of, shared.colors, shared.weights, bounds)
 
     (left, right), (bottom, top) = bounds
     stage = _Stage(len(points) + 1, (top - bottom) / (right - left), progress)
+    firsts = {name: frames[0] for name, frames in points.items()} | {true_title: true_points}
     shown = []
-    for axis, (name, first) in zip(
-        stage.panels, [*((n, f[0]) for n, f in points.items()), ("true beliefs", true_points)], strict=True
-    ):
-        extent = (*bounds[0], *bounds[1])
+    for axis, (name, first) in zip(stage.panels, firsts.items(), strict=True):
+        extent = (left, right, bottom, top)
         shown.append(axis.imshow(image(first), extent=extent, origin="lower", interpolation="antialiased"))
-        if project.corners is not None:
-            draw_simplex(axis, project, names, THEMES["light"])
+        draw_simplex(axis, project, shared.states, look)
         axis.set(xlim=bounds[0], ylim=bounds[1], aspect="equal")
         axis.set_title(name, fontsize=11, color="0.25", pad=4)
     frames = []
@@ -216,25 +202,26 @@ def beliefs_movie(
 
 
 class _Stage:
-    """The figure that all frames are drawn on: everything has its place, and only what is meant to move moves."""
+    """The figure that all frames are drawn on: everything has a fixed place, so that nothing shifts between frames."""
 
     def __init__(self, n_panels: int, aspect: float, progress: Progress | None) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        below = BELOW if progress else 0.0
-        width, height = n_panels * PANEL + 2 * MARGIN, ABOVE + (PANEL - 0.2) * aspect + below
+        # Inches: a panel's width with its gap, the image in it, and the room for the curves.
+        panel, side, below = 4.6, 4.4, 1.5 if progress else 0.0
+        width, height = n_panels * panel + 0.5, 0.8 + side * aspect + below
         self.figure: Figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
         self.canvas = FigureCanvasAgg(self.figure)
         self.caption = self.figure.text(0.5, 1 - 0.3 / height, "", ha="center", va="center", fontsize=13)
         self.panels: list[Axes] = []
         for index in range(n_panels):
-            left = (MARGIN + index * PANEL + 0.1) / width
-            panel = self.figure.add_axes((left, below / height, (PANEL - 0.2) / width, (PANEL - 0.2) * aspect / height))
-            panel.set_axis_off()
-            self.panels.append(panel)
-        self.marks: list[Any] = []
-        self.places: list[tuple[np.ndarray, np.ndarray]] = []
+            left = (0.35 + index * panel) / width
+            axis = self.figure.add_axes((left, below / height, side / width, side * aspect / height))
+            axis.set_axis_off()
+            self.panels.append(axis)
+        # Each mark with the curve that it runs along.
+        self.marks: list[tuple[Any, np.ndarray, np.ndarray]] = []
         if progress:
             box = (0.95 / width, 0.52 / height, 1 - 1.9 / width, (below - 0.62) / height)
             self._draw_curves(self.figure.add_axes(box), progress)
@@ -244,7 +231,7 @@ class _Stage:
         for index, (name, values) in enumerate(progress.curves.items()):
             color = THEMES["light"].color(index)
             this = axis if index == 0 else axis.twinx()
-            heights = np.where(np.asarray(values, dtype=float) > 0, values, np.nan)
+            heights = positive(values)
             this.plot(tokens, heights, color=color, linewidth=1.3, alpha=0.6)
             if np.isfinite(heights).any():
                 this.set_yscale("log")
@@ -255,16 +242,15 @@ class _Stage:
             if index == 0:
                 this.spines["right"].set_visible(len(progress.curves) > 1)
             (mark,) = this.plot([], [], marker="o", markersize=7, color=color, clip_on=False, zorder=5)
-            self.marks.append(mark)
-            self.places.append((tokens, heights))
+            self.marks.append((mark, tokens, heights))
         axis.set_xlabel("tokens seen", fontsize=9, labelpad=1)
         axis.tick_params(axis="x", labelsize=8)
-        over_tokens(axis, progress.tokens)
+        scale_tokens(axis, progress.tokens)
 
     def render(self, index: int, caption: str) -> UInt8[np.ndarray, "row column 3"]:
         """The frame as pixels."""
         self.caption.set_text(caption)
-        for mark, (tokens, heights) in zip(self.marks, self.places, strict=True):
+        for mark, tokens, heights in self.marks:
             mark.set_data([tokens[index]], [heights[index]])
         self.canvas.draw()
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()
@@ -274,70 +260,3 @@ def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>$title</title>
-<style>
-body { margin: 0; padding: 8px; font: 14px system-ui, sans-serif; color: #222; background: #fff; }
-main { max-width: ${width}px; margin: auto; }
-img { width: 100%; display: block; }
-img[hidden] { display: none; }
-form { display: flex; gap: 12px; align-items: center; padding: 8px 12px; }
-input { flex: 1; accent-color: #0072B2; }
-button { width: 6em; padding: 6px 0; font: inherit; color: #fff; background: #0072B2; border: 0; border-radius: 6px; }
-button:focus-visible, input:focus-visible { outline: 3px solid #E69F00; outline-offset: 2px; }
-output { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
-</style>
-</head>
-<body>
-<main aria-label="$title">
-$frames
-<form>
-<button type="button">▶ Play</button>
-<input type="range" min="0" max="$last" value="$last" aria-label="Checkpoint" aria-valuetext="$caption">
-<output aria-live="polite">$caption</output>
-</form>
-</main>
-<script>
-(() => {
-  const images = [...document.querySelectorAll("img")];
-  const [button, slider, output] = ["button", "input", "output"].map((name) => document.querySelector(name));
-  let timer = null;
-  const show = (index) => {
-    images.forEach((image, i) => { image.hidden = i !== index; });
-    slider.value = index;
-    slider.setAttribute("aria-valuetext", images[index].alt);
-    if (timer === null) output.textContent = images[index].alt;
-  };
-  const stop = () => {
-    clearTimeout(timer);
-    timer = null;
-    button.textContent = "▶ Play";
-  };
-  const step = () => {
-    const next = Number(slider.value) + 1;
-    if (next >= images.length) return stop();
-    show(next);
-    timer = setTimeout(step, 600);
-  };
-  button.addEventListener("click", () => {
-    if (timer !== null) return stop();
-    button.textContent = "❚❚ Pause";
-    timer = setTimeout(step, 600);
-    if (Number(slider.value) === images.length - 1) show(0);
-  });
-  slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
-  document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
-  document.addEventListener("keydown", (event) => {
-    if (event.key === " " && document.activeElement !== button) { event.preventDefault(); button.click(); }
-  });
-})();
-</script>
-</body>
-</html>
-""")

@@ -1,15 +1,16 @@
-"""Where beliefs lie in a picture, and what color they are.
+"""Beliefs as colored points in the plane: where they lie, their color, and the image that any number of them makes.
 
-Three states: an equilateral triangle. Four: a tetrahedron, seen from the side. More, or fewer: the principal axes of
-the *true* beliefs, the same for all panels, so that a represented belief is drawn where it is and not where its own
-axes would put it.
+Three states: an equilateral triangle. Four: a tetrahedron seen from the side. More, or fewer: the principal axes of
+the *true* beliefs. All panels share one projection, so that a represented belief is drawn where it is, not where axes
+of its own would put it.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +20,11 @@ from torch import Tensor
 
 from msp_lens.figures.style import Theme
 
-# Corners of the triangle and of the tetrahedron, sides of length 1, in the order of the states.
+# Corners of the triangle and of the tetrahedron, with sides of length 1, in the order of the states.
 TRIANGLE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch.float64)
 TETRAHEDRON = torch.tensor(
     [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 3**0.5 / 2, 0.0], [0.5, 3**0.5 / 6, (2 / 3) ** 0.5]], dtype=torch.float64
 )
-# Degrees around the tetrahedron and above its base: no corner hides another, no edge is seen end on.
-VIEW = (-72.0, 14.0)
-MARGIN = 0.08
 Bounds = tuple[tuple[float, float], tuple[float, float]]
 
 
@@ -57,16 +55,72 @@ class Projection:
         """Pairs of corners that the simplex's edges join; none where it is not drawn."""
         return list(itertools.combinations(range(0 if self.corners is None else len(self.corners)), 2))
 
+    @property
+    def state_places(self) -> list[tuple[float, float]]:
+        """Where the states' names go, just outside the corners; none where the simplex is not drawn."""
+        if self.corners is None:
+            return []
+        center = self.corners.mean(dim=0)
+        return [tuple((center + (corner - center) * 1.09).tolist()) for corner in self.corners]
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """What all panels of a figure share, and the points of each.
+
+    Attributes:
+        points: Title of a panel to its beliefs in the plane, row by row the same prefixes.
+        project: The projection.
+        bounds: The area that is shown.
+        colors: Each row's color, by its true belief.
+        weights: How much each row counts where rows share a grid cell.
+        states: The states' names.
+    """
+
+    points: dict[str, Float64[Tensor, "prefix xy"]]
+    project: Projection
+    bounds: Bounds
+    colors: Float64[Tensor, "prefix rgb"]
+    weights: Float64[Tensor, "prefix"]
+    states: tuple[str, ...]
+
+    @property
+    def aspect(self) -> float:
+        """Height over width of the area shown."""
+        (left, right), (bottom, top) = self.bounds
+        return (top - bottom) / (right - left)
+
+
+def arranged(
+    beliefs: Mapping[str, Float[Tensor, "prefix state"]],
+    weights: Float[Tensor, "prefix"] | None,
+    states: Sequence[str] | None,
+    look: Theme,
+) -> Panels:
+    """The panels of these beliefs, by title; the first are the true ones, which set projection, area and colors."""
+    true = next(iter(beliefs.values()))
+    counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
+    project = projection(true, counts)
+    points = {title: project(each) for title, each in beliefs.items()}
+    # The colors as they are seen on the theme's paper: nearer to white where it is dark.
+    colors = look.lift + (1 - look.lift) * belief_colors(true)
+    names = tuple(states) if states is not None else tuple(map(str, range(true.shape[1])))
+    return Panels(points, project, bounds_of(project, list(points.values())), colors, counts, names)
+
 
 def projection(
-    true: Float[Tensor, "prefix state"], weights: Float64[Tensor, "prefix"], *, view: tuple[float, float] = VIEW
+    true: Float[Tensor, "prefix state"],
+    weights: Float64[Tensor, "prefix"],
+    *,
+    view: tuple[float, float] = (-72.0, 14.0),
 ) -> Projection:
     """The map to the plane for these true beliefs.
 
     Args:
         true: The optimal observer's beliefs.
         weights: How much each counts for principal axes.
-        view: Degrees around and above a tetrahedron's base, for four states.
+        view: For four states: degrees around the tetrahedron and above its base. Seen from the default, no corner
+            hides another and no edge is seen end on.
     """
     n_states = true.shape[1]
     origin = torch.zeros(n_states, dtype=torch.float64)
@@ -77,10 +131,9 @@ def projection(
         corners = TETRAHEDRON @ seen
         return Projection(corners, origin, corners, _hidden_edges(towards))
     true = true.double()
-    center = weights @ true / weights.sum()
     axes, variance = principal_axes(true, weights, 2)
-    padding = (0, 2 - axes.shape[1])
-    return Projection(torch.nn.functional.pad(axes, padding), center, variance=variance)
+    padded = torch.nn.functional.pad(axes, (0, 2 - axes.shape[1]))
+    return Projection(padded, weights @ true / weights.sum(), variance=variance)
 
 
 def belief_colors(
@@ -90,8 +143,8 @@ def belief_colors(
 
     Args:
         beliefs: What is colored.
-        among: The beliefs whose axes and ranges they are; by default their own. Give the same for every picture in
-            which a color is to mean the same belief.
+        among: The beliefs that set the axes and their ranges; by default `beliefs`. Give the same for all pictures in
+            which a color has to mean the same belief.
     """
     beliefs = beliefs.double()
     if beliefs.shape[1] == 3:
@@ -107,23 +160,10 @@ def belief_colors(
     return 0.9 * torch.nn.functional.pad(scaled, (0, 3 - scaled.shape[1]), value=0.5)
 
 
-def lifted(colors: Float64[Tensor, "prefix rgb"], theme: Theme) -> Float64[Tensor, "prefix rgb"]:
-    """The colors as they are seen on the theme's paper: nearer to white where it is dark."""
-    return theme.lift + (1 - theme.lift) * colors
-
-
-def state_places(project: Projection) -> list[tuple[float, float]]:
-    """Where the states' names go: just outside the corners, if the simplex is drawn."""
-    if project.corners is None:
-        return []
-    center = project.corners.mean(dim=0)
-    return [tuple((center + (corner - center) * 1.09).tolist()) for corner in project.corners]
-
-
 def principal_axes(
     beliefs: Float64[Tensor, "prefix state"], weights: Float64[Tensor, "prefix"], count: int
 ) -> tuple[Float64[Tensor, "state axis"], tuple[float, ...]]:
-    """The directions in which beliefs vary most, `count` of them at most, and their shares of the variance."""
+    """The directions in which beliefs vary most, at most `count` of them, and their shares of the variance."""
     centered = beliefs - weights @ beliefs / weights.sum()
     sizes, vectors = torch.linalg.eigh(centered.T @ (centered * weights.unsqueeze(1)))
     axes = vectors.flip(1)[:, :count]
@@ -136,17 +176,14 @@ def principal_axes(
 def bounds_of(project: Projection, panels: Sequence[Float64[Tensor, "prefix xy"]]) -> Bounds:
     """The area that all panels show: the whole simplex, or all true points and nearly all represented ones."""
     true, *represented = panels
-    corners = project.corners
-    if corners is None:
-        corners = torch.cat([true, *(without_outliers(points) for points in represented)])
-    else:
-        # The beliefs of a generalized process may lie outside the simplex.
-        corners = torch.cat([corners, true])
-    return area_around(corners)
+    if project.corners is None:
+        return area_around(torch.cat([true, *map(without_outliers, represented)]))
+    # The beliefs of a generalized process may lie outside the simplex.
+    return area_around(torch.cat([project.corners, true]))
 
 
-def area_around(points: Float64[Tensor, "corner xy"], *, margin: float = MARGIN) -> Bounds:
-    """The area that shows all these points, and a margin: a share of their extent."""
+def area_around(points: Float64[Tensor, "corner xy"], *, margin: float = 0.08) -> Bounds:
+    """The area that shows all these points, with a margin that is a share of their extent."""
     low, high = points.amin(dim=0), points.amax(dim=0)
     # A line or a single point still needs an area to be drawn in.
     extent = float((high - low).amax().clamp(min=1e-3))
@@ -157,12 +194,70 @@ def area_around(points: Float64[Tensor, "corner xy"], *, margin: float = MARGIN)
 
 
 def without_outliers(points: Float64[Tensor, "prefix xy"]) -> Float64[Tensor, "corner xy"]:
-    """Opposite corners of the box that holds all but the outermost percent of the points, per axis."""
+    """Opposite corners of the box that holds all but the outermost percent of the points, axis by axis."""
     return torch.from_numpy(np.quantile(points.numpy(), [0.005, 0.995], axis=0))
 
 
+def density_image(
+    points: Float64[Tensor, "prefix xy"],
+    colors: Float64[Tensor, "prefix rgb"],
+    weights: Float64[Tensor, "prefix"],
+    bounds: Bounds,
+    *,
+    pixels: int = 900,
+) -> np.ndarray:
+    """An RGBA image, `[row, column, 4]`: each cell the mean color of its points, the more opaque the more they weigh.
+
+    So ten points or ten million stay crisp, and a file's size does not grow with them. Opacity follows the logarithm
+    of the cell's weight, from faint at its 2nd percentile to full at its 80th: rare words are visible without hiding
+    the common ones. Few points are drawn as discs, many as single cells. Points outside the bounds are left out.
+    """
+    (left, right), (bottom, top) = bounds
+    height = max(1, round(pixels * (top - bottom) / (right - left)))
+    column = ((points[:, 0] - left) / (right - left) * pixels).floor().long()
+    row = ((points[:, 1] - bottom) / (top - bottom) * height).floor().long()
+    distinct = len(torch.unique(row * pixels + column))
+    # Many points on few cells are drawn as large as those few cells allow.
+    n_points = distinct if distinct < 2_000 else len(points)
+    # Radius of a disc in cells: about six for a hundred points, none from 200,000 on.
+    radius = int(np.clip(round(pixels / 45 / max(n_points, 1) ** 0.25), 1, 8)) if n_points < 200_000 else 0
+    channels = torch.cat([colors * weights[:, None], weights[:, None]], dim=1)
+    total = torch.zeros(height * pixels, 4, dtype=torch.float64)
+    for shift_row, shift_column in itertools.product(range(-radius, radius + 1), repeat=2):
+        if shift_row**2 + shift_column**2 > radius**2 + 0.5:
+            continue
+        r, c = row + shift_row, column + shift_column
+        inside = (r >= 0) & (r < height) & (c >= 0) & (c < pixels)
+        total.index_add_(0, (r * pixels + c)[inside], channels[inside])
+    filled = total[:, 3] > 0
+    image = torch.zeros(height * pixels, 4, dtype=torch.float64)
+    image[filled, :3] = total[filled, :3] / total[filled, 3:4]
+    image[filled, 3] = _opacity(total[filled, 3])
+    return image.reshape(height, pixels, 4).numpy()
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image `[row, column, rgba]` in [0, 1], its first row at the bottom, as a PNG file."""
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, image, origin="lower", format="png")
+    return buffer.getvalue()
+
+
+def _opacity(cell_weights: Float64[Tensor, "cell"]) -> Float64[Tensor, "cell"]:
+    if len(cell_weights) == 0:
+        return cell_weights
+    faintest = 0.15
+    logs = cell_weights.log()
+    faint, full = torch.from_numpy(np.quantile(logs.numpy(), [0.02, 0.8]))
+    if full - faint < 1e-9:
+        return torch.ones_like(logs)
+    return (faintest + (1 - faintest) * (logs - faint) / (full - faint)).clamp(faintest, 1)
+
+
 def _seen_from(view: tuple[float, float]) -> tuple[Float64[Tensor, "xyz xy"], Float64[Tensor, "xyz"]]:
-    """What an observer far off sees as right and up, and the direction towards them."""
+    """What a distant observer sees as right and up, and the direction towards them."""
     around, above = (math.radians(angle) for angle in view)
     right = [-math.sin(around), math.cos(around), 0.0]
     up = [-math.cos(around) * math.sin(above), -math.sin(around) * math.sin(above), math.cos(above)]

@@ -1,6 +1,6 @@
-"""Scores of probes as curves: R² by rank and by position, the crossover with windows, and distances kept or lost.
+"""Scores of probes as curves: R² by rank and by position, the crossover with windows, and distances between beliefs.
 
-Near 1 an R² is read by what is missing from it: where scores are high, equal steps up the axis divide the share that
+Near 1, what matters in an R² is how much it lacks: where scores are high, equal steps up the axis divide the share that
 is left unexplained, 1 - R², by equal factors.
 """
 
@@ -12,28 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from msp_lens.figures.labels import spread_out
-from msp_lens.figures.style import (
-    Theme,
-    ThemeName,
-    finish,
-    legend_beside,
-    marker,
-    new_figure,
-    ordered_colors,
-    theme_named,
-)
+from msp_lens.figures.style import Theme, ThemeName, finished, legend_beside, marker, new_figure, ordered_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# What is left unexplained below this is rounding: the axis reaches 1 there.
+# An unexplained share below this is rounding: the axis reaches 1 there.
 LEAST_LEFT = 1e-7
-# Scores below this say no more than "worse than nothing", and would squeeze the others.
+# Scores below this say no more than "worse than the mean", and would squeeze the others.
 LOWEST = -1.0
-NINES = (-1.0, 0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999, 1.0)
-BETWEEN_NINES = (0.2, 0.7, 0.8, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998)
-HEXAGONS = 120
 
 
 def plot_r2(
@@ -55,19 +43,16 @@ def plot_r2(
         ylabel: Which R² it is.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
-    figure = new_figure(6.8, 3.8, look)
+    figure, look = new_figure(6.8, 3.8, theme)
     axis = figure.subplots()
-    for index, ((name, values), color) in enumerate(
-        zip(curves.items(), ordered_colors(len(curves), look), strict=True)
-    ):
+    colors = ordered_colors(len(curves), look)
+    for index, ((name, values), color) in enumerate(zip(curves.items(), colors, strict=True)):
         axis.plot(places, values, color=color, marker=marker(index), markersize=5, linewidth=1.3, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title, xticks=places)
     scale_r2(axis, [value for values in curves.values() for value in values])
     axis.grid(axis="y", color=look.faint, linewidth=0.4)
     legend_beside(axis)
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
 def plot_crossover(
@@ -75,20 +60,19 @@ def plot_crossover(
     windows: Mapping[str, Sequence[float]],
     sites: Mapping[str, float],
     *,
-    title: str = "Where a window of the last k tokens overtakes the network",
+    title: str = "Probes of the network and windows of the last k tokens",
     theme: ThemeName = "light",
 ) -> Figure:
-    """R² of windows over their length, and that of each site as a level; a ring where the first window overtakes it.
+    """R² of windows over their length, and of each site as a level, with a ring where the first window overtakes it.
 
     Args:
-        lengths: How many of the last tokens the windows see, k.
+        lengths: Tokens in the windows, k.
         windows: Kind of window to R² held out at each length; NaN where there is none.
         sites: Site to R² held out.
         title: Over the figure.
         theme: `"light"` or `"dark"`.
     """
-    look = theme_named(theme)
-    figure = new_figure(7.6, 4.4, look)
+    figure, look = new_figure(7.6, 4.4, theme)
     axis = figure.subplots()
     for index, (name, values) in enumerate(windows.items()):
         axis.plot(lengths, values, color=look.color(index), marker=marker(index), markersize=6, label=name)
@@ -100,14 +84,11 @@ def plot_crossover(
         axis.axhline(value, color=look.faint, linewidth=0.9, zorder=0)
         overtaken = np.flatnonzero(best >= value)
         if len(overtaken):
-            axis.plot(
-                [lengths[overtaken[0]]], [value], "o", markersize=11, markerfacecolor="none", markeredgecolor=look.ink
-            )
+            axis.plot(lengths[overtaken[0]], value, "o", markersize=11, mfc="none", mec=look.ink)
     _name_levels(axis, sites, look)
     axis.set(xlabel="tokens in the window, k", ylabel="R² of beliefs, held out", xticks=lengths, title=title)
     axis.legend(frameon=False, loc="lower right")
-    finish(figure, look)
-    return figure
+    return finished(figure, look)
 
 
 def plot_distances(
@@ -118,11 +99,11 @@ def plot_distances(
     ylabel: str = "distance between represented beliefs",
     theme: ThemeName = "light",
 ) -> Figure:
-    """Distances between represented beliefs over other distances of the same pairs, the darker the more pairs.
+    """Distances between represented beliefs over other distances of the same pairs; the more pairs, the darker.
 
     Args:
         represented: `[pair]`, distance in the network.
-        against: What the other distances are between, to their values `[pair]` and the R² to be written over them.
+        against: What the other distances are between, to their values `[pair]` and the R² in the panel's title.
         weights: `[pair]`, how much each counts; all alike by default.
         ylabel: What the distances in the network are between.
         theme: `"light"` or `"dark"`.
@@ -131,37 +112,28 @@ def plot_distances(
     """
     from matplotlib.colors import LogNorm
 
-    look = theme_named(theme)
     counts = np.ones(len(represented)) if weights is None else weights / weights.mean()
-    figure = new_figure(4.6 * len(against), 4.2, look)
+    figure, look = new_figure(4.6 * len(against), 4.2, theme)
     axes = figure.subplots(1, len(against), squeeze=False, sharey=True)[0]
     for axis, (name, (distances, r2)) in zip(axes, against.items(), strict=True):
-        density, xs, ys = np.histogram2d(distances, represented, bins=HEXAGONS, weights=counts)
+        density, xs, ys = np.histogram2d(distances, represented, bins=120, weights=counts)
         shown = np.ma.masked_less_equal(density.T, 0)
         norm = LogNorm(vmin=max(shown.min(), 1e-4 * shown.max()), vmax=shown.max())
-        # Dark on light paper and light on dark: the most pairs stand out most.
+        # Dark on light paper and light on dark: the densest cells stand out most.
         color_map = "Blues" if theme == "light" else "Blues_r"
         axis.pcolormesh(xs, ys, shown, cmap=color_map, norm=norm, rasterized=True)
-        slope, intercept = _line(distances, represented, counts)
         ends = np.array([xs[0], xs[-1]])
-        axis.plot(ends, intercept + slope * ends, color=look.color(1), linewidth=1.2)
+        # A line needs two distances; the residuals' own weights are the roots of the pairs'.
+        degree = int(np.ptp(distances) > 0)
+        line = np.polyfit(distances, represented, degree, w=np.sqrt(counts))
+        axis.plot(ends, np.polyval(line, ends), color=look.color(1), linewidth=1.2)
         axis.set(xlabel=f"distance between {name}", title=f"R² {r2:.4f}", xlim=(0, None), ylim=(0, None))
     axes[0].set_ylabel(ylabel)
-    finish(figure, look)
-    return figure
-
-
-def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept of weighted least squares."""
-    share = weights / weights.sum()
-    mean_x, mean_y = share @ x, share @ y
-    spread = share @ (x - mean_x) ** 2
-    slope = float(share @ ((x - mean_x) * (y - mean_y)) / spread) if spread > 0 else 0.0
-    return slope, float(mean_y - slope * mean_x)
+    return finished(figure, look)
 
 
 def scale_r2(axis: Axes, values: Sequence[float]) -> None:
-    """Stretch the axis towards 1 where scores come near it, and let it end where they do."""
+    """Stretch the axis towards 1 where scores come near it, and fit its ends to them."""
     finite = np.asarray([value for value in values if np.isfinite(value)])
     if len(finite) == 0:
         return
@@ -175,16 +147,17 @@ def scale_r2(axis: Axes, values: Sequence[float]) -> None:
     pad = 0.06 * (ends[1] - ends[0]) + 0.02
     bottom, top = _unstretched(np.array([ends[0] - pad, ends[1] + pad]))
     axis.set_ylim(bottom, top)
-    axis.set_yticks(_ticks(float(bottom), float(top)))
+    # Scores between the nines are named only where there is room.
+    ticks = _within((-1.0, 0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999, 1.0), bottom, top)
+    if len(ticks) <= 3:
+        ticks += _within((0.2, 0.7, 0.8, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998), bottom, top)
+    axis.set_yticks(sorted(ticks))
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.7g}")
 
 
-def _ticks(bottom: float, top: float) -> list[float]:
-    """Round scores within the axis, those between the nines only where there is room for them."""
-    nines = [tick for tick in NINES if bottom <= tick <= top]
-    more = [tick for tick in BETWEEN_NINES if bottom <= tick <= top]
-    return nines if len(nines) > 3 else sorted(nines + more)
+def _within(values: Sequence[float], low: float, high: float) -> list[float]:
+    return [value for value in values if low <= value <= high]
 
 
 def _stretched(r2: np.ndarray) -> np.ndarray:
@@ -196,14 +169,15 @@ def _unstretched(height: np.ndarray) -> np.ndarray:
 
 
 def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
-    """Each level's name at the right edge, pushed apart where levels lie close together."""
-    # A level that lies below the axis is named at its foot.
+    """Write each level's name at the right edge, spread out where levels lie close together."""
+    # A level below the axis is named at its foot.
     low, high = axis.get_ylim()
     shown = {name: min(max(value, low), high) for name, value in levels.items() if not np.isnan(value)}
     to_axes = axis.get_yaxis_transform(which="grid")
     heights = axis.transAxes.inverted().transform(
         axis.transData.transform([(axis.get_xlim()[0], value) for value in shown.values()])
     )[:, 1]
+    line = {"arrowstyle": "-", "color": look.faint, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
     for (name, value), height in zip(shown.items(), spread_out(heights, gap=0.045), strict=True):
         axis.annotate(
             f"{name} {levels[name]:.4f}",
@@ -213,12 +187,5 @@ def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
             textcoords="axes fraction",
             va="center",
             fontsize=8,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": look.faint,
-                "linewidth": 0.7,
-                "shrinkA": 0,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
+            arrowprops=line,
         )

@@ -1,6 +1,6 @@
 """How all figures look: a light and a dark theme, and a figure that belongs to no window.
 
-Colors come from Okabe & Ito's palette, told apart by readers with any kind of color vision. Nothing here touches
+The colors are Okabe & Ito's palette, which readers with any kind of color vision can tell apart. Nothing here touches
 matplotlib's global settings.
 """
 
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from PIL import Image
 
 ThemeName = Literal["light", "dark"]
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Theme:
         ink: Text and axes.
         soft: Secondary text.
         faint: Outlines and grids.
-        wash: Areas behind what matters, as controls are.
-        lift: How far colors that are data are moved towards white, to be seen on this paper.
-        palette: Series, in the order in which they are taken; the first two are the main ones.
+        wash: Areas in the background, such as controls.
+        lift: How far colors that encode data are moved towards white, to be visible on this paper.
+        palette: Series, in the order in which they are used; the first two are the main ones.
+        shades: The range of viridis for things that come in an order.
     """
 
     paper: str
@@ -42,9 +44,10 @@ class Theme:
     wash: str
     lift: float
     palette: tuple[str, ...]
+    shades: tuple[float, float]
 
     def color(self, index: int) -> str:
-        """The series' color; they come round again when there are more series than colors."""
+        """The color of a series; they repeat when there are more series than colors."""
         return self.palette[index % len(self.palette)]
 
 
@@ -60,6 +63,7 @@ THEMES = {
             *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
             *("#000000", "#595959", "#999999", "#cccccc"),
         ),
+        shades=(0.0, 0.85),
     ),
     "dark": Theme(
         paper="#14161a",
@@ -72,15 +76,16 @@ THEMES = {
             *("#56B4E9", "#E69F00", "#00B386", "#CC79A7", "#F0E442", "#E8743B"),
             *("#ffffff", "#b3b3b3", "#808080", "#555a63"),
         ),
+        shades=(0.3, 1.0),
     ),
 }
 
 
 class Picture(Figure):
-    """A matplotlib figure that a notebook shows as a picture, whether or not pyplot was ever imported."""
+    """A matplotlib figure that a notebook shows as a picture, whether or not pyplot was imported."""
 
     def _repr_png_(self) -> bytes:
-        """In 256 colors: a third of the bytes, in every notebook it is kept in."""
+        """In 256 colors: a third of the bytes, in every notebook that keeps it."""
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", dpi=120)
         Image.open(drawn).convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
@@ -98,44 +103,44 @@ def theme_named(name: str) -> Theme:
     return THEMES[name]
 
 
-def new_figure(width: float, height: float, theme: Theme) -> Picture:
-    """An empty figure of that size, in inches."""
+def new_figure(width: float, height: float, theme: str) -> tuple[Picture, Theme]:
+    """An empty figure of that size in inches, and its theme."""
+    look = theme_named(theme)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
-    return Picture(figsize=(width, height), layout=layout, facecolor=theme.paper)
+    return Picture(figsize=(width, height), layout=layout, facecolor=look.paper), look
 
 
-def finish(figure: Figure, theme: Theme) -> None:
-    """Give axes and text the theme's colors, where they were not given others, and take off the spare spines."""
+def finished(figure: Picture, look: Theme) -> Picture:
+    """The figure, with axes and text in the theme's colors unless they were given others, and no spare spines."""
     for axis in figure.axes:
-        _finish_axis(axis, theme)
+        axis.set_facecolor("none")
+        axis.tick_params(which="both", colors=look.soft, labelcolor=look.ink)
+        axis.spines[["top", "right"]].set_visible(False)
+        for spine in axis.spines.values():
+            spine.set_edgecolor(look.soft)
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_color() == "black":
-            text.set_color(theme.ink)
-
-
-def _finish_axis(axis: Axes, theme: Theme) -> None:
-    axis.set_facecolor("none")
-    axis.tick_params(which="both", colors=theme.soft, labelcolor=theme.ink)
-    axis.spines[["top", "right"]].set_visible(False)
-    for spine in axis.spines.values():
-        spine.set_edgecolor(theme.soft)
+            text.set_color(look.ink)
+    return figure
 
 
 def legend_beside(axis: Axes, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
-    """A legend to the right of the axes, where it hides nothing; of these artists, or else of the axes' own."""
+    """A legend to the right of the axes, where it hides nothing; by default of all artists that have a label."""
     given = (handles, labels) if handles else axis.get_legend_handles_labels()
     axis.legend(*given, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
+def write_centered(axis: Axes, place: tuple[float, float], text: str, *, size: float, color: str, **more: Any) -> None:
+    """Write a text, in which `$` has no meaning, centered at a place."""
+    axis.text(*place, text, ha="center", va="center", fontsize=size, color=color, parse_math=False, **more)
+
+
 def marker(index: int) -> str:
-    """The mark of a series' points, so that series differ by more than their color."""
-    return MARKERS[index % len(MARKERS)]
+    """The marker of a series, so that series differ by more than their color."""
+    return "os^DvPX"[index % 7]
 
 
-def ordered_colors(count: int, theme: Theme) -> list[str]:
-    """Colors for things that come in an order, as layers do: along viridis, from far off the paper to nearer it."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    low, high = (0.0, 0.85) if theme is THEMES["light"] else (0.3, 1.0)
+def ordered_colors(count: int, look: Theme) -> list[str]:
+    """Colors for things that come in an order, such as layers: along viridis, ever lighter."""
+    low, high = look.shades
     return [to_hex(colormaps["viridis"](low + (high - low) * i / max(count - 1, 1))) for i in range(count)]

@@ -1,7 +1,7 @@
 """A word token by token, as HTML: colored by belief, and circuitsvis's views of attention and of read-outs.
 
-Every view is one self-contained piece of HTML: it shows in a notebook, is saved as a page, and fetches nothing. Those
-of circuitsvis carry its script, 1.3 MB each.
+Every view is one self-contained piece of HTML that shows in a notebook, can be saved as a page, and fetches nothing.
+Those of circuitsvis carry its script, 1.3 MB each.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msp_lens._files import write_atomically
+from msp_lens._templates import render_template
 from msp_lens.figures.projections import belief_colors
-from msp_lens.figures.style import Theme, ThemeName, theme_named
-
-PAGE = '<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><body>{body}</body></html>\n'
+from msp_lens.figures.style import ThemeName, theme_named
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,9 @@ class Html:
         return self.html
 
     def save(self, path: str | Path) -> Path:
-        """Write it as a page to be opened in a browser; whole or not at all."""
-        write_atomically(path, PAGE.format(title=html.escape(self.title), body=self.html).encode())
+        """Write it as a page for a browser, atomically."""
+        head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
+        write_atomically(path, f"{head}<body>{self.html}</body></html>\n")
         return Path(path)
 
 
@@ -54,15 +54,15 @@ def word_view(
     among: Float[Tensor, "prefix state"] | None = None,
     theme: ThemeName = "light",
 ) -> Html:
-    """A word, a line for each way to know the belief after each token: the token in the belief's color.
+    """A word in the colors of beliefs: a line for the true beliefs, say, and one for those read at each site.
 
-    Under each token stands the likeliest state with its probability; the whole belief shows on hover.
+    Under each token is the likeliest state with its probability; the whole belief shows on hover.
 
     Args:
         tokens: The word.
-        beliefs: Title of a line (`"true"`, a site's label) to the beliefs after each token.
-        states: The states' names.
-        among: For more than three states, the beliefs that colors are chosen by; see `belief_colors`.
+        beliefs: Title of a line (`"true"`, a site's label) to the belief after each token.
+        states: Names of the states.
+        among: For more than three states, the beliefs that set the colors; see `belief_colors`.
         theme: `"light"` or `"dark"`.
 
     Raises:
@@ -79,21 +79,34 @@ def word_view(
     first = next(iter(beliefs.values()))
     names = list(states) if states is not None else [str(i) for i in range(first.shape[1])]
     reference = first if among is None else among
-    head = "".join(f'<td style="font-size:10px;color:{look.soft}">{position}</td>' for position in range(len(tokens)))
-    lines = "".join(_line(name, tokens, values, names, reference, look) for name, values in beliefs.items())
-    style = (
-        f"border-collapse:separate;border-spacing:2px;text-align:center;font-family:sans-serif;"
-        f"color:{look.ink};background:{look.paper}"
-    )
-    table = f'<table class="msp-lens-word" style="{style}"><tr><th></th>{head}</tr>{lines}</table>'
-    return Html(f'<div style="overflow-x:auto;background:{look.paper}">{table}</div>', " ".join(tokens))
+    lines = []
+    for name, values in beliefs.items():
+        colors = belief_colors(values, among=reference).tolist()
+        cells = [_cell(*parts, names) for parts in zip(tokens, values.tolist(), colors, strict=True)]
+        lines.append((name, cells))
+    markup = render_template("msp_lens.figures", "word.html", look=look, positions=range(len(tokens)), lines=lines)
+    return Html(markup, " ".join(tokens))
+
+
+def _cell(token: str, belief: Sequence[float], color: Sequence[float], states: Sequence[str]) -> dict[str, object]:
+    red, green, blue = (round(255 * channel) for channel in color)
+    likeliest = max(range(len(states)), key=belief.__getitem__)
+    probability = f"{belief[likeliest]:.2f}".replace("0.", ".", 1)
+    return {
+        "token": token,
+        "belief": ", ".join(f"{state} {p:.3f}" for state, p in zip(states, belief, strict=True)),
+        "likeliest": f"{states[likeliest]} {probability}",
+        "rgb": (red, green, blue),
+        # Dark letters on light colors and the other way round, by the luminance that screens give the channels.
+        "ink": "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "#fff",
+    }
 
 
 def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key"]) -> Html:
-    """Circuitsvis's view of one layer's attention: how much each position takes from those before it, head by head.
+    """Circuitsvis's view of one layer's attention: how much each position attends to earlier ones, head by head.
 
     Args:
-        tokens: The word; positions are numbered, since tokens recur.
+        tokens: The word; shown with their positions, since tokens recur.
         pattern: One word's attention, as `cache["pattern", layer][word]` gives it.
 
     Raises:
@@ -103,8 +116,11 @@ def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key
 
     for axis, size in (("rows", pattern.shape[1]), ("columns", pattern.shape[2])):
         _check_length(len(tokens), size, f"pattern's {axis}")
-    view = attention_patterns(tokens=_numbered(tokens), attention=pattern.detach().cpu().float())
-    return Html(_sound(view.local_src), f"Attention over {' '.join(tokens)}")
+    view = attention_patterns(
+        tokens=[f"{position}: {token}" for position, token in enumerate(tokens)],
+        attention=pattern.detach().cpu().float(),
+    )
+    return Html(_well_formed(view.local_src), f"Attention over {' '.join(tokens)}")
 
 
 def readout_view(
@@ -114,7 +130,7 @@ def readout_view(
     sites: Sequence[str],
     states: Sequence[str],
 ) -> Html:
-    """Circuitsvis's view of what is read at each site: tokens shaded by one state's probability, to be chosen from.
+    """Circuitsvis's view of what is read at each site: tokens shaded by the probability of a state of your choice.
 
     Args:
         tokens: The word.
@@ -138,11 +154,11 @@ def readout_view(
         first_dimension_labels=list(sites),
         second_dimension_labels=list(states),
     )
-    return Html(_sound(view.local_src), f"Read-outs over {' '.join(tokens)}")
+    return Html(_well_formed(view.local_src), f"Read-outs over {' '.join(tokens)}")
 
 
 def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, states: Sequence[str]) -> Html:
-    """Circuitsvis's view of one belief after each token: tokens shaded by a state's probability, to be chosen from.
+    """Circuitsvis's view of one belief after each token: tokens shaded by the probability of a state of your choice.
 
     Args:
         tokens: The word.
@@ -157,47 +173,15 @@ def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, s
     _check_length(len(tokens), beliefs.shape[0], "beliefs' first axis")
     _check_length(len(states), beliefs.shape[1], "beliefs' second axis", of="state")
     view = colored_tokens_multi(list(tokens), beliefs.detach().cpu().float(), labels=list(states))
-    return Html(_sound(view.local_src), f"Beliefs over {' '.join(tokens)}")
+    return Html(_well_formed(view.local_src), f"Beliefs over {' '.join(tokens)}")
 
 
-def _line(
-    name: str,
-    tokens: Sequence[str],
-    beliefs: Float[Tensor, "pos state"],
-    states: Sequence[str],
-    among: Float[Tensor, "prefix state"],
-    look: Theme,
-) -> str:
-    cells = []
-    for token, belief, color in zip(tokens, beliefs.tolist(), belief_colors(beliefs, among=among), strict=True):
-        red, green, blue = (round(255 * channel) for channel in color.tolist())
-        # Relative luminance, as screens weigh the channels: dark letters on light colors and the other way round.
-        ink = "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "#fff"
-        likeliest = max(range(len(states)), key=belief.__getitem__)
-        whole = ", ".join(f"{state} {p:.3f}" for state, p in zip(states, belief, strict=True))
-        small = f'<div style="font-size:10px">{html.escape(states[likeliest])} {_short(belief[likeliest])}</div>'
-        cells.append(
-            f'<td title="{html.escape(whole)}" style="background:rgb({red},{green},{blue});color:{ink};'
-            f'min-width:34px;padding:3px 4px;border-radius:4px"><b>{html.escape(token)}</b>{small}</td>'
-        )
-    title = f'<th style="text-align:right;padding-right:8px;color:{look.ink}">{html.escape(name)}</th>'
-    return f"<tr>{title}{''.join(cells)}</tr>"
-
-
-def _short(probability: float) -> str:
-    return f"{probability:.2f}".replace("0.", ".", 1)
-
-
-def _numbered(tokens: Sequence[str]) -> list[str]:
-    return [f"{position}: {token}" for position, token in enumerate(tokens)]
-
-
-def _sound(markup: str) -> str:
-    """Circuitsvis closes its element as XML does; HTML would take all that follows to be inside it."""
+def _well_formed(markup: str) -> str:
+    """Circuitsvis closes its element as in XML; HTML would take everything that follows to be inside it."""
     return re.sub(r'^(<div id="[^"]+"[^>]*)/>', r"\1></div>", markup, count=1)
 
 
 def _check_length(expected: int, found: int, what: str, *, of: str = "token") -> None:
-    # circuitsvis takes a mismatch without a word and draws something else.
+    # circuitsvis accepts a mismatch silently and draws something else.
     if expected != found:
         raise ValueError(f"{what} has length {found} and there are {expected} {of}s: give one for each {of}.")

@@ -1,25 +1,17 @@
-"""What keeps the numbers of one run from meaning more than they do: a sentence for each caveat that applies to it."""
+"""The caveats of a run: for each reason not to overread its numbers that applies, one sentence."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 
-from msp_lens.formation import Emergence
+from msp_lens.formation import Emergence, Snapshot
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.training.training_run import TrainingRun
 
-# In-sample errors below this share of the held-out ones flatter.
-FLATTERING = 0.8
-# Skill below this leaves most of what is read to the best control.
+# A skill below this leaves most of what is read to the best control.
 LITTLE_SKILL = 0.5
-# Fewer rows than this for each feature are few.
-ROWS_PER_FEATURE = 10
-# An untrained network that reads this much leaves little for training to have done.
-MUCH_UNTRAINED = 0.5
-# Regrets above this share of the untrained network's, or of the optimum, are large.
-MUCH_REGRET = 0.1
 
 
 def caveats(
@@ -29,7 +21,7 @@ def caveats(
     emergence: Emergence | None,
     skipped: Mapping[str, str],
 ) -> list[str]:
-    """The caveats of this run, the gravest first; each is there because its numbers call for it."""
+    """The caveats that apply to this run, the most serious first."""
     found = [
         *_beliefs(training),
         *_regret(training, emergence),
@@ -39,71 +31,85 @@ def caveats(
         *_rows(report),
         *(_interventions(report, interventions) if interventions is not None else ()),
     ]
-    found += [f"Not asked: {name}. {reason}" for name, reason in skipped.items()]
+    found += [f"Not run: {name}. {reason}" for name, reason in skipped.items()]
     found.append(
-        f"One network, trained once (seed {training.seed}): how much another seed would change this is not known."
+        f"This is one network, trained once (seed {training.seed}): how results vary with the seed is unknown."
     )
     return found
 
 
+def untrained_snapshot(emergence: Emergence | None) -> Snapshot | None:
+    """What was found before the first training step, if that was kept."""
+    if emergence is None or emergence.snapshots[0].step > 0:
+        return None
+    return emergence.snapshots[0]
+
+
+def of_words(report: ProbeReport, emergence: Emergence | None) -> str:
+    """How long the words are that checkpoints were probed on, where their length is not the report's."""
+    if emergence is None or emergence.provenance["n_ctx"] == report.provenance["n_ctx"]:
+        return ""
+    return f" (on words of {emergence.provenance['n_ctx']} tokens)"
+
+
 def _beliefs(training: TrainingRun) -> Iterator[str]:
-    degeneracy = training.process.degeneracy()
-    name = training.process.name
+    degeneracy, name = training.process.degeneracy(), training.process.name
     if degeneracy.belief_dimensions == 0:
-        yield f"{name} leads to one belief only: there is nothing to read, and no score means anything."
+        yield f"{name} has a single reachable belief: there is nothing to read, and no score is meaningful."
     elif degeneracy.beliefs_follow_from_next_token:
         yield (
-            f"Beliefs of {name} are an affine function of its next-token probabilities: a probe alone cannot tell a "
-            "network that holds beliefs from one that holds its own next prediction, and an edit writes both at once."
+            f"The beliefs of {name} are an affine function of its next-token probabilities: a probe alone cannot tell "
+            "a network that represents beliefs from one that represents its own next prediction, and an edit changes "
+            "both at once."
         )
 
 
 def _regret(training: TrainingRun, emergence: Emergence | None) -> Iterator[str]:
+    # A regret above this share of the untrained network's, or of the optimal loss, is large.
+    much = 0.1
     regret = float(training.regret.mean())
-    first = emergence.snapshots[0] if emergence is not None else None
-    untrained = first.regret if first is not None and first.step == 0 else math.nan
-    if regret > MUCH_REGRET * untrained:
+    first = untrained_snapshot(emergence)
+    untrained = first.regret if first is not None else math.nan
+    if regret > much * untrained:
         yield (
-            f"The network has not learned to predict well: its regret, {regret:.2g} nats, is {regret / untrained:.0%} "
-            "of the untrained network's. What it does not carry yet it may carry after more training."
+            f"The network has not learned to predict well: its regret of {regret:.2g} nats is {regret / untrained:.0%} "
+            "of the untrained network's. More training may change what it represents."
         )
-    elif math.isnan(untrained) and regret > MUCH_REGRET * float(training.optimum.mean()):
-        yield f"The network predicts far from as well as it could: its regret is {regret:.2g} nats."
+    elif math.isnan(untrained) and regret > much * float(training.optimum.mean()):
+        yield f"The network's predictions are far from optimal: its regret is {regret:.2g} nats."
 
 
 def _skill(report: ProbeReport) -> Iterator[str]:
     below = [label for label in report if report.skill(label) <= 0]
     if below:
         yield (
-            f"Skill is not above 0 at {_listed(below)}: there a control, which knows only the last tokens or the "
-            "position, reads the belief as well or better."
+            f"Skill is not positive at {_listed(below)}: there, a control that sees only the last tokens or the "
+            "position reads the belief at least as well."
         )
     best = report.best_site
     control, skill = report.controls.best(best.label), report.skill(best.label)
     if control is not None and 0 < skill < LITTLE_SKILL:
         yield (
-            f"Skill is {skill:.2f} at {best.label}, where the belief is read best: {control.name} alone gives R² "
-            f"{control.held_out.r2:.4f}, so that reading it there shows little more than that the network keeps "
-            "the last tokens in mind."
+            f"Skill is only {skill:.2f} at {best.label}, where the belief is read best: {control.name} alone reaches "
+            f"R² {control.held_out.r2:.4f}, so reading the belief there shows little more than that the network "
+            "remembers the last tokens."
         )
 
 
 def _untrained(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
     if any(each.kind == "untrained" for each in report.controls):
         return
-    first = emergence.snapshots[0] if emergence is not None else None
-    if first is None or first.step != 0:
+    first, best = untrained_snapshot(emergence), report.best_site.label
+    if first is None:
         yield (
-            "No untrained network was probed; one can reach a high R² too. Keep the checkpoint of step 0, or "
+            "No untrained network was probed, and one can reach a high R² too. Keep the checkpoint of step 0, or call "
             "probe(…, untrained=3)."
         )
-        return
-    best = report.best_site.label
-    r2 = first.report[best].scores.held_out.r2
-    if r2 > MUCH_UNTRAINED:
+    # Above this, little is left for training to explain.
+    elif (r2 := first.report[best].scores.held_out.r2) > 0.5:
         yield (
-            f"Untrained, the network gives R² {r2:.3f} at {best}{of_words(report, emergence)} already: only what lies "
-            "above that is training's doing."
+            f"The untrained network already reaches R² {r2:.3f} at {best}{of_words(report, emergence)}: only the "
+            "difference is due to training."
         )
 
 
@@ -115,16 +121,18 @@ def _overfitted(report: ProbeReport) -> Iterator[str]:
     for probe in worse:
         yield (
             f"All sites together ({sum(probe.widths)} features) read held-out rows worse than {best.label} alone "
-            f"({sum(best.widths)}): the larger probe is overfitted, and its in-sample score flatters."
+            f"({sum(best.widths)} features): the larger probe overfits, and its in-sample score is too optimistic."
         )
-    flattered = [
+    # In-sample errors below this share of the held-out ones are too optimistic.
+    share = 0.8
+    optimistic = [
         probe.label
         for probe in report.probes
-        if probe not in worse and probe.scores.in_sample.mse < FLATTERING * probe.scores.held_out.mse
+        if probe not in worse and probe.scores.in_sample.mse < share * probe.scores.held_out.mse
     ]
-    if flattered:
+    if optimistic:
         yield (
-            f"In-sample errors are less than {FLATTERING:.0%} of the held-out ones at {_listed(flattered)}: quote the "
+            f"In-sample errors are less than {share:.0%} of the held-out errors at {_listed(optimistic)}: quote the "
             "held-out scores."
         )
 
@@ -132,43 +140,37 @@ def _overfitted(report: ProbeReport) -> Iterator[str]:
 def _rows(report: ProbeReport) -> Iterator[str]:
     widest = max(report.probes, key=lambda probe: sum(probe.widths))
     n, width = widest.scores.in_sample.n, sum(widest.widths)
-    if n < ROWS_PER_FEATURE * width:
-        yield f"Few rows: {n:,} distinct prefixes for the {width} features of {widest.label}."
+    if n < 10 * width:
+        yield f"There are few rows: {n:,} distinct prefixes for the {width} features of {widest.label}."
     dataset = report.dataset
     if dataset is not None and not dataset.is_population:
         yield (
-            f"Probes and regret are estimates from {len(dataset):,} sampled words, not from every possible word: they "
-            "vary with the sample."
+            f"Scores and regret are estimated from {len(dataset):,} sampled words, not computed from every possible "
+            "word: they vary with the sample."
         )
     if (weighting := report.provenance["weighting"]) != "probability":
-        yield f"Prefixes are weighted by {weighting}, not by how often the process brings them about."
+        yield f"Prefixes are weighted by {weighting}, not by their probability under the process."
 
 
 def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[str]:
     site = report.best_site.label
-    above: float = found.select(site=site, edit="steer").loc["above_placebo"]
+    above = float(found.select(site=site, edit="steer").above_placebo)
     if math.isnan(above):
         yield (
             f"At {site} there was nothing for an edit to recover: not even the activation of a run that held the "
-            "target belief brings the network nearer to it. Whether the belief is used there is not known."
+            "target belief moves the network's prediction towards it. Whether the network uses the belief there is "
+            "unknown."
         )
     elif above < 0.5:
         yield (
-            f"Steering at {site} recovers only {above:.0%} of what lies between a random step and a donor: the belief "
-            "can be read there, but this way of writing it is not how the network uses it."
+            f"Steering at {site} recovers only {above:.0%} of the difference between a random step and a donor: the "
+            "belief can be read there, but the network does not use it in the form in which this edit writes it."
         )
     else:
         yield (
-            f"An edit that works shows that the belief written at {site} is enough to set the next prediction; it does "
-            "not show that the network uses nothing else."
+            f"A successful edit shows that the belief written at {site} is sufficient to set the next prediction. It "
+            "does not show that the network uses nothing else."
         )
-
-
-def of_words(report: ProbeReport, emergence: Emergence | None) -> str:
-    """How long the words are that checkpoints were probed on, where they are others than the report's."""
-    if emergence is None or emergence.provenance["n_ctx"] == report.provenance["n_ctx"]:
-        return ""
-    return f" (on words of {emergence.provenance['n_ctx']} tokens)"
 
 
 def _listed(names: list[str]) -> str:

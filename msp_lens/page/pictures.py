@@ -1,4 +1,4 @@
-"""The pictures of a run's page: what each shows, in light and in dark."""
+"""The pictures of a run's page, each in light and in dark."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ from msp_lens.training.training_run import TrainingRun
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Presentations of up to so many mixed states, and generators of up to so many states, are drawn as graphs.
-MOST_MIXED_STATES, MOST_STATES = 24, 16
-ATTRACTOR_POINTS = 500_000
-# Sites side by side in the picture of all of them.
-ACROSS = 3
-DOTS_PER_INCH, SMALL_DOTS_PER_INCH = 144, 88
+# Presentations of up to this many mixed states are drawn as graphs.
+MOST_MIXED_STATES = 24
+# Resolution of pictures with many points, in dots per inch: all else has more.
+COARSE = 88
 
 
 @dataclass(frozen=True)
 class ThemedPicture:
-    """One picture for light and for dark pages."""
+    """One picture, for light and for dark pages."""
 
     light: Image.Image
     dark: Image.Image
@@ -48,13 +46,13 @@ def run_pictures(
     interventions: InterventionReport | None,
     emergence: Emergence | None,
 ) -> dict[str, ThemedPicture]:
-    """The pictures by name; those that would show nothing of this run are left out.
+    """The pictures by name; those that do not apply to this run are omitted.
 
-    - `generator`: the hidden Markov chain, where it is one and not too large;
-    - `mixed_states`: the presentation as a graph, where it is small, else `attractor`, its fractal;
-    - `training`, `regret`: predictions against the optimum;
-    - `fractal`: true beliefs beside those read where they are read best; `layers`: at every site;
-    - `sites`: R² beside its controls; `interventions`: what edits did; `emergence`: curves over training.
+    - `generator`: the hidden Markov chain, unless the process is generalized or too large;
+    - `mixed_states`: the presentation as a graph if it is small, else `attractor`, its fractal;
+    - `training`, `regret`: the network's loss compared with the optimum;
+    - `fractal`: true beliefs and those read at the best site; `layers`: those read at every site;
+    - `sites`: R² of probes and controls; `interventions`: the effect of edits; `emergence`: curves over training.
     """
     drawn = _of_process(training.process) | _of_training(training) | _of_beliefs(report)
     drawn["sites"] = _themed(lambda theme: report.plot.scores(theme=theme))
@@ -67,20 +65,20 @@ def run_pictures(
 
 def _of_process(process: Process) -> dict[str, ThemedPicture]:
     drawn = {}
-    if not process.is_generalized and process.n_states <= MOST_STATES:
+    if not process.is_generalized and process.n_states <= 16:
         drawn["generator"] = _themed(lambda theme: process.plot(theme=theme))
     found = presentation(process, max_states=MOST_MIXED_STATES)
     if found.is_finite and len(found) <= MOST_MIXED_STATES:
         drawn["mixed_states"] = _themed(lambda theme: found.plot(theme=theme))
     else:
-        points = attractor(process, ATTRACTOR_POINTS, even=True, seed=0)
-        drawn["attractor"] = _themed(lambda theme: _attractor_figure(process, points, theme), SMALL_DOTS_PER_INCH)
+        points = attractor(process, 500_000, even=True, seed=0)
+        drawn["attractor"] = _themed(lambda theme: _attractor_figure(process, points, theme), COARSE)
     return drawn
 
 
 def _attractor_figure(process: Process, points: Float64[Tensor, "point state"], theme: ThemeName) -> Figure:
     figure = plot_beliefs(points, {}, states=process.states, theme=theme)
-    figure.axes[0].set_title(f"{len(points):,} beliefs that an optimal observer can come to hold")
+    figure.axes[0].set_title(f"{len(points):,} reachable beliefs")
     return figure
 
 
@@ -108,13 +106,13 @@ def _of_beliefs(report: ProbeReport) -> dict[str, ThemedPicture]:
             theme=theme,
         )
 
-    pictures = {"fractal": _themed(lambda theme: drawn([best], 2, theme), DOTS_PER_INCH)}
+    pictures = {"fractal": _themed(lambda theme: drawn([best], 2, theme))}
     if len(read) > 1:
-        pictures["layers"] = _themed(lambda theme: drawn(list(read), ACROSS, theme), SMALL_DOTS_PER_INCH)
+        pictures["layers"] = _themed(lambda theme: drawn(list(read), 3, theme), COARSE)
     return pictures
 
 
-def _themed(draw: Callable[[ThemeName], Figure], dots_per_inch: int = DOTS_PER_INCH) -> ThemedPicture:
+def _themed(draw: Callable[[ThemeName], Figure], dots_per_inch: int = 144) -> ThemedPicture:
     return ThemedPicture(_rendered(draw("light"), dots_per_inch), _rendered(draw("dark"), dots_per_inch))
 
 

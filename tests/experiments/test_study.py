@@ -76,14 +76,14 @@ def test_the_page_stands_alone(study):
     assert page.count("data:image/png;base64,") == len(study.emergence)
     assert not re.findall(r'(?:src|srcset|href)="(?!data:|#)', page), "the page fetches something"
     for heading in (
-        "Whether the network uses it",
-        "Does it act so for long?",
-        "Is the belief needed, is it enough?",
-        "Does it carry the dynamics?",
-        "Is it what the unembedding reads?",
+        "Whether the network uses the belief",
+        "How long does an edit last?",
+        "Is the belief necessary and sufficient?",
+        "Do the beliefs follow Bayes’ rule?",
+        "Do the beliefs imply the network’s predictions?",
     ):
         assert re.search(f"<h[23]>{re.escape(heading)}</h[23]>.*?<table>", page, re.DOTALL), heading
-    assert "Not asked of this network" not in page
+    assert "Not run for this network" not in page
     for expected in ("mess3(x=0.05, a=0.85)", "R² held out", "placebo", "msp.load_checkpoint", "fingerprint"):
         assert expected in page
     assert len(page) < 10e6
@@ -151,8 +151,10 @@ def test_other_processes_run_to_the_end(process, skipped, tmp_path):
         assert getattr(study, name) is None
         assert reason in study.skipped[name]
         assert reason in repr(study)
-    assert page.count("Not asked of this network") == len(skipped)
-    assert ("Does writing another belief change what it says?" in page) == ("interventions" not in skipped)
+    assert page.count("Not run for this network") == len(skipped)
+    assert ("Does writing a different belief change the predictions accordingly?" in page) == (
+        "interventions" not in skipped
+    )
     assert json.loads((study.folder / "report.json").read_text())["skipped"] == study.skipped
 
 

@@ -1,8 +1,7 @@
 import numpy as np
-import pytest
 
+from msp_lens.figures.curves import plot_sweep
 from msp_lens.figures.formation_curves import plot_emergence, plot_regret_against_error, plot_use
-from msp_lens.figures.setting_curves import plot_sweep
 
 TOKENS = [0, 100, 1_000, 10_000]
 R2 = {"embed": [0.1, 0.2, 0.3, 0.3], "concatenated": [0.1, 0.5, 0.9, 0.99]}
@@ -45,23 +44,31 @@ def test_when_beliefs_are_used(tmp_path):
     figure.savefig(tmp_path / "figure.png")
     (axis,) = figure.axes
     assert [line.get_label() for line in axis.get_lines()[:4]] == [
-        "read: R² held out",
-        "used: steering recovers",
-        "donor recovers",
-        "placebo recovers",
+        "probe: R² held out",
+        "steering: KL recovered",
+        "donor: KL recovered",
+        "placebo: KL recovered",
     ]
 
 
-@pytest.mark.parametrize("undefined", [float("nan")])
-def test_what_is_undefined_leaves_a_gap(undefined, tmp_path):
-    nothing = [undefined] * 4
-    figure = plot_emergence(TOKENS, {"a": nothing}, {"a": nothing}, nothing)
+def test_what_is_undefined_leaves_a_gap(tmp_path):
+    nan = float("nan")
+    some, nothing = [nan, 0.2, 0.1, nan], [nan] * 4
+    figure = plot_emergence(TOKENS, {"a": some}, {"a": nothing}, some)
     figure.savefig(tmp_path / "figure.png")
-    plot_regret_against_error(TOKENS, nothing, {"a": nothing}).savefig(tmp_path / "other.png")
+    explained, error, predicted = figure.axes
+    np.testing.assert_array_equal(explained.get_lines()[0].get_ydata(), some)
+    np.testing.assert_array_equal(predicted.get_lines()[0].get_ydata(), some)
+    # An axis with no value at all stays linear: a logarithmic one would have no ends.
+    assert np.isnan(error.get_lines()[0].get_ydata()).all()
+    assert [axis.get_yscale() for axis in figure.axes] == ["linear", "linear", "log"]
+    figure = plot_regret_against_error(TOKENS, nothing, {"a": nothing})
+    figure.savefig(tmp_path / "other.png")
+    assert (figure.axes[0].get_xscale(), figure.axes[0].get_yscale()) == ("linear", "linear")
 
 
 def test_sweeps_have_a_dot_a_run_and_a_line_through_the_means(tmp_path):
-    figure = plot_sweep({"x": ([1, 1, 64], [0.1, 0.3, 0.9])}, xlabel="d_model", ylabel="MSE held out")
+    figure = plot_sweep({"x": ([1, 1, 64], [0.1, 0.3, 0.9])}, xlabel="d_model", ylabel="MSE held out", is_error=True)
     figure.savefig(tmp_path / "figure.png")
     (axis,) = figure.axes
     (line,) = axis.get_lines()

@@ -7,9 +7,8 @@ import torch
 from PIL import Image
 
 import msp_lens as msp
-from msp_lens.figures.density import png
 from msp_lens.figures.interactive import explore_beliefs
-from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE
+from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, png
 
 
 def parts(process, length):

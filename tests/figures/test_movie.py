@@ -111,7 +111,7 @@ def test_the_page_stands_alone_and_takes_the_keyboard(movie, tmp_path):
     assert (slider["type"], slider["max"], slider["aria-label"]) == ("range", "2", "Checkpoint")
     assert len(page.named("button")) == 1
     assert not re.findall(r'(?:src|href)="(?!data:)', text), "the page fetches something"
-    assert "$" not in re.sub(r'src="[^"]*"', "", text), "a placeholder is left"
+    assert not re.search(r"\{\{|\{%", text), "a placeholder is left"
 
 
 def test_in_a_notebook_it_is_a_page_in_a_frame_of_its_own(movie):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import msp_lens as msp
-from msp_lens.figures.density import density_image
-from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, belief_colors, projection
+from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, belief_colors, density_image, projection
 from msp_lens.figures.simplex import plot_positions
 
 BOUNDS = ((0.0, 1.0), (0.0, 1.0))
@@ -89,7 +88,7 @@ def test_represented_points_beyond_the_true_ones_are_shown():
     assert all(axis.get_xlim() == (left, right) for axis in figure.axes)
 
 
-def test_a_words_way_is_drawn_through_every_panel(mess3):
+def test_a_words_path_is_drawn_in_every_panel(mess3):
     dataset = msp.all_words(mess3, 4)
     true = dataset.prefix_beliefs
     rows = dataset.prefix_ids[50].tolist()
@@ -108,7 +107,7 @@ def test_a_words_way_is_drawn_through_every_panel(mess3):
         msp.plot_beliefs(true, {"short": true[1:].clone()})
 
 
-def test_labels_of_a_way_do_not_overlap():
+def test_labels_of_a_path_do_not_overlap():
     """A word that stays in one corner, where its points lie close together."""
     process = msp.mess3()
     beliefs = msp.filter_beliefs(process, torch.tensor([[2, 2, 2, 2, 2, 2, 1, 2, 2, 2]]))[0]
