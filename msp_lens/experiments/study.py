@@ -41,6 +41,8 @@ from msp_lens.training.training_run import METRICS_FILE, TrainingRun, load_run
 CONFIG_FILE, REPORT_FILE, PAGE_FILE, MOVIE_FILE = "config.json", "report.json", "report.html", "movie.gif"
 PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), MOVIE_FILE, REPORT_FILE, PAGE_FILE)
+# Number of models that a run keeps, for the movie of how beliefs formed.
+CHECKPOINTS = 11
 # By the names of the study's fields. All but the main table use fewer words than by default, to take only seconds.
 EXPERIMENTS: dict[str, Callable[..., Any]] = {
     "interventions": intervene,
@@ -126,7 +128,7 @@ def run(
     check_weighting(weighting)
     training = chosen.training
     if emergence and training.checkpoints is None:
-        training = replace(training, checkpoints="logarithmic", n_checkpoints=11)
+        training = replace(training, checkpoints="logarithmic", n_checkpoints=CHECKPOINTS)
     folder = choose_folder(out, process.name, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     for file in RUN_FILES:

@@ -36,7 +36,7 @@ def test_everything_is_there(study):
 def test_beliefs_are_followed_along_the_training(study):
     steps = [snapshot.step for snapshot in study.emergence.snapshots]
     assert steps == [checkpoint.step for checkpoint in study.training.checkpoints]
-    assert (steps[0], steps[-1], len(steps)) == (0, 150, 11)
+    assert (steps[0], steps[-1], len(steps)) == (0, 150, studies.CHECKPOINTS)
     rows = json.loads((study.folder / "report.json").read_text())["emergence"]
     assert len(rows) == len(steps) * len(study.report)
     assert [row["R² held out"] for row in rows] == study.emergence.to_dataframe()["R² held out"].tolist()
