@@ -17,7 +17,7 @@ import torch
 
 from msp_lens._files import read_header, read_json, write_atomically, write_json
 from msp_lens._tables import json_records
-from msp_lens.data import BeliefDataset, Weighting, check_weighting, words_for
+from msp_lens.data import BeliefDataset, Weighting, check_weighting, words
 from msp_lens.formation import Emergence
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
@@ -267,7 +267,7 @@ def _short_words(process: Process, n_ctx: int, seed: int) -> BeliefDataset:
     """Words so short that there are at most about 7,000 of them: each checkpoint is then probed in about a second."""
     most = 7_000
     length = min(n_ctx, max(2, int(math.log(most, max(2, process.n_tokens)))))
-    return words_for(process, length, seed=seed, max_words=most)
+    return words(process, n_ctx=length, max_words=most, seed=seed)
 
 
 def _experiments(

@@ -155,7 +155,7 @@ def _in_order(run: str | Path | TrainingRun | Sequence[SavedCheckpoint]) -> tupl
 def _dataset(first: Checkpoint, data: Process | BeliefDataset | None, seed: int) -> BeliefDataset:
     """The words that every checkpoint is probed on."""
     if isinstance(data, BeliefDataset):
-        check_fits(first.model, data.process, data.n_ctx)
+        check_fits(first.model, data.process, data.n_ctx, token_map=data.token_map)
         return data
     process = data if data is not None else first.process
     if process is None:

@@ -14,7 +14,7 @@ from scipy import stats
 
 from msp_lens._files import read_json, write_json
 from msp_lens._tables import TableView, skill_text
-from msp_lens.data import BeliefDataset, words_for
+from msp_lens.data import BeliefDataset, words
 from msp_lens.formation.emergence_plots import EmergencePlots, scored_text
 from msp_lens.formation.snapshots import Snapshot, count_text, curve, over_training, snapshot_table
 from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
@@ -188,11 +188,11 @@ class Emergence(TableView):
     def summary(self) -> list[str]:
         """What the numbers are, what they say, and what they do not prove."""
         given, first, last = self.provenance, self.snapshots[0], self.snapshots[-1]
-        words = "every possible word" if given["is_population"] else "sampled words"
+        which = "every possible word" if given["is_population"] else "sampled words"
         n_checkpoints = f"{len(self)} checkpoint" + ("s" if len(self) > 1 else "")
         lines = [
             f"{n_checkpoints} of {given['process']['name']}, each probed on the same {given['words']:,} words of "
-            f"{given['n_ctx']} tokens ({words}), weighted by {given['weighting']}. Held out by prefix; regret is "
+            f"{given['n_ctx']} tokens ({which}), weighted by {given['weighting']}. Held out by prefix; regret is "
             "E KL(optimal ‖ model), nats, the mean over positions."
         ]
         best = self.best_site
@@ -253,7 +253,7 @@ class Emergence(TableView):
 
 def default_words(process: Process, n_ctx: int, *, seed: int) -> BeliefDataset:
     """All words of a length, or a sample if there are more than 100,000 of them, or four million tokens in them."""
-    return words_for(process, n_ctx, seed=seed, max_words=min(100_000, max(2, 4_000_000 // n_ctx)))
+    return words(process, n_ctx=n_ctx, max_words=min(100_000, max(2, 4_000_000 // n_ctx)), seed=seed)
 
 
 def _interventions(saved: dict[str, Any] | None) -> InterventionReport | None:
