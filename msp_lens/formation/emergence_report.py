@@ -61,7 +61,7 @@ class Emergence(TableView):
 
     @property
     def plot(self) -> EmergencePlots:
-        """The pictures: `found.plot()` over training, `found.plot.regret()`, `found.plot.use()`, `found.plot.movie()`."""
+        """The pictures: `plot()` over training, `plot.regret()`, `plot.use()` and `plot.movie()`."""
         return EmergencePlots(self.snapshots, self.checkpoints, self.dataset, self.provenance["weighting"])
 
     def to_dataframe(self) -> pd.DataFrame:
