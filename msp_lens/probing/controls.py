@@ -20,12 +20,12 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from msp_lens._distributed import process_count, total
 from msp_lens._tables import to_html, to_text
 from msp_lens.data import BeliefDataset
 from msp_lens.models.build import build_model, config_fields, weights
 from msp_lens.models.hooked import HookedModel, find_sites, model_device
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.reduce import process_count, reduce_sum
 from msp_lens.moments.scores import CellErrors, HeldOutScore, Score, score_of
 from msp_lens.moments.solve import least_squares
 from msp_lens.probing.belief_probe import BELIEF
@@ -197,7 +197,7 @@ class TokenWindows:
         targets = batch.targets[BELIEF]
         if self._sums is None or self._reference is None:
             # Sums about some mean, the same in all processes: squares of far-off targets would cancel.
-            self._reference = reduce_sum(targets.mean(dim=0)) / process_count()
+            self._reference = total(targets.mean(dim=0)) / process_count()
             width = targets.shape[1]
             self._sums = torch.zeros(n_cells * self._n_categories, width + 1, dtype=torch.float64)
             self._squares = torch.zeros(n_cells, width, dtype=torch.float64)
@@ -226,8 +226,8 @@ class TokenWindows:
     def reduce(self) -> None:
         """Add the sums of all processes, where there are several."""
         if self._sums is not None:
-            self._sums, self._squares = reduce_sum(self._sums), reduce_sum(self._squares)
-            self._rows = reduce_sum(self._rows)
+            self._sums, self._squares = total(self._sums), total(self._squares)
+            self._rows = total(self._rows)
 
     def _categories(self, words: Int[Tensor, "row"], positions: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
         code = torch.zeros(len(words), dtype=torch.int64)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens._distributed import own_path, process_count, share, total
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, all_words, check_weighting, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
@@ -21,7 +22,6 @@ from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
 from msp_lens.moments.grid import MAX_BYTES
 from msp_lens.moments.pass_progress import PassCheckpoint
-from msp_lens.moments.reduce import own_path, process_count, reduce_sum, shard
 from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.moments.solvers import Method, Solver
@@ -152,7 +152,7 @@ def probe(
             max_bytes=max_bytes,
             seed=seed,
         )
-        words = shard(len(data.labelled.tokens))
+        words = share(len(data.labelled.tokens))
         checkpoint = progressed = None
         if resume is not None:
             decisive = {"sites": names, "n_folds": n_folds, "seed": seed, "processes": process_count()}
@@ -181,7 +181,7 @@ def probe(
             ControlScore(name, each.label, each.scores.in_sample, each.scores.held_out)
             for name, twin in twins
             for each in fitted(
-                read(twin, words=shard(len(data.labelled.tokens)), progress=f"Probing {name}" if progress else None),
+                read(twin, words=share(len(data.labelled.tokens)), progress=f"Probing {name}" if progress else None),
                 extras=False,
             ).probes
         ]
@@ -347,4 +347,4 @@ class _Regret:
     def reduce(self) -> None:
         """Add the sums of all processes, where there are several."""
         if self.by_position is not None:
-            self.by_position = reduce_sum(self.by_position)
+            self.by_position = total(self.by_position)
