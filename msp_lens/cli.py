@@ -266,7 +266,7 @@ def intervene(
             positions=position or None,
             edits=edit or None,
             targets=target or "another word",
-            n=n_words,
+            n_words=n_words,
             seed=options["seed"],
         )
         if plot is not None:

@@ -18,7 +18,9 @@ from msp_lens.beliefs.information import (
 )
 from msp_lens.beliefs.listing import catalog_table
 from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
+from msp_lens.beliefs.nearest import nearest_belief, nearest_distribution
 from msp_lens.beliefs.presentation import Presentation, presentation
+from msp_lens.beliefs.trajectories import continuations, draw_tokens, filter_from, follow
 
 __all__ = [
     "Description",
@@ -31,15 +33,21 @@ __all__ = [
     "block_entropies",
     "box_counting_dimension",
     "catalog_table",
+    "continuations",
     "correlation_dimension",
     "describe",
+    "draw_tokens",
     "entropy",
     "entropy_rate",
     "excess_entropy",
     "filter_beliefs",
+    "filter_from",
+    "follow",
     "kl_divergence",
     "mixed_states",
     "myopic_entropies",
+    "nearest_belief",
+    "nearest_distribution",
     "next_token_probabilities",
     "optimal_losses",
     "presentation",

@@ -14,10 +14,10 @@ say about the future, linearly, but it is no distribution: entries may be negati
 from __future__ import annotations
 
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
 
 
@@ -45,17 +45,16 @@ def filter_beliefs(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float6
     belief = process.initial.expand(len(tokens), -1)
     beliefs = torch.empty(*tokens.shape, process.n_states, dtype=torch.float64)
     for position, token in enumerate(tokens.T):
-        joint = einsum(belief, process.transitions[token], "word i, word i j -> word j")
-        probability = (joint @ process.right_eigenvector).unsqueeze(1)
-        impossible = probability <= process.negligible
-        if impossible.any():
-            word = int(impossible.nonzero()[0, 0])
+        belief, probability = bayes_step(
+            belief, token, process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        if not probability.all():
+            word = int((probability == 0).nonzero()[0, 0])
             raise ValueError(
                 f"Word {word}, {tokens[word].tolist()}, is impossible for {process.name}: token {int(token[word])} at "
                 f"position {position} has probability 0 after the tokens before it. Check that the tokens come from "
                 "this process."
             )
-        belief = joint / probability
         beliefs[:, position] = belief
     return beliefs
 

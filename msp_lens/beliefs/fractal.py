@@ -22,6 +22,7 @@ from torch import Tensor
 
 from msp_lens._random import resolve_generator
 from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens.processes.bayes import normalized
 from msp_lens.processes.process import Process
 
 # Observers followed side by side.
@@ -80,11 +81,12 @@ def _next_beliefs(
     uniform = torch.rand(len(beliefs), 1, dtype=torch.float64, device=device, generator=generator)
     # Scaled by the last sum, so that rounding never lets a draw fall past the last possible token.
     tokens = (uniform * cumulative[:, -1:] >= cumulative).sum(dim=1)
+    # One product for each token, not `bayes_step`, which would gather a matrix for every one of many points.
     joint = torch.empty_like(beliefs)
     for token in range(process.n_tokens):
         mine = tokens == token
         joint[mine] = beliefs[mine] @ process.transitions[token].to(device)
-    return joint / (joint @ process.right_eigenvector.to(device)).unsqueeze(1)
+    return normalized(joint, process.right_eigenvector.to(device), negligible=process.negligible)[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
 # Two beliefs closer than this in every coordinate are one: far above rounding, far below any distance that matters.
@@ -111,12 +111,12 @@ def grow(
 
 
 def _children(process: Process, level: Level) -> Level:
-    joint = einsum(level.beliefs, process.transitions, "node i, token i j -> node token j")
-    conditional = joint @ process.right_eigenvector
-    parents, tokens = (conditional > process.negligible).nonzero(as_tuple=True)
-    conditional = conditional[parents, tokens]
-    beliefs = joint[parents, tokens] / conditional.unsqueeze(1)
-    return Level(beliefs, level.log_probabilities[parents] + conditional.log(), parents, tokens, level.dropped)
+    beliefs, conditional = bayes_children(
+        level.beliefs, process.transitions, process.right_eigenvector, negligible=process.negligible
+    )
+    parents, tokens = conditional.nonzero(as_tuple=True)
+    log_probabilities = level.log_probabilities[parents] + conditional[parents, tokens].log()
+    return Level(beliefs[parents, tokens], log_probabilities, parents, tokens, level.dropped)
 
 
 def _merged(level: Level, tolerance: float) -> Level:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float64, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -22,6 +21,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
+from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
@@ -205,11 +205,11 @@ def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_st
     edges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     merge_error, n_expanded = 0.0, 0
     while n_expanded < len(beliefs) <= max_states:
-        joint = einsum(beliefs[n_expanded:], process.transitions, "node i, token i j -> node token j")
-        conditional = joint @ process.right_eigenvector
-        parents, tokens = (conditional > process.negligible).nonzero(as_tuple=True)
-        probabilities = conditional[parents, tokens]
-        reached = joint[parents, tokens] / probabilities.unsqueeze(1)
+        children, conditional = bayes_children(
+            beliefs[n_expanded:], process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        parents, tokens = conditional.nonzero(as_tuple=True)
+        reached, probabilities = children[parents, tokens], conditional[parents, tokens]
         parents = parents + n_expanded
         n_expanded = len(beliefs)
         targets, first = _place(beliefs, reached, tolerance)

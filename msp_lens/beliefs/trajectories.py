@@ -8,11 +8,11 @@ write these beliefs at every later position too.
 from __future__ import annotations
 
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
 
 
@@ -55,10 +55,10 @@ def follow(
     process.check_tokens(tokens.cpu())
     filtered = [beliefs]
     for token in tokens.cpu().T:
-        joint = einsum(filtered[-1], process.transitions[token], "word i, word i j -> word j")
-        probability = (joint @ process.right_eigenvector).unsqueeze(1)
-        # NaN stays NaN.
-        filtered.append(torch.where(probability > process.negligible, joint / probability, torch.nan))
+        belief, _ = bayes_step(
+            filtered[-1], token, process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        filtered.append(belief)
     return torch.stack(filtered, dim=1)
 
 
@@ -76,23 +76,3 @@ def continuations(
 def draw_tokens(weights: Float64[Tensor, "word token"], generator: torch.Generator) -> Int[Tensor, "word"]:
     """A token for each word, in proportion to its weights; tokens of weight 0 are never drawn."""
     return torch.multinomial(weights.clamp(min=0).to(generator.device), 1, generator=generator).squeeze(1).cpu()
-
-
-def nearest_belief(process: Process, read: Float64[Tensor, "*batch state"]) -> Float64[Tensor, "*batch state"]:
-    """The belief nearest to what was read: on the simplex, or as it is where beliefs are no distributions."""
-    return read if process.is_generalized else to_simplex(read)
-
-
-def to_simplex(read: Float64[Tensor, "*batch state"]) -> Float64[Tensor, "*batch state"]:
-    """The nearest belief on the simplex to one read by an affine probe, which may leave it.
-
-    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", algorithm 1.
-
-    Example:
-        >>> to_simplex(torch.tensor([1.2, -0.1, -0.1], dtype=torch.float64))
-        tensor([1., 0., 0.], dtype=torch.float64)
-    """
-    descending = read.sort(dim=-1, descending=True).values
-    excess = (descending.cumsum(dim=-1) - 1) / torch.arange(1, read.shape[-1] + 1, dtype=torch.float64)
-    last = (descending > excess).sum(dim=-1, keepdim=True) - 1
-    return (read - excess.gather(-1, last)).clamp(min=0)

@@ -21,8 +21,8 @@ from msp_lens.data import BeliefDataset, Weighting, check_weighting, words
 from msp_lens.formation import Emergence
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
-from msp_lens.interventions.findings import Findings
-from msp_lens.interventions.intervene import InterventionReport, intervene
+from msp_lens.interventions.intervene import intervene
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
 from msp_lens.models.build import ModelConfig, config_fields, versions
@@ -46,10 +46,10 @@ CHECKPOINTS = 11
 # By the names of the study's fields. All but the main table use fewer words than by default, to take only seconds.
 EXPERIMENTS: dict[str, Callable[..., Any]] = {
     "interventions": intervene,
-    "persistence": partial(persistence, n=500),
-    "necessity": partial(necessity, max_words=500),
-    "bayes_consistency": partial(bayes_consistency, max_words=2000),
-    "prediction_consistency": partial(prediction_consistency, max_words=2000),
+    "persistence": partial(persistence, n_words=500),
+    "necessity": partial(necessity, n_words=500),
+    "bayes_consistency": partial(bayes_consistency, n_words=2000),
+    "prediction_consistency": partial(prediction_consistency, n_words=2000),
 }
 
 
@@ -74,10 +74,10 @@ class Study:
     training: TrainingRun
     report: ProbeReport
     interventions: InterventionReport | None
-    persistence: Findings | None
-    necessity: Findings | None
-    bayes_consistency: Findings | None
-    prediction_consistency: Findings | None
+    persistence: InterventionReport | None
+    necessity: InterventionReport | None
+    bayes_consistency: InterventionReport | None
+    prediction_consistency: InterventionReport | None
     skipped: dict[str, str]
     folder: Path
     emergence: Emergence | None = None

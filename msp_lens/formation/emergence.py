@@ -115,7 +115,7 @@ def emergence(
                 probes=[each for each in report.probes if len(each.sites) == 1],
                 edits="steer",
                 positions=position,
-                n=n_words,
+                n_words=n_words,
                 seed=seed,
                 batch_size=batch_size,
             )

@@ -17,7 +17,7 @@ from msp_lens._tables import TableView, skill_text
 from msp_lens.data import BeliefDataset, words
 from msp_lens.formation.emergence_plots import EmergencePlots, scored_text
 from msp_lens.formation.snapshots import Snapshot, count_text, curve, over_training, snapshot_table
-from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import SavedCheckpoint
@@ -174,7 +174,7 @@ class Emergence(TableView):
                 each["step"],
                 each["tokens"],
                 ProbeReport.load(path.parent / _probes_file(each["step"])),
-                _interventions(each["interventions"]),
+                InterventionReport.from_dict(each["interventions"]) if each["interventions"] else None,
             )
             for each in saved["snapshots"]
         )
@@ -254,15 +254,6 @@ class Emergence(TableView):
 def default_words(process: Process, n_ctx: int, *, seed: int) -> BeliefDataset:
     """All words of a length, or a sample if there are more than 100,000 of them, or four million tokens in them."""
     return words(process, n_ctx=n_ctx, max_words=min(100_000, max(2, 4_000_000 // n_ctx)), seed=seed)
-
-
-def _interventions(saved: dict[str, Any] | None) -> InterventionReport | None:
-    if saved is None:
-        return None
-    rows: list[dict[str, Any]] = [
-        {key: math.nan if value is None else value for key, value in row.items()} for row in saved["results"]
-    ]
-    return InterventionReport(tuple(InterventionResult(**row) for row in rows), saved["provenance"])
 
 
 def _probes_file(step: int) -> str:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._random import resolve_generator
+from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.chains import communicating_classes, stationary_distribution
 from msp_lens.processes.sampling import OutcomeTable, outcome_table, sample_by_filtering, sample_paths
 from msp_lens.processes.validation import (
@@ -199,15 +199,14 @@ class Process:
             ValueError: if a token is outside the vocabulary.
         """
         self.check_tokens(words)
-        forward = self.initial.expand(len(words), -1)
+        beliefs = self.initial.expand(len(words), -1)
         log_probability = torch.zeros(len(words), dtype=torch.float64)
         for tokens in words.T:
-            forward = einsum(forward, self.transitions[tokens], "word i, word i j -> word j")
-            probability = forward @ self.right_eigenvector
-            # An impossible word's forward vector is 0 from here on, and so is the probability of all that follows.
-            probability = torch.where(probability > self.negligible, probability, 0.0)
-            log_probability = log_probability + probability.log()
-            forward = torch.where(probability > 0, 1 / probability, 0.0).unsqueeze(1) * forward
+            # After an impossible token the belief is NaN, and every later token has probability 0.
+            beliefs, probability = bayes_step(
+                beliefs, tokens, self.transitions, self.right_eigenvector, negligible=self.negligible
+            )
+            log_probability += probability.log()
         return log_probability
 
     def word_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:

@@ -15,6 +15,8 @@ from einops import rearrange
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens.processes.bayes import bayes_children
+
 # Uniform float64 numbers in [0, 1) are multiples of 2^-53.
 UNIFORM_BITS = 53
 # Numbers held at once while filtering, per array: 32 MiB.
@@ -90,20 +92,17 @@ def sample_by_filtering(
     """Words of a generalized process, on the generator's device; probabilities up to `negligible` count as 0."""
     device = generator.device
     n_tokens, n_states, _ = transitions.shape
-    steps = rearrange(transitions, "token i j -> i (token j)").to(device)
-    weights = right_eigenvector.to(device)
+    transitions, right_eigenvector = transitions.to(device), right_eigenvector.to(device)
     words = torch.empty(n_words, length, dtype=torch.int64, device=device)
     for chunk in words.split(max(1, CHUNK // (n_tokens * n_states))):
         belief = initial.to(device).expand(len(chunk), -1)
         every = torch.arange(len(chunk), device=device)
         for position in range(length):
-            joint = rearrange(belief @ steps, "word (token j) -> word token j", token=n_tokens)
-            probabilities = joint @ weights
-            possible = torch.where(probabilities > negligible, probabilities, 0.0)
-            cumulative = _cumulative(possible / possible.sum(dim=1, keepdim=True))
+            children, probabilities = bayes_children(belief, transitions, right_eigenvector, negligible=negligible)
+            cumulative = _cumulative(probabilities / probabilities.sum(dim=1, keepdim=True))
             uniform = torch.rand(len(chunk), 1, dtype=torch.float64, device=device, generator=generator)
             token = (uniform >= cumulative).sum(dim=1)
-            belief = joint[every, token] / probabilities[every, token].unsqueeze(1)
+            belief = children[every, token]
             chunk[:, position] = token
     return words
 

@@ -50,7 +50,7 @@ def test_each_row_is_what_probing_that_checkpoint_gives(run, found, mess3):
 def test_recoveries_are_those_of_the_experiment(run, found, mess3):
     last = msp.saved_checkpoints(run)[-1].load().model
     report = msp.probe(last, mess3, progress=False)
-    expected = msp.intervene(last, mess3, probes=report, edits="steer", n=200)
+    expected = msp.intervene(last, mess3, probes=report, edits="steer", n_words=200)
     rows = found.to_dataframe().query("step == 60").set_index("site")
     for edit in ("steer", "placebo", "donor"):
         assert rows.loc["1_post", edit] == pytest.approx(expected.select(site="1_post", edit=edit).recovery, rel=1e-6)
@@ -184,6 +184,7 @@ def test_checkpoints_of_several_runs_are_refused_before_any_is_loaded(run, proce
         msp.emergence([msp.saved_checkpoints(run)[0], *msp.saved_checkpoints(other)])
 
 
+@pytest.mark.slow
 def test_the_papers_order(tmp_path, mess3):
     """The coarse triangle within tens of steps, the fractal's detail late, and regret and MSE falling together."""
     config = msp.TrainingConfig(
