@@ -1,6 +1,6 @@
 """What an optimal observer believes: filtering, mixed states, their presentation, fractal and entropies."""
 
-from msp_lens.beliefs.description import Description, describe
+from msp_lens.beliefs.description import Description, catalog_table, describe
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.fractal import Dimension, attractor, box_counting_dimension, correlation_dimension
 from msp_lens.beliefs.information import (
@@ -16,7 +16,6 @@ from msp_lens.beliefs.information import (
     statistical_complexity,
     synchronization,
 )
-from msp_lens.beliefs.listing import catalog_table
 from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
 from msp_lens.beliefs.nearest import nearest_belief, nearest_distribution
 from msp_lens.beliefs.presentation import Presentation, presentation

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook, context_length, editing
-from msp_lens.models.positions import Position, at_positions, check_position
+from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook
+from msp_lens.models.positions import Position, at_positions, check_position, writing
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -90,6 +90,16 @@ class Edit:
             raise ValueError(f"{self.name!r} writes a belief: give belief=.")
         return belief
 
+    def checked_belief(self, belief: Tensor | Sequence | None) -> Tensor | None:
+        """The belief as a float64 tensor, for this edit to write.
+
+        Raises:
+            ValueError: if it is not a belief of the probe's process, or one is needed and none is given.
+        """
+        checked = None if belief is None else self.probe.checked_belief(belief)
+        self._belief(checked)
+        return checked
+
     def scaled(self, strength: float) -> Edit:
         """A part of the edit, h + λ (edit(h) - h): λ = 0 changes nothing, λ = 1 is the whole edit."""
         if strength == 1:
@@ -108,8 +118,7 @@ class Edit:
             ValueError: if the belief does not belong to this probe, or the position is invalid.
         """
         check_position(position, None)
-        target = self._belief(belief if belief is None else self.probe.checked_belief(belief))
-        return at_positions(self, position, target)
+        return at_positions(self, position, self.checked_belief(belief))
 
     def hook(self, position: Position = None, belief: Tensor | Sequence | None = None) -> HookFunction:
         """The edit as `hook(activation, hook)`, for `model.run_with_hooks(fwd_hooks=[(edit.site, edit.hook(...))])`."""
@@ -151,8 +160,8 @@ def applying(
     sites = [edit.site for edit in chosen]
     if not chosen or len(set(sites)) != len(sites):
         raise ValueError(f"edits={chosen}: give at least one, and no two of the same site (nest two contexts instead).")
-    check_position(position, context_length(model))
-    with editing(model, {edit.site: edit.at(position, belief) for edit in chosen}):
+    *_, target = [edit.checked_belief(belief) for edit in chosen]
+    with writing(model, {edit.site: edit for edit in chosen}, position, target):
         yield
 
 

@@ -89,7 +89,8 @@ def intervene(
             tables.append(engine.run(course, groups, strengths=scales).assign(position=position, target=target))
     keys = ("site", "position", "edit", "target", "strength")
     table = pd.concat(tables, ignore_index=True)
-    table = table[[*keys, *table.columns.drop([*keys, "span", "after"])]]
+    measures = [column for column in table.columns if column not in (*keys, "span", "after")]
+    table = pd.DataFrame(table[[*keys, *measures]])
     provenance = {
         "process": process.to_dict(),
         "n_words": n_words,
@@ -101,8 +102,8 @@ def intervene(
         "reader": chosen[-1].label if len(chosen) > 1 else None,
     }
     # What is the same in every row is said once, in the title.
-    varying = [key for key in ("position", "target", "strength") if table[key].nunique() > 1]
-    constant = [f"{key} {table[key][0]}" for key in ("position", "target") if key not in varying]
+    varying = [key for key in ("position", "target", "strength") if len(set(table[key])) > 1]
+    constant = [f"{key} {table[key].iloc[0]}" for key in ("position", "target") if key not in varying]
     # Many edits stand one below the other.
     rows, columns = ("site", "edit") if len(engine.edits) <= 8 else ("edit", "site")
     return InterventionReport(
@@ -159,11 +160,10 @@ def _notes(table: pd.DataFrame, provenance: Mapping[str, Any]) -> Iterator[str]:
 
 def _contrast(table: pd.DataFrame) -> str:
     """The edits side by side where steering, or else the donor, recovers most."""
-    whole = table[table["strength"] == 1]
-    edit = "steer" if "steer" in set(whole["edit"]) else "donor"
-    best = min(whole[whole["edit"] == edit].to_dict("records"), key=lambda row: row["kl_to_target"])
-    place = {key: best[key] for key in ("site", "position", "target")}
-    compared = whole[(whole[list(place)] == pd.Series(place)).all(axis=1)].to_dict("records")
+    whole = [row for row in table.to_dict(orient="records") if row["strength"] == 1]
+    edit = "steer" if any(row["edit"] == "steer" for row in whole) else "donor"
+    best = min((row for row in whole if row["edit"] == edit), key=lambda row: row["kl_to_target"])
+    compared = [row for row in whole if all(row[key] == best[key] for key in ("site", "position", "target"))]
     numbers = (f"{row['edit']} {row['kl_to_target']:.4f} ({_percent(row['recovery'])})" for row in compared)
     return (
         f"At {best['site']}, position {best['position']}, KL to the target and share recovered: {', '.join(numbers)}."

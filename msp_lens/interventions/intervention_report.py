@@ -109,7 +109,7 @@ class InterventionReport(TableView):
         Raises:
             KeyError: unless exactly one row fits.
         """
-        return self._rows(where, ()).iloc[0]
+        return pd.Series(self._rows(where, ()).iloc[0])
 
     def map(
         self, edit: str, *, value: str = "recovery", target: str | None = None, strength: float = 1.0
@@ -143,7 +143,7 @@ class InterventionReport(TableView):
             KeyError: if there are no such results, or they have several positions or targets.
         """
         where = {"edit": edit, "site": site, "position": position, "target": target}
-        return self._rows(where, ("strength",)).set_index("strength")[value].sort_index()
+        return pd.Series(self._rows(where, ("strength",)).set_index("strength")[value]).sort_index()
 
     @property
     def plot(self) -> InterventionPlots:
@@ -167,7 +167,7 @@ class InterventionReport(TableView):
         found = self.table
         for column, value in where.items():
             found = found.loc[found[column] == value]
-        undecided = [key for key in self.keys if key not in (*where, *by) and found[key].nunique() > 1]
+        undecided = [key for key in self.keys if key not in (*where, *by) and len(set(found[key])) > 1]
         if undecided or found.empty:
             asked = ", ".join(f"{column}={value!r}" for column, value in where.items())
             there = "; ".join(f"{key} {', '.join(map(str, self.values(key)))}" for key in self.keys)
@@ -279,7 +279,7 @@ def _wide(table: pd.DataFrame, rows: Sequence[str], columns: str, value: str) ->
     names = [key for key in keys if not pd.api.types.is_numeric_dtype(table[key])]
     ordered = table.assign(**{name: pd.Categorical(table[name], table[name].unique()) for name in names})
     wide = ordered.set_index(keys)[value].sort_index().unstack(columns)
-    return wide.set_axis(wide.columns.tolist(), axis=1)
+    return pd.DataFrame(wide).set_axis(wide.columns.tolist(), axis=1)
 
 
 def _caption(where: Mapping[str, Any]) -> str:

@@ -96,11 +96,12 @@ def persistence(
     course = draw_course(process, start, target_maker, n_after=n_after, n_words=n_words, seed=seed)
     table = engine.run(course, [[probe] for probe in engine.probes], spans=(1, n_after + 1))
     keys = ("site", "after", "edited", "edit")
-    table["edited"] = table["span"].map({1: ALONE, n_after + 1: ONWARD})
+    table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
     # For one site and time, the two ways of editing stand together.
     by = table.assign(site=pd.factorize(table["site"])[0]).sort_values(["site", "after", "span"])
     table = table.loc[by.index].reset_index(drop=True)
-    table = table[[*keys, *table.columns.drop([*keys, "span", "strength"])]]
+    measures = [column for column in table.columns if column not in (*keys, "span", "strength")]
+    table = pd.DataFrame(table[[*keys, *measures]])
     title = "KL(optimum filtered on from the target ‖ model), nats"
     notes = (
         _contrast(table),

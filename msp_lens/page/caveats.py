@@ -146,7 +146,7 @@ def _rows(report: ProbeReport) -> Iterator[str]:
 
 def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[str]:
     site = report.best_site.label
-    above = float(found.select(site=site, edit="steer")["above_placebo"])
+    above: float = found.select(site=site, edit="steer").loc["above_placebo"]
     if math.isnan(above):
         yield (
             f"At {site} there was nothing for an edit to recover: not even the activation of a run that held the "

@@ -190,7 +190,7 @@ def probe(
             checkpoint.path.unlink(missing_ok=True)
         regret = data.regret.by_position if data.regret else None
         all_controls = Controls((*report.controls, *untrained_scores))
-        return replace(report, token_map=token_map, regret=regret, controls=all_controls)
+        return replace(report, regret=regret, controls=all_controls)
 
     if target != BELIEF and not isinstance(process, LabelledTokens):
         raise ValueError(f"target={target!r}: of a process the belief is read; only LabelledTokens have other targets.")

@@ -331,7 +331,7 @@ class Training:
     def _evaluated_regret(self) -> float:
         """The mean regret of the model as it would be saved now, on all words or on 4,096 of them."""
         if self._evaluation is None:
-            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=4_096, seed=0)
+            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=4_096)
         with self.averaged():
             return float(regret_by_position(self.model, self._evaluation).mean())
 

@@ -38,7 +38,7 @@ def rows_of(model, report, label):
 
 @pytest.mark.parametrize("degrees", [0.0, 1e-6, 30.0, 90.0])
 def test_the_largest_angle_between_belief_subspaces(report, degrees):
-    """Two planes that share one direction, the second tilted about it; beliefs sum to 1, so a plane needs three states."""
+    """Two planes that share one direction, the second tilted about it; a plane takes three states, which sum to 1."""
 
     def probe(*directions):
         plane = torch.tensor(directions, dtype=torch.float64)
