@@ -7,12 +7,16 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 # A worker a core, each a file at a time: trained models are shared within a file.
 IN_PARALLEL ?= --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-3 test-4 lint benchmark clean
+.PHONY: demo test test-fast test-3 test-4 lint benchmark clean
 
 demo: .venv/installed
 	.venv/bin/msp-lens run mess3
 
 test: lint test-3 test-4
+
+# For the inner loop: no slow tests, and no checks of annotated calls.
+test-fast: .venv/installed
+	.venv/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="--doctest-modules --strict-markers"
 
 test-3: .venv/installed
 	.venv/bin/pytest $(IN_PARALLEL)

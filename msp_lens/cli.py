@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from msp_lens.experiments.study import Study
     from msp_lens.models.model_files import Checkpoint
     from msp_lens.processes.process import Process
 
 app = typer.Typer(
-    help="Train a transformer on a hidden Markov process, find the beliefs in its residual stream, steer them.\n\n"
-    "Begin with: msp-lens run mess3\n\n"
-    "Results go to stdout, progress and errors to stderr. Exit codes: 0 all went well, 1 it did not (one line "
-    "says why, and the remedy), 2 wrong usage, 130 interrupted.",
+    help="Train a transformer on a hidden Markov process, find the beliefs in its residual stream, and steer them.\n\n"
+    "To begin: msp-lens run mess3\n\n"
+    "Results go to stdout, progress and errors to stderr. Exit codes: 0 success, 1 failure (one line says what is "
+    "wrong and what to do), 2 wrong usage, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def _complete_process(incomplete: str) -> list[str]:
@@ -45,41 +44,41 @@ def _complete_preset(incomplete: str) -> list[str]:
 
 ProcessName = Annotated[
     str,
-    typer.Argument(help="A process of the catalog: msp-lens processes lists them.", autocompletion=_complete_process),
+    typer.Argument(help="A process of the catalog; msp-lens processes lists them.", autocompletion=_complete_process),
 ]
 Parameters = Annotated[
     list[str] | None,
-    typer.Option("--param", "-p", help="A parameter of the process, as name=value; repeatable."),
+    typer.Option("--param", "-p", help="A parameter of the process, as name=value. Repeatable."),
 ]
-ModelPath = Annotated[
-    Path, typer.Argument(help="A model that msp-lens saved: the folder of a run, or a .safetensors file.")
+Preset = Annotated[
+    str,
+    typer.Option(help="Recipe of model and training: quick, paper or shai2024.", autocompletion=_complete_preset),
 ]
-OfProcess = Annotated[
+ModelPath = Annotated[Path, typer.Argument(help="A saved model: the folder of a run, or a .safetensors file.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a training.")]
+OtherProcess = Annotated[
     str | None,
     typer.Option(
         "--process",
-        help="The process, if another than the model was trained on (or it is not said).",
+        help="A process of the catalog. By default the one the model was trained on.",
         autocompletion=_complete_process,
     ),
 ]
 Sites = Annotated[
     list[str] | None,
     typer.Option(
-        "--site", "-s", help="A site: a hook name, a label such as 2_post, a glob such as '*_mid', or all; repeatable."
+        "--site", "-s", help="A hook name, a label such as 2_post, a glob such as '*_mid', or all. Repeatable."
     ),
 ]
-Weighting = Annotated[
-    str, typer.Option(help="How much each prefix counts: probability, sequence (the paper's) or prefix.")
-]
-Preset = Annotated[
-    str,
-    typer.Option(help="Recipe of model and training: quick, paper or shai2024.", autocompletion=_complete_preset),
-]
+WEIGHTING_HELP = "How much each prefix counts: probability, sequence (as in the paper) or prefix."
+Weighting = Annotated[str, typer.Option(help=WEIGHTING_HELP)]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Device = Annotated[str, typer.Option(help="Where the model goes: cpu, cuda, …")]
+RunWeighting = Annotated[str | None, typer.Option("--weighting", help=f"{WEIGHTING_HELP} By default as in the run.")]
+RunSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random. By default as in the run.")]
+Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, …")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Picture = Annotated[Path | None, typer.Option("--plot", help="Also draw a picture to this file (.png, .svg or .pdf).")]
+Picture = Annotated[Path | None, typer.Option("--plot", help="Save a picture to this file (.png, .svg or .pdf).")]
 
 
 @app.command()
@@ -87,11 +86,11 @@ def run(
     process: ProcessName,
     param: Parameters = None,
     preset: Preset = "quick",
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default a new one under runs/.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results. By default a new one in runs/.")] = None,
     seed: Seed = 0,
     weighting: Weighting = "probability",
     device: Device = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that OUT already holds.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -99,38 +98,29 @@ def run(
 
     Example: msp-lens run mess3 --param x=0.05 --param a=0.85 --out runs/mess3
     """
-    with _errors(debug) as place:
-        from msp_lens._files import read_json
+    with _command(debug) as place:
         from msp_lens.experiments import study as studies
 
         chosen = _process(process, param)
         place.folder = studies.choose_folder(out, chosen.name, overwrite=overwrite)
-        study = studies.run(
-            chosen,
-            preset=preset,
-            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by run)
-            out=place.folder,
-            overwrite=overwrite,
-            seed=seed,
-            device=device,
-        )
-        _show(study, read_json(study.folder / studies.REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
+        options: dict[str, Any] = {"preset": preset, "weighting": weighting, "seed": seed, "device": device}
+        _show_study(studies.run(chosen, out=place.folder, overwrite=overwrite, **options), as_json=as_json)
 
 
 @app.command()
 def processes(as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the named processes: size, entropy rate in nats, and how many mixed states there are.
+    """List the processes of the catalog: their size, entropy rate in nats, and number of mixed states.
 
     Example: msp-lens processes
     """
-    with _errors(debug):
+    with _command(debug):
         from msp_lens._tables import to_text
         from msp_lens.beliefs import catalog_table
 
         notes = [
-            "At their default parameters; give others as in: msp-lens run mess3 --param x=0.15 --param a=0.6.",
-            "h: entropy rate. Seen in next token: how many of the beliefs' dimensions next-token probabilities show; "
-            "where it is all of them, a probe alone cannot tell the two apart.",
+            "At their default parameters. To choose others: msp-lens run mess3 --param x=0.15 --param a=0.6.",
+            "h: entropy rate. Seen in next token: how many dimensions of the beliefs show in next-token probabilities. "
+            "Where all of them do, a probe cannot tell beliefs from predictions.",
         ]
         table = catalog_table()
         _show(to_text(table, title="Processes", notes=notes), table.reset_index().to_dict("records"), as_json=as_json)
@@ -144,16 +134,14 @@ def msp(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """What theory says of a process: its mixed-state presentation, its entropies, and what can be told apart.
+    """Describe a process in theory: its mixed-state presentation, its entropies, and what a probe can tell apart.
 
     Example: msp-lens msp z1r --plot z1r.png
     """
-    with _errors(debug):
-        _check_picture(plot)
+    with _command(debug, plot):
         from msp_lens.beliefs import describe
 
-        chosen = _process(process, param)
-        found = describe(chosen)
+        found = describe(_process(process, param))
         if plot is not None:
             found.plot().savefig(plot)
         _show(found, found.to_dict(), as_json=as_json)
@@ -164,22 +152,22 @@ def train(
     process: ProcessName,
     param: Parameters = None,
     preset: Preset = "quick",
-    out: Annotated[Path | None, typer.Option(help="Folder for the model; by default runs/NAME.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps, if other than the preset's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model. By default runs/NAME.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of optimizer steps. By default the preset's.")] = None,
     checkpoints: Annotated[
-        int, typer.Option(help="How many models to keep on the way, most of them early, for msp-lens emergence.")
+        int, typer.Option(help="Number of checkpoints to keep, most of them early, for msp-lens emergence.")
     ] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew where OUT holds a training.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again from step 0 if OUT holds a training.")] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Train a transformer on a process. Run the same again after an interruption and it goes on where it was.
+    """Train a transformer on a process. To resume an interrupted training, run the same command again.
 
     Example: msp-lens train rrxor --preset paper --checkpoints 12 --out runs/rrxor
     """
-    with _errors(debug) as place:
+    with _command(debug) as place:
         from dataclasses import replace
 
         from msp_lens.training import recipe
@@ -207,41 +195,31 @@ def train(
 @app.command()
 def probe(
     model: ModelPath,
-    process: OfProcess = None,
+    process: OtherProcess = None,
     param: Parameters = None,
     site: Sites = None,
-    weighting: Weighting = "probability",
+    weighting: RunWeighting = None,
     split: Annotated[str, typer.Option(help="What is held out together: prefix, sequence or subtree.")] = "prefix",
-    method: Annotated[str, typer.Option(help="ols, ridge, or reduced_rank.")] = "ols",
-    rank: Annotated[int | None, typer.Option(help="Rank, for reduced_rank.")] = None,
-    untrained: Annotated[int, typer.Option(help="How many untrained twins to set the probes beside.")] = 0,
+    solver: Annotated[str, typer.Option(help="How the maps are fitted: ols, ridge or reduced_rank.")] = "ols",
+    rank: Annotated[int | None, typer.Option(help="Rank of the maps, for reduced_rank.")] = None,
+    untrained: Annotated[int, typer.Option(help="Number of untrained twins of the model to probe as controls.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Save the report to this file, for ProbeReport.load.")] = None,
     plot: Picture = None,
-    seed: Seed = 0,
+    seed: RunSeed = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Regress beliefs on the residual stream of a model, beside controls.
+    """Regress beliefs on the residual stream of a model, and compare with controls.
 
     Example: msp-lens probe runs/mess3 --site '*_post' --untrained 3 --plot fractal.png
     """
-    with _errors(debug):
-        _check_picture(plot)
+    with _command(debug, plot):
         from msp_lens.probing import probe as probe_model
 
         loaded, chosen = _model(model, process, param, device)
-        report = probe_model(
-            loaded.model,
-            chosen,
-            sites=_sites(site),
-            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by probe)
-            split=split,  # pyright: ignore[reportArgumentType]
-            method=method,  # pyright: ignore[reportArgumentType]
-            rank=rank,
-            untrained=untrained,
-            seed=seed,
-        )
+        options = _run_options(model, weighting, seed) | {"split": split, "method": solver, "rank": rank}
+        report = probe_model(loaded.model, chosen, sites=_sites(site), untrained=untrained, **options)
         if out is not None:
             report.save(out)
         if plot is not None:
@@ -252,19 +230,20 @@ def probe(
 @app.command()
 def intervene(
     model: ModelPath,
-    process: OfProcess = None,
+    process: OtherProcess = None,
     param: Parameters = None,
     site: Sites = None,
+    weighting: RunWeighting = None,
     position: Annotated[
-        list[int] | None, typer.Option(help="A position to write at; repeatable. By default three quarters in.")
+        list[int] | None, typer.Option(help="Position to edit. Repeatable. By default three quarters into the words.")
     ] = None,
     edit: Annotated[
-        list[str] | None, typer.Option(help="An edit, such as steer, patch or erase; repeatable. By default the usual.")
+        list[str] | None, typer.Option(help="An edit such as steer, patch or erase. Repeatable. By default several.")
     ] = None,
-    target: Annotated[list[str] | None, typer.Option(help="What belief is written; repeatable.")] = None,
-    pairs: Annotated[int, typer.Option(help="Pairs of a word and a target belief.")] = 2000,
+    target: Annotated[list[str] | None, typer.Option(help="The belief to write. Repeatable.")] = None,
+    n_words: Annotated[int, typer.Option(help="Number of pairs of a word and a target belief.")] = 2000,
     plot: Picture = None,
-    seed: Seed = 0,
+    seed: RunSeed = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
@@ -273,13 +252,13 @@ def intervene(
 
     Example: msp-lens intervene runs/mess3 --site 1_post --site 3_post --position 7 --edit steer --edit pseudo-inverse
     """
-    with _errors(debug):
-        _check_picture(plot)
+    with _command(debug, plot):
         from msp_lens.interventions import intervene as intervene_on
         from msp_lens.probing import probe as probe_model
 
         loaded, chosen = _model(model, process, param, device)
-        report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, seed=seed)
+        options = _run_options(model, weighting, seed)
+        report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, **options)
         found = intervene_on(
             loaded.model,
             chosen,
@@ -287,8 +266,8 @@ def intervene(
             positions=position or None,
             edits=edit or None,
             targets=target or "another word",
-            n_words=pairs,
-            seed=seed,
+            n_words=n_words,
+            seed=options["seed"],
         )
         if plot is not None:
             found.plot().savefig(plot)
@@ -297,38 +276,33 @@ def intervene(
 
 @app.command()
 def emergence(
-    run: Annotated[Path, typer.Argument(help="The folder of a training that kept checkpoints (--checkpoints).")],
+    run: RunFolder,
     site: Sites = None,
-    weighting: Weighting = "probability",
-    steer: Annotated[bool, typer.Option("--steer", help="Also steer at every checkpoint: when is it used?")] = False,
-    gif: Annotated[Path | None, typer.Option(help="Write the movie of beliefs forming to this GIF.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write the movie, with a slider, to this HTML file.")] = None,
+    weighting: RunWeighting = None,
+    steer: Annotated[bool, typer.Option("--steer", help="Also steer at every checkpoint.")] = False,
+    gif: Annotated[Path | None, typer.Option(help="Save the movie of beliefs forming to this GIF.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Save the movie, with a slider, to this HTML file.")] = None,
     plot: Picture = None,
-    seed: Seed = 0,
+    seed: RunSeed = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Probe every checkpoint of a training: how the geometry of beliefs forms.
+    """Probe every checkpoint of a training (kept with --checkpoints): how the geometry of beliefs forms.
 
     Example: msp-lens emergence runs/mess3 --gif forming.gif --plot curves.png
     """
-    with _errors(debug):
-        _check_picture(plot)
+    with _command(debug, plot):
         from msp_lens.formation import emergence as probe_checkpoints
+        from msp_lens.training import saved_checkpoints
 
-        found = probe_checkpoints(
-            run,
-            sites=_sites(site),
-            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by emergence)
-            interventions=steer,
-            seed=seed,
-            device=device,
-        )
+        checkpoints = saved_checkpoints(run)
+        options = _run_options(checkpoints[0].path, weighting, seed)
+        found = probe_checkpoints(checkpoints, sites=_sites(site), interventions=steer, device=device, **options)
         if plot is not None:
             found.plot().savefig(plot)
         if gif is not None or page is not None:
-            movie = found.movie()
+            movie = found.plot.movie(device=device)
             if gif is not None:
                 movie.save_gif(gif)
             if page is not None:
@@ -338,55 +312,53 @@ def emergence(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a training: model.safetensors and what lies beside it.")],
-    weighting: Weighting = "probability",
-    seed: Seed = 0,
+    run: RunFolder,
+    weighting: RunWeighting = None,
+    seed: RunSeed = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Probe and steer a trained model, and write its report.html (anew).
+    """Probe and steer a trained model, and write its report.html; an earlier report is replaced.
 
     Example: msp-lens report runs/rrxor
     """
-    with _errors(debug) as place:
-        from msp_lens._files import read_json
+    with _command(debug) as place:
         from msp_lens.experiments import study as studies
 
         place.folder = run
-        study = studies.report(
-            run,
-            weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by report)
-            seed=seed,
-            device=device,
-        )
-        _show(study, read_json(study.folder / studies.REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
+        options: dict[str, Any] = {"weighting": weighting, "seed": seed, "device": device}
+        _show_study(studies.report(run, **options), as_json=as_json)
 
 
 class _Place:
-    """Where a command writes, for the message should it be interrupted."""
+    """The folder a command writes to, for the message if it is interrupted."""
 
     folder: Path | None = None
 
 
 @contextlib.contextmanager
-def _errors(debug: bool) -> Iterator[_Place]:
-    """Errors as one line with the remedy, an interruption as what it left behind."""
+def _command(debug: bool, plot: Path | None = None) -> Iterator[_Place]:
+    """Check the path of the picture, print an error as one line, and say what an interruption left in the folder."""
     place = _Place()
     try:
+        if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"--plot {plot}: pictures are .png, .svg or .pdf.")
+        if plot is not None and not plot.parent.is_dir():
+            raise ValueError(f"--plot {plot}: there is no folder {plot.parent}.")
         yield place
     except KeyboardInterrupt:
         folder = place.folder
         whole = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder and folder.is_dir() else []
-        kept = f" Whole and kept in {folder}: {', '.join(whole)}." if whole else " Nothing had been written."
+        kept = f" Complete files in {folder}: {', '.join(whole)}." if whole else " No file was written."
         print(f"\nInterrupted.{kept}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(130) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         if debug:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"msp-lens: {' '.join(str(message).split())}", file=sys.stderr)
-        raise typer.Exit(FAILED) from None
+        raise typer.Exit(1) from None
 
 
 def _show(result: object, as_values: Any, *, as_json: bool) -> None:
@@ -395,45 +367,50 @@ def _show(result: object, as_values: Any, *, as_json: bool) -> None:
     print(json.dumps(without_nan(as_values), indent=2, ensure_ascii=False) if as_json else result)
 
 
+def _show_study(study: Study, *, as_json: bool) -> None:
+    from msp_lens._files import read_json
+    from msp_lens.experiments.study import REPORT_FILE
+
+    _show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
+
+
 def _process(name: str, parameters: list[str] | None) -> Process:
     from msp_lens.processes import build_process
 
-    return build_process(name, _parameters(parameters or []))
+    values = {}
+    for pair in parameters or []:
+        key, _, value = pair.partition("=")
+        try:
+            values[key] = float(value)
+        except ValueError:
+            raise ValueError(f"--param {pair}: give name=number, for example --param x=0.05.") from None
+    return build_process(name, values)
 
 
 def _model(path: Path, name: str | None, parameters: list[str] | None, device: str) -> tuple[Checkpoint, Process]:
-    """The model, and the process it was trained on or the one that is named instead."""
+    """The model, and the process: the one named, or else the one it was trained on."""
     from msp_lens.models import load_checkpoint
 
     if parameters and name is None:
-        raise ValueError("--param: parameters of which process? Give --process too.")
+        raise ValueError("--param without --process: name the process that the parameters are of.")
     chosen = _process(name, parameters) if name is not None else None
     loaded = load_checkpoint(path, device=device)
-    if chosen is None and loaded.process is None:
-        raise ValueError(f"{path} does not say what it was trained on: give --process, and --param if need be.")
-    return loaded, chosen or loaded.process  # pyright: ignore[reportReturnType]
+    chosen = chosen or loaded.process
+    if chosen is None:
+        raise ValueError(f"{path} does not say what process it was trained on: give --process (and --param).")
+    return loaded, chosen
+
+
+def _run_options(path: Path, weighting: str | None, seed: int | None) -> dict[str, Any]:
+    """The weighting and seed given, or else those of the model's run."""
+    from msp_lens.experiments.study import run_options
+
+    given = {"weighting": weighting, "seed": seed}
+    return run_options(path) | {name: value for name, value in given.items() if value is not None}
 
 
 def _sites(sites: list[str] | None) -> Any:
     return "all" if sites == ["all"] else sites or None
-
-
-def _check_picture(path: Path | None) -> None:
-    if path is not None and path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot {path}: pictures are .png, .svg or .pdf.")
-    if path is not None and not path.parent.is_dir():
-        raise ValueError(f"--plot {path}: there is no folder {path.parent}.")
-
-
-def _parameters(pairs: list[str]) -> dict[str, float]:
-    parameters = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        try:
-            parameters[name] = float(value)
-        except ValueError:
-            raise ValueError(f"--param {pair}: give name=number, for example --param x=0.05.") from None
-    return parameters
 
 
 def main() -> None:

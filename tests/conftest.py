@@ -20,6 +20,13 @@ settings.load_profile("default")
 ORACLE = Path(os.environ.get("MSP_LENS_ORACLES", Path(__file__).parents[2] / "shared" / "oracles")) / "shai2024_mess3"
 
 
+def pytest_collection_modifyitems(items):
+    """What needs the published model is slow: it runs the network on all of its 59,049 words."""
+    for item in items:
+        if "published_model" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def mess3():
     return msp.mess3(x=0.05, a=0.85)

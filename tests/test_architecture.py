@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,20 +29,76 @@ FLOORS = (
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ROOT = Path(msp_lens.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+ROOMS = sorted({path.parent for path in MODULES} - {ROOT})
+
+
+def name_of(path):
+    """The name a module is imported by."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path): path for path in [ROOT / "__init__.py", *MODULES]}
 
 
 def imported(path):
-    """Parts of msp_lens that a module imports, at its top or inside functions."""
+    """Modules of msp_lens that a module imports: at its top, inside functions, and for type checks only."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("msp_lens"):
-            yield from [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+        if isinstance(node, ast.Import):
+            yield from [alias.name for alias in node.names if alias.name in NAMES]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: name modules in full"
+            # What is imported is itself a module, or something that a module or package defines.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from [name if name in NAMES else node.module for name in names if node.module in NAMES]
+
+
+def circles(graph):
+    """Groups of nodes that can all be reached from each other."""
+    reached = {}
+    for start in graph:
+        left, reached[start] = list(graph[start]), set()
+        while left:
+            if (node := left.pop()) not in reached[start]:
+                reached[start].add(node)
+                left += graph[node]
+    return {
+        tuple(sorted(other for other in reached[node] if node in reached[other]))
+        for node in graph
+        if node in reached[node]
+    }
+
+
+def test_circles_are_found():
+    graph = {"a": ["b"], "b": ["c"], "c": ["b", "d"], "d": [], "e": ["e"], "f": ["a"]}
+    assert circles(graph) == {("b", "c"), ("e",)}
+
+
+def test_no_module_imports_itself_by_a_circle():
+    graph = {name: set(imported(path)) for name, path in NAMES.items()}
+    assert sum(map(len, graph.values())) > 200, "the imports were not found"
+    assert circles(graph) == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path):
     part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    for other in imported(path):
+    names = set(imported(path))
+    assert "msp_lens" not in names, "the face stands on all floors"
+    for other in {name.split(".")[1] for name in names}:
         assert other == part or FLOOR_OF[other] < FLOOR_OF[part], f"{part} imports {other}, on the same floor or above"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_has_few_files(room):
+    files = [path.name for path in room.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= 13, f"{len(files)} files: {sorted(files)}"
+
+
+def test_no_two_files_have_one_name():
+    """`__init__.py` apart, a file is known by its name without its folder."""
+    counts = Counter(path.name for path in MODULES if path.name != "__init__.py")
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -3,16 +3,20 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
 
 import msp_lens as msp
 from msp_lens.cli import app
+from msp_lens.training import PRESETS, Recipe
 
 COMMAND = [sys.executable, "-m", "msp_lens.cli"]
 
@@ -46,7 +50,7 @@ def test_a_model_is_trained_and_can_be_loaded(trained):
 def test_a_trained_model_is_probed(trained, tmp_path):
     saved, picture = tmp_path / "report.safetensors", tmp_path / "fractal.png"
     result = call_here(
-        "probe", trained[0], "--site", "*_post", "--method", "ridge", "--out", saved, "--plot", picture, "--json"
+        "probe", trained[0], "--site", "*_post", "--solver", "ridge", "--out", saved, "--plot", picture, "--json"
     )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -61,7 +65,7 @@ def test_a_trained_model_is_probed(trained, tmp_path):
 
 def test_beliefs_are_written_into_a_trained_model(trained):
     result = call_here(
-        "intervene", trained[0], "-s", "3_post", "--position", 4, "--edit", "patch", "--pairs", 50, "--json"
+        "intervene", trained[0], "-s", "3_post", "--position", 4, "--edit", "patch", "--n-words", 50, "--json"
     )
     assert result.exit_code == 0, result.stderr
     assert {"patch", "none", "placebo", "donor"} <= {row["edit"] for row in json.loads(result.stdout)["results"]}
@@ -72,6 +76,50 @@ def test_checkpoints_are_probed(trained, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert sorted({row["step"] for row in json.loads(result.stdout)}) == [0, 1, 30]
     assert (tmp_path / "forming.gif").read_bytes().startswith(b"GIF8")
+
+
+@pytest.mark.parametrize(
+    ("command", "room", "function"),
+    [
+        ("probe", "msp_lens.probing", "probe"),
+        ("intervene", "msp_lens.probing", "probe"),
+        ("emergence", "msp_lens.formation", "emergence"),
+    ],
+)
+def test_commands_use_the_weighting_and_seed_of_the_run(trained, tmp_path, monkeypatch, command, room, function):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    (folder / "config.json").write_text(json.dumps({"weighting": "sequence", "seed": 3}))
+    module, used = import_module(room), []
+    original = getattr(module, function)
+
+    def spy(*args, **options):
+        used.append((options["weighting"], options["seed"]))
+        return original(*args, **options)
+
+    monkeypatch.setattr(module, function, spy)
+    for arguments in ([folder], [folder, "--weighting", "prefix", "--seed", 4], [trained[0]]):
+        result = call_here(command, *arguments, "-s", "3_post")
+        assert result.exit_code == 0, result.stderr
+    assert used == [("sequence", 3), ("prefix", 4), ("probability", 0)]
+
+
+@pytest.mark.slow
+def test_a_report_made_again_is_that_of_the_run(tmp_path, monkeypatch):
+    def tiny(process):
+        model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=8, d_head=4, d_mlp=16, n_ctx=4)
+        return Recipe(model, msp.TrainingConfig(steps=10, batch_size=32))
+
+    monkeypatch.setitem(PRESETS, "tiny", tiny)
+    options = ("--preset", "tiny", "--weighting", "sequence", "--seed", 3)
+    result = call_here("run", "mess3", *options, "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    first = json.loads(result.stdout)
+    assert first["probes"]["provenance"]["weighting"] == "sequence"
+    again = json.loads(call_here("report", tmp_path / "run", "--json").stdout)
+    assert again == first
+    other = json.loads(call_here("report", tmp_path / "run", "--weighting", "probability", "--json").stdout)
+    assert other["probes"]["provenance"]["weighting"] == "probability"
+    assert other["probes"]["sites"] != first["probes"]["sites"]
 
 
 def test_theory_is_told_and_drawn(tmp_path):
@@ -88,9 +136,9 @@ def test_theory_is_told_and_drawn(tmp_path):
     ("arguments", "message"),
     [
         (["probe", "nowhere"], "nowhere"),
-        (["probe", "{trained}", "-p", "x=1"], "Give --process too"),
+        (["probe", "{trained}", "-p", "x=1"], "--param without --process"),
         (["probe", "{trained}", "--site", "9_post"], "no site '9_post'"),
-        (["probe", "{trained}", "--method", "reduced_rank", "--rank", "0"], "rank=0: at least 1"),
+        (["probe", "{trained}", "--solver", "reduced_rank", "--rank", "0"], "rank=0: at least 1"),
         (["probe", "{trained}", "--plot", "fractal.doc"], "pictures are .png"),
         (["intervene", "{trained}", "--edit", "wish"], "wish"),
         (["emergence", "."], "checkpoints"),
@@ -120,6 +168,7 @@ def test_help_teaches_by_example():
     assert "msp-lens run mess3 --param x=0.05" in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow
 def test_processes_are_listed():
     result = call("processes")
     assert result.returncode == 0, result.stderr
@@ -135,6 +184,7 @@ def test_help_needs_no_heavy_imports():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -155,6 +205,7 @@ def test_errors_are_one_line_with_the_remedy(arguments, message, tmp_path):
     assert list(tmp_path.iterdir()) == [], "something was written"
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"precious")
     result = call("run", "mess3", "--out", str(tmp_path))
@@ -163,6 +214,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_what_is_whole(tmp_path):
     out = tmp_path / "run"
     with subprocess.Popen(
@@ -182,6 +234,6 @@ def test_ctrl_c_leaves_what_is_whole(tmp_path):
         stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 130
     assert stdout == ""
-    assert f"Interrupted. Whole and kept in {out}: config.json, metrics.jsonl, model.safetensors" in stderr
+    assert f"Interrupted. Complete files in {out}: config.json, metrics.jsonl, model.safetensors" in stderr
     assert "Traceback" not in stderr
     assert msp.load_checkpoint(out).provenance["step"] >= 1

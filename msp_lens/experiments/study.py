@@ -1,23 +1,25 @@
-"""Whole experiments. The main job: train on a process, probe, intervene, and write a report of what was found."""
+"""A whole experiment: train on a process, probe, intervene, and write a report of what was found."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from msp_lens._files import read_json, write_atomically, write_json
+from msp_lens._files import read_header, read_json, write_atomically, write_json
 from msp_lens._tables import json_records
-from msp_lens.data import Weighting, check_weighting
-from msp_lens.formation.emergence import Emergence
-from msp_lens.formation.emergence import emergence as probe_checkpoints
+from msp_lens.data import BeliefDataset, Weighting, check_weighting, words
+from msp_lens.formation import Emergence
+from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
 from msp_lens.interventions.intervene import intervene
 from msp_lens.interventions.intervention_report import InterventionReport
@@ -38,27 +40,35 @@ from msp_lens.training.training_run import METRICS_FILE, TrainingRun, load_run
 
 CONFIG_FILE, REPORT_FILE, PAGE_FILE, MOVIE_FILE = "config.json", "report.json", "report.html", "movie.gif"
 PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
-EXPERIMENTS = ("interventions", "persistence", "necessity", "bayes_consistency", "prediction_consistency")
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), MOVIE_FILE, REPORT_FILE, PAGE_FILE)
-# Models that a run keeps, for the movie of how beliefs formed; and how many words they are probed on, about.
-CHECKPOINTS, EMERGENCE_WORDS = 11, 7_000
+# Number of models that a run keeps, for the movie of how beliefs formed.
+CHECKPOINTS = 11
+# By the names of the study's fields. All but the main table use fewer words than by default, to take only seconds.
+EXPERIMENTS: dict[str, Callable[..., Any]] = {
+    "interventions": intervene,
+    "persistence": partial(persistence, n_words=500),
+    "necessity": partial(necessity, n_words=500),
+    "bayes_consistency": partial(bayes_consistency, n_words=2000),
+    "prediction_consistency": partial(prediction_consistency, n_words=2000),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What a run found and where it lies.
+    """What a run found, and its folder.
 
     Attributes:
         training: The trained model and its regret.
         report: Probes of every site and their concatenation.
         interventions: What writing beliefs did.
-        persistence: For how long.
+        persistence: How long the effect of writing a belief lasts.
         necessity: Whether the belief is needed, and whether it is enough.
-        bayes_consistency: Whether the beliefs read follow the process's dynamics.
-        prediction_consistency: Whether predictions are those that the belief read implies.
-        skipped: Why an experiment could not be made of this process and model, by name; its field is then `None`.
-        folder: Where everything was written.
-        emergence: How beliefs formed, where the run kept checkpoints and it was asked for.
+        bayes_consistency: Whether the beliefs read follow the dynamics of the process.
+        prediction_consistency: Whether the model predicts what the beliefs read imply.
+        skipped: Name of each experiment that is not possible for this process and model, with the reason; its field is
+            `None`.
+        folder: The folder with all files.
+        emergence: How beliefs formed, if it was asked for and the run kept checkpoints.
     """
 
     training: TrainingRun
@@ -97,18 +107,17 @@ def run(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Study:
-    """Train on the process, then `report`: probe every site, write beliefs back, and write down what was found.
+    """Train on the process, then `report`: probe every site, write beliefs back, and save what was found.
 
     Args:
-        process: The world to learn.
+        process: The process to learn.
         preset: Recipe of model and training.
         weighting: How much each prefix counts in the probes.
         out: Folder for the results; by default a new one under `runs/`.
         overwrite: Whether a run already in `out` may be replaced.
-        emergence: Whether to keep checkpoints along the training, where the preset keeps none, and to show how beliefs
-            formed.
+        emergence: Whether to show how beliefs formed; keeps checkpoints of the training even if the preset keeps none.
         seed: Seed of everything random.
-        device: Where to train and probe.
+        device: Device for training and probing.
         progress: Whether to show progress bars.
 
     Raises:
@@ -121,7 +130,9 @@ def run(
     if emergence and training.checkpoints is None:
         training = replace(training, checkpoints="logarithmic", n_checkpoints=CHECKPOINTS)
     folder = choose_folder(out, process.name, overwrite=overwrite)
-    _empty(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in RUN_FILES:
+        (folder / file).unlink(missing_ok=True)
     config = {
         "process": process.to_dict(),
         "preset": preset,
@@ -133,7 +144,7 @@ def run(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(folder / CONFIG_FILE, config)
-    # Nothing of a former run is gone on with: what was in the folder has been refused, or is to be overwritten.
+    # A former training in the folder is never resumed: it was refused, or is overwritten.
     trained = train(
         process,
         preset=preset,
@@ -156,21 +167,21 @@ def report(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Study:
-    """Report on a training that lies in a folder: probe, intervene, write `report.json`, `report.html` and pictures.
+    """Report on the training in a folder: probe, intervene, write `report.json`, `report.html` and pictures.
 
-    A former report in the folder is replaced; the model, its checkpoints and its metrics are only read.
+    An earlier report in the folder is replaced; the model, its checkpoints and its metrics are only read.
 
     Args:
-        folder: What `run` left, or `train(..., out=folder)`.
-        weighting: How much each prefix counts in the probes; by default as in the run's config.
-        emergence: Whether to show how beliefs formed, where checkpoints were kept.
-        seed: Seed of the experiments; by default the training's.
-        device: Where to probe.
+        folder: The folder of `run`, or of `train(..., out=folder)`.
+        weighting: How much each prefix counts in the probes; by default the run's own.
+        emergence: Whether to show how beliefs formed, if checkpoints were kept.
+        seed: Seed of the experiments; by default the run's own.
+        device: Device for probing.
         progress: Whether to show progress bars.
 
     Raises:
         FileNotFoundError: if the folder holds no trained model.
-        ValueError: if its model is damaged, its training has not ended, or `weighting` is unknown.
+        ValueError: if its model is damaged, its training has not ended, or there is no such weighting.
     """
     if weighting is not None:
         check_weighting(weighting)
@@ -182,7 +193,7 @@ def report(
 
 
 def _config(trained: TrainingRun, folder: Path) -> dict[str, Any]:
-    """What the run was asked for: as written by `run`, or as far as the model's file says."""
+    """The options of the run: as written by `run`, or as far as the model's file says."""
     if (folder / CONFIG_FILE).exists():
         return read_json(folder / CONFIG_FILE)
     known, provenance = config_fields(trained.model), load_checkpoint(folder).provenance
@@ -191,8 +202,7 @@ def _config(trained: TrainingRun, folder: Path) -> dict[str, Any]:
         "preset": None,
         "model": {field.name: known[field.name] for field in fields(ModelConfig) if field.name in known},
         "training": trained.config.to_dict(),
-        "weighting": "probability",
-        "seed": trained.seed,
+        **run_options(folder),
         "versions": provenance["versions"],
         "started": None,
     }
@@ -207,7 +217,7 @@ def _report(
     device: str | torch.device,
     progress: bool,
 ) -> Study:
-    """Probe, intervene, and write it all down."""
+    """Probe, intervene, and write the files."""
     process, seed = trained.process, config["seed"]
     probes = probe(trained.model, process, weighting=config["weighting"], seed=seed, progress=progress)
     experiments, skipped = _experiments(trained.model, process, probes, seed)
@@ -215,15 +225,14 @@ def _report(
     if emergence and (folder / CHECKPOINTS_FOLDER).is_dir():
         formed = probe_checkpoints(
             folder,
+            _short_words(process, len(trained.regret), seed),
             weighting=config["weighting"],
-            n_ctx=_short_words(process, len(trained.regret)),
-            n_words=EMERGENCE_WORDS,
             controls=False,
             seed=seed,
             device=device,
             progress=progress,
         )
-    movie = formed.movie(probes.best_site.label, device=str(device)) if formed is not None else None
+    movie = formed.plot.movie(probes.best_site.label, device=str(device)) if formed is not None else None
     pictures = run_pictures(trained, probes, experiments.get("interventions"), formed)
     for name, file in PICTURES.items():
         buffer = io.BytesIO()
@@ -244,7 +253,7 @@ def _report(
     }
     findings |= {name: found.to_dict() for name, found in experiments.items()}
     findings["skipped"] = skipped
-    findings["emergence"] = _emergence_rows(formed)
+    findings["emergence"] = json_records(formed.to_dataframe().to_dict("records")) if formed is not None else []
     write_json(folder / REPORT_FILE, findings)
     page = render_page(
         trained, probes, experiments, skipped, pictures, config, emergence=formed, movie=movie, model_file=MODEL_FILE
@@ -254,41 +263,46 @@ def _report(
     return Study(trained, probes, **found, skipped=skipped, folder=folder, emergence=formed)
 
 
-def _short_words(process: Process, n_ctx: int) -> int:
-    """How long words may be for all of them to be few: each checkpoint is probed in about a second."""
-    return min(n_ctx, max(2, int(math.log(EMERGENCE_WORDS, max(2, process.n_tokens)))))
-
-
-def _emergence_rows(formed: Emergence | None) -> list[dict[str, Any]]:
-    if formed is None:
-        return []
-    return json_records(formed.to_dataframe().to_dict(orient="records"))
+def _short_words(process: Process, n_ctx: int, seed: int) -> BeliefDataset:
+    """Words so short that there are at most about 7,000 of them: each checkpoint is then probed in about a second."""
+    most = 7_000
+    length = min(n_ctx, max(2, int(math.log(most, max(2, process.n_tokens)))))
+    return words(process, n_ctx=length, max_words=most, seed=seed)
 
 
 def _experiments(
     model: HookedModel, process: Process, report: ProbeReport, seed: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What each experiment found, or why it refused: not each question can be asked of each process."""
-    # Fewer words than by default: the main table apart, these are to add seconds to a run.
-    short: dict[str, Any] = {"probes": report, "n_words": 2000, "seed": seed}
-    experiments: dict[str, Callable[[], InterventionReport]] = {
-        "interventions": lambda: intervene(model, process, probes=report, seed=seed),
-        "persistence": lambda: persistence(model, process, probes=report, n_words=500, seed=seed),
-        "necessity": lambda: necessity(model, process, probes=report, n_words=500, seed=seed),
-        "bayes_consistency": lambda: bayes_consistency(model, process, **short),
-        "prediction_consistency": lambda: prediction_consistency(model, process, **short),
-    }
+    """What each experiment found, or why it refused: not every question can be asked of every process."""
     found, skipped = {}, {}
-    for name in EXPERIMENTS:
+    for name, experiment in EXPERIMENTS.items():
         try:
-            found[name] = experiments[name]()
+            found[name] = experiment(model, process, probes=report, seed=seed)
         except ValueError as refusal:
             skipped[name] = str(refusal)
     return found, skipped
 
 
+def run_options(path: str | Path) -> dict[str, Any]:
+    """The `weighting` and `seed` that a run was given; `"probability"` and 0 as far as its files don't say.
+
+    Args:
+        path: The folder of a run, its model, or one of its checkpoints.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: if the model's file is damaged.
+    """
+    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    provenance = json.loads(read_header(file).get("msp_lens", "{}")).get("provenance") or {}
+    folder = file.parent.parent if file.parent.name == CHECKPOINTS_FOLDER else file.parent
+    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
+    defaults = {"weighting": "probability", "seed": provenance.get("seed", 0)}
+    return {name: config.get(name, default) for name, default in defaults.items()}
+
+
 def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:
-    """The folder to write a run to: `out`, or the first that is free under `runs/`. Nothing is made or removed.
+    """The folder to write a run to: `out`, or the first free one under `runs/`. Nothing is created or removed.
 
     Raises:
         ValueError: if `out` is a file, or holds a run and `overwrite` is false.
@@ -303,13 +317,6 @@ def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False)
             "with overwrite=True (--overwrite)."
         )
     return folder
-
-
-def _empty(folder: Path) -> None:
-    """Make the folder, or clear it of a former run; files of others stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in RUN_FILES:
-        (folder / file).unlink(missing_ok=True)
 
 
 def _free_folder(parent: Path, name: str) -> Path:

@@ -1,12 +1,11 @@
-"""Sweeps: networks of many settings trained and probed alike, side by side in one table.
+"""Sweeps: networks with many settings, trained and probed in the same way, in one table.
 
-Each run has a folder of its own, named by a fingerprint of everything that decides its result. A sweep that is started
-again does what is left to do.
+Each run has its own folder, named by a fingerprint of everything that decides its result. A sweep that is started again
+makes only the runs that are missing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,8 +13,9 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,14 +35,8 @@ from msp_lens.training.config import TrainingConfig
 from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
 
-__all__ = ["SweepResult", "SweepRun", "sweep"]
-
 STARTED_FILE = "started"
-PROBES_FILE = "probes.safetensors"
-EMERGENCE_FOLDER = "emergence"
-_MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
-_TRAINING_FIELDS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
-# Initial weights are drawn from the process-wide generator, so where workers are threads runs go one after another.
+# Initial weights are drawn from the process-wide generator, so runs in threads of one process must take turns.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -64,31 +58,33 @@ def sweep(
 ) -> SweepResult:
     """Train and probe a network for every combination of processes, settings and seeds.
 
-    Runs are shared out by joblib, each worker with its share of the cores; this process's threads stay as they are.
-    Within `joblib.parallel_config(backend="dask")` or `"ray"` a cluster does the work, which must see the folder. A run
-    that fails is recorded and the others go on; started again with the same folder, a sweep does only what has not
-    been done or has failed.
+    joblib distributes the runs, and each worker gets its share of the cores. Inside
+    `joblib.parallel_config(backend="dask")` or `"ray"` a cluster does the work; it must share the folder. A run that
+    fails is recorded and the others continue. Started again with the same folder, a sweep makes only the runs that are
+    missing or have failed.
 
     Args:
         processes: One or several.
-        settings: Field of `ModelConfig` or `TrainingConfig` to its value, or to a list of values:
-            `{"d_model": [1, 2, 4, 64], "n_layers": [1, 4], "steps": 500}`. The preset has the rest.
+        settings: Fields of `ModelConfig` or `TrainingConfig`, each with a value or a list of values:
+            `{"d_model": [1, 2, 4, 64], "n_layers": [1, 4], "steps": 500}`. The preset sets all others.
         out: Folder of the runs.
-        seeds: One or several, of the initial weights and all that is drawn.
+        seeds: One or several seeds of everything random.
         preset: Recipe of model and training for each process.
         sites: As for `probe`: names, labels or globs.
         weighting: How much each prefix counts in the probes.
-        controls: Whether to set probes beside their controls.
-        interventions: Whether to steer each network, too, beside a placebo and a donor.
-        emergence: Whether to probe checkpoints over training, too; a logarithmic schedule of them unless the settings
+        controls: Whether to compare the probes with their controls.
+        interventions: Whether to steer each network too, and compare with a placebo and a donor.
+        emergence: Whether to probe checkpoints of the training too; they are spaced logarithmically unless `settings`
             say otherwise.
-        n_jobs: Runs at once; -1 for as many as there are cores, or workers of a cluster. 1 is this very process.
-        device: Where networks are trained.
+        n_jobs: Number of runs at once; -1 for one on each core, or on each worker of a cluster. With 1 they are made
+            in this process.
+        device: Device of the networks.
         progress: Whether to show a progress bar.
 
     Raises:
         KeyError: if there is no such setting or preset.
-        ValueError: if a setting has no value or one out of range, or two runs would be the same; before any work.
+        ValueError: if a setting has no value or one out of range, or two runs would be the same. All are raised before
+            any work.
 
     Example:
         >>> import tempfile
@@ -100,7 +96,7 @@ def sweep(
     """
     check_weighting(weighting)
     if n_jobs == 0:
-        raise ValueError("n_jobs=0: give the number of runs at once, or -1 for all cores.")
+        raise ValueError("n_jobs=0: give the number of runs to make at once, or -1 for all cores.")
     measures = {
         "sites": [sites] if isinstance(sites, str) else list(sites) if sites is not None else None,
         "weighting": weighting,
@@ -112,11 +108,12 @@ def sweep(
     varied = {name: _values(name, value) for name, value in (settings or {}).items()}
     runs = _plan(worlds, varied, _values("seeds", seeds), preset, measures)
     folders = [Path(out) / run["folder"] for run in runs]
-    found = {run["folder"]: _read(folder) for run, folder in zip(runs, folders, strict=True)}
+    done = [folder for folder in folders if (folder / RESULT_FILE).is_file()]
+    found: dict[str, dict[str, Any]] = {str(folder): read_json(folder / RESULT_FILE) for folder in done}
     todo = [
         (run, str(folder), device)
         for run, folder in zip(runs, folders, strict=True)
-        if (found[run["folder"]] or {}).get("status") != "done"
+        if found.get(str(folder), {}).get("status") != "done"
     ]
     for _, folder, _ in todo:
         (Path(folder) / STARTED_FILE).unlink(missing_ok=True)
@@ -125,15 +122,15 @@ def sweep(
             if isinstance(result, Exception):
                 result = _failure(run, result)
                 write_json(Path(folder) / RESULT_FILE, result)
-            found[run["folder"]] = result
-            failed = sum((each or {}).get("status") == "failed" for each in found.values())
+            found[folder] = result
+            failed = sum(each["status"] == "failed" for each in found.values())
             bar.set_postfix_str(f"{failed} failed" if failed else "")
             bar.update()
-    return SweepResult(tuple(SweepRun.of(cast(dict, found[run["folder"]]), Path(out)) for run in runs))
+    return SweepResult(tuple(SweepRun.of(found[str(folder)], folder) for folder in folders))
 
 
 def _values(name: str, value: Any) -> list[Any]:
-    """The values of a setting: those of a list, tuple, range or array, else the one."""
+    """The values of a setting: the items of a list, tuple, range or array, else the value itself."""
     if not isinstance(value, list | tuple | range | np.ndarray):
         return [value]
     values = value.tolist() if isinstance(value, np.ndarray) else list(value)
@@ -149,20 +146,21 @@ def _plan(
     preset: str,
     measures: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Every run as JSON-ready values: what decides its result, and what it is called."""
+    """Every run as JSON-ready values: everything that decides its result, and how the table names it."""
     if not processes:
         raise ValueError("processes is empty: give at least one.")
+    of_model, of_training = ([field.name for field in fields(kind)] for kind in (ModelConfig, TrainingConfig))
     for name in varied:
-        if name not in (*_MODEL_FIELDS, *_TRAINING_FIELDS):
-            raise KeyError(f"No setting {name!r}; there are {', '.join((*_MODEL_FIELDS, *_TRAINING_FIELDS))}.")
+        if name not in (*of_model, *of_training):
+            raise KeyError(f"No setting {name!r}; there are {', '.join((*of_model, *of_training))}.")
     runs: dict[str, dict[str, Any]] = {}
     combinations = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     for process, chosen, seed in itertools.product(processes, combinations, seeds):
         base = recipe(preset, process)
-        model = dataclasses.replace(base.model, **{k: v for k, v in chosen.items() if k in _MODEL_FIELDS})
-        training = dataclasses.replace(base.training, **{k: v for k, v in chosen.items() if k in _TRAINING_FIELDS})
+        model = replace(base.model, **{k: v for k, v in chosen.items() if k in of_model})
+        training = replace(base.training, **{k: v for k, v in chosen.items() if k in of_training})
         if measures["emergence"] and training.checkpoints is None:
-            training = dataclasses.replace(training, checkpoints="logarithmic")
+            training = replace(training, checkpoints="logarithmic")
         decisive = {
             "process": process.to_dict(),
             "model": model.to_dict(),
@@ -174,7 +172,7 @@ def _plan(
         label = repr(process).partition(": ")[0]
         named = {"process": label, **chosen, "seed": seed}
         if fingerprint in runs:
-            raise ValueError(f"{named} is asked for twice: leave out values that are the same.")
+            raise ValueError(f"{named} is asked for twice: give each value once.")
         folder = f"{process.name}-{fingerprint}"
         runs[fingerprint] = {"folder": folder, "fingerprint": fingerprint, "settings": named, "decisive": decisive}
     return list(runs.values())
@@ -185,14 +183,8 @@ def _was_started(work: tuple[dict[str, Any], str, str]) -> bool:
     return (folder / STARTED_FILE).exists() and not (folder / RESULT_FILE).exists()
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """What was found before, if anything."""
-    path = folder / RESULT_FILE
-    return read_json(path) if path.is_file() else None
-
-
 def _run(work: tuple[dict[str, Any], str, str]) -> dict[str, Any]:
-    """One run, in a worker: what was found or what went wrong, written to its folder."""
+    """Make one run, in a worker, and write what was found or what went wrong to its folder."""
     run, where, device = work
     folder = Path(where)
     with _ONE_AT_A_TIME:
@@ -207,13 +199,13 @@ def _run(work: tuple[dict[str, Any], str, str]) -> dict[str, Any]:
             try:
                 write_json(folder / RESULT_FILE, result)
             except OSError:
-                # A full disk, say: the table has it, and the run will be tried again.
+                # On a full disk, for instance: the table shows the failure, and the run will be tried again.
                 return result
     return result
 
 
 def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[str, Any]:
-    """Train, probe, and whatever else was asked for."""
+    """Train, probe, and make the other measurements asked for."""
     process = Process.from_dict(decisive["process"])
     training = TrainingConfig.from_dict(decisive["training"])
     seed, measures = decisive["seed"], decisive["measures"]
@@ -229,15 +221,15 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
     )
     read = {"sites": measures["sites"], "weighting": measures["weighting"], "controls": measures["controls"]}
     report = probe(trained.model, process, **read, seed=seed, progress=False)
-    report.save(folder / PROBES_FILE)
+    report.save(folder / "probes.safetensors")
     steered = None
     if measures["interventions"]:
         steered = intervene(trained.model, process, probes=report, edits="steer", seed=seed)
     emerged = None
     if measures["emergence"]:
-        steering = {"interventions": measures["interventions"]}
-        emerged = probe_checkpoints(folder, **read, **steering, seed=seed, device=device, progress=False)
-        emerged.save(folder / EMERGENCE_FOLDER)
+        steer = measures["interventions"]
+        emerged = probe_checkpoints(folder, **read, interventions=steer, seed=seed, device=device, progress=False)
+        emerged.save(folder / "emergence")
     return {
         "training": {
             "seconds": trained.seconds,
@@ -247,7 +239,7 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
         },
         "sites": report.to_dict()["sites"],
         "interventions": steered.to_dict()["results"] if steered else [],
-        "emergence": json_records(emerged.to_dataframe().to_dict(orient="records")) if emerged else [],
+        "emergence": json_records(emerged.to_dataframe().to_dict("records")) if emerged else [],
         "machine": {
             "seconds": time.perf_counter() - started,
             "device": device,

@@ -1,4 +1,4 @@
-"""What a sweep found: a row for each run, for each of its sites, or for each of its checkpoints."""
+"""What a sweep found: a table with a row for each run, for each of its sites, or for each of its checkpoints."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from msp_lens._checks import check_choice
 from msp_lens._files import read_json
-from msp_lens._tables import skill_text, to_html, to_text
+from msp_lens._tables import TableView, skill_text
+from msp_lens.formation.snapshots import recoveries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULT_FILE = "result.json"
 Rows = Literal["run", "site", "checkpoint"]
-TOGETHER = "concatenated"
-_OF_SITE = ("R² held out", "R² in-sample", "MSE held out", "MSE in-sample", "skill", "features")
-_OF_EDIT = ("steer", "placebo", "donor", "used")
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,11 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-        settings: Process, settings and seed, as the table has them.
-        folder: Where its model, probes and metrics are.
+        settings: Process, settings and seed, as in the table.
+        folder: The folder of its model, probes and metrics.
         status: `"done"` or `"failed"`.
-        error: Type and message of what went wrong, if anything did.
-        found: All that was measured, as its `result.json` has it.
+        error: Type and message of the error, if the run failed.
+        found: Everything measured, as in its `result.json`.
     """
 
     settings: dict[str, Any]
@@ -44,24 +43,19 @@ class SweepRun:
     found: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, result: Mapping[str, Any], out: Path) -> SweepRun:
-        """A run from its `result.json`."""
+    def of(cls, result: Mapping[str, Any], folder: Path) -> SweepRun:
+        """The run in a folder, from its `result.json`."""
         error = result.get("error")
-        return cls(
-            dict(result["settings"]),
-            out / result["folder"],
-            result["status"],
-            f"{error['type']}: {error['message']}" if error else None,
-            result,
-        )
+        message = f"{error['type']}: {error['message']}" if error else None
+        return cls(dict(result["settings"]), folder, result["status"], message, result)
 
 
-@dataclass(frozen=True, eq=False)
-class SweepResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepResult(TableView):
     """The runs of a sweep, in the order of its settings.
 
     Attributes:
-        runs: Done or failed.
+        runs: All runs, done or failed.
     """
 
     runs: tuple[SweepRun, ...]
@@ -71,15 +65,15 @@ class SweepResult:
 
     @classmethod
     def load(cls, out: str | Path) -> SweepResult:
-        """What the folder of a sweep holds so far, of a half-done one too; by process, settings and seed.
+        """The runs in the folder of a sweep, finished or not, in order of process, settings and seed.
 
         Raises:
-            FileNotFoundError: if it holds no run.
+            FileNotFoundError: if the folder holds no run.
         """
         files = sorted(Path(out).glob(f"*/{RESULT_FILE}"))
         if not files:
             raise FileNotFoundError(f"There is no run of a sweep in {out}: give the folder that sweep(out=…) wrote to.")
-        runs = [SweepRun.of(read_json(file), Path(out)) for file in files]
+        runs = [SweepRun.of(read_json(file), file.parent) for file in files]
         return cls(tuple(sorted(runs, key=lambda run: [_sortable(value) for value in run.settings.values()])))
 
     @property
@@ -89,39 +83,38 @@ class SweepResult:
 
     @property
     def failed(self) -> tuple[SweepRun, ...]:
-        """The runs that went wrong: their `error` says how, and their `result.json` where."""
+        """The failed runs: `error` says what went wrong, and their `result.json` has the traceback."""
         return tuple(run for run in self.runs if run.status == "failed")
 
     def to_dataframe(self, rows: Rows = "run") -> pd.DataFrame:
         """The table.
 
         Args:
-            rows: `"run"`: one a run, with the single site that is read best, and all concatenated beside. `"site"`: one
-                for each site of each run. `"checkpoint"`: one for each site and checkpoint of each run, where emergence
-                was asked for.
+            rows: `"run"`: one row for each run, with the scores of the single site that is read best, and the R² of all
+                sites concatenated. `"site"`: one for each site of each run. `"checkpoint"`: one for each site and
+                checkpoint of each run, if emergence was asked for.
 
         Raises:
             ValueError: if there are no such rows.
         """
         makers = {"run": _of_run, "site": _by_site, "checkpoint": _by_checkpoint}
-        if rows not in makers:
-            raise ValueError(f"rows={rows!r}: choose one of {', '.join(map(repr, makers))}.")
+        check_choice("rows", rows, makers)
         table = pd.DataFrame([run.settings | row for run in self.runs for row in makers[rows](run)])
         if rows == "checkpoint" and table.empty:
             raise ValueError("No checkpoints were probed: call sweep(…, emergence=True).")
         return table
 
     def plot(self, x: str, y: str = "R² held out", *, site: str | None = None) -> Figure:
-        """One number against one setting: a dot a run, a line through the means of what differs in nothing else.
+        """One number against one setting: a dot for each run, and a line through the means over seeds.
 
         Args:
-            x: A setting, `"d_model"` for instance.
-            y: A number of the table.
+            x: A setting, such as `"d_model"`.
+            y: A column of numbers in the table.
             site: A site's label, or `"concatenated"`; by default each run's best single site.
 
         Raises:
-            KeyError: if there is no such setting, number or site.
-            ValueError: if no run has it.
+            KeyError: if there is no such setting, column or site.
+            ValueError: if no run has a number there.
         """
         from msp_lens.figures.curves import plot_sweep
 
@@ -150,27 +143,25 @@ class SweepResult:
         return plot_sweep(curves, xlabel=x, ylabel=label, is_error=is_error)
 
     def summary(self) -> list[str]:
-        """How many runs went how, and what the numbers are."""
+        """How many runs were done and failed, and what the numbers are."""
         counts = Counter(run.status for run in self.runs)
         lines = [
             f"{len(self)} runs, {counts['done']} done, {counts['failed']} failed. R² and MSE of beliefs held out by "
             "prefix, at each run's best single site; regret in nats, mean over positions."
         ]
         for run in self.failed[:3]:
-            lines.append(f"Failed: {_shown(run.settings)}: {run.error} ({run.folder})")
+            settings = ", ".join(f"{name}={value}" for name, value in run.settings.items())
+            lines.append(f"Failed: {settings}: {run.error} ({run.folder})")
         return lines
 
-    def __repr__(self) -> str:
-        return to_text(self._display(), title="Sweep", notes=self.summary())
-
-    def _repr_html_(self) -> str:
-        return to_html(self._display(), title="Sweep", notes=self.summary())
+    def _title(self) -> str:
+        return "Sweep"
 
     def _varying(self) -> list[str]:
         return [name for name in self.settings if len({str(run.settings.get(name)) for run in self.runs}) > 1]
 
     def _display(self) -> pd.DataFrame:
-        """A line for each combination of what varies, the mean over seeds."""
+        """A line for each combination of the settings that vary, with means over seeds."""
         table = self.to_dataframe()
         names = [name for name in self._varying() if name != "seed"] or ["process"]
         lines = []
@@ -183,7 +174,7 @@ class SweepResult:
                 line[column] = _mean(done, column, digits)
             if "skill" in table and bool(table["skill"].notna().any()):
                 line["skill"] = skill_text(float(done["skill"].mean()), digits=2)
-            for column in _OF_EDIT[:3]:
+            for column in ("steer", "placebo", "donor"):
                 if column in table and bool(table[column].notna().any()):
                     line[column] = _mean(done, column, 2)
             lines.append(line)
@@ -202,12 +193,12 @@ def _of_run(run: SweepRun) -> list[dict[str, Any]]:
         regret, optimum = np.mean(training["regret_nats"]), np.mean(training["optimum_nats"])
         row |= {"regret": float(regret), "loss ratio": float(1 + regret / optimum) if optimum > 0 else math.nan}
         sites = {each["site"]: each for each in _by_site(run)}
-        single = [name for name in sites if name != TOGETHER]
+        single = [name for name in sites if name != "concatenated"]
         # A belief that never varies has no R².
         best = max(single, key=lambda name: -math.inf if math.isnan(r2 := sites[name]["R² held out"]) else r2)
         row |= {"best site": best, **{key: value for key, value in sites[best].items() if key != "site"}}
-        if TOGETHER in sites:
-            row["R² concatenated"] = sites[TOGETHER]["R² held out"]
+        if "concatenated" in sites:
+            row["R² concatenated"] = sites["concatenated"]["R² held out"]
         row |= {"parameters": training["parameters"], "seconds": training["seconds"]}
     return [{**row, "folder": str(run.folder)}]
 
@@ -215,33 +206,23 @@ def _of_run(run: SweepRun) -> list[dict[str, Any]]:
 def _by_site(run: SweepRun) -> list[dict[str, Any]]:
     if run.status != "done":
         return []
-    edits: dict[str, dict[str, float]] = {}
-    for result in run.found["interventions"]:
-        columns = edits.setdefault(result["site"], {})
-        columns[result["edit"]] = _number(result["recovery"])
-        if result["edit"] == "steer":
-            columns["used"] = _number(result["above_placebo"])
+    columns = ("R² held out", "R² in-sample", "MSE held out", "MSE in-sample", "skill", "features")
+    recovered = recoveries(_numbers(row) for row in run.found["interventions"])
     return [
-        {"site": each["site"]}
-        | {name: _number(each[name]) for name in _OF_SITE}
-        | {name: value for name, value in edits.get(each["site"], {}).items() if name in _OF_EDIT}
-        for each in run.found["sites"]
+        {"site": each["site"]} | {name: each[name] for name in columns} | recovered.get(each["site"], {})
+        for each in map(_numbers, run.found["sites"])
     ]
 
 
 def _by_checkpoint(run: SweepRun) -> list[dict[str, Any]]:
-    return [{key: _number(value) for key, value in row.items()} for row in (run.found.get("emergence") or [])]
+    return [_numbers(row) for row in run.found.get("emergence", [])]
 
 
-def _number(value: Any) -> Any:
-    """JSON's null is what was not a number."""
-    return math.nan if value is None else value
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row from JSON, with NaN for null: what is undefined was written as null."""
+    return {key: math.nan if value is None else value for key, value in row.items()}
 
 
 def _sortable(value: Any) -> tuple[str, float, str]:
     is_number = isinstance(value, int | float)
     return ("number" if is_number else "text", float(value) if is_number else 0.0, str(value))
-
-
-def _shown(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())

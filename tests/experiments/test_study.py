@@ -101,6 +101,7 @@ def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(study):
     assert {file.name for file in study.folder.iterdir()} == {*studies.RUN_FILES, "checkpoints"}
 
 
+@pytest.mark.slow
 def test_overwriting_leaves_files_of_others(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model.safetensors").write_bytes(b"of a former run")
@@ -131,6 +132,7 @@ def test_bad_requests_write_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "skipped"),
     [
@@ -158,6 +160,7 @@ def test_other_processes_run_to_the_end(process, skipped, tmp_path):
     assert json.loads((study.folder / "report.json").read_text())["skipped"] == study.skipped
 
 
+@pytest.mark.slow
 def test_a_context_of_one_token_runs_to_the_end(tmp_path, monkeypatch):
     def short(process):
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=1)

@@ -29,7 +29,7 @@ def run(tmp_path_factory, mess3):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return msp.emergence(run, interventions=True, n_pairs=200, progress=False)
+    return msp.emergence(run, interventions=True, n_words=200, progress=False)
 
 
 def test_each_row_is_what_probing_that_checkpoint_gives(run, found, mess3):
@@ -60,25 +60,27 @@ def test_recoveries_are_those_of_the_experiment(run, found, mess3):
     assert math.isnan(rows.loc["concatenated", "steer"])
 
 
-def test_words_are_made_once_and_shared(run, mess3, monkeypatch):
+def test_words_are_made_once_and_shared(run, monkeypatch):
     # The function has the module's name in the package.
     module = import_module("msp_lens.formation.emergence")
-    made = []
-    monkeypatch.setattr(module, "words", lambda *a, **k: made.append(a) or msp.all_words(mess3, 3))
-    found = msp.emergence(run, n_ctx=3, controls=False, progress=False)
-    assert len(made) == 1
-    assert found.dataset.n_ctx == 3
+    probed = []
+    monkeypatch.setattr(module, "probe", lambda model, data, **k: probed.append(data) or msp.probe(model, data, **k))
+    found = msp.emergence(run, controls=False, progress=False)
+    assert len(probed) == len(found) == 4
+    assert all(data is found.dataset for data in probed)
+    assert found.dataset.n_ctx == 5
 
 
-def test_a_dataset_of_ones_own_and_some_checkpoints(run, mess3):
+def test_a_given_dataset_and_some_checkpoints(run, mess3):
     dataset = msp.sampled_words(mess3, 200, 4, seed=0)
     found = msp.emergence(msp.saved_checkpoints(run)[::-2], dataset, sites="*_post", controls=False, progress=False)
     assert [snapshot.step for snapshot in found.snapshots] == [10, 60]
     assert found.dataset is dataset
     assert found.sites == ("0_post", "1_post", "concatenated")
     assert math.isnan(found.rank_correlation())
-    with pytest.raises(ValueError, match="leave both out"):
-        msp.emergence(run, dataset, n_ctx=3)
+    assert not math.isnan(
+        msp.emergence(run, msp.all_words(mess3, 2), controls=False, progress=False).rank_correlation()
+    )
 
 
 def test_onset_is_the_first_step_from_which_on_it_holds(found):
@@ -100,7 +102,7 @@ def test_save_and_load(run, found, tmp_path):
     loaded = Emergence.load(found.save(tmp_path / "emergence"))
     assert loaded.to_dataframe().equals(found.to_dataframe())
     assert repr(loaded) == repr(found)
-    assert np.array_equal(loaded.movie("1_post").frames, found.movie("1_post").frames)
+    assert np.array_equal(loaded.plot.movie("1_post").frames, found.plot.movie("1_post").frames)
     with pytest.raises(FileNotFoundError, match="Emergence"):
         Emergence.load(tmp_path)
 
@@ -119,8 +121,8 @@ def test_figures(found):
     for figure, n_axes in (
         (found.plot(), 3),
         (found.plot("1_post", in_sample=True), 3),
-        (found.plot_regret("1_post"), 2),
-        (found.plot_use(), 4),
+        (found.plot.regret("1_post"), 2),
+        (found.plot.use(), 4),
     ):
         assert len(figure.axes) == n_axes
     lines = found.plot("1_post").axes[0].get_lines()
@@ -128,12 +130,12 @@ def test_figures(found):
 
 
 def test_the_movie_has_a_frame_for_each_checkpoint(found):
-    movie = found.movie("1_post", "concatenated")
+    movie = found.plot.movie("1_post", "concatenated")
     assert len(movie) == 4
     assert movie.captions[0].startswith("step 0 ")
     assert (movie.frames[0] != movie.frames[-1]).any()
     with pytest.raises(KeyError, match="No probe for '7_post'"):
-        found.movie("7_post")
+        found.plot.movie("7_post")
 
 
 def test_a_movie_of_models_that_changed_is_refused(run, found, tmp_path):
@@ -141,9 +143,9 @@ def test_a_movie_of_models_that_changed_is_refused(run, found, tmp_path):
     assert model_fingerprint(others[0].load().model) == model_fingerprint(found.checkpoints[0].load().model)
     mixed = dataclasses.replace(found, checkpoints=(*found.checkpoints[:-1], others[1]))
     with pytest.raises(ValueError, match="has changed since it was probed"):
-        mixed.movie()
+        mixed.plot.movie()
     with pytest.raises(ValueError, match="no words or models"):
-        dataclasses.replace(found, dataset=None).movie()
+        dataclasses.replace(found, dataset=None).plot.movie()
 
 
 def test_bad_requests(run, tmp_path, mess3):
@@ -155,23 +157,25 @@ def test_bad_requests(run, tmp_path, mess3):
     with pytest.raises(ValueError, match="are both of step 10"):
         msp.emergence([checkpoints[0], checkpoints[1], checkpoints[1]])
     with pytest.raises(ValueError, match="n_ctx=6 is longer"):
-        msp.emergence(run, n_ctx=6)
+        msp.emergence(run, msp.all_words(mess3, 6))
+    with pytest.raises(ValueError, match="n_words=1: give at least 2"):
+        msp.emergence(run, n_words=1)
     with pytest.raises(KeyError, match="no site '9_post'"):
         msp.emergence(run, sites="9_post")
     with pytest.raises(ValueError, match="No beliefs were written"):
-        msp.emergence(checkpoints[:1], n_ctx=2, controls=False, progress=False).plot_use()
+        msp.emergence(checkpoints[:1], msp.all_words(mess3, 2), controls=False, progress=False).plot.use()
 
 
 @pytest.mark.parametrize(
     ("process", "changes", "message"),
     [
-        (msp.mess3(x=0.15, a=0.6), {}, r"was trained on mess3\(x=0\.15.*one run"),
+        (msp.mess3(x=0.15, a=0.6), {}, r"was trained on mess3\(x=0\.15.*one training"),
         (msp.mess3(), {"d_model": 8}, r"another architecture .*d_model is 8, not 16"),
     ],
 )
 def test_checkpoints_of_several_runs_are_refused_before_any_is_loaded(run, process, changes, message, tmp_path):
     other = trained(tmp_path, process, steps=2, checkpoints=(1,), **changes)
-    # Of damaged weights one hears only if they are read.
+    # Damaged weights are noticed only if they are read.
     for saved in msp.saved_checkpoints(other):
         content = bytearray(saved.path.read_bytes())
         content[-1] ^= 1
@@ -180,6 +184,7 @@ def test_checkpoints_of_several_runs_are_refused_before_any_is_loaded(run, proce
         msp.emergence([msp.saved_checkpoints(run)[0], *msp.saved_checkpoints(other)])
 
 
+@pytest.mark.slow
 def test_the_papers_order(tmp_path, mess3):
     """The coarse triangle within tens of steps, the fractal's detail late, and regret and MSE falling together."""
     config = msp.TrainingConfig(
@@ -188,7 +193,7 @@ def test_the_papers_order(tmp_path, mess3):
     model = msp.ModelConfig(d_vocab=3, n_layers=2, n_ctx=7)
     run = msp.train(mess3, model, config=config, out=tmp_path, progress=False)
     found = msp.emergence(
-        run, sites=["0_post", "1_post"], weighting="sequence", interventions=True, n_pairs=500, progress=False
+        run, sites=["0_post", "1_post"], weighting="sequence", interventions=True, n_words=500, progress=False
     )
     # The triangle: most of the beliefs' variance, held out, within tens of steps.
     assert found.over_training("R² held out", "1_post")["1_post"][40] > 0.85
