@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens.interventions.edits import Edit, centered_weights, read_decoder, site_moments
-from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
+from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
@@ -70,7 +70,7 @@ def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
     gaussian = _gaussian(int(kept.sum()), read_basis(probe).shape[1], generator)
     weights = (eigenvectors[:, kept] / eigenvalues[kept].sqrt()) @ gaussian
-    inverse, _ = pseudo_inverse(weights.T @ covariance @ weights)
+    inverse = torch.linalg.pinv(weights.T @ covariance @ weights, rtol=RANK_CUTOFF**2, hermitian=True)
     return _removing("erase random", probe, weights @ inverse @ weights.T @ covariance)
 
 

@@ -60,19 +60,14 @@ def reduce_sum(tensor: Tensor) -> Tensor:
     return total.to(tensor.device)
 
 
-def reduce_moments(moments: Moments) -> Moments:
-    """The moments of all processes' rows, the same in every process; the moments themselves for one process.
+def reduce_all(parts: Sequence[Moments]) -> list[Moments]:
+    """Moments of all processes' rows, the same in every process; for one process, the moments themselves.
 
     Every process must call it, with moments of the same blocks.
 
     Raises:
-        ValueError: if the processes' moments differ in width.
+        ValueError: if the processes' moments differ in number or width.
     """
-    return reduce_all([moments])[0]
-
-
-def reduce_all(parts: Sequence[Moments]) -> list[Moments]:
-    """`reduce_moments` of several moments."""
     if process_count() == 1:
         return list(parts)
     device = _communication_device()

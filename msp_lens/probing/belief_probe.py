@@ -31,8 +31,8 @@ from msp_lens.models.hooked import HookedModel, check_fits, context_length, edit
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Position, at_positions, check_position
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.scores import ProbeScores
-from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, pseudo_inverse
+from msp_lens.probing.probe_scores import ProbeScores
+from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
 from msp_lens.probing.given_rows import taken
 from msp_lens.processes.process import Process
 
@@ -329,7 +329,8 @@ def fit_probe(
 
     The probe reads with `read_map`, by default the least-squares map.
     """
-    belief_inverse, _ = pseudo_inverse(moments.covariance(BELIEF, BELIEF), rank_cutoff)
+    # Eigenvalues of a covariance are squares of singular values.
+    belief_inverse = torch.linalg.pinv(moments.covariance(BELIEF, BELIEF), rtol=rank_cutoff**2, hermitian=True)
     return BeliefProbe(
         sites=tuple(sites),
         widths=tuple(moments.blocks[site] for site in sites),
