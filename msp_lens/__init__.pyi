@@ -22,6 +22,7 @@ from .data import (
     one_hot,
     sampled_words,
     token_dataset,
+    words,
 )
 from .experiments.study import (
     Study,
@@ -185,5 +186,6 @@ __all__ = [
     "token_dataset",
     "train",
     "with_bos",
+    "words",
     "z1r",
 ]

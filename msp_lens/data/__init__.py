@@ -1,10 +1,6 @@
-"""Tokens and what is known of them: words with their beliefs, words with any targets, symbols as a model's tokens."""
+"""Words and what is known about them: beliefs, other targets, and how a model's tokens spell a process's symbols."""
 
-from msp_lens.data.labelled import LabelledTokens, one_hot
-from msp_lens.data.token_map import TokenMap
-from msp_lens.data.words import (
-    MAX_WORDS,
-    SAMPLED_WORDS,
+from msp_lens.data.belief_dataset import (
     BeliefDataset,
     TokenDataset,
     TooManyWordsError,
@@ -14,23 +10,26 @@ from msp_lens.data.words import (
     sampled_words,
     stream_words,
     token_dataset,
-    words_for,
+    words,
 )
+from msp_lens.data.labelled import LabelledTokens, label_rows, one_hot
+from msp_lens.data.row_positions import Positions
+from msp_lens.data.token_map import TokenMap
 
 __all__ = [
-    "MAX_WORDS",
-    "SAMPLED_WORDS",
     "BeliefDataset",
     "LabelledTokens",
+    "Positions",
     "TokenDataset",
     "TokenMap",
     "TooManyWordsError",
     "Weighting",
     "all_words",
     "check_weighting",
+    "label_rows",
     "one_hot",
     "sampled_words",
     "stream_words",
     "token_dataset",
-    "words_for",
+    "words",
 ]

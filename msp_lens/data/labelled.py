@@ -1,27 +1,25 @@
-"""Labelled tokens: words as a model reads them, and at some of their positions what a probe is to find there.
+"""Labelled tokens: words as a model reads them, with the targets that a probe should find at some of their positions.
 
-A row is an activation's place, (word, column), with its targets, its weight and its group: rows of one group are held
-out together. From a `BeliefDataset` a row is a distinct prefix, weighted as there and a group by itself.
+A row is the place of an activation, (word, column), with its targets, its weight and its group; rows of one group are
+held out together. The rows of a `BeliefDataset` are its distinct prefixes: each a group of its own, under the
+dataset's weighting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot as torch_one_hot
 
-from msp_lens.data.token_map import TokenMap
-from msp_lens.data.words import BeliefDataset, Weighting, check_weighting, prefix_hashes
+from msp_lens.data.belief_dataset import BeliefDataset, Weighting, check_weighting, prefix_hashes
+from msp_lens.data.row_positions import Positions, described_positions, position_mask
 
 BELIEF = "belief"
-
-# Which positions are rows: a slice, numbers, or a mask [pos] or [word, pos]; None is all.
-Positions: TypeAlias = slice | Sequence[int] | Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +30,12 @@ class LabelledTokens:
         tokens: The words, as the model reads them.
         words: The word of each row, in ascending order.
         columns: The column of `tokens` whose activation is the row's.
-        positions: Which position of the word that is: the column, or under a `TokenMap` the number of the symbol just
+        positions: The row's position in the word: the column, or under a `TokenMap` the number of the symbol just
             read, -1 before the first.
-        targets: What is to be found there, by name; the beliefs under `"belief"`.
+        targets: What a probe should find there, by name; the beliefs under `"belief"`.
         weights: How much each row counts.
         groups: Rows of one group are held out together.
-        description: Where all this comes from, as JSON-ready values: what a report's provenance takes over.
+        description: Where the rows come from, as JSON-ready values, for a report's provenance.
 
     Raises:
         ValueError: if lengths differ, rows are out of order or outside the words, or a number is not finite.
@@ -67,18 +65,20 @@ class LabelledTokens:
         others = {"positions": self.positions, "weights": self.weights, "groups": self.groups}
         for name, values in (others | dict(self.targets)).items():
             if len(values) != n_rows:
-                raise ValueError(f"{name} has {len(values)} rows, and there are {n_rows} places: each needs its own.")
+                raise ValueError(f"{name} has {len(values)} rows for {n_rows} places: give one row for each place.")
             wrong = ~torch.isfinite(values).reshape(n_rows, -1).all(dim=1)
             if wrong.any():
                 row = int(wrong.nonzero()[0])
                 raise ValueError(
                     f"{name} is not finite at word {int(self.words[row])}, column {int(self.columns[row])}: "
-                    "leave such rows out with positions=, a mask [word, pos]."
+                    "exclude such rows with positions=, a mask [word, pos]."
                 )
         if (self.weights < 0).any():
-            raise ValueError(f"weights holds {float(self.weights.min()):g}: weights are ≥ 0.")
+            raise ValueError(f"A row has a weight of {float(self.weights.min()):g}: give weights of at least 0.")
         if float(self.weights.sum()) == 0:
-            raise ValueError(f"{n_rows} rows have a total weight of 0: choose positions= and weights= that leave some.")
+            raise ValueError(
+                f"{n_rows} rows have a total weight of 0: choose positions= and weighting= that leave some."
+            )
 
     def __len__(self) -> int:
         return len(self.words)
@@ -95,23 +95,24 @@ class LabelledTokens:
         targets: Mapping[str, Tensor] | Tensor,
         *,
         positions: Positions = None,
-        weights: Tensor | None = None,
+        weighting: Tensor | None = None,
         groups: Tensor | None = None,
     ) -> LabelledTokens:
-        """Given tokens and whatever is to be found in a model that reads them.
+        """Your own tokens, with whatever you look for in a model that reads them.
 
         Args:
             tokens: The words, as the model reads them.
-            targets: By name, `[word, pos, target]`, or `[word, pos]` for a single number; classes through `one_hot`. A
-                tensor alone is `"belief"`.
-            positions: Which positions are rows: a slice, numbers (negative from the end), or a mask, `[pos]` or
+            targets: By name, `[word, pos, target]`, or `[word, pos]` for a single number; encode classes with
+                `one_hot`. A single tensor is `"belief"`.
+            positions: Which positions are rows: a slice, numbers (negative ones from the end), or a mask, `[pos]` or
                 `[word, pos]`; all by default.
-            weights: How much each row counts, `[word]` or `[word, pos]`; all alike by default.
+            weighting: How much each row counts, `[word]` or `[word, pos]`; all alike by default.
             groups: Rows of one group are held out together, `[word]` or `[word, pos]`; by default rows with the same
                 prefix, which are the same activation of a causal model.
 
         Raises:
-            ValueError: naming what has the wrong shape, or is not finite, or not a number at all.
+            ValueError: if something has the wrong shape, is not finite, or is not a floating-point number; the message
+                names it.
 
         Example:
             >>> words = torch.tensor([[0, 1, 1], [0, 1, 2]])
@@ -122,13 +123,13 @@ class LabelledTokens:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give at least one word of one token.")
         tokens = tokens.cpu()
         described = {
-            "weighting": "row" if weights is None else "given",
+            "weighting": "row" if weighting is None else "given",
             "groups": "prefix" if groups is None else "given",
             "positions": described_positions(positions),
         }
         mask = position_mask(positions, tokens)
-        if weights is None:
-            weights = torch.ones(len(tokens), dtype=torch.float64)
+        if weighting is None:
+            weighting = torch.ones(len(tokens), dtype=torch.float64)
         by_prefix = prefix_hashes(tokens).unique(return_inverse=True)[1] if groups is None else groups
         group_of = _per_position("groups", by_prefix, tokens)
         named = targets if isinstance(targets, Mapping) else {BELIEF: targets}
@@ -139,7 +140,7 @@ class LabelledTokens:
             columns=columns,
             positions=columns,
             targets={name: _target_rows(name, values, tokens, words, columns) for name, values in named.items()},
-            weights=_per_position("weights", weights, tokens)[mask].double(),
+            weights=_per_position("weighting", weighting, tokens)[mask].double(),
             groups=group_of[mask].long(),
             description={
                 "source": "tokens",
@@ -158,88 +159,57 @@ class LabelledTokens:
         *,
         weighting: Weighting = "probability",
         targets: Mapping[str, Tensor] | None = None,
-        positions: Positions = None,
-        token_map: TokenMap | None = None,
     ) -> LabelledTokens:
         """The distinct prefixes of a process's words, with their beliefs.
 
         Args:
-            dataset: The words.
+            dataset: The words, which of their positions are rows, and how the model reads them.
             weighting: How much each distinct prefix counts.
-            targets: More of them by name, `[word, pos, target]`, functions of the prefix as beliefs are; e.g. the
-                beliefs about each factor of a product of processes.
-            positions: Which of a word's symbols are rows, as for `from_tokens`.
-            token_map: How the model reads the symbols; by default symbol 0 as token 0, and so on.
+            targets: More targets by name, `[word, pos, target]`, which are functions of the prefix as beliefs are; for
+                example, the beliefs about each factor of a product of processes.
 
         Raises:
-            ValueError: if a target has the wrong shape, or the token map is another process's.
+            ValueError: if a target has the wrong shape, or no value for the prior that the token map asks for.
 
         Example:
-            >>> from msp_lens.data.words import all_words
+            >>> from msp_lens.data.belief_dataset import words
             >>> from msp_lens.processes.catalog import z1r
-            >>> LabelledTokens.from_beliefs(all_words(z1r(), 4))
+            >>> LabelledTokens.from_beliefs(words(z1r(), n_ctx=4))
             LabelledTokens(8 words of 4 tokens: 20 rows in 20 groups; belief [3])
         """
         check_weighting(weighting)
-        mask = dataset.is_first & position_mask(positions, dataset.tokens)
-        words, symbols = mask.nonzero(as_tuple=True)
-        more = {} if targets is None else targets
-        if BELIEF in more:
-            raise ValueError(f"targets has a {BELIEF!r} of its own: give it another name, beliefs are there already.")
-        chosen = {BELIEF: dataset.beliefs[words, symbols]} | {
-            name: _target_rows(name, values, dataset.tokens, words, symbols) for name, values in more.items()
-        }
-        groups = dataset.prefix_ids[words, symbols]
-        row_weights = dataset.prefix_weights(weighting)[groups]
-        tokens, columns, read_as = dataset.tokens, symbols, None
-        if token_map is not None:
-            token_map.check_reads(dataset.process)
-            tokens, ends = token_map.encode(dataset.tokens)
-            columns, read_as = ends[words, symbols], token_map.to_dict()
-        labelled = cls(
-            tokens=tokens,
-            words=words,
-            columns=columns,
-            positions=symbols,
-            targets=chosen,
-            weights=row_weights,
-            groups=groups,
-            description={
-                "source": "process",
-                "process": dataset.process.to_dict(),
-                "process_fingerprint": dataset.process.fingerprint,
-                "words": len(dataset),
-                "n_ctx": dataset.n_ctx,
-                "is_population": dataset.is_population,
-                "weighting": weighting,
-                "groups": "prefix",
-                "positions": described_positions(positions),
-                "token_map": read_as,
-                "rows": len(words) + bool(token_map and token_map.include_prior),
-            },
+        by_prefix = {BELIEF: dataset.prefix_beliefs}
+        words, columns = (dataset.is_first & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
+        for name, values in (targets or {}).items():
+            if name == BELIEF:
+                raise ValueError(
+                    f"targets has its own {BELIEF!r}: rename it, because the dataset's beliefs have that name."
+                )
+            rows = _target_rows(name, values, dataset.tokens, words, columns)
+            by_prefix[name] = rows.new_zeros(dataset.n_prefixes, rows.shape[1])
+            by_prefix[name][dataset.prefix_ids[words, columns]] = rows
+        return label_rows(
+            dataset,
+            is_row=dataset.is_first,
+            weights=dataset.prefix_weights(weighting)[dataset.prefix_ids],
+            groups=dataset.prefix_ids,
+            targets=by_prefix,
+            prior={BELIEF: dataset.process.initial},
+            prior_weight=(
+                1 / dataset.n_prefixes if weighting == "prefix" else float(dataset.word_weights.sum()) / dataset.n_ctx
+            ),
+            description={"source": "process", "weighting": weighting, "groups": "prefix"},
         )
-        if token_map is None or not token_map.include_prior:
-            return labelled
-        return labelled._with_prior(dataset, weighting, len(token_map.start) - 1, set(more))
 
-    def _with_prior(self, dataset: BeliefDataset, weighting: Weighting, column: int, more: set[str]) -> LabelledTokens:
-        """One more row, of the first word: the belief before any symbol, counted as often as words begin."""
-        if more:
-            raise ValueError(
-                f"include_prior=True, but targets {sorted(more)} have no value before the first symbol: leave it out."
-            )
-        prior = dataset.process.initial
-        weight = 1 / dataset.n_prefixes if weighting == "prefix" else float(dataset.word_weights.sum()) / dataset.n_ctx
-        return LabelledTokens(
-            tokens=self.tokens,
-            words=torch.cat([torch.zeros(1, dtype=torch.int64), self.words]),
-            columns=torch.cat([torch.tensor([column]), self.columns]),
-            positions=torch.cat([torch.tensor([-1]), self.positions]),
-            targets={BELIEF: torch.cat([prior.unsqueeze(0), self.targets[BELIEF]])},
-            weights=torch.cat([torch.tensor([weight], dtype=torch.float64), self.weights]),
-            groups=torch.cat([torch.tensor([dataset.n_prefixes]), self.groups]),
-            description=self.description,
-        )
+    def only(self, name: str) -> LabelledTokens:
+        """The same rows with a single target.
+
+        Raises:
+            KeyError: if there is no target of that name.
+        """
+        if name not in self.targets:
+            raise KeyError(f"No target {name!r}: choose one of {', '.join(map(repr, self.targets))}.")
+        return replace(self, targets={name: self.targets[name]})
 
     def rows_of(self, words: slice) -> slice:
         """The rows of a range of words."""
@@ -253,8 +223,70 @@ class LabelledTokens:
         return f"LabelledTokens({size}; {', '.join(f'{k} [{v.shape[1]}]' for k, v in self.targets.items())})"
 
 
+def label_rows(
+    dataset: BeliefDataset,
+    *,
+    is_row: Bool[Tensor, "word pos"],
+    weights: Float64[Tensor, "word pos"],
+    groups: Int[Tensor, "word pos"],
+    targets: Mapping[str, Float64[Tensor, "prefix target"]],
+    prior: Mapping[str, Float64[Tensor, "target"]],
+    prior_weight: float,
+    description: Mapping[str, Any],
+) -> LabelledTokens:
+    """Rows of a dataset as a model reads them: the one way from a `BeliefDataset` to labelled tokens.
+
+    Under a token map with `include_prior` there is one more row: the belief before any symbol, at the first word, in a
+    group of its own with the next number.
+
+    Args:
+        dataset: The words; its positions choose among the rows, and its token map says how the model reads them.
+        is_row: Where there is a row.
+        weights: How much a row counts.
+        groups: The group of each row, from 0.
+        targets: The targets of each distinct prefix, by name.
+        prior: The targets before any symbol.
+        prior_weight: How much the prior's row counts.
+        description: What else to say about where the rows come from.
+
+    Raises:
+        ValueError: if the prior is a row and a target has no value before the first symbol.
+    """
+    words, symbols = (is_row & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
+    ids = dataset.prefix_ids[words, symbols]
+    labels = {name: values[ids] for name, values in targets.items()}
+    row_weights, row_groups = weights[words, symbols], groups[words, symbols]
+    tokens, columns, token_map = dataset.tokens, symbols, dataset.token_map
+    if token_map is not None:
+        tokens, ends = token_map.encode(dataset.tokens)
+        columns = ends[words, symbols]
+    if token_map is not None and token_map.include_prior:
+        if missing := sorted(targets.keys() - prior.keys()):
+            raise ValueError(
+                f"include_prior=True, but targets {missing} have no value before the first symbol: leave it out."
+            )
+        zero = torch.zeros(1, dtype=torch.int64)
+        words, symbols = torch.cat([zero, words]), torch.cat([zero - 1, symbols])
+        columns = torch.cat([zero + len(token_map.start) - 1, columns])
+        labels = {name: torch.cat([prior[name].unsqueeze(0), values]) for name, values in labels.items()}
+        row_weights = torch.cat([torch.tensor([prior_weight], dtype=torch.float64), row_weights])
+        row_groups = torch.cat([groups.max().reshape(1) + 1, row_groups])
+    described = {
+        "process": dataset.process.to_dict(),
+        "process_fingerprint": dataset.process.fingerprint,
+        "words": len(dataset),
+        "n_ctx": dataset.n_ctx,
+        "is_population": dataset.is_population,
+        "positions": described_positions(dataset.positions),
+        "token_map": token_map.to_dict() if token_map is not None else None,
+        "rows": len(words),
+        **description,
+    }
+    return LabelledTokens(tokens, words, columns, symbols, labels, row_weights, row_groups, described)
+
+
 def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[Tensor, "word pos target"]:
-    """Classes as targets: 1 for the class that is, 0 for the others; several classes a position side by side.
+    """Classes as targets: 1 for the true class, 0 for the others; several classes at a position stand side by side.
 
     Args:
         classes: Class numbers from 0, e.g. the next tokens `[word, pos]`, or the squares of a board
@@ -262,7 +294,7 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
         n_classes: How many classes there are.
 
     Raises:
-        ValueError: if a number is none of them.
+        ValueError: if a number is not one of them.
 
     Example:
         >>> one_hot(torch.tensor([[1, 0]]), 3)
@@ -272,40 +304,9 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= n_classes):
         raise ValueError(
             f"classes holds {int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to "
-            f"{n_classes - 1}. Give unknown ones any class, and leave their rows out with positions=."
+            f"{n_classes - 1}. Give unknown ones any class and exclude their rows with positions=."
         )
     return torch_one_hot(classes.long(), n_classes).double().flatten(2)
-
-
-def position_mask(positions: Positions, words: Int[Tensor, "word pos"]) -> Bool[Tensor, "word pos"]:
-    """The chosen positions as a mask.
-
-    Raises:
-        ValueError: if a position is outside the words, a mask has the wrong shape, or nothing is chosen.
-    """
-    n_ctx = words.shape[1]
-    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-        if positions.shape not in ((n_ctx,), tuple(words.shape)):
-            raise ValueError(
-                f"positions has shape {tuple(positions.shape)}; a mask is [pos] or [word, pos], here ({n_ctx},) or "
-                f"{tuple(words.shape)}."
-            )
-        mask = positions.cpu().expand(words.shape)
-    else:
-        chosen = torch.zeros(n_ctx, dtype=torch.bool)
-        if positions is None or isinstance(positions, slice):
-            chosen[positions or slice(None)] = True
-        else:
-            for position in (int(position) for position in positions):
-                if not -n_ctx <= position < n_ctx:
-                    raise ValueError(
-                        f"positions: {position} is outside words of {n_ctx}: choose from 0 to {n_ctx - 1}."
-                    )
-                chosen[position] = True
-        mask = chosen.expand(words.shape)
-    if not mask.any():
-        raise ValueError(f"positions={positions} chooses none of the {n_ctx} positions.")
-    return mask
 
 
 def _target_rows(
@@ -319,11 +320,11 @@ def _target_rows(
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(
-            f"Target {name!r} is {kind}; targets are tensors of floating-point numbers. Classes become such by "
+            f"Target {name!r} is {kind}: give a tensor of floating-point numbers; encode classes with "
             "one_hot(classes, n_classes)."
         )
     wide = values.unsqueeze(2) if values.ndim == 2 else values
-    # Shifted targets may be short of the last columns, where these are no rows.
+    # Shifted targets may lack the last columns if none of these is a row.
     needed = int(columns.max()) + 1
     n_words, n_ctx = tokens.shape
     if wide.ndim != 3 or len(wide) != n_words or not needed <= wide.shape[1] <= n_ctx:
@@ -343,16 +344,3 @@ def _per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) ->
         )
     values = values.detach().cpu()
     return (values.unsqueeze(1) if values.ndim == 1 else values).expand(tokens.shape)
-
-
-def described_positions(positions: Positions) -> Any:
-    """Positions as a JSON-ready value."""
-    if positions is None:
-        return "all"
-    if isinstance(positions, slice):
-        return f"{positions.start or 0}:{'' if positions.stop is None else positions.stop}" + (
-            f":{positions.step}" if positions.step else ""
-        )
-    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-        return "a mask" if positions.ndim == 2 else positions.nonzero().flatten().tolist()
-    return [int(position) for position in positions]

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from msp_lens._files import read_header
-from msp_lens.data import BeliefDataset, Weighting, check_weighting, words_for
+from msp_lens.data import BeliefDataset, Weighting, check_weighting, words
 from msp_lens.formation.emergence_report import Emergence, Snapshot
 from msp_lens.interventions.intervene import intervene
 from msp_lens.interventions.intervention_report import InterventionReport
@@ -165,7 +165,7 @@ def _dataset(
     if n_words is not None and n_words < 2:
         raise ValueError(f"n_words={n_words}: sample at least 2 words.")
     check_fits(first.model, process, length)
-    return words_for(process, length, seed=seed, max_words=_most_words(length, n_words))
+    return words(process, n_ctx=length, max_words=_most_words(length, n_words), seed=seed)
 
 
 def _most_words(length: int, n_words: int | None) -> int:

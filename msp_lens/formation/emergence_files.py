@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from msp_lens._files import read_json, write_json
-from msp_lens.data import BeliefDataset, words_for
+from msp_lens.data import BeliefDataset, words
 from msp_lens.formation.emergence_report import Emergence, Snapshot
 from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
 from msp_lens.probing.probe_report import ProbeReport
@@ -61,7 +61,7 @@ def load_emergence(
         checkpoints = [SavedCheckpoint(**{**each, "path": Path(each["path"])}) for each in saved["checkpoints"]]
     if dataset is None and not provenance["own_dataset"]:
         process, n_ctx = Process.from_dict(provenance["process"]), provenance["n_ctx"]
-        dataset = words_for(process, n_ctx, seed=provenance["seed"], max_words=provenance["max_words"])
+        dataset = words(process, n_ctx=n_ctx, max_words=provenance["max_words"], seed=provenance["seed"])
     return Emergence(snapshots, provenance, tuple(checkpoints), dataset)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens.data import BeliefDataset, TokenMap, words_for
+from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.menu import EditMaker, resolve_edits
@@ -50,7 +50,8 @@ class OverWords:
         if isinstance(process, BeliefDataset):
             dataset = process
         else:
-            dataset = words_for(process, word_length(model, otherwise="a dataset"), seed=seed, max_words=max_words)
+            n_ctx = word_length(model, otherwise="a dataset")
+            dataset = words(process, n_ctx=n_ctx, max_words=max_words, seed=seed)
         check_fits(model, dataset.process, dataset.n_ctx)
         return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
 
@@ -115,7 +116,7 @@ class Writing:
         centroids = None
         if "centroid" in makers:
             sites = [probe.sites[0] for probe in chosen]
-            centroids = belief_centroids(model, words_for(process, length, seed=seed), sites, batch_size=batch_size)
+            centroids = belief_centroids(model, words(process, n_ctx=length, seed=seed), sites, batch_size=batch_size)
         return cls(chosen, makers, target_makers, centroids)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.trajectories import draw_tokens
-from msp_lens.data import words_for
+from msp_lens.data import words as words_of
 from msp_lens.processes.process import Process, validated_distribution
 
 # A move in the emission kernel: directions tried for each word, and the least length that is a move at all.
@@ -123,7 +123,7 @@ def reachable(process: Process, words: Int[Tensor, "word pos"], generator: torch
 
     Where there are more than 100,000 possible words, the distinct ones of a sample.
     """
-    dataset = words_for(process, words.shape[1], seed=_seed(generator))
+    dataset = words_of(process, n_ctx=words.shape[1], seed=_seed(generator))
     chosen = torch.randint(len(dataset), (len(words),), generator=generator, device=generator.device).cpu()
     return Targets(torch.arange(len(words)), dataset.beliefs[chosen, -1], dataset.tokens[chosen])
 
@@ -205,7 +205,7 @@ def nearest_words(
 
     Among all possible words, or the distinct ones of a sample where there are more than 100,000; by Euclidean distance.
     """
-    dataset = words_for(process, length, seed=seed)
+    dataset = words_of(process, n_ctx=length, seed=seed)
     held, inverse = dataset.beliefs[:, -1].unique(dim=0, return_inverse=True)
     a_word = torch.zeros(len(held), dtype=torch.int64).scatter_(0, inverse, torch.arange(len(inverse)))
     # Differences squared, not products: an equal belief is at distance 0, not at a rounding error.

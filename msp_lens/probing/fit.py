@@ -14,8 +14,8 @@ from torch import Tensor
 
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, all_words, check_weighting, sampled_words
-from msp_lens.data.labelled import Positions
-from msp_lens.data.words import TooManyWordsError
+from msp_lens.data.belief_dataset import TooManyWordsError
+from msp_lens.data.row_positions import Positions
 from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
@@ -194,10 +194,14 @@ def probe(
         raise ValueError(f"target={target!r}: of a process the belief is read; only LabelledTokens have other targets.")
     if isinstance(process, LabelledTokens):
         return report_of(_given(process, target, controls=controls, seed=seed))
+    if isinstance(process, BeliefDataset):
+        positions = process.positions if positions is None else positions
+        token_map = process.token_map if token_map is None else token_map
     report = None
     for dataset in _datasets(model, process, n_ctx, n_words, token_map, seed):
+        dataset = replace(dataset, positions=positions, token_map=token_map)
         rows = split_rows(dataset, split, weighting, subtree_depth=subtree_depth, n_folds=n_folds)
-        data = _of_process(dataset, rows, positions, token_map, controls=controls, seed=seed)
+        data = _of_process(dataset, rows, controls=controls, seed=seed)
         data.description.update(
             weighting=weighting, split=split, groups=rows.words, own_dataset=isinstance(process, BeliefDataset)
         )
@@ -224,8 +228,6 @@ class _Data:
 def _of_process(
     dataset: BeliefDataset,
     rows: SplitRows,
-    positions: Positions,
-    token_map: TokenMap | None,
     *,
     controls: bool,
     seed: int,
@@ -237,21 +239,14 @@ def _of_process(
         targets[SHUFFLED], prior[SHUFFLED] = shuffled_beliefs(dataset, generator=generator), process.initial
         targets[NEXT_TOKEN] = next_token_probabilities(process, dataset.prefix_beliefs)
         prior[NEXT_TOKEN] = next_token_probabilities(process, process.initial)
-    labelled = labelled_rows(dataset, rows, targets, prior, positions=positions, token_map=token_map)
+    token_map = dataset.token_map
+    labelled = labelled_rows(dataset, rows, targets, prior)
     n_prior = int(token_map is not None and token_map.include_prior)
     return _Data(
         labelled=labelled,
         n_groups=rows.n_groups + n_prior,
         n_positions=dataset.n_ctx,
-        description={
-            "process": process.to_dict(),
-            "process_fingerprint": process.fingerprint,
-            "words": len(dataset),
-            "draws": dataset.n_draws,
-            "n_ctx": dataset.n_ctx,
-            "is_population": dataset.is_population,
-            **labelled.description,
-        },
+        description=dict(labelled.description),
         windows=TokenWindows(dataset.tokens, process.n_tokens, n_targets=process.n_states) if controls else None,
         regret=_Regret(dataset, token_map) if token_map is None or token_map.predicts_symbols else None,
         dataset=dataset,

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens.data import SAMPLED_WORDS, BeliefDataset, LabelledTokens, TokenMap, stream_words
-from msp_lens.data.labelled import Positions
-from msp_lens.data.words import prefix_hashes
+from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, stream_words
+from msp_lens.data.belief_dataset import prefix_hashes
+from msp_lens.data.row_positions import Positions
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
 from msp_lens.models.sites import Sites
@@ -114,7 +114,7 @@ def model_rows(
     """
     names = find_sites(model, sites)
     if isinstance(data, BeliefDataset):
-        check_fits(model, data.process, data.n_ctx)
+        check_fits(model, data.process, data.n_ctx, token_map=data.token_map)
         data = LabelledTokens.from_beliefs(data)
     check_reads_tokens(model, data.tokens)
     first, last, _ = (words or slice(None)).indices(len(data.tokens))
@@ -131,7 +131,7 @@ def model_rows(
 def sampled_rows(
     model: HookedModel,
     process: Process,
-    n_words: int = SAMPLED_WORDS,
+    n_words: int = 100_000,
     *,
     seed: int,
     n_ctx: int | None = None,
@@ -171,7 +171,7 @@ def sampled_rows(
     stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size)
     # One word shows whether the positions are possible, before any work is done.
     (one_word,) = stream_words(process, 1, length, seed=seed)
-    tried = LabelledTokens.from_beliefs(one_word, positions=positions, token_map=token_map).description
+    tried = LabelledTokens.from_beliefs(replace(one_word, positions=positions, token_map=token_map)).description
     description = {key: value for key, value in tried.items() if key != "rows"} | {
         "source": "samples",
         "words": n_words,
@@ -181,7 +181,7 @@ def sampled_rows(
     def batches() -> Iterator[RowBatch]:
         first = 0
         for chunk in stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size):
-            data = LabelledTokens.from_beliefs(chunk, positions=positions, token_map=token_map)
+            data = LabelledTokens.from_beliefs(replace(chunk, positions=positions, token_map=token_map))
             hashes = prefix_hashes(chunk.tokens)
             groups = torch.where(data.positions < 0, 0, hashes[data.words, data.positions.clamp(min=0)])
             data = replace(data, groups=groups)

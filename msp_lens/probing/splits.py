@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting
-from msp_lens.data.labelled import Positions, described_positions, position_mask
+from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, label_rows
 
 Split = Literal["prefix", "sequence", "subtree"]
 
@@ -115,41 +114,15 @@ def labelled_rows(
     rows: SplitRows,
     targets: Mapping[str, Float64[Tensor, "prefix target"]],
     prior: Mapping[str, Float64[Tensor, "target"]],
-    *,
-    positions: Positions = None,
-    token_map: TokenMap | None = None,
 ) -> LabelledTokens:
-    """The rows as tokens to be read by a model, with their targets.
-
-    Args:
-        dataset: The words.
-        rows: Which rows, and what each is held out with.
-        targets: Targets of each distinct prefix, by name.
-        prior: The same before any token, for a token map that counts the prior.
-        positions: Which of a word's symbols are rows.
-        token_map: How the model reads the symbols.
-    """
-    chosen = rows.is_row & position_mask(positions, dataset.tokens)
-    words, symbols = chosen.nonzero(as_tuple=True)
-    ids = dataset.prefix_ids[words, symbols]
-    labels = {name: values[ids] for name, values in targets.items()}
-    weights, groups = rows.weights[words, symbols], rows.groups[words, symbols]
-    tokens, columns = dataset.tokens, symbols
-    if token_map is not None:
-        token_map.check_reads(dataset.process)
-        tokens, ends = token_map.encode(dataset.tokens)
-        columns = ends[words, symbols]
-    if token_map is not None and token_map.include_prior:
-        # One row of the first word, counted as often as words begin: every word begins alike.
-        weight = rows.weights[:, 0][rows.is_row[:, 0]].sum().reshape(1)
-        zero = torch.zeros(1, dtype=torch.int64)
-        words, symbols = torch.cat([zero, words]), torch.cat([zero - 1, symbols])
-        columns = torch.cat([zero + len(token_map.start) - 1, columns])
-        labels = {name: torch.cat([prior[name].unsqueeze(0), values]) for name, values in labels.items()}
-        weights, groups = torch.cat([weight, weights]), torch.cat([zero + rows.n_groups, groups])
-    description = {
-        "positions": described_positions(positions),
-        "token_map": token_map.to_dict() if token_map is not None else None,
-        "rows": len(words),
-    }
-    return LabelledTokens(tokens, words, columns, symbols, labels, weights, groups, description)
+    """The rows as a model reads them; see `label_rows`. The prior counts as often as words begin."""
+    return label_rows(
+        dataset,
+        is_row=rows.is_row,
+        weights=rows.weights,
+        groups=rows.groups,
+        targets=targets,
+        prior=prior,
+        prior_weight=float(rows.weights[:, 0][rows.is_row[:, 0]].sum()),
+        description={"draws": dataset.n_draws},
+    )

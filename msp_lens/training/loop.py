@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from msp_lens.beliefs.information import optimal_losses
-from msp_lens.data import BeliefDataset, words_for
+from msp_lens.data import BeliefDataset, words
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device
 from msp_lens.models.model_files import model_fingerprint
@@ -134,7 +134,7 @@ def train(
         training.average.copy_to(model)
     model.train(False)
     shown = "Evaluating" if progress and workers.is_main else None
-    regret = regret_by_position(model, words_for(process, n_ctx, seed=seed), progress=shown)
+    regret = regret_by_position(model, words(process, n_ctx=n_ctx, seed=seed), progress=shown)
     stopped_by = cast(StoppedBy, training.stopped_by())
     if folder is not None and workers.is_main:
         folder.save_model(model, training.progress() | {"stopped_by": stopped_by, "regret": regret.tolist()})
@@ -334,7 +334,7 @@ class Training:
     def _evaluated_regret(self) -> float:
         """The mean regret of the model as it would be saved now."""
         if self._evaluation is None:
-            self._evaluation = words_for(self.process, self.n_ctx, seed=0, max_words=EVALUATION_WORDS)
+            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=EVALUATION_WORDS)
         with self.averaged():
             return float(regret_by_position(self.model, self._evaluation).mean())
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap, one_hot, stream_words
-from msp_lens.data.words import prefix_hashes
+from msp_lens.data.belief_dataset import prefix_hashes
 from tests import brute_force
 
 WORDS = torch.tensor([[0, 1, 1], [0, 1, 2], [0, 1, 1]])
@@ -21,7 +22,7 @@ def test_rows_of_a_process_are_its_prefixes(process, length, weighting):
     token_map = TokenMap(range(10, 10 + process.n_tokens), bos=0, separator=[1], include_prior=True)
     counts = brute_force.prefix_counts(dataset.tokens.tolist())
     for read_as in (None, token_map):
-        data = LabelledTokens.from_beliefs(dataset, weighting=weighting, token_map=read_as)
+        data = LabelledTokens.from_beliefs(dataclasses.replace(dataset, token_map=read_as), weighting=weighting)
         seen = {}
         for row in range(len(data)):
             read = data.tokens[data.words[row]].tolist()[: int(data.columns[row]) + 1]
@@ -46,14 +47,20 @@ def test_rows_of_a_process_are_its_prefixes(process, length, weighting):
 def test_more_targets_beside_the_beliefs(mess3):
     dataset = msp.all_words(mess3, 3)
     data = LabelledTokens.from_beliefs(dataset, targets={"belief of factor 0": dataset.beliefs[..., :2]})
+    only = data.only("belief of factor 0")
+    assert list(only.targets) == ["belief of factor 0"]
+    assert torch.equal(only.targets["belief of factor 0"], data.targets["belief of factor 0"])
+    assert torch.equal(only.weights, data.weights)
+    with pytest.raises(KeyError, match=r"No target 'factor'.*'belief', 'belief of factor 0'"):
+        data.only("factor")
     torch.testing.assert_close(data.targets["belief of factor 0"], data.targets["belief"][:, :2])
-    with pytest.raises(ValueError, match="another name"):
+    with pytest.raises(ValueError, match="rename it"):
         LabelledTokens.from_beliefs(dataset, targets={"belief": dataset.beliefs})
     with pytest.raises(ValueError, match=r"\(2, 3, 3\).*here \(27, 3, …\)"):
         LabelledTokens.from_beliefs(dataset, targets={"factor": dataset.beliefs[:2]})
     prior = TokenMap.identity(3, bos=3, include_prior=True)
     with pytest.raises(ValueError, match=r"\['factor'\] have no value before the first symbol"):
-        LabelledTokens.from_beliefs(dataset, targets={"factor": dataset.beliefs}, token_map=prior)
+        LabelledTokens.from_beliefs(dataclasses.replace(dataset, token_map=prior), targets={"factor": dataset.beliefs})
 
 
 @pytest.mark.parametrize(
@@ -86,8 +93,8 @@ def test_rows_with_the_same_prefix_are_one_group_by_default():
 
 def test_weights_by_word_or_row():
     weights = torch.tensor([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])
-    assert LabelledTokens.from_tokens(WORDS, TARGETS, weights=weights).weights.tolist() == list(range(1, 10))
-    by_word = LabelledTokens.from_tokens(WORDS, TARGETS, weights=weights[:, 0], positions=[2])
+    assert LabelledTokens.from_tokens(WORDS, TARGETS, weighting=weights).weights.tolist() == list(range(1, 10))
+    by_word = LabelledTokens.from_tokens(WORDS, TARGETS, weighting=weights[:, 0], positions=[2])
     assert by_word.weights.tolist() == [1, 4, 7]
 
 
@@ -113,9 +120,9 @@ def test_classes_become_targets():
         ({"positions": slice(3, None)}, "chooses none"),
         ({"positions": [3]}, "3 is outside words of 3"),
         ({"positions": torch.ones(2, dtype=torch.bool)}, r"shape \(2,\); a mask is"),
-        ({"weights": torch.ones(2)}, r"weights has shape \(2,\)"),
-        ({"weights": -torch.ones(3)}, r"weights holds -1"),
-        ({"weights": torch.zeros(3)}, "total weight of 0"),
+        ({"weighting": torch.ones(2)}, r"weighting has shape \(2,\)"),
+        ({"weighting": -torch.ones(3)}, r"a weight of -1"),
+        ({"weighting": torch.zeros(3)}, "total weight of 0"),
         ({"groups": torch.zeros(3, 2)}, r"groups has shape \(3, 2\)"),
     ],
 )

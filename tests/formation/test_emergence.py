@@ -64,7 +64,7 @@ def test_words_are_made_once_and_shared(run, mess3, monkeypatch):
     # The function has the module's name in the package.
     module = import_module("msp_lens.formation.emergence")
     made = []
-    monkeypatch.setattr(module, "words_for", lambda *a, **k: made.append(a) or msp.all_words(mess3, 3))
+    monkeypatch.setattr(module, "words", lambda *a, **k: made.append(a) or msp.all_words(mess3, 3))
     found = msp.emergence(run, n_ctx=3, controls=False, progress=False)
     assert len(made) == 1
     assert found.dataset.n_ctx == 3

@@ -5,7 +5,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap
-from msp_lens.data.words import prefix_hashes
+from msp_lens.data.belief_dataset import prefix_hashes
 from msp_lens.probing.fit_rows import probe_rows
 from msp_lens.probing.given_rows import batch_rows, cache_rows
 from msp_lens.probing.rows import model_rows, sampled_rows
@@ -42,7 +42,7 @@ def test_each_row_is_the_activation_after_its_prefix(words, kind, token_map):
     """Oracle: each prefix alone through the model, its last activation."""
     model = build(kind)
     name = "hook_state.1" if kind == "own" else "blocks.1.hook_resid_post"
-    data = LabelledTokens.from_beliefs(words, token_map=token_map)
+    data = LabelledTokens.from_beliefs(dataclasses.replace(words, token_map=token_map))
     whole = joined(model_rows(model, data, name, batch_size=7))
     assert len(whole["weights"]) == words.n_prefixes + (token_map is not None)
     for row in range(0, len(whole["weights"]), 11):
@@ -72,7 +72,7 @@ def spaced(symbols):
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_a_cache_gives_the_models_rows(words, kind):
     model = build(kind)
-    data = LabelledTokens.from_beliefs(words, weighting="sequence", positions=slice(1, None))
+    data = LabelledTokens.from_beliefs(dataclasses.replace(words, positions=slice(1, None)), weighting="sequence")
     expected = joined(model_rows(model, data, SITES))
     with torch.no_grad():
         _, cache = model.run_with_cache(words.tokens)
@@ -268,7 +268,7 @@ def test_descriptions_are_json_ready(words, mess3):
     import json
 
     model = build("bridge")
-    data = LabelledTokens.from_beliefs(words, positions=slice(1, 3))
+    data = LabelledTokens.from_beliefs(dataclasses.replace(words, positions=slice(1, 3)))
     found = model_rows(model, data).description
     assert (found["words"], found["n_ctx"], found["positions"], found["is_population"]) == (81, 4, "1:3", True)
     assert found["rows"] == len(data) == 9 + 27

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msp_lens as msp
-from msp_lens.data import check_weighting, words_for
+from msp_lens.data import check_weighting
 from tests import brute_force
 
 
@@ -51,9 +51,46 @@ def test_sizes_and_variances_of_the_paper(mess3):
 def test_too_many_words_are_sampled_or_refused(mess3):
     with pytest.raises(ValueError, match=r"more than 100 words of 5 tokens.*sampled_words"):
         msp.all_words(mess3, 5, max_words=100)
-    sampled = words_for(mess3, 5, seed=0, max_words=100)
-    assert not sampled.is_population
-    assert sampled.word_weights.sum().item() == pytest.approx(1)
+
+
+def test_words_are_all_there_are_or_a_sample(mess3):
+    assert torch.equal(msp.words(mess3, n_ctx=5).tokens, msp.all_words(mess3, 5).tokens)
+    for options, n_words in (
+        ({"max_words": 100}, 100),
+        ({"n_words": 300}, 300),
+        ({"n_words": 300, "max_words": 9}, 300),
+    ):
+        dataset, sample = msp.words(mess3, n_ctx=5, seed=4, **options), msp.sampled_words(mess3, n_words, 5, seed=4)
+        assert not dataset.is_population
+        assert dataset.n_draws == n_words
+        assert torch.equal(dataset.tokens, sample.tokens)
+        assert torch.equal(dataset.word_weights, sample.word_weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_ctx": 0}, "n_ctx=0: give at least 1"),
+        ({"n_words": 0}, "n_words=0: give at least 1"),
+        ({"max_words": 0}, "max_words=0: give at least 1"),
+        ({"positions": [3]}, "3 is outside words of 3"),
+        ({"positions": slice(3, None)}, "chooses none"),
+        ({"token_map": msp.TokenMap([5, 6])}, "has 2 symbols, mess3 emits 3"),
+    ],
+)
+def test_words_that_cannot_be_are_refused(mess3, options, message):
+    with pytest.raises(ValueError, match=message):
+        msp.words(mess3, **({"n_ctx": 3} | options))
+
+
+def test_a_dataset_says_how_it_is_read(mess3):
+    token_map = msp.TokenMap([5, 6, 7], bos=0)
+    dataset = msp.words(mess3, n_ctx=3, positions=slice(1, None), token_map=token_map)
+    data = msp.LabelledTokens.from_beliefs(dataset)
+    assert data.positions.unique().tolist() == [1, 2]
+    assert torch.equal(data.columns, data.positions + 1)
+    assert data.tokens.unique().tolist() == [0, 5, 6, 7]
+    assert (data.description["positions"], data.description["token_map"]) == ("1:", token_map.to_dict())
 
 
 def test_sampled_words_count_each_draw_once(mess3):

@@ -1,17 +1,18 @@
-"""Token datasets aligned with beliefs and weights: every possible word, or sampled ones.
+"""Words of a process with their beliefs: every possible word with its probability, or sampled ones.
 
 A causal model's activation at a position depends on the prefix alone, so a row of data is a distinct *prefix*,
-found at (word, position); words are kept in lexicographic order, so a prefix's words are neighbors. Three
-weightings say how much a row counts:
+found at (word, position). Words are kept in lexicographic order, so that words with a common prefix are neighbors.
+Three weightings say how much a row counts:
 
 - `"probability"`: by the prefix's probability (its frequency, in sampled words). The population answer.
-- `"sequence"`: every distinct full-length word alike, so a prefix counts as often as words begin with it. The
+- `"sequence"`: every distinct full-length word alike, so a prefix counts once for each word that begins with it. The
   convention of Shai et al. 2024.
 - `"prefix"`: every distinct prefix alike.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,9 +23,12 @@ import torch.utils.data
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import check_at_least, check_choice
 from msp_lens._random import resolve_generator
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.mixed_states import walk_levels
+from msp_lens.data.row_positions import Positions, position_mask
+from msp_lens.data.token_map import TokenMap
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
@@ -32,21 +36,14 @@ if TYPE_CHECKING:
 
 Weighting = Literal["probability", "sequence", "prefix"]
 
-# Beyond this many words of full length, enumeration costs more than sampling is worth.
-MAX_WORDS = 500_000
-# Words drawn where there are too many to enumerate.
-SAMPLED_WORDS = 100_000
-# Tokens of words held at once when they are streamed.
-TOKENS_PER_DRAW = 500_000
-
 
 class TooManyWordsError(ValueError):
-    """There are more words than can sensibly be enumerated."""
+    """There are more possible words than may be enumerated."""
 
 
 @dataclass(frozen=True, eq=False)
 class BeliefDataset:
-    """Distinct words with their beliefs; build it with `all_words` or `sampled_words`.
+    """Distinct words with their beliefs, and how a model reads them; build it with `words`.
 
     Attributes:
         process: What emits the words.
@@ -54,7 +51,14 @@ class BeliefDataset:
         beliefs: The belief after each token.
         word_weights: Each word's probability, or its frequency in a sample; sums to 1.
         is_population: Whether these are all the words there are, with their exact probabilities.
-        n_draws: How many were drawn, where they were: the distinct ones among them may be fewer.
+        n_draws: How many words were drawn, if they were; the distinct ones among them may be fewer.
+        positions: Which positions of a word are rows: a slice, numbers, or a mask `[pos]` or `[word, pos]`; all by
+            default.
+        token_map: How a model with a vocabulary of its own reads the process's tokens; by default token 0 as token 0,
+            and so on.
+
+    Raises:
+        ValueError: if a position is outside the words, or the token map is for another number of tokens.
     """
 
     process: Process
@@ -63,6 +67,13 @@ class BeliefDataset:
     word_weights: Float64[Tensor, "word"]
     is_population: bool
     n_draws: int | None = None
+    positions: Positions = None
+    token_map: TokenMap | None = None
+
+    def __post_init__(self) -> None:
+        position_mask(self.positions, self.tokens)
+        if self.token_map is not None:
+            self.token_map.check_reads(self.process)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -74,7 +85,7 @@ class BeliefDataset:
 
     @cached_property
     def is_first(self) -> Bool[Tensor, "word pos"]:
-        """Where each distinct prefix is met for the first time: the rows that stand for all its repetitions."""
+        """Where each distinct prefix occurs first: the rows that stand for all its repetitions."""
         changed = self.tokens[1:] != self.tokens[:-1]
         first_word = torch.ones(1, self.n_ctx, dtype=torch.bool)
         return torch.cat([first_word, changed.cumsum(dim=1) > 0])
@@ -92,7 +103,7 @@ class BeliefDataset:
         return int(self.is_first.sum())
 
     def prefix_weights(self, weighting: Weighting) -> Float64[Tensor, "prefix"]:
-        """How much each distinct prefix counts, by `prefix_ids`; see the module's docstring. Sums to 1.
+        """How much each distinct prefix counts, by `prefix_ids`; the weights sum to 1.
 
         Raises:
             ValueError: if there is no such weighting.
@@ -120,8 +131,53 @@ class BeliefDataset:
         return f"BeliefDataset({self.process.name}, {origin}: {size})"
 
 
-def all_words(process: Process, length: int, *, max_words: int = MAX_WORDS) -> BeliefDataset:
-    """Every word of `length` tokens that has a probability above 0, with it and the beliefs along it.
+def words(
+    process: Process,
+    *,
+    n_ctx: int,
+    n_words: int | None = None,
+    positions: Positions = None,
+    token_map: TokenMap | None = None,
+    max_words: int = 100_000,
+    seed: int = 0,
+) -> BeliefDataset:
+    """Words of a process with their beliefs: every possible word if there are not too many, else a sample.
+
+    Args:
+        process: What emits the words.
+        n_ctx: Tokens in each word.
+        n_words: Draw this many words, even if all of them could be visited.
+        positions: Which positions of a word are rows: a slice, numbers, or a mask; all by default.
+        token_map: How a model with a vocabulary of its own reads the process's tokens.
+        max_words: If there are more possible words than this, draw this many.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: if a number is below 1, a position is outside the words, or the token map is for another number of
+            tokens.
+
+    Example:
+        >>> from msp_lens.processes.catalog import mess3
+        >>> words(mess3(x=0.05, a=0.85), n_ctx=4)
+        BeliefDataset(mess3, every possible word: 81 × 4, 120 distinct prefixes)
+        >>> words(mess3(x=0.05, a=0.85), n_ctx=4, max_words=50).n_draws
+        50
+    """
+    for name, value in (("n_ctx", n_ctx), ("n_words", n_words), ("max_words", max_words)):
+        check_at_least(name, value, 1)
+    if token_map is not None:
+        token_map.check_reads(process)
+    dataset = None
+    if n_words is None:
+        with contextlib.suppress(TooManyWordsError):
+            dataset = all_words(process, n_ctx, max_words=max_words)
+    if dataset is None:
+        dataset = sampled_words(process, n_words or max_words, n_ctx, seed=seed)
+    return replace(dataset, positions=positions, token_map=token_map)
+
+
+def all_words(process: Process, n_ctx: int, *, max_words: int = 500_000) -> BeliefDataset:
+    """Every word of `n_ctx` tokens whose probability is above 0, with its probability and the beliefs along it.
 
     Raises:
         TooManyWordsError: a `ValueError`, if there are more than `max_words` of them.
@@ -131,20 +187,19 @@ def all_words(process: Process, length: int, *, max_words: int = MAX_WORDS) -> B
         >>> all_words(mess3(x=0.05, a=0.85), 4)
         BeliefDataset(mess3, every possible word: 81 × 4, 120 distinct prefixes)
     """
-    if length < 1:
-        raise ValueError(f"length={length}: words have at least 1 token.")
+    check_at_least("n_ctx", n_ctx, 1, "the number of tokens in a word")
     levels = []
-    for level in walk_levels(process, length):
+    for level in walk_levels(process, n_ctx):
         levels.append(level)
         if len(level) > max_words:
             raise TooManyWordsError(
-                f"{process.name} has more than {max_words} words of {length} tokens: sample them with sampled_words(), "
+                f"{process.name} has more than {max_words} words of {n_ctx} tokens: sample them with sampled_words(), "
                 "or raise max_words."
             )
-    tokens = torch.empty(len(levels[-1]), length, dtype=torch.int64)
-    beliefs = torch.empty(len(levels[-1]), length, process.n_states, dtype=torch.float64)
+    tokens = torch.empty(len(levels[-1]), n_ctx, dtype=torch.int64)
+    beliefs = torch.empty(len(levels[-1]), n_ctx, process.n_states, dtype=torch.float64)
     node = torch.arange(len(levels[-1]))
-    for position in reversed(range(length)):
+    for position in reversed(range(n_ctx)):
         tokens[:, position] = levels[position].tokens[node]
         beliefs[:, position] = levels[position].beliefs[node]
         node = levels[position].parents[node]
@@ -154,7 +209,7 @@ def all_words(process: Process, length: int, *, max_words: int = MAX_WORDS) -> B
 def sampled_words(
     process: Process,
     n_words: int,
-    length: int,
+    n_ctx: int,
     *,
     seed: int | None = None,
     generator: torch.Generator | None = None,
@@ -164,11 +219,11 @@ def sampled_words(
     Args:
         process: What to draw from.
         n_words: How many draws; the dataset holds the distinct ones.
-        length: Tokens in each.
+        n_ctx: Tokens in each.
         seed: Give this or `generator`.
         generator: Source of the randomness.
     """
-    draws = process.sample(n_words, length, seed=seed, generator=generator).cpu()
+    draws = process.sample(n_words, n_ctx, seed=seed, generator=generator).cpu()
     tokens, counts = torch.unique(draws, dim=0, return_counts=True)
     beliefs = filter_beliefs(process, tokens)
     return BeliefDataset(process, tokens, beliefs, counts.double() / n_words, is_population=False, n_draws=n_words)
@@ -177,24 +232,24 @@ def sampled_words(
 def stream_words(
     process: Process,
     n_words: int,
-    length: int,
+    n_ctx: int,
     *,
     seed: int | None = None,
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
 ) -> Iterator[BeliefDataset]:
-    """`sampled_words` a chunk at a time, so that memory does not grow with their number; stop when it is enough.
+    """`sampled_words` in chunks, so that memory does not grow with their number; you may stop at any chunk.
 
-    Repetitions are merged within a chunk, not across chunks. A chunk's word weights are its share of the whole: over
-    all chunks they sum to 1.
+    Repetitions are merged within a chunk, not across chunks. A chunk's word weights sum to its share of the whole:
+    over all chunks they sum to 1.
 
     Args:
         process: What to draw from.
         n_words: How many draws in all.
-        length: Tokens in each.
+        n_ctx: Tokens in each.
         seed: Give this or `generator`.
         generator: Source of the randomness.
-        chunk_size: Draws in a chunk, on which the words drawn depend; by default some 500,000 tokens' worth.
+        chunk_size: Draws in a chunk; the words drawn depend on it. By default about 500,000 tokens' worth.
 
     Raises:
         ValueError: if a number is below 1, before the first word is drawn.
@@ -204,25 +259,24 @@ def stream_words(
         >>> [len(chunk) for chunk in stream_words(mess3(x=0.05, a=0.85), 50, 100, seed=0, chunk_size=20)]
         [20, 20, 10]
     """
-    if chunk_size is None:
-        chunk_size = max(1, TOKENS_PER_DRAW // max(1, length))
-    if min(n_words, length, chunk_size) < 1:
-        raise ValueError(f"n_words={n_words}, length={length}, chunk_size={chunk_size}: each must be at least 1.")
+    for name, value in (("n_words", n_words), ("n_ctx", n_ctx), ("chunk_size", chunk_size)):
+        check_at_least(name, value, 1)
+    size = max(1, 500_000 // n_ctx) if chunk_size is None else chunk_size
     generator = resolve_generator(seed, generator)
 
     def chunks() -> Iterator[BeliefDataset]:
-        for start in range(0, n_words, chunk_size):
-            size = min(chunk_size, n_words - start)
-            drawn = sampled_words(process, size, length, generator=generator)
-            yield replace(drawn, word_weights=drawn.word_weights * size / n_words)
+        for start in range(0, n_words, size):
+            n_drawn = min(size, n_words - start)
+            drawn = sampled_words(process, n_drawn, n_ctx, generator=generator)
+            yield replace(drawn, word_weights=drawn.word_weights * n_drawn / n_words)
 
     return chunks()
 
 
 def prefix_hashes(tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word pos"]:
-    """A number for each prefix, the same wherever it is met, from 0 to 2⁶³ - 1; two prefixes hardly ever share one.
+    """A number from 0 to 2⁶³ - 1 for each prefix, which depends on the prefix alone; collisions are very unlikely.
 
-    Groups the same prefix in chunks of words that are never held together.
+    It identifies the same prefix in chunks of words that are never held in memory together.
     """
     hashes = torch.empty_like(tokens, dtype=torch.int64)
     state = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
@@ -234,18 +288,10 @@ def prefix_hashes(tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word pos"]:
     return hashes
 
 
-def words_for(process: Process, n_ctx: int, *, seed: int, max_words: int = SAMPLED_WORDS) -> BeliefDataset:
-    """Every word of `n_ctx` tokens where there are at most `max_words` of them, else that many sampled ones."""
-    try:
-        return all_words(process, n_ctx, max_words=max_words)
-    except TooManyWordsError:
-        return sampled_words(process, max_words, n_ctx, seed=seed)
-
-
 class TokenDataset(torch.utils.data.Dataset):
-    """Words in the form training loops take: item i is `{"tokens": words[i]}`.
+    """Words as training loops take them: item i is `{"tokens": words[i]}`.
 
-    Fits a torch `DataLoader` and TransformerLens's own `train`.
+    It fits a torch `DataLoader` and TransformerLens's own `train`.
     """
 
     def __init__(self, tokens: Int[Tensor, "word pos"]) -> None:
@@ -258,7 +304,7 @@ class TokenDataset(torch.utils.data.Dataset):
         return {"tokens": self.tokens[index]}
 
     def to_huggingface(self) -> datasets.Dataset:
-        """The same as a Hugging Face dataset with a `tokens` column, in torch format."""
+        """The words as a Hugging Face dataset with a `tokens` column, in torch format."""
         import datasets
 
         return datasets.Dataset.from_dict({"tokens": self.tokens.cpu().numpy()}).with_format("torch")
@@ -284,5 +330,4 @@ def token_dataset(
 
 def check_weighting(weighting: str) -> None:
     """Raise `ValueError` unless `weighting` is one of the three."""
-    if weighting not in get_args(Weighting):
-        raise ValueError(f"weighting={weighting!r}: choose one of {', '.join(map(repr, get_args(Weighting)))}.")
+    check_choice("weighting", weighting, get_args(Weighting))
