@@ -69,7 +69,6 @@ from .moments import (
 from .probing import (
     BeliefProbe,
     ProbeReport,
-    geometry,
     probe,
     probe_rows,
     read_beliefs,
@@ -146,7 +145,6 @@ __all__ = [
     "find_sites",
     "frdn",
     "from_moore",
-    "geometry",
     "golden_mean",
     "intervene",
     "leaky",

@@ -89,7 +89,7 @@ def _skill(report: ProbeReport) -> Iterator[str]:
 
 
 def _untrained(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
-    if any(name.startswith("untrained") for name in report.controls.names):
+    if any(each.kind == "untrained" for each in report.controls):
         return
     first = emergence.snapshots[0] if emergence is not None else None
     if first is None or first.step != 0:

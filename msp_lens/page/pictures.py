@@ -57,7 +57,7 @@ def run_pictures(
     - `sites`: R² beside its controls; `interventions`: what edits did; `emergence`: curves over training.
     """
     drawn = _of_process(training.process) | _of_training(training) | _of_beliefs(report)
-    drawn["sites"] = _themed(lambda theme: report.plot_scores(theme=theme))
+    drawn["sites"] = _themed(lambda theme: report.plot.scores(theme=theme))
     if interventions is not None:
         drawn["interventions"] = _themed(lambda theme: interventions.plot(theme=theme))
     if emergence is not None:

@@ -1,15 +1,16 @@
 """Read beliefs: rows of activations, probes fitted to them beside their controls, and the report."""
 
-from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
-from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
+from msp_lens.probing.belief_probe import BeliefProbe, TransferScore, read_beliefs, score_probe
+from msp_lens.probing.controls import Controls, ControlScore
 from msp_lens.probing.distances import Distances, distances
 from msp_lens.probing.fit import probe
 from msp_lens.probing.fit_rows import probe_rows
 from msp_lens.probing.geometry import Geometry, geometry
 from msp_lens.probing.given_rows import batch_rows, cache_rows
+from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, Rows, model_rows, sampled_rows
-from msp_lens.probing.transfer import TransferScore, score_probe
+from msp_lens.probing.windows import TokenWindows
 
 __all__ = [
     "BeliefProbe",
@@ -17,6 +18,7 @@ __all__ = [
     "Controls",
     "Distances",
     "Geometry",
+    "ProbePlots",
     "ProbeReport",
     "RowBatch",
     "Rows",

@@ -5,9 +5,9 @@
     steer    h' = h + (b' - b̂) D               keeps what in h is not about the belief
     patch    h' = μ_h + (b' - μ_b) D           keeps nothing of h
 
-The decoder D is not the probe's inverse. W finds the least that tells beliefs apart; D is how activations move, all
-together, when the belief does. Shifting h by W's pseudo-inverse leaves everything else that is correlated with the
-belief behind, and the network hardly believes it.
+The decoder D is not the inverse of the probe W. W uses as little of the activation as tells beliefs apart; D describes
+how the whole activation moves with the belief. Shifting h by the pseudo-inverse of W leaves every other feature that is
+correlated with the belief unchanged, and the network's predictions hardly follow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from msp_lens._files import read_tensors, write_atomically
-from msp_lens.data import BeliefDataset, TokenMap
+from msp_lens.data import BeliefDataset, TokenMap, Weighting
+from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites, site_label
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Position, at_positions, check_position
 from msp_lens.moments.moments import Moments
-from msp_lens.probing.probe_scores import ProbeScores
+from msp_lens.moments.scores import ratio
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
 from msp_lens.probing.given_rows import taken
+from msp_lens.probing.probe_scores import ProbeScores
 from msp_lens.processes.process import Process
-
-BELIEF = "belief"
-BELIEF_SUM_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +46,16 @@ class BeliefProbe:
 
     Attributes:
         sites: Hook names, in the order of the features.
-        widths: Features at each site.
-        read_map: Activation to belief.
-        decoder: `[state, feature]`, how activations move with the belief.
-        activation_mean: μ_h, weighted as the rows were.
-        belief_mean: μ_b.
-        scores: In-sample, held-out, beside shuffled beliefs, by rank and position.
-        provenance: Weighting, process and model fingerprints, and whatever else the maker added.
-        moments: What all of it was solved from, and every edit of the site can be: blocks of the sites and
-            `"belief"`, perhaps more. `None` for a concatenation that was loaded from a file or reduced.
-        name: What a group of sites was called by whoever asked for it.
+        widths: Number of features at each site.
+        read_map: The affine map from activation to belief.
+        decoder: `[state, feature]`, D: how activations move with the belief.
+        activation_mean: μ_h, weighted like the rows.
+        belief_mean: μ_b, weighted like the rows.
+        scores: In-sample and held-out scores, with those of shuffled beliefs, by rank and by position.
+        provenance: Weighting, process and model fingerprints, and anything else the caller recorded.
+        moments: The moments that the probe was solved from, with blocks for its sites and for `"belief"`; edits are
+            solved from them too. `None` for a concatenation that was reduced or loaded from a file.
+        name: The name of a group of sites, if the user gave one.
     """
 
     sites: tuple[str, ...]
@@ -71,26 +71,26 @@ class BeliefProbe:
 
     @property
     def label(self) -> str:
-        """Short name in tables and as a report's key."""
+        """Short name, used in tables and as the key in a report."""
         if self.name is not None:
             return self.name
         return site_label(self.sites[0]) if len(self.sites) == 1 else "concatenated"
 
     @property
     def n_states(self) -> int:
-        """Length of a belief."""
+        """Number of entries in a belief."""
         return len(self.belief_mean)
 
     def predict(
         self, activations: Float[Tensor, "*batch feature"] | Mapping[str, Tensor] | Any
     ) -> Float[Tensor, "*batch state"]:
-        """The belief read from activations; an affine read-out, so it may leave the simplex.
+        """The belief read from activations. The read-out is affine, so it may leave the simplex.
 
         Args:
             activations: `[..., feature]`, or a mapping or `ActivationCache` that holds the probe's sites.
 
         Raises:
-            ValueError: if the number of features is not the probe's.
+            ValueError: if the number of features differs from the probe's.
             KeyError: if a site is missing from the mapping.
         """
         features = self._features(activations)
@@ -106,17 +106,35 @@ class BeliefProbe:
         return self.activation_mean + (self.checked_belief(beliefs) - self.belief_mean) @ self.decoder
 
     def steered(
-        self, activation: Float[Tensor, "*batch feature"], belief: Tensor | Sequence, *, strength: float = 1.0
+        self,
+        activation: Float[Tensor, "*batch feature"],
+        belief: Tensor | Sequence,
+        *,
+        strength: float = 1.0,
+        current: Float[Tensor, "*batch state"] | None = None,
     ) -> Float[Tensor, "*batch feature"]:
-        """`h + strength (b' - b̂) D`: the activation moved from the belief read in it to `belief`."""
-        target = self.checked_belief(belief).to(activation)
-        return activation + strength * (target - self.predict(activation)) @ self.decoder.to(activation)
+        """`h + strength (b' - b) D`: the activation moved from the current belief b to the belief b'.
+
+        Computed in the dtype and on the device of the activation. The beliefs are not checked; `steer` checks them.
+
+        Args:
+            activation: The activation h.
+            belief: The belief b' to write.
+            strength: 0 leaves the activation unchanged, 1 moves it all the way.
+            current: The belief b held now; by default the belief b̂ read from h.
+        """
+        held = self.predict(activation) if current is None else current
+        step = torch.as_tensor(belief).to(activation) - held.to(activation)
+        return activation + strength * step @ self.decoder.to(activation)
 
     def patched(
         self, activation: Float[Tensor, "*batch feature"], belief: Tensor | Sequence
     ) -> Float[Tensor, "*batch feature"]:
-        """`μ_h + (b' - μ_b) D`, whatever the activation was."""
-        return self.decode(belief).to(activation).expand_as(activation)
+        """`μ_h + (b' - μ_b) D`, whatever the activation was; dtype, device and checks as for `steered`."""
+        mean, belief_mean, decoder = (
+            values.to(activation) for values in (self.activation_mean, self.belief_mean, self.decoder)
+        )
+        return (mean + (torch.as_tensor(belief).to(activation) - belief_mean) @ decoder).expand_as(activation)
 
     @contextmanager
     def steer(
@@ -127,45 +145,46 @@ class BeliefProbe:
         position: Position = None,
         strength: float = 1.0,
     ) -> Iterator[None]:
-        """Within, the model acts as if it held `belief`, as far as this site carries it.
+        """Make the model act as if it held `belief`, as far as this site carries it, inside a `with` block.
 
-        At the given positions the site's activation h becomes `h + strength (b' - b̂) D`, b̂ being the belief read
-        from h. Gradients flow, to the model and to a `belief` that requires them. Later positions still see the
-        unedited past through attention, so steering one position in an early layer does not carry forward: give every
-        later position the belief filtered on from `belief`.
+        At the given positions the site's activation h becomes `h + strength (b' - b̂) D`, where b̂ is the belief read
+        from h. Gradients flow to the model, and to `belief` if it requires them. Later positions still attend to the
+        unedited past, so steering one position in an early layer does not carry forward: to move the whole trajectory,
+        give every later position the belief filtered on from `belief`.
 
         Args:
-            model: The model to steer. Its hooks are removed at the end, also when an exception flies.
-            belief: `[state]` for all words alike, `[batch, state]` for each its own, or `[batch, pos, state]`.
-            position: Which positions: one, several, a slice, or all (`None`), negative ones counting from the end; an
-                integer tensor `[batch, pos]` for each word its own, a boolean one to mark them along whole words.
-            strength: 0 leaves the activation as it is, 1 moves it all the way.
+            model: The model to steer. Its hooks are removed at the end, also after an exception.
+            belief: `[state]` for all words, `[batch, state]` for one belief per word, or `[batch, pos, state]`.
+            position: One position, several, a slice, or all (`None`); negative ones count from the end. An integer
+                tensor `[batch, pos]` gives each word its own positions, a boolean one marks them along whole words.
+            strength: 0 leaves the activation unchanged, 1 moves it all the way.
 
         Raises:
-            ValueError: if the belief has the wrong length or does not sum to 1, if the position is outside the
-                context, or if the probe reads several sites.
+            ValueError: if the belief has the wrong length or does not sum to 1, if a position is outside the context,
+                or if the probe reads several sites.
             KeyError: if the model lacks the probe's site.
         """
-        target = self.checked_belief(belief)
-        with self._edit_at(model, position, target, lambda h, b: self.steered(h, b, strength=strength)):
+        with self._writing(model, partial(self.steered, strength=strength), position, belief):
             yield
 
     @contextmanager
     def patch(self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None) -> Iterator[None]:
-        """Within, the site's activation at the given positions is `μ_h + (b' - μ_b) D`; arguments as for `steer`."""
-        target = self.checked_belief(belief)
-        with self._edit_at(model, position, target, self.patched):
+        """Replace the site's activation by `μ_h + (b' - μ_b) D` inside a `with` block; arguments as for `steer`."""
+        with self._writing(model, self.patched, position, belief):
             yield
 
     @contextmanager
-    def _edit_at(self, model: HookedModel, position: Position, belief: Tensor, edit: Any) -> Iterator[None]:
+    def _writing(
+        self, model: HookedModel, change: Any, position: Position, belief: Tensor | Sequence
+    ) -> Iterator[None]:
+        target = self.checked_belief(belief)
         if len(self.sites) != 1:
             raise ValueError(
-                f"This probe reads {len(self.sites)} sites at once; an edit is made at one. "
+                f"This probe reads {len(self.sites)} sites at once, and an edit is made at one site. "
                 f"Take the probe of one site, e.g. report[{self.sites[-1]!r}]."
             )
         check_position(position, context_length(model))
-        with editing(model, {self.sites[0]: at_positions(edit, position, belief)}):
+        with editing(model, {self.sites[0]: at_positions(change, position, target)}):
             yield
 
     def checked_belief(self, belief: Tensor | Sequence) -> Float64[Tensor, "*batch state"]:
@@ -179,12 +198,9 @@ class BeliefProbe:
             raise ValueError(
                 f"belief has shape {tuple(beliefs.shape)}; this probe's beliefs have {self.n_states} states."
             )
+        tolerance = 1e-4
         sums = beliefs.sum(dim=-1)
-        wrong = (
-            ((sums - 1).abs() > BELIEF_SUM_TOLERANCE)
-            | (beliefs < -BELIEF_SUM_TOLERANCE).any(dim=-1)
-            | ~torch.isfinite(sums)
-        )
+        wrong = ~((sums - 1).abs() <= tolerance) | (beliefs < -tolerance).any(dim=-1)
         if wrong.any():
             example = beliefs[wrong][0]
             raise ValueError(
@@ -194,28 +210,28 @@ class BeliefProbe:
         return beliefs
 
     def check_applies(self, model: HookedModel, process: Process | None = None) -> list[str]:
-        """Whether this probe may read that model; returns what to bear in mind, a sentence each, where it may.
+        """Check that this probe can read a model, and return caveats, one sentence each.
 
-        Other weights are allowed (another checkpoint, another seed) but noted: what the probe then reads is how far the
-        two represent beliefs alike.
+        Different weights (another checkpoint, another seed) are allowed but noted: the probe then measures how
+        similarly the two models represent beliefs.
 
         Raises:
             KeyError: if the model lacks a site.
-            ValueError: if a site's width differs, or `process` is not the one whose beliefs the probe reads.
+            ValueError: if a site has another width, or the probe reads the beliefs of another process.
         """
         sites = find_sites(model, self.sites)
         (batch,) = stream_activations(model, torch.zeros(1, 1, dtype=torch.int64), sites)
         for site, expected in zip(sites, self.widths, strict=True):
             if (width := batch.activations[site].shape[-1]) != expected:
                 raise ValueError(
-                    f"{site} has {width} features in this model and had {expected} in the one the probe was fitted on: "
-                    "it reads a model of the same width only."
+                    f"{site} has {width} features in this model and had {expected} in the one the probe was fitted on. "
+                    "Use the probe on a model of the same width."
                 )
         fitted_on = self.provenance.get("process_fingerprint")
         if process is not None and fitted_on not in (None, process.fingerprint):
             raise ValueError(
-                f"This probe reads beliefs of process {fitted_on}, not of {process!r} ({process.fingerprint}): probe "
-                "the model anew."
+                f"This probe reads beliefs of process {fitted_on}, not of {process!r} ({process.fingerprint}). Probe "
+                "the model again with this process."
             )
         notes = []
         known, found = self.provenance.get("model_fingerprint"), model_fingerprint(model)
@@ -223,8 +239,8 @@ class BeliefProbe:
             notes.append("It is not known which model the probe was fitted on.")
         elif known != found:
             notes.append(
-                f"The model's weights ({found}) are not those the probe was fitted on ({known}): its scores do not "
-                "hold here. score_probe(probe, model, dataset) measures it anew."
+                f"The model's weights ({found}) are not those the probe was fitted on ({known}), so its scores do not "
+                "apply here. score_probe(probe, model, dataset) scores it on this model."
             )
         return notes
 
@@ -233,19 +249,19 @@ class BeliefProbe:
             activations = torch.cat([taken(activations, site) for site in self.sites], dim=-1)
         if activations.shape[-1] != sum(self.widths):
             raise ValueError(
-                f"activations have {activations.shape[-1]} features; this probe of {', '.join(self.sites)} reads "
+                f"The activations have {activations.shape[-1]} features; this probe of {', '.join(self.sites)} reads "
                 f"{sum(self.widths)}."
             )
         return activations if activations.dtype == torch.float64 else activations.float()
 
     def save(self, path: str | Path) -> Path:
-        """Write the probe to one safetensors file, its description in the header; whole or not at all."""
+        """Write the probe atomically to one safetensors file, with its description in the header."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         write_atomically(path, save(tensors, metadata={"msp_lens_probe": json.dumps(self.description())}))
         return Path(path)
 
     def description(self) -> dict[str, Any]:
-        """All but the tensors, as JSON-ready values."""
+        """Everything but the tensors, as JSON-ready values."""
         return {
             "sites": self.sites,
             "widths": self.widths,
@@ -257,7 +273,7 @@ class BeliefProbe:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that `from_parts` rebuilds the probe from, by name."""
+        """The tensors that `from_parts` needs, by name."""
         tensors = {
             "weights": self.read_map.weights,
             "bias": self.read_map.bias,
@@ -265,7 +281,7 @@ class BeliefProbe:
             "activation_mean": self.activation_mean,
             "belief_mean": self.belief_mean,
         }
-        # A concatenation's moments can be large, and edits are made at one site.
+        # The moments of a concatenation can be large, and edits are made at single sites.
         if self.moments and len(self.sites) == 1:
             tensors["scatter"] = self.moments.select([*self.sites, BELIEF]).scatter
         return tensors
@@ -276,11 +292,11 @@ class BeliefProbe:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged or is not a probe.
+            ValueError: if the file is damaged or does not hold a probe.
         """
         tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
-            raise ValueError(f"{path} is not a probe of msp_lens: give the file that probe.save(path) wrote.")
+            raise ValueError(f"{path} is not an msp_lens probe: give a file that probe.save(path) wrote.")
         return cls.from_parts(json.loads(metadata["msp_lens_probe"]), tensors)
 
     @classmethod
@@ -325,9 +341,15 @@ def fit_probe(
     read_map: LinearMap | None = None,
     rank_cutoff: float = RANK_CUTOFF,
 ) -> BeliefProbe:
-    """The probe and decoder of some sites, from moments that hold their blocks and the block `"belief"`.
+    """The probe and decoder of some sites.
 
-    The probe reads with `read_map`, by default the least-squares map.
+    Args:
+        moments: Moments with a block for each site and the block `"belief"`.
+        sites: The sites to read, in the order of the features.
+        scores: The probe's scores.
+        provenance: What the probe should record about its data.
+        read_map: The map from activation to belief; by default least squares.
+        rank_cutoff: Directions with a singular value below this fraction of the largest are dropped.
     """
     # Eigenvalues of a covariance are squares of singular values.
     belief_inverse = torch.linalg.pinv(moments.covariance(BELIEF, BELIEF), rtol=rank_cutoff**2, hermitian=True)
@@ -353,7 +375,7 @@ def read_beliefs(
     batch_size: int | None = None,
     progress: str | None = None,
 ) -> list[Float64[Tensor, "prefix state"]]:
-    """What each probe reads in the model after each distinct prefix, by `dataset.prefix_ids`; in one pass."""
+    """The beliefs that each probe reads after each distinct prefix, indexed by `dataset.prefix_ids`, in one pass."""
     check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map)
     tokens, columns = (token_map or TokenMap.identity(dataset.process.n_tokens)).encode(dataset.tokens)
     sites = list(dict.fromkeys(site for probe in probes for site in probe.sites))
@@ -368,3 +390,44 @@ def read_beliefs(
         for probe, beliefs in zip(probes, read, strict=True):
             beliefs[prefixes] = probe.predict(activations).cpu().double()
     return read
+
+
+@dataclass(frozen=True)
+class TransferScore:
+    """A probe's score on a model or words that it was not fitted on.
+
+    Attributes:
+        label: The probe's label.
+        r2: 1 - MSE / variance of the new beliefs. NaN if they do not vary.
+        mse: Mean squared error per coordinate.
+        n: Number of distinct prefixes.
+        notes: Caveats, from `BeliefProbe.check_applies`.
+    """
+
+    label: str
+    r2: float
+    mse: float
+    n: int
+    notes: tuple[str, ...]
+
+
+def score_probe(
+    probe: BeliefProbe,
+    model: HookedModel,
+    dataset: BeliefDataset,
+    *,
+    weighting: Weighting = "probability",
+    batch_size: int | None = None,
+) -> TransferScore:
+    """How well a probe, without refitting, reads another model, another checkpoint or other words.
+
+    Raises:
+        KeyError: if the model lacks a site.
+        ValueError: if a site has another width, or the probe reads the beliefs of another process.
+    """
+    notes = probe.check_applies(model, dataset.process)
+    (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
+    shares, true = dataset.prefix_weights(weighting), dataset.prefix_beliefs
+    mse = float((shares @ (read - true) ** 2).mean())
+    variance = float((shares @ (true - shares @ true) ** 2).mean())
+    return TransferScore(probe.label, ratio(mse, variance), mse, dataset.n_prefixes, tuple(notes))

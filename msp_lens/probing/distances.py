@@ -1,9 +1,9 @@
-"""Whether the network keeps beliefs as far apart as they are, or only as far as their next-token probabilities.
+"""Whether the network preserves distances between beliefs, or only distances between next-token probabilities.
 
-Two prefixes may predict the same next token and still differ in all that follows. Distances between pairs of
+Two prefixes may predict the same next token and still differ in everything after it. Distances between pairs of
 prefixes tell the two accounts of a representation apart:
 
-    R² = corr(|b̂ - b̂'|, |b - b'|)²    beside    corr(|b̂ - b̂'|, |p - p'|)²,    p = b E.
+    R² = corr(|b̂ - b̂'|, |b - b'|)²    against    corr(|b̂ - b̂'|, |p - p'|)²,    p = b E.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import check_at_least
+from msp_lens.data import BeliefDataset, TokenMap, Weighting
+from msp_lens.models.hooked import HookedModel
 from msp_lens.moments.scores import NO_VARIANCE
-from msp_lens.probing.belief_probe import read_beliefs
-from msp_lens.probing.probe_report import ProbeReport
+from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.style import ThemeName
 
-MAX_PAIRS = 500_000
-
 
 @dataclass(frozen=True, eq=False)
 class Distances:
-    """Euclidean distances of the same pairs of prefixes, in three spaces; made by `distances`.
+    """Euclidean distances between the same pairs of prefixes in three spaces; computed by `distances`.
 
     Attributes:
         site: Label of the probe that read the beliefs.
-        represented: Between beliefs read in the network.
-        true: Between the optimal observer's beliefs.
-        next_token: Between their next-token probabilities.
+        represented: Distances between the beliefs read in the network.
+        true: Distances between the optimal observer's beliefs.
+        next_token: Distances between their next-token probabilities.
         weights: How much each pair counts; they sum to 1.
-        is_every_pair: Whether these are all the pairs there are, or a sample.
+        is_every_pair: Whether these are all pairs, or a sample.
     """
 
     site: str
@@ -81,42 +81,51 @@ class Distances:
         )
 
 
-def distances(report: ProbeReport, site: str | None = None, *, max_pairs: int = MAX_PAIRS, seed: int = 0) -> Distances:
-    """Distances between the beliefs a probe reads, beside those of true beliefs and next-token probabilities.
+def distances(
+    probe: BeliefProbe,
+    model: HookedModel,
+    dataset: BeliefDataset,
+    *,
+    weighting: Weighting,
+    token_map: TokenMap | None = None,
+    max_pairs: int = 500_000,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Distances:
+    """Distances between the beliefs that a probe reads, between true beliefs, and between next-token probabilities.
 
-    Pairs count by the product of their prefixes' weights in the report: all pairs where there are at most
-    `max_pairs`, else as many drawn by weight. Runs the model once more.
+    A pair counts by the product of its prefixes' weights: all pairs if there are at most `max_pairs`, else that many
+    drawn by weight. Runs the model once.
 
     Args:
-        report: What was probed.
-        site: A site, label or `"concatenated"`; by default the single site with the best held-out R².
-        max_pairs: How many pairs at most.
-        seed: Of the pairs that are drawn.
+        probe: A probe of the model.
+        model: The model that it was fitted on.
+        dataset: The words whose prefixes are paired.
+        weighting: How much each prefix counts.
+        token_map: How the model reads the process's symbols.
+        max_pairs: The largest number of pairs.
+        seed: Seed of the draw of pairs.
+        batch_size: Words in one forward pass.
 
     Raises:
-        KeyError: if the site is not in the report.
-        ValueError: if the report was loaded without its model, or the model has changed since.
+        ValueError: if `max_pairs` is below 1, or the model cannot read the words.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
-    if max_pairs < 1:
-        raise ValueError(f"max_pairs={max_pairs}: must be at least 1.")
-    probe = report.best_site if site is None else report[site]
-    model, dataset = report.run_on()
-    weights = dataset.prefix_weights(report.provenance["weighting"])
-    first, second, pair_weights = _pairs(weights, max_pairs, torch.Generator().manual_seed(seed))
+    check_at_least("max_pairs", max_pairs, 1)
+    first, second, weights = _pairs(dataset.prefix_weights(weighting), max_pairs, torch.Generator().manual_seed(seed))
     true = dataset.prefix_beliefs
-    (read,) = read_beliefs(model, dataset, [probe], token_map=report.token_map)
+    (read,) = read_beliefs(model, dataset, [probe], token_map=token_map, batch_size=batch_size)
     spaces = (read, true, true @ dataset.process.emissions)
     represented, between_true, next_token = ((space[first] - space[second]).norm(dim=1) for space in spaces)
     n_pairs = dataset.n_prefixes * (dataset.n_prefixes - 1) // 2
-    return Distances(probe.label, represented, between_true, next_token, pair_weights, n_pairs <= max_pairs)
+    return Distances(probe.label, represented, between_true, next_token, weights, n_pairs <= max_pairs)
 
 
 def squared_correlation(
     x: Float64[Tensor, "pair"], y: Float64[Tensor, "pair"], weights: Float64[Tensor, "pair"]
 ) -> float:
-    """The R² of a weighted least-squares line of one on the other; NaN if either does not vary."""
+    """The R² of a weighted least-squares line through the pairs; NaN if either does not vary."""
     share = weights / weights.sum()
     x, y = x - share @ x, y - share @ y
     spread_x, spread_y = float(share @ x**2), float(share @ y**2)
@@ -128,13 +137,13 @@ def squared_correlation(
 def _pairs(
     weights: Float64[Tensor, "prefix"], max_pairs: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "pair"], Int[Tensor, "pair"], Float64[Tensor, "pair"]]:
-    """Two different prefixes for each pair, and how much the pair counts."""
+    """The two different prefixes of each pair, and how much the pair counts."""
     n = len(weights)
     if n * (n - 1) // 2 <= max_pairs:
         first, second = torch.triu_indices(n, n, offset=1)
         products = weights[first] * weights[second]
         return first, second, products / products.sum()
-    # Both drawn by weight; pairs of a prefix with itself are left out.
+    # Both prefixes are drawn by weight, and pairs of a prefix with itself are dropped.
     cumulative = weights.cumsum(dim=0)
     uniform = torch.rand(2, max_pairs, dtype=torch.float64, generator=generator) * cumulative[-1]
     first, second = torch.searchsorted(cumulative, uniform).clamp(max=n - 1)

@@ -26,12 +26,13 @@ from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.moments.solvers import Method, Solver
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.controls import ControlScore, TokenWindows, shuffled_beliefs, untrained_twins
+from msp_lens.probing.controls import Controls, ControlScore, shuffled_beliefs, untrained_twins
 from msp_lens.probing.cross_validation import NEXT_TOKEN, SHUFFLED
 from msp_lens.probing.fit_rows import probe_rows
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, model_rows
 from msp_lens.probing.splits import Split, SplitRows, labelled_rows, split_rows
+from msp_lens.probing.windows import TokenWindows
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import batch_regret
 
@@ -178,7 +179,7 @@ def probe(
             provenance=description,
         )
         untrained_scores = [
-            ControlScore(name, each.label, each.scores.in_sample, each.scores.held_out)
+            ControlScore(name, "untrained", each.label, each.scores.in_sample, each.scores.held_out)
             for name, twin in twins
             for each in fitted(
                 read(twin, words=shard(len(data.labelled.tokens)), progress=f"Probing {name}" if progress else None),
@@ -188,7 +189,8 @@ def probe(
         if checkpoint is not None:
             checkpoint.path.unlink(missing_ok=True)
         regret = data.regret.by_position if data.regret else None
-        return replace(report, token_map=token_map, regret=regret).with_controls(untrained_scores)
+        all_controls = Controls((*report.controls, *untrained_scores))
+        return replace(report, token_map=token_map, regret=regret, controls=all_controls)
 
     if target != BELIEF and not isinstance(process, LabelledTokens):
         raise ValueError(f"target={target!r}: of a process the belief is read; only LabelledTokens have other targets.")

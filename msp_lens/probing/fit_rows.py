@@ -19,11 +19,13 @@ from msp_lens.moments.scores import ProbeScores
 from msp_lens.moments.solve import LinearMap
 from msp_lens.moments.solvers import Solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
-from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
+from msp_lens.probing.controls import Controls, ControlScore
 from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate, next_token_score
 from msp_lens.probing.one_pass import Accumulator, Observer, accumulate
-from msp_lens.probing.probe_report import Increment, ProbeReport
+from msp_lens.probing.probe_report import ProbeReport
+from msp_lens.probing.probe_tables import Increment
 from msp_lens.probing.rows import RowBatch, Rows
+from msp_lens.probing.windows import TokenWindows
 
 CONCATENATED = "concatenated"
 
@@ -140,7 +142,7 @@ def probe_rows(
     first = next(iter(by_panel.values()))
     rival = next_token_score(first, solver) if extras else None
     if rival:
-        found.append(ControlScore(NEXT_TOKEN, None, *rival, is_rival=True))
+        found.append(ControlScore(NEXT_TOKEN, "next token", None, *rival))
     cumulative: tuple[Increment, ...] = ()
     if extras and CONCATENATED in probes and reduction is None:
         cumulative = _increments(_holding(by_panel, names), names, probes[CONCATENATED].scores, solver)

@@ -1,9 +1,9 @@
-"""How the belief lies in the residual stream, from the moments that the probes were solved from.
+"""How the belief is represented in the residual stream, from the moments that the probes were solved from.
 
-the part of h that moves with the belief      Σ_hb Σ_bb⁺ Σ_bh,  in the span of the decoder's rows
+covariance that moves with the belief         Σ_hb Σ_bb⁺ Σ_bh,  in the span of the decoder's rows
 effective dimension of a covariance Σ         (tr Σ)² / tr Σ²    (the participation ratio)
 what the unembedding reads, to first order    dp = dh W_U (diag p̄ - p̄ p̄ᵀ)
-what the probe implies it should              dp = dh W E
+what the probe implies it should read         dp = dh W E
 """
 
 from __future__ import annotations
@@ -12,33 +12,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64
+from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from msp_lens._tables import to_html, to_text
+from msp_lens._tables import TableView
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
+from msp_lens.data.labelled import BELIEF
 from msp_lens.models.hooked import HookedModel, site_label
 from msp_lens.moments.moments import Moments
-from msp_lens.probing.belief_probe import BELIEF, BeliefProbe, read_beliefs
-from msp_lens.probing.probe_report import ProbeReport
+from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
 from msp_lens.processes.process import Process
-
-# Directions of a decoder below this fraction of its largest are rounding.
-SUBSPACE_CUTOFF = 1e-6
-# How far below 0 a read-out may be and still count as on the simplex.
-ON_SIMPLEX = 1e-6
 
 
 @dataclass(frozen=True)
 class SimplexDistance:
-    """How far read-outs lie from the simplex of beliefs, in Euclidean distance to its nearest point.
+    """Euclidean distance of read-outs from the simplex of beliefs.
 
     Attributes:
         mean: Weighted mean distance.
-        largest: The farthest.
-        share_outside: Weight of the read-outs that are no distribution.
+        largest: Largest distance.
+        share_outside: Total weight of the read-outs that lie outside the simplex.
     """
 
     mean: float
@@ -48,16 +45,16 @@ class SimplexDistance:
 
 @dataclass(frozen=True)
 class SiteGeometry:
-    """How the belief lies at one site.
+    """The geometry of the belief at one site.
 
     Attributes:
-        site: Its label.
+        site: The site's label.
         variance_share: The share of the activations' variance that moves with the belief.
         effective_dimension: Participation ratio of the activations.
         belief_dimension: Participation ratio of the part that moves with the belief; at most states - 1.
-        simplex: How far the probe's read-outs leave the simplex.
+        simplex: How far the probe's read-outs lie outside the simplex.
         unembedding: Correlation between what the probe implies for the next token and what the unembedding reads; NaN
-            where the unembedding does not read this site directly.
+            if the unembedding does not read this site directly.
     """
 
     site: str
@@ -68,20 +65,20 @@ class SiteGeometry:
     unembedding: float
 
 
-@dataclass(frozen=True, eq=False)
-class Geometry:
-    """The geometry of all sites of a report.
+@dataclass(frozen=True, eq=False, repr=False)
+class Geometry(TableView):
+    """The geometry of the belief at several sites.
 
     Attributes:
-        sites: One record a site; the concatenation is left out.
-        angles: Largest principal angle between the belief subspaces of each two sites, in degrees.
+        sites: One record for each site.
+        angles: Largest principal angle between the belief subspaces of each pair of sites, in degrees.
     """
 
     sites: tuple[SiteGeometry, ...]
     angles: pd.DataFrame
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a site."""
+        """One row for each site."""
         return pd.DataFrame(
             {
                 "site": each.site,
@@ -98,40 +95,48 @@ class Geometry:
 
     def summary(self) -> list[str]:
         """How to read the table."""
+        neighbors = zip(self.angles.index[:-1], self.angles.index[1:], strict=True)
         return [
-            "Variance share: of the activations' variance, what moves with the belief. Dimensions are participation "
-            "ratios. Off simplex: Euclidean distance of read-outs to the nearest belief. Unembedding: correlation of "
-            "its next-token reading, to first order, with the one the probe implies.",
+            "Variance share: the share of the activations' variance that moves with the belief. Dimensions are "
+            "participation ratios. Off simplex: Euclidean distance of read-outs from the nearest belief. Unembedding: "
+            "correlation of its next-token reading, to first order, with the one that the probe implies.",
             "Largest angle between the belief subspaces of neighboring sites: "
-            + ", ".join(
-                f"{a}–{b} {self.angles.loc[a, b]:.0f}°"
-                for a, b in zip(self.angles.index[:-1], self.angles.index[1:], strict=True)
-            )
+            + ", ".join(f"{a}–{b} {self.angles.loc[a, b]:.0f}°" for a, b in neighbors)
             + ".",
         ]
 
-    def __repr__(self) -> str:
-        return to_text(self.to_dataframe().map("{:.4f}".format), title="Geometry", notes=self.summary())
+    def _title(self) -> str:
+        return "Geometry"
 
-    def _repr_html_(self) -> str:
-        return to_html(self.to_dataframe().map("{:.4f}".format), title="Geometry", notes=self.summary())
+    def _display(self) -> pd.DataFrame:
+        return self.to_dataframe().map("{:.4f}".format)
 
 
-def geometry(report: ProbeReport, *, batch_size: int | None = None) -> Geometry:
-    """How the belief lies at each site of a report. Runs the model once more, to see where read-outs fall.
+def geometry(
+    probes: Sequence[BeliefProbe],
+    model: HookedModel,
+    dataset: BeliefDataset,
+    *,
+    weighting: Weighting,
+    token_map: TokenMap | None = None,
+    batch_size: int | None = None,
+) -> Geometry:
+    """The geometry of the belief at each site, with one run of the model to see where read-outs fall.
+
+    Args:
+        probes: Probes of the model; those of several sites at once are left out.
+        model: The model that they were fitted on.
+        dataset: The words that they were fitted on.
+        weighting: How much each prefix counts in distances from the simplex.
+        token_map: How the model reads the process's symbols.
+        batch_size: Words in one forward pass.
 
     Raises:
-        ValueError: if the report was loaded without its model, or the model has changed since.
+        ValueError: if a probe has no moments.
     """
-    model, dataset = report.run_on()
-    probes = [probe for probe in report.probes if len(probe.sites) == 1]
+    single = [probe for probe in probes if len(probe.sites) == 1]
     distances = simplex_distances(
-        model,
-        dataset,
-        probes,
-        weighting=report.provenance["weighting"],
-        token_map=report.token_map,
-        batch_size=batch_size,
+        model, dataset, single, weighting=weighting, token_map=token_map, batch_size=batch_size
     )
     sites = tuple(
         SiteGeometry(
@@ -140,11 +145,11 @@ def geometry(report: ProbeReport, *, batch_size: int | None = None) -> Geometry:
             effective_dimension(_moments(probe).covariance(probe.sites, probe.sites)),
             effective_dimension(belief_covariance(probe)),
             distance,
-            unembedding_agreement(probe, model, dataset.process, token_map=report.token_map),
+            unembedding_agreement(probe, model, dataset.process, token_map=token_map),
         )
-        for probe, distance in zip(probes, distances, strict=True)
+        for probe, distance in zip(single, distances, strict=True)
     )
-    return Geometry(sites, subspace_angles(probes))
+    return Geometry(sites, belief_angles(single))
 
 
 def belief_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
@@ -153,17 +158,17 @@ def belief_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
 
 
 def variance_share(probe: BeliefProbe) -> float:
-    """The share of the activations' variance that moves with the belief: tr(Σ_hb Σ_bb⁺ Σ_bh) / tr Σ_hh.
+    """The share of the activations' variance that moves with the belief, tr(Σ_hb Σ_bb⁺ Σ_bh) / tr Σ_hh.
 
-    It says how much of the stream the belief explains, where R² says how much of the belief the stream does. NaN for
-    constant activations.
+    This is how much of the stream the belief explains; R² is how much of the belief the stream explains. NaN if the
+    activations are constant.
     """
     total = float(_moments(probe).covariance(probe.sites, probe.sites).trace())
     return float(belief_covariance(probe).trace()) / total if total > 0 else math.nan
 
 
 def effective_dimension(covariance: Float64[Tensor, "feature feature"]) -> float:
-    """The participation ratio (tr Σ)² / tr Σ²: how many directions share the variance; NaN if there is none.
+    """The participation ratio (tr Σ)² / tr Σ²: how many directions share the variance; NaN if nothing varies.
 
     Example:
         >>> effective_dimension(torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)))
@@ -176,38 +181,20 @@ def effective_dimension(covariance: Float64[Tensor, "feature feature"]) -> float
 def belief_subspace(probe: BeliefProbe) -> Float64[Tensor, "feature dimension"]:
     """An orthonormal basis of the directions in which the mean activation moves with the belief."""
     _, sizes, directions = torch.linalg.svd(probe.decoder, full_matrices=False)
-    kept = sizes > SUBSPACE_CUTOFF * sizes[0].clamp(min=torch.finfo(torch.float64).tiny)
+    # Smaller directions are rounding errors.
+    kept = sizes > 1e-6 * sizes[0].clamp(min=torch.finfo(torch.float64).tiny)
     return directions[kept].T
 
 
-def principal_angles(
-    first: Float64[Tensor, "feature _"], second: Float64[Tensor, "feature _"]
-) -> Float64[Tensor, "angle"]:
-    """Principal angles between two subspaces, in degrees, ascending; 0 where they share a direction.
+def belief_angles(probes: Sequence[BeliefProbe]) -> pd.DataFrame:
+    """The largest principal angle between the belief subspaces of each pair of sites, in degrees.
 
-    Args:
-        first: An orthonormal basis.
-        second: Another, of the same space.
-
-    Example:
-        >>> plane, line = torch.eye(3).double()[:, :2], torch.eye(3).double()[:, 2:]
-        >>> principal_angles(plane, line)
-        tensor([90.], dtype=torch.float64)
+    NaN if the sites have different widths, or a subspace has no dimension.
     """
-    overlap = first.T @ second
-    cosines = torch.linalg.svdvals(overlap).clamp(0, 1)
-    # An arc cosine is blind to small angles: take their sines.
-    left = first - second @ overlap.T if first.shape[1] <= second.shape[1] else second - first @ overlap
-    sines = torch.linalg.svdvals(left).clamp(0, 1).flip(0)[: len(cosines)]
-    return torch.where(cosines > math.sqrt(0.5), sines.asin(), cosines.acos()).rad2deg()
-
-
-def subspace_angles(probes: Sequence[BeliefProbe]) -> pd.DataFrame:
-    """The largest principal angle between the belief subspaces of each two sites, in degrees; NaN if widths differ."""
-    labels, bases = [probe.label for probe in probes], [belief_subspace(probe) for probe in probes]
+    labels, bases = [probe.label for probe in probes], [belief_subspace(probe).numpy() for probe in probes]
     angles = [
         [
-            float(principal_angles(a, b).max()) if len(a) == len(b) and min(a.shape[1], b.shape[1]) else math.nan
+            float(np.rad2deg(subspace_angles(a, b).max())) if len(a) == len(b) and a.size and b.size else math.nan
             for b in bases
         ]
         for a in bases
@@ -224,12 +211,14 @@ def simplex_distances(
     token_map: TokenMap | None = None,
     batch_size: int | None = None,
 ) -> list[SimplexDistance]:
-    """How far each probe's read-outs lie from the simplex, over a dataset's prefixes; one pass of the model."""
+    """How far each probe's read-outs lie from the simplex, over all prefixes of a dataset, in one pass of the model."""
+    # Distances below this are rounding errors.
+    tolerance = 1e-6
     shares = dataset.prefix_weights(weighting)
     found = []
     for read in read_beliefs(model, dataset, probes, token_map=token_map, batch_size=batch_size):
         distance = (read - nearest_distribution(read)).norm(dim=1)
-        outside = distance > ON_SIMPLEX
+        outside = distance > tolerance
         found.append(SimplexDistance(float(shares @ distance), float(distance.max()), float(shares[outside].sum())))
     return found
 
@@ -251,17 +240,17 @@ def nearest_distribution(points: Float64[Tensor, "row state"]) -> Float64[Tensor
 def unembedding_agreement(
     probe: BeliefProbe, model: HookedModel, process: Process, *, token_map: TokenMap | None = None
 ) -> float:
-    """Whether the unembedding reads what the probe says it should: a correlation over the data; 1 is full agreement.
+    """Whether the unembedding reads what the probe says it should: a correlation over the data, at most 1.
 
-    If the network predicts as its belief implies, p = b E, then a step dh at the site that feeds the unembedding should
-    change the prediction by dh W E. To first order the unembedding makes of it dh W_U (diag p̄ - p̄ p̄ᵀ), p̄ being the
-    mean prediction b̄ E. The two linear readings A and B of h are correlated over the data,
+    If the network predicts what its belief implies, p = b E, then a step dh at the site that feeds the unembedding
+    changes the prediction by dh W E. To first order, the unembedding changes it by dh W_U (diag p̄ - p̄ p̄ᵀ), with the
+    mean prediction p̄ = b̄ E. The two linear readings A and B of h are correlated over the data,
 
         tr(Aᵀ Σ_hh B) / √(tr(Aᵀ Σ_hh A) · tr(Bᵀ Σ_hh B)).
 
-    Softmax bends where linear maps do not, so agreement is below 1 even for a perfect predictor whose predictions vary
-    much. NaN where the site does not feed the unembedding, or the model has no `W_U` over the process's tokens, or it
-    predicts something else between two symbols. A softmax over the symbols alone is taken, whatever else there is.
+    The softmax is not linear, so the correlation is below 1 even for a perfect predictor if its predictions vary much.
+    The softmax is taken over the process's symbols alone. NaN if the site does not feed the unembedding, if the model
+    has no `W_U` over the process's tokens, or if the model predicts other tokens between two symbols.
     """
     token_map = token_map or TokenMap.identity(process.n_tokens)
     unembedding = getattr(model, "W_U", None)
@@ -285,5 +274,5 @@ def unembedding_agreement(
 
 def _moments(probe: BeliefProbe) -> Moments:
     if probe.moments is None:
-        raise ValueError(f"{probe!r} was saved without its moments: probe the model anew.")
+        raise ValueError(f"{probe!r} was saved without its moments: probe the model again.")
     return probe.moments

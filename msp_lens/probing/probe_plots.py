@@ -1,9 +1,9 @@
-"""The pictures of a report: which numbers each shows; `figures` draws them."""
+"""The pictures of a report: which numbers each one shows. `figures` draws them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -13,173 +13,234 @@ from torch import Tensor
 
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import optimal_losses
-from msp_lens.data import BeliefDataset
-from msp_lens.models.activations import stream_activations
-from msp_lens.models.hooked import check_fits
+from msp_lens.data import BeliefDataset, Weighting
+from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
-from msp_lens.probing.controls import Controls
-from msp_lens.probing.probe_report import ProbeReport
+from msp_lens.probing.controls import ControlKind, Controls
+from msp_lens.probing.probe_tables import ProbeTables
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from plotly.graph_objects import Figure as PlotlyFigure
 
+    from msp_lens.data import TokenMap
     from msp_lens.figures.style import ThemeName
     from msp_lens.figures.tokens import Html
 
-WINDOW = re.compile(r"window (?P<length>\d+)(?: (?P<kind>.+))?")
-KINDS = {None: "window of k tokens", "× pos": "window and position", "additive": "tokens added up, and position"}
 
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbePlots:
+    """Pictures of probes: call it for the belief states, or one of its methods for another picture.
 
-def beliefs_figure(
-    report: ProbeReport, sites: Sequence[str], *, word: Sequence[int | str] = (), theme: ThemeName = "light"
-) -> Figure:
-    """True beliefs beside those read at these sites, with one word's way drawn through them."""
-    from msp_lens.figures.simplex import plot_beliefs
+    Those of belief states and words run the model once. They raise a `ValueError` if the report was loaded without its
+    model, or if the model's weights have changed since it was probed. Sites are hook names, labels or
+    `"concatenated"`, one panel or curve each; by default the single site with the best held-out R².
 
-    probes, dataset, read = _read(report, sites)
-    tokens = token_numbers(dataset.process, word)
-    return plot_beliefs(
-        dataset.prefix_beliefs,
-        dict(zip(map(_title, probes), read, strict=True)),
-        weights=dataset.prefix_weights(report.provenance["weighting"]),
-        states=dataset.process.states,
-        path=_prefix_rows(dataset, tokens) if tokens else (),
-        path_tokens=[dataset.process.tokens[token] for token in tokens],
-        theme=theme,
-    )
+    Attributes:
+        tables: The probes and their controls.
+        regret_by_position: Regret of the model at each position, in nats.
+        process: The process whose beliefs were probed.
+        weighting: How much each prefix counts.
+        token_map: How the model reads the process's symbols.
+        run_on: Returns the model that was probed and the words that it was probed on, after checking them.
+    """
 
+    tables: ProbeTables
+    regret_by_position: Float64[Tensor, "pos"] | None
+    process: Process | None
+    weighting: Weighting
+    token_map: TokenMap | None
+    run_on: Callable[[], tuple[HookedModel, BeliefDataset]]
 
-def positions_figure(
-    report: ProbeReport, sites: Sequence[str], *, shown: Sequence[int] | None = None, theme: ThemeName = "light"
-) -> Figure:
-    """True beliefs and those read at these sites, a column for each position."""
-    from msp_lens.figures.simplex import plot_positions
+    def __call__(self, *sites: str, word: Sequence[int | str] = (), theme: ThemeName = "light") -> Figure:
+        """The true belief states and those read at these sites, side by side, colored by the true belief.
 
-    probes, dataset, read = _read(report, sites)
-    return plot_positions(
-        dataset.prefix_beliefs,
-        {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)},
-        _prefix_positions(dataset),
-        shown=shown,
-        weights=dataset.prefix_weights(report.provenance["weighting"]),
-        states=dataset.process.states,
-        theme=theme,
-    )
+        Args:
+            sites: Which sites to show.
+            word: A word (token numbers or names) whose path is drawn through every panel.
+            theme: `"light"` or `"dark"`.
 
+        Raises:
+            KeyError: if a site is not in the report.
+            ValueError: if the word is not among those that were probed.
+        """
+        from msp_lens.figures.simplex import plot_beliefs
 
-def interactive_figure(report: ProbeReport, sites: Sequence[str], *, theme: ThemeName = "light") -> PlotlyFigure:
-    """True beliefs beside those read at these sites, each of the weightiest prefixes with its word on hover."""
-    from msp_lens.figures.interactive import explore_beliefs
+        probes, dataset, read = self._read(sites)
+        tokens = token_numbers(dataset.process, word)
+        return plot_beliefs(
+            dataset.prefix_beliefs,
+            dict(zip(map(_title, probes), read, strict=True)),
+            weights=dataset.prefix_weights(self.weighting),
+            states=dataset.process.states,
+            path=_prefix_rows(dataset, tokens) if tokens else (),
+            path_tokens=[dataset.process.tokens[token] for token in tokens],
+            theme=theme,
+        )
 
-    probes, dataset, read = _read(report, sites)
-    return explore_beliefs(
-        dataset.prefix_beliefs,
-        dict(zip(map(_title, probes), read, strict=True)),
-        dataset.tokens[_first_words(dataset)],
-        _prefix_positions(dataset),
-        weights=dataset.prefix_weights(report.provenance["weighting"]),
-        states=dataset.process.states,
-        tokens=dataset.process.tokens,
-        theme=theme,
-    )
+    def positions(self, *sites: str, positions: Sequence[int] | None = None, theme: ThemeName = "light") -> Figure:
+        """The belief states by position: one column for each, true beliefs in the first row, a row for each site."""
+        from msp_lens.figures.simplex import plot_positions
 
+        probes, dataset, read = self._read(sites)
+        return plot_positions(
+            dataset.prefix_beliefs,
+            {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)},
+            _first_places(dataset)[1],
+            shown=positions,
+            weights=dataset.prefix_weights(self.weighting),
+            states=dataset.process.states,
+            theme=theme,
+        )
 
-def sites_figure(report: ProbeReport, *, theme: ThemeName = "light") -> Figure:
-    """R² at each site, held out and in-sample, beside shuffled beliefs and the best control."""
-    from msp_lens.figures.curves import plot_sites
+    def explore(self, *sites: str, theme: ThemeName = "light") -> PlotlyFigure:
+        """The belief states, interactive: hover over a prefix for its word and belief; four states can be rotated."""
+        from msp_lens.figures.interactive import explore_beliefs
 
-    table = report.to_dataframe()
-    columns = ("R² held out", "R² in-sample", "R² shuffled", "R² best control")
-    held_out, in_sample, shuffled, control = (table[column].tolist() for column in columns)
-    intervals = list(zip(table["low"], table["high"], strict=True))
-    return plot_sites(
-        list(table.index), held_out, in_sample, shuffled, control=control, intervals=intervals, theme=theme
-    )
+        probes, dataset, read = self._read(sites)
+        words, positions = _first_places(dataset)
+        return explore_beliefs(
+            dataset.prefix_beliefs,
+            dict(zip(map(_title, probes), read, strict=True)),
+            dataset.tokens[words],
+            positions,
+            weights=dataset.prefix_weights(self.weighting),
+            states=dataset.process.states,
+            tokens=dataset.process.tokens,
+            theme=theme,
+        )
 
+    def word(self, word: Sequence[int | str], *sites: str, theme: ThemeName = "light") -> Html:
+        """A word whose tokens are colored by the true belief after each, and by the beliefs read at these sites.
 
-def curves_figure(table: pd.DataFrame, *, title: str, ylabel: str, theme: ThemeName = "light") -> Figure:
-    """A table of R² with a row for each site, as curves over its columns."""
-    from msp_lens.figures.score_curves import plot_r2
+        Args:
+            word: Token numbers or names: any word that the process can emit and that fits the model's context.
+            sites: Which sites to show.
+            theme: `"light"` or `"dark"`.
+        """
+        from msp_lens.figures.tokens import word_view
 
-    curves = {str(site): row.tolist() for site, row in table.iterrows()}
-    return plot_r2(list(table.columns), curves, xlabel=str(table.columns.name), title=title, ylabel=ylabel, theme=theme)
+        probes, dataset, one, read = self._read_word(word, sites)
+        return word_view(
+            [dataset.process.tokens[token] for token in one.tokens[0].tolist()],
+            {"true": one.beliefs[0]} | {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)},
+            states=dataset.process.states,
+            among=dataset.prefix_beliefs,
+            theme=theme,
+        )
+
+    def readouts(self, word: Sequence[int | str]) -> Html:
+        """What every probe reads after each token of a word, state by state, in circuitsvis's view."""
+        from msp_lens.figures.tokens import readout_view
+
+        probes, dataset, one, read = self._read_word(word, tuple(self.tables))
+        return readout_view(
+            [dataset.process.tokens[token] for token in one.tokens[0].tolist()],
+            torch.stack(read),
+            sites=[probe.label for probe in probes],
+            states=dataset.process.states,
+        )
+
+    def scores(self, *, theme: ThemeName = "light") -> Figure:
+        """R² at each site, held out and in-sample, with those of shuffled beliefs and of the best control."""
+        from msp_lens.figures.curves import plot_sites
+
+        table = self.tables.to_dataframe()
+        columns = ("R² held out", "R² in-sample", "R² shuffled", "R² best control")
+        held_out, in_sample, shuffled, control = (table[column].tolist() for column in columns)
+        intervals = list(zip(table["low"], table["high"], strict=True))
+        return plot_sites(
+            list(table.index), held_out, in_sample, shuffled, control=control, intervals=intervals, theme=theme
+        )
+
+    def by_rank(self, *, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
+        """R² of reduced-rank regression over its rank, one curve for each site."""
+        ylabel = f"R² of beliefs, {'in-sample' if in_sample else 'held out'}"
+        return _curves(self.tables.by_rank(in_sample=in_sample), "Reduced-rank probes", ylabel, theme)
+
+    def by_position(self, *, own: bool = False, theme: ThemeName = "light") -> Figure:
+        """Held-out R² at each position, one curve for each site; `own` as for the table `by_position`."""
+        title = "Probes fitted at each position" if own else "One probe of all positions, by position"
+        return _curves(self.tables.by_position(own=own), title, "R² of beliefs, held out", theme)
+
+    def crossover(self, *, theme: ThemeName = "light") -> Figure:
+        """Held-out R² of windows of the last k tokens over k, and each site's: where a window overtakes it.
+
+        Raises:
+            ValueError: if the report was made without controls.
+        """
+        from msp_lens.figures.score_curves import plot_crossover
+
+        windows = window_scores(self.tables.controls)
+        return plot_crossover(
+            list(windows.index),
+            {kind: windows[kind].tolist() for kind in windows},
+            {label: probe.scores.held_out.r2 for label, probe in self.tables.items()},
+            theme=theme,
+        )
+
+    def regret(self, *, theme: ThemeName = "light") -> Figure:
+        """The model's loss at each position above the lowest possible loss, in nats.
+
+        Raises:
+            ValueError: if the model gave no logits, or there is no process to compare with.
+        """
+        from msp_lens.figures.curves import plot_regret
+
+        if self.regret_by_position is None or self.process is None:
+            raise ValueError(
+                "This report has no regret: it takes a model that gives logits, and a process to compare with."
+            )
+        floor = optimal_losses(self.process, len(self.regret_by_position))
+        return plot_regret(self.regret_by_position.tolist(), floor.tolist(), theme=theme)
+
+    def _probes(self, sites: Sequence[str]) -> list[BeliefProbe]:
+        return [self.tables[site] for site in sites] if sites else [self.tables.best_site]
+
+    def _read(
+        self, sites: Sequence[str]
+    ) -> tuple[list[BeliefProbe], BeliefDataset, list[Float64[Tensor, "prefix state"]]]:
+        probes = self._probes(sites)
+        model, dataset = self.run_on()
+        return probes, dataset, read_beliefs(model, dataset, probes, token_map=self.token_map)
+
+    def _read_word(
+        self, word: Sequence[int | str], sites: Sequence[str]
+    ) -> tuple[list[BeliefProbe], BeliefDataset, BeliefDataset, list[Float64[Tensor, "pos state"]]]:
+        """The probes, the words that were probed, the one word as a dataset, and what is read along it."""
+        probes = self._probes(sites)
+        model, dataset = self.run_on()
+        if not len(word):
+            raise ValueError("word is empty: give at least one token.")
+        process = dataset.process
+        tokens = torch.tensor([token_numbers(process, word)])
+        one = BeliefDataset(process, tokens, filter_beliefs(process, tokens), torch.ones(1).double(), False)
+        return probes, dataset, one, read_beliefs(model, one, probes, token_map=self.token_map)
 
 
 def window_scores(controls: Controls) -> pd.DataFrame:
-    """R² held out of the windows of the last k tokens: a row for each k, a column for each kind of window.
+    """Held-out R² of windows of the last k tokens: one row for each k, one column for each kind of window.
 
     Raises:
         ValueError: if there are no windows among the controls.
     """
+    kinds: dict[ControlKind, str] = {
+        "window": "window of k tokens",
+        "positioned window": "window and position",
+        "additive window": "tokens added up, and position",
+    }
     found: dict[str, dict[int, float]] = {}
     for each in controls:
-        if match := WINDOW.fullmatch(each.name):
-            kind = KINDS.get(match["kind"], match["kind"])
-            found.setdefault(kind, {})[int(match["length"])] = each.held_out.r2
+        if each.kind in kinds and each.length is not None:
+            found.setdefault(kinds[each.kind], {})[each.length] = each.held_out.r2
     if not found:
         raise ValueError("There are no windows among the controls: probe with controls=True.")
     return pd.DataFrame(found).sort_index().rename_axis(index="tokens in the window")
 
 
-def crossover_figure(report: ProbeReport, *, theme: ThemeName = "light") -> Figure:
-    """R² of windows over their length, and each site's level."""
-    from msp_lens.figures.score_curves import plot_crossover
-
-    windows = window_scores(report.controls)
-    return plot_crossover(
-        list(windows.index),
-        {kind: windows[kind].tolist() for kind in windows},
-        {label: report[label].scores.held_out.r2 for label in report},
-        theme=theme,
-    )
-
-
-def regret_figure(report: ProbeReport, *, theme: ThemeName = "light") -> Figure:
-    """The model's loss at each position on top of the least possible."""
-    from msp_lens.figures.curves import plot_regret
-
-    if report.regret is None or report.process is None:
-        raise ValueError(
-            "This report has no regret: it takes a model that gives logits, and a process to compare with."
-        )
-    floor = optimal_losses(report.process, len(report.regret))
-    return plot_regret(report.regret.tolist(), floor.tolist(), theme=theme)
-
-
-def word_html(
-    report: ProbeReport, word: Sequence[int | str], sites: Sequence[str], *, theme: ThemeName = "light"
-) -> Html:
-    """A word colored by the true belief after each token, and by what is read at these sites."""
-    from msp_lens.figures.tokens import word_view
-
-    probes, dataset, tokens, read = _read_word(report, word, sites)
-    true = filter_beliefs(dataset.process, tokens)[0]
-    return word_view(
-        [dataset.process.tokens[token] for token in tokens[0].tolist()],
-        {"true": true} | {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)},
-        states=dataset.process.states,
-        among=dataset.prefix_beliefs,
-        theme=theme,
-    )
-
-
-def readouts_html(report: ProbeReport, word: Sequence[int | str]) -> Html:
-    """Circuitsvis's view of what every probe reads after each token of a word."""
-    from msp_lens.figures.tokens import readout_view
-
-    probes, dataset, tokens, read = _read_word(report, word, list(report))
-    return readout_view(
-        [dataset.process.tokens[token] for token in tokens[0].tolist()],
-        torch.stack(read),
-        sites=[probe.label for probe in probes],
-        states=dataset.process.states,
-    )
-
-
 def token_numbers(process: Process, word: Sequence[int | str]) -> list[int]:
-    """A word as token numbers, whether given as numbers or as the tokens' names.
+    """A word as token numbers, given as numbers or as the names of tokens.
 
     Raises:
         ValueError: if the process has no such token.
@@ -196,59 +257,36 @@ def token_numbers(process: Process, word: Sequence[int | str]) -> list[int]:
     return numbers
 
 
+def _curves(table: pd.DataFrame, title: str, ylabel: str, theme: ThemeName) -> Figure:
+    """A table of R² with a row for each site, as curves over its columns."""
+    from msp_lens.figures.score_curves import plot_r2
+
+    curves = {str(site): row.tolist() for site, row in table.iterrows()}
+    return plot_r2(list(table.columns), curves, xlabel=str(table.columns.name), title=title, ylabel=ylabel, theme=theme)
+
+
 def _title(probe: BeliefProbe) -> str:
     return f"{probe.label}: held-out R² {probe.scores.held_out.r2:.4f}"
 
 
-def _read(
-    report: ProbeReport, sites: Sequence[str]
-) -> tuple[list[BeliefProbe], BeliefDataset, list[Float64[Tensor, "prefix state"]]]:
-    probes = [report[site] for site in sites] if sites else [report.best_site]
-    model, dataset = report.run_on()
-    return probes, dataset, read_beliefs(model, dataset, probes, token_map=report.token_map)
-
-
-def _read_word(
-    report: ProbeReport, word: Sequence[int | str], sites: Sequence[str]
-) -> tuple[list[BeliefProbe], BeliefDataset, Int[Tensor, "1 pos"], list[Float64[Tensor, "pos state"]]]:
-    probes = [report[site] for site in sites] if sites else [report.best_site]
-    model, dataset = report.run_on()
-    if not len(word):
-        raise ValueError("word is empty: give at least one token.")
-    check_fits(model, dataset.process, len(word))
-    tokens = torch.tensor([token_numbers(dataset.process, word)])
-    needed = list(dict.fromkeys(site for probe in probes for site in probe.sites))
-    (batch,) = stream_activations(model, tokens, needed)
-    return probes, dataset, tokens, [probe.predict(batch.activations)[0].cpu().double() for probe in probes]
-
-
-def _first_words(dataset: BeliefDataset) -> Int[Tensor, "prefix"]:
-    """A word that begins with each prefix, by `prefix_ids`."""
-    words, _ = dataset.is_first.nonzero(as_tuple=True)
-    found = torch.empty(dataset.n_prefixes, dtype=torch.int64)
-    found[dataset.prefix_ids[dataset.is_first]] = words
-    return found
-
-
-def _prefix_positions(dataset: BeliefDataset) -> Int[Tensor, "prefix"]:
-    """The position of each prefix's last token, by `prefix_ids`."""
-    _, positions = dataset.is_first.nonzero(as_tuple=True)
-    found = torch.empty(dataset.n_prefixes, dtype=torch.int64)
-    found[dataset.prefix_ids[dataset.is_first]] = positions
-    return found
+def _first_places(dataset: BeliefDataset) -> tuple[Int[Tensor, "prefix"], Int[Tensor, "prefix"]]:
+    """The first word that begins with each prefix, and the position of the prefix's last token, by `prefix_ids`."""
+    places = torch.empty(dataset.n_prefixes, 2, dtype=torch.int64)
+    places[dataset.prefix_ids[dataset.is_first]] = dataset.is_first.nonzero()
+    return places[:, 0], places[:, 1]
 
 
 def _prefix_rows(dataset: BeliefDataset, word: Sequence[int]) -> list[int]:
     """The numbers of a word's prefixes, shortest first.
 
     Raises:
-        ValueError: if it begins no word of the dataset.
+        ValueError: if no word of the dataset begins with it.
     """
     if len(word) <= dataset.n_ctx:
         matches = (dataset.tokens[:, : len(word)] == torch.tensor(word)).all(dim=1).nonzero()
         if len(matches):
             return dataset.prefix_ids[matches[0, 0], : len(word)].tolist()
     raise ValueError(
-        f"word={list(word)} begins none of the {len(dataset):,} words of {dataset.n_ctx} tokens that were probed: take "
-        "one that the process can emit, no longer than they are."
+        f"word={list(word)} begins none of the {len(dataset):,} words of {dataset.n_ctx} tokens that were probed: give "
+        "a word that the process can emit and that is no longer than they are."
     )

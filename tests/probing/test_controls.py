@@ -204,7 +204,7 @@ def test_controls_can_be_left_out_and_the_report_says_so(model, mess3):
     assert len(report.controls) == 0
     assert report["0_post"].scores.shuffled is None
     assert math.isnan(report.skill("0_post"))
-    assert "No controls stand beside" in repr(report)
+    assert "No controls were measured" in repr(report)
     with pytest.raises(KeyError, match="No control 'window 1'"):
         report.controls.select("window 1")
 

@@ -5,7 +5,7 @@ from scipy import stats
 from scipy.spatial.distance import pdist
 
 import msp_lens as msp
-from msp_lens.probing.distances import distances, squared_correlation
+from msp_lens.probing.distances import squared_correlation
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def report(mess3):
 
 
 def test_all_pairs_agree_with_scipy(report, mess3):
-    found = distances(report, "1_post")
+    found = report.distances("1_post")
     assert found.is_every_pair
     true = report.dataset.prefix_beliefs
     np.testing.assert_allclose(found.true, pdist(true))
@@ -30,17 +30,19 @@ def test_all_pairs_agree_with_scipy(report, mess3):
 def test_drawn_pairs_stand_for_all_by_weight(mess3):
     model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
     report = msp.probe(model, mess3, weighting="probability", progress=False)
-    every, drawn = distances(report), distances(report, max_pairs=30_000)
+    every, drawn = report.distances(), report.distances(max_pairs=30_000)
     assert every.is_every_pair
     assert not drawn.is_every_pair
     mean = [float(each.weights @ each.true) for each in (every, drawn)]
     assert mean[0] == pytest.approx(mean[1], abs=0.01)
     assert drawn.r2_true == pytest.approx(every.r2_true, abs=0.01)
-    assert torch.equal(distances(report, max_pairs=500, seed=3).true, distances(report, max_pairs=500, seed=3).true)
+    again = [report.distances(max_pairs=500, seed=seed).true for seed in (3, 3, 4)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
     with pytest.raises(ValueError, match="max_pairs=0"):
-        distances(report, max_pairs=0)
+        report.distances(max_pairs=0)
     with pytest.raises(KeyError, match="No probe for 'nowhere'"):
-        distances(report, "nowhere")
+        report.distances("nowhere")
 
 
 def test_weights_count_as_repetitions():
@@ -54,13 +56,13 @@ def test_weights_count_as_repetitions():
 def test_next_token_distances_fall_short_where_they_must():
     """In RRXOR states differ whose next tokens do not; the probe reads what a next-token read-out cannot."""
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=6), seed=0)
-    found = distances(msp.probe(model, msp.rrxor(), progress=False))
+    found = msp.probe(model, msp.rrxor(), progress=False).distances()
     assert (found.next_token[found.true > 0.5] < 1e-9).any()
     assert (found.next_token <= found.true * float(torch.linalg.matrix_norm(msp.rrxor().emissions, 2)) + 1e-9).all()
 
 
 def test_the_figure_is_of_the_same_pairs(report):
-    found = distances(report, "concatenated")
+    found = report.distances("concatenated")
     figure = found.plot(theme="dark")
     assert [axis.get_title() for axis in figure.axes] == [f"R² {r:.4f}" for r in (found.r2_true, found.r2_next_token)]
     counted = figure.axes[0].collections[0].get_array().sum()
@@ -70,6 +72,6 @@ def test_the_figure_is_of_the_same_pairs(report):
 def test_the_published_network_keeps_distances(published_model, mess3):
     """Fig. 7D of the paper: on Mess3 both R² are about 1."""
     report = msp.probe(published_model, msp.sampled_words(mess3, 300, 10, seed=0), controls=False, progress=False)
-    found = distances(report, "3_post")
+    found = report.distances("3_post")
     assert found.r2_true > 0.99
     assert found.r2_next_token > 0.99

@@ -89,7 +89,7 @@ def test_a_cache_and_own_batches_give_the_same_probes(model, mess3, report):
         expected = report[label].scores.in_sample
         assert from_cache[label].scores.in_sample.mse == pytest.approx(expected.mse, rel=1e-4)
         assert from_batches[label].scores.in_sample.mse == pytest.approx(expected.mse, rel=1e-4)
-    assert "No controls stand beside these numbers" in repr(from_cache)
+    assert "No controls were measured" in repr(from_cache)
 
 
 def test_a_larger_vocabulary_is_read_by_its_token_map(mess3):

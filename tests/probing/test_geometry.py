@@ -1,20 +1,20 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.linalg import subspace_angles as scipy_angles
 from scipy.optimize import minimize
 from sklearn.linear_model import LinearRegression
 
 import msp_lens as msp
 from msp_lens.models.activations import stream_activations
 from msp_lens.probing.geometry import (
+    belief_angles,
     effective_dimension,
     nearest_distribution,
-    principal_angles,
     unembedding_agreement,
     variance_share,
 )
@@ -53,15 +53,21 @@ def test_the_nearest_distribution_is_that_of_a_general_optimizer(point):
     assert ((found - point) ** 2).sum() <= best.fun + 1e-6
 
 
-@given(st.integers(0, 1000), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1.0, 1e-9]))
-def test_principal_angles_are_scipys_small_ones_too(seed, m, n, closeness):
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(7, m, generator=generator, dtype=torch.float64)
-    noise = torch.randn(7, n, generator=generator, dtype=torch.float64)
-    second = noise if closeness == 1 else first[:, :1].expand(7, n) * torch.eye(1, n).double() + closeness * noise
-    bases = [torch.linalg.qr(each)[0] for each in (first, second)]
-    expected = np.sort(np.rad2deg(scipy_angles(first.numpy(), second.numpy())))
-    np.testing.assert_allclose(principal_angles(*bases), expected, atol=1e-5)
+@pytest.mark.parametrize("degrees", [0.0, 1e-6, 30.0, 90.0])
+def test_the_largest_angle_between_belief_subspaces(report, degrees):
+    """Two planes that share one direction, the second tilted about it; beliefs sum to 1, so a plane needs three states."""
+
+    def probe(*directions):
+        plane = torch.tensor(directions, dtype=torch.float64)
+        decoder = torch.tensor([[2.0, 0.0], [-1.0, 0.5], [-1.0, -0.5]], dtype=torch.float64) @ plane
+        return replace(report["0_post"], decoder=decoder)
+
+    tilt = math.radians(degrees)
+    flat = probe([1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0])
+    tilted = probe([1.0, 0.0, 0.0, 0.0], [0.0, math.cos(tilt), math.sin(tilt), 0.0])
+    wider = probe([1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0])
+    assert belief_angles([flat, tilted]).iloc[0, 1] == pytest.approx(degrees, abs=1e-9)
+    assert belief_angles([flat, wider]).isna().to_numpy().tolist() == [[False, True], [True, False]]
 
 
 def test_the_share_of_variance_is_that_of_a_regression_on_beliefs(model, report):
@@ -94,7 +100,7 @@ def test_the_table_of_geometry(model, report):
     distance = (read - nearest_distribution(read)).norm(dim=1)
     assert table.loc["1_post", "off simplex, mean"] == pytest.approx(float(weights @ distance), abs=1e-6)
     assert table.loc["1_post", "off simplex, largest"] == pytest.approx(float(distance.max()), abs=1e-5)
-    assert np.allclose(np.diag(found.angles), 0, atol=1e-4)
+    assert np.allclose(np.diag(found.angles), 0, atol=1e-6)
     assert np.allclose(found.angles, found.angles.T, atol=1e-6)
     assert table["unembedding"].notna().tolist() == [label == "ln_final" for label in table.index]
     assert "Off simplex" in " ".join(repr(found).split())

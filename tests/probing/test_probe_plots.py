@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.figures.projections import TRIANGLE
-from msp_lens.probing import probe_plots as pictures
+from msp_lens.probing.probe_plots import window_scores
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +26,18 @@ def lines(figure):
 
 def test_curves_are_the_tables(report):
     for table, figure in (
-        (report.by_rank(), report.plot_by_rank()),
-        (report.by_rank(in_sample=True), report.plot_by_rank(in_sample=True)),
-        (report.by_position(), report.plot_by_position(theme="dark")),
-        (report.by_position(own=True), report.plot_by_position(own=True)),
+        (report.by_rank(), report.plot.by_rank()),
+        (report.by_rank(in_sample=True), report.plot.by_rank(in_sample=True)),
+        (report.by_position(), report.plot.by_position(theme="dark")),
+        (report.by_position(own=True), report.plot.by_position(own=True)),
     ):
         assert lines(figure) == {site: row.tolist() for site, row in table.iterrows()}
-    assert report.plot_by_rank(in_sample=True).axes[0].get_ylabel() == "R² of beliefs, in-sample"
+    assert report.plot.by_rank(in_sample=True).axes[0].get_ylabel() == "R² of beliefs, in-sample"
 
 
 def test_bars_are_the_report(report):
     table = report.to_dataframe()
-    (axis, *_) = report.plot_scores(theme="dark").axes
+    (axis, *_) = report.plot.scores(theme="dark").axes
     heights = {
         bars.get_label(): [bar.get_height() for bar in bars] for bars in axis.containers if hasattr(bars, "patches")
     }
@@ -45,16 +46,16 @@ def test_bars_are_the_report(report):
 
 
 def test_the_crossover_is_of_the_controls_and_the_sites(report):
-    windows = pictures.window_scores(report.controls)
+    windows = window_scores(report.controls)
     assert list(windows.index) == [1, 2, 3, 4]
-    assert set(windows) == set(pictures.KINDS.values())
+    assert list(windows) == ["window of k tokens", "window and position", "tokens added up, and position"]
     for k in windows.index:
         assert windows.loc[k, "window of k tokens"] == report.controls.select(f"window {k}").held_out.r2
         assert windows.loc[k, "window and position"] == report.controls.select(f"window {k} × pos").held_out.r2
-    drawn = lines(report.plot_crossover())
+    drawn = lines(report.plot.crossover())
     assert drawn["window of k tokens"] == windows["window of k tokens"].tolist()
     with pytest.raises(ValueError, match="probe with controls=True"):
-        pictures.window_scores(type(report.controls)())
+        window_scores(type(report.controls)())
 
 
 def test_losses_are_those_of_the_model(report, model, mess3):
@@ -64,10 +65,10 @@ def test_losses_are_those_of_the_model(report, model, mess3):
         logits = model(dataset.tokens[:, :-1])
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), dataset.tokens[:, 1:], reduction="none")
     expected = dataset.word_weights @ losses.double()
-    drawn = lines(report.plot_regret())["model's loss"]
+    drawn = lines(report.plot.regret())["model's loss"]
     np.testing.assert_allclose(drawn, expected, atol=1e-5)
     with pytest.raises(ValueError, match="has no regret"):
-        report.with_regret(None).plot_regret()
+        replace(report, regret=None).plot.regret()
 
 
 def test_a_words_way_through_true_and_represented_beliefs(report, model, mess3):
@@ -88,10 +89,10 @@ def test_a_words_way_through_true_and_represented_beliefs(report, model, mess3):
 
 
 def test_positions_and_words_to_explore(report):
-    figure = report.plot_positions("0_post", "1_post", positions=[1, 4])
+    figure = report.plot.positions("0_post", "1_post", positions=[1, 4])
     assert len(figure.axes) == 6
     assert figure.axes[1].get_title() == "position 4: 243"
-    explored = report.explore("1_post")
+    explored = report.plot.explore("1_post")
     dataset = report.dataset
     hover = explored.data[0].hovertext
     spelled = {text.split("</b>")[0].removeprefix("<b>") for text in hover}
@@ -101,7 +102,7 @@ def test_positions_and_words_to_explore(report):
 
 
 def test_a_word_is_shown_by_true_and_by_read_belief(report, model):
-    view = report.show_word("ABCA", "1_post", "concatenated")
+    view = report.plot.word("ABCA", "1_post", "concatenated")
     assert [name for name in ("true", "1_post", "concatenated") if f">{name}</th>" in view.html] == [
         "true",
         "1_post",
@@ -114,20 +115,32 @@ def test_a_word_is_shown_by_true_and_by_read_belief(report, model):
     _, cache = model.run_with_cache(tokens)
     read = report["1_post"].predict(cache["blocks.1.hook_resid_post"])[0].detach()
     torch.testing.assert_close(beliefs[4:8], read, atol=6e-4, rtol=0)
-    assert report.show_word([0, 1, 2, 0], "1_post", "concatenated").html == view.html
+    assert report.plot.word([0, 1, 2, 0], "1_post", "concatenated").html == view.html
     with pytest.raises(ValueError, match="word is empty"):
-        report.show_word([])
+        report.plot.word([])
+
+
+def test_a_word_is_read_through_the_token_map(mess3):
+    """The same word in the model's own ids, with a separator between symbols."""
+    network = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=8), seed=1)
+    token_map = msp.TokenMap([5, 3, 7], bos=0, separator=[8])
+    found = msp.probe(network, mess3, token_map=token_map, sites="0_post", progress=False)
+    rows = {tuple(word[:3]): ids[:3] for word, ids in zip(*map(torch.Tensor.tolist, (found.dataset.tokens, found.dataset.prefix_ids)), strict=True)}
+    (read,) = msp.read_beliefs(network, found.dataset, [found["0_post"]], token_map=token_map)
+    told = re.findall(r'title="A (-?[\d.]+), B (-?[\d.]+), C (-?[\d.]+)"', found.plot.word("ACB", "0_post").html)
+    shown = torch.tensor([[float(p) for p in belief] for belief in told[3:6]]).double()
+    torch.testing.assert_close(shown, read[rows[0, 2, 1]], atol=6e-4, rtol=0)
 
 
 def test_readouts_of_every_site(report):
-    view = report.show_readouts("ABCA")
+    view = report.plot.readouts("ABCA")
     props = view.html[view.html.rindex("TextNeuronActivations") :]
     assert str(list(report)).replace("'", '"') in props
 
 
 def test_pictures_leave_the_model_as_it_was(report, model, global_state):
     before = {name: len(module._forward_hooks) for name, module in model.named_modules()}
-    report.plot_positions("1_post")
-    report.show_word("ABC")
+    report.plot.positions("1_post")
+    report.plot.word("ABC")
     report.distances()
     assert {name: len(module._forward_hooks) for name, module in model.named_modules()} == before

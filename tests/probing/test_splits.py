@@ -135,7 +135,7 @@ def test_rows_of_no_model_make_a_report_that_says_it_has_no_controls():
     assert list(report) == ["a", "b"]
     assert report["a"].scores.held_out.r2_by_target[0] == pytest.approx(1, abs=1e-6)
     assert report["b"].scores.held_out.r2 < 0.05
-    assert "No controls stand beside these numbers" in repr(report)
+    assert "No controls were measured" in repr(report)
     assert "200 rows" in repr(report)
     with pytest.raises(ValueError, match="concatenate=True"):
         report.increments()

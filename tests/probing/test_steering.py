@@ -106,7 +106,7 @@ def test_positions_outside_the_context_are_refused(model, probe, position):
 def test_a_probe_of_several_sites_does_not_steer(model, mess3):
     concatenated = msp.probe(model, mess3, progress=False)["concatenated"]
     with (
-        pytest.raises(ValueError, match=r"reads 4 sites at once; an edit is made at one"),
+        pytest.raises(ValueError, match=r"reads 4 sites at once, and an edit is made at one"),
         concatenated.patch(model, [1, 0, 0]),
     ):
         pass

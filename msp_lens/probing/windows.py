@@ -1,0 +1,188 @@
+"""What the last tokens say about the belief: a table of sums by window and position, filled in the same pass.
+
+A category c (a window, perhaps with the position) predicts its mean belief, b̄(c) = Σ w b / Σ w over its rows: least
+squares on a one-hot vector of all categories. Errors follow from sums alone,
+
+    Σ w |b - b̂(c)|² = Σ w |b|² - 2 b̂(c)·Σ w b + |b̂(c)|² Σ w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from msp_lens.data.labelled import BELIEF
+from msp_lens.moments.moments import Moments
+from msp_lens.moments.reduce import process_count, reduce_sum
+from msp_lens.moments.scores import CellErrors, score_of
+from msp_lens.moments.solve import least_squares
+from msp_lens.probing.controls import ControlKind, ControlScore
+from msp_lens.probing.rows import RowBatch
+
+
+class TokenWindows:
+    """Controls that see only the position and a window of the last k tokens, k = 1 … `longest`.
+
+    - `position`: one category for each position.
+    - `window k`: one category for each window; the shorter windows at the beginning of a word are categories too.
+    - `window k × pos`: one category for each window and position.
+    - `window k additive`: least squares on one-hot vectors of the position and of each of the last k tokens, which adds
+      up tokens without combining them.
+
+    For the held-out score, a window that does not occur in the other folds is predicted by the longest shorter window
+    that does.
+
+    Args:
+        tokens: The words that rows are numbered by.
+        n_tokens: Size of the alphabet.
+        n_targets: Number of target coordinates.
+        longest: Length of the longest window; shorter if the table would grow too large.
+        n_cells: The largest number of cells in the split, which bounds the size of the table.
+    """
+
+    def __init__(
+        self,
+        tokens: Int[Tensor, "word pos"],
+        n_tokens: int,
+        *,
+        n_targets: int,
+        longest: int = 4,
+        n_cells: int = 20,
+    ) -> None:
+        self.tokens = tokens
+        self.base = n_tokens + 1
+        # In longer contexts windows are not told apart by position.
+        most_positions, table_entries = 64, 4_000_000
+        self.n_positions = tokens.shape[1] if tokens.shape[1] <= most_positions else 1
+        room = table_entries // (n_cells * self.n_positions * (n_targets + 1))
+        fitting = [k for k in range(1, min(longest, tokens.shape[1]) + 1) if self.base**k <= room]
+        self.longest = max(fitting, default=0)
+        self._n_categories = self.base**self.longest * self.n_positions
+        self._sums: Tensor | None = None
+        self._reference: Tensor | None = None
+
+    def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
+        """Add a batch of rows, whose `words` and `positions` index the tokens."""
+        targets = batch.targets[BELIEF]
+        if self._sums is None or self._reference is None:
+            # Center on one mean, the same in all processes: the squares of targets far from 0 would cancel.
+            self._reference = reduce_sum(targets.mean(dim=0)) / process_count()
+            width = targets.shape[1]
+            self._sums = torch.zeros(n_cells * self._n_categories, width + 1, dtype=torch.float64)
+            self._squares = torch.zeros(n_cells, width, dtype=torch.float64)
+            self._rows = torch.zeros(n_cells, dtype=torch.int64)
+        centered = targets - self._reference
+        weighted = torch.cat([torch.ones(len(targets), 1, dtype=torch.float64), centered], dim=1)
+        weighted = weighted * batch.weights.unsqueeze(1)
+        key = cells * self._n_categories + self._categories(batch.words, batch.positions)
+        self._sums.index_add_(0, key, weighted)
+        self._squares.index_add_(0, cells, weighted[:, 1:] * centered)
+        self._rows += torch.bincount(cells, minlength=n_cells)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, for a checkpoint."""
+        if self._sums is None or self._reference is None:
+            return {}
+        sums = {"sums": self._sums, "reference": self._reference, "squares": self._squares, "rows": self._rows}
+        return {f"windows.{name}": values for name, values in sums.items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from the sums that `state` returned."""
+        if "windows.sums" in state:
+            self._sums, self._reference = state["windows.sums"], state["windows.reference"]
+            self._squares, self._rows = state["windows.squares"], state["windows.rows"]
+
+    def reduce(self) -> None:
+        """Add the sums of all processes, if there are several."""
+        if self._sums is not None:
+            self._sums, self._squares = reduce_sum(self._sums), reduce_sum(self._squares)
+            self._rows = reduce_sum(self._rows)
+
+    def _categories(self, words: Int[Tensor, "row"], positions: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+        code = torch.zeros(len(words), dtype=torch.int64)
+        for lag in range(self.longest):
+            # The extra symbol stands for "before the beginning".
+            seen = self.tokens[words, (positions - lag).clamp(min=0)]
+            code = code + torch.where(positions >= lag, seen, self.base - 1) * self.base**lag
+        return code * self.n_positions + (positions.clamp(min=0) if self.n_positions > 1 else 0)
+
+    def scores(self, n_folds: int) -> list[ControlScore]:
+        """The score of each window; cell c belongs to fold c mod `n_folds`, as in the split of the probes."""
+        if self._sums is None:
+            return []
+        sums = self._sums.reshape(len(self._squares), self._n_categories, -1)
+        categories = (sums[..., 0].sum(dim=0) > 0).nonzero().flatten()
+        cells = (sums[..., 0].sum(dim=1) > 0).nonzero().flatten()
+        table = _Table(sums[cells][:, categories], self._squares[cells], cells % n_folds, int(self._rows.sum()))
+
+        # An additive window needs a column for each token and lag.
+        widest = 1_024
+        window, position = categories // self.n_positions, categories % self.n_positions
+        found = [table.score("position", "position", [position])] if self.n_positions > 1 else []
+        for k in range(1, self.longest + 1):
+            chain = [window % self.base**j for j in range(1, k + 1)]
+            found.append(table.score(f"window {k}", "window", chain, k))
+            if self.n_positions > 1:
+                positioned = [*chain, chain[-1] * self.n_positions + position]
+                found.append(table.score(f"window {k} × pos", "positioned window", positioned, k))
+            if k * self.base + self.n_positions <= widest:
+                lags = [one_hot(window // self.base**j % self.base, self.base) for j in range(k)]
+                design = torch.cat([*lags, one_hot(position, self.n_positions)], dim=1).double()
+                found.append(table.score(f"window {k} additive", "additive window", design, k))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """Sums by cell and category: the weight, then the weighted targets relative to a reference."""
+
+    sums: Float64[Tensor, "cell category sum"]
+    squares: Float64[Tensor, "cell target"]
+    fold: Int[Tensor, "cell"]
+    n: int
+
+    def score(self, name: str, kind: ControlKind, by: list[Tensor] | Tensor, length: int | None = None) -> ControlScore:
+        """The score of categories, from coarse to fine, or of a design matrix with one row for each category."""
+        predict = self._additive if isinstance(by, Tensor) else self._back_off
+        weight = self.sums[..., 0].sum(dim=1)
+        mean = self.sums[..., 1:].sum(dim=(0, 1)) / weight.sum()
+        totals = self.sums[..., 1:].sum(dim=1)
+        spread = self.squares - 2 * mean * totals + mean**2 * weight.unsqueeze(1)
+        errors = torch.empty_like(self.squares)
+        for k in self.fold.unique().tolist():
+            inside = self.fold == k
+            errors[inside] = self._errors(predict(self.sums[~inside].sum(dim=0), by))[inside]
+        everywhere = self._errors(predict(self.sums.sum(dim=0), by)).sum(dim=0) / weight.sum()
+        return ControlScore(
+            name,
+            kind,
+            None,
+            score_of(everywhere, spread.sum(dim=0) / weight.sum(), self.n),
+            CellErrors(errors, spread, weight, self.fold, self.n).score(),
+            length,
+        )
+
+    def _errors(self, predicted: Float64[Tensor, "category target"]) -> Float64[Tensor, "cell target"]:
+        cross = (self.sums[..., 1:] * predicted).sum(dim=1)
+        return (self.squares - 2 * cross + self.sums[..., 0] @ predicted**2).clamp(min=0)
+
+    def _back_off(self, sums: Float64[Tensor, "category sum"], chain: Any) -> Float64[Tensor, "category target"]:
+        predicted = (sums[:, 1:].sum(dim=0) / sums[:, 0].sum()).expand(len(sums), -1)
+        for level in chain:
+            by_level = torch.zeros(int(level.max()) + 1, sums.shape[1], dtype=torch.float64).index_add_(0, level, sums)
+            weight = by_level[level, :1]
+            predicted = torch.where(weight > 0, by_level[level, 1:] / weight, predicted)
+        return predicted
+
+    def _additive(self, sums: Float64[Tensor, "category sum"], design: Any) -> Float64[Tensor, "category target"]:
+        seen = sums[:, 0] > 0
+        means = sums[seen, 1:] / sums[seen, :1]
+        moments = Moments({"window": design.shape[1], BELIEF: means.shape[1]})
+        fitted = least_squares(moments.update(torch.cat([design[seen], means], dim=1), sums[seen, 0]), "window", BELIEF)
+        return design @ fitted.weights + fitted.bias
