@@ -228,17 +228,20 @@ def probe(
     """
     with _errors(debug):
         _check_picture(plot)
+        from msp_lens.moments import ReducedRank
         from msp_lens.probing import probe as probe_model
 
+        if (rank is not None) != (method == "reduced_rank"):
+            raise ValueError(f"--rank {rank} with --method {method}: reduced_rank needs a rank, and only it has one.")
+        solver = method if rank is None else ReducedRank(rank)
         loaded, chosen = _model(model, process, param, device)
         report = probe_model(
             loaded.model,
             chosen,
             sites=_sites(site),
             weighting=weighting,  # pyright: ignore[reportArgumentType]  (checked by probe)
-            split=split,  # pyright: ignore[reportArgumentType]
-            method=method,  # pyright: ignore[reportArgumentType]
-            rank=rank,
+            split=split,
+            solver=solver,
             untrained=untrained,
             seed=seed,
         )
@@ -276,8 +279,12 @@ def intervene(
     with _errors(debug):
         _check_picture(plot)
         from msp_lens.interventions import intervene as intervene_on
+        from msp_lens.moments import ReducedRank
         from msp_lens.probing import probe as probe_model
 
+        if (rank is not None) != (method == "reduced_rank"):
+            raise ValueError(f"--rank {rank} with --method {method}: reduced_rank needs a rank, and only it has one.")
+        solver = method if rank is None else ReducedRank(rank)
         loaded, chosen = _model(model, process, param, device)
         report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, seed=seed)
         found = intervene_on(

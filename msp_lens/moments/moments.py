@@ -94,7 +94,7 @@ class Moments:
             ValueError: if a weight is negative or a number is not finite.
         """
         for name in self.blocks:
-            check_finite(rows[:, self.columns(name)], f"{name}, after {self.n} rows,", "Check where the rows come from.")
+            check_finite(rows[:, self.columns(name)], f"{name} after {self.n} rows", "Check where the rows come from.")
         check_weights(weights)
         precise = torch.float64 if has_float64(rows.device) else torch.float32
         weights = weights.to("cpu", torch.float64)
