@@ -1,6 +1,6 @@
 """How a map is solved for: least squares, ridge with a penalty chosen on held-out folds, or reduced rank.
 
-    ridge's penalty:  λ* = argmin_λ Σ_k (squared error on fold k of the map fitted on the other folds with λ)
+ridge's penalty:  λ* = argmin_λ Σ_k (squared error on fold k of the map fitted on the other folds with λ)
 """
 
 from __future__ import annotations

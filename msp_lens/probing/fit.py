@@ -165,7 +165,9 @@ def probe(
         return report_of(_of_tokens(data, controls=controls, seed=seed))
     if isinstance(data, BeliefDataset):
         check_fits(model, data.process, data.n_ctx, token_map=data.token_map)
-        return report_of(_of_words(data, split, weighting, is_own=True, controls=controls, seed=seed))
+        # Every possible word can be made again from the process; samples cannot.
+        is_own = not data.is_population
+        return report_of(_of_words(data, split, weighting, is_own=is_own, controls=controls, seed=seed))
     report = None
     for dataset in _words(model, data, seed):
         report = report_of(_of_words(dataset, split, weighting, is_own=False, controls=controls, seed=seed))

@@ -143,7 +143,7 @@ def test_save_and_load(report, tmp_path, model):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="is damaged"):
         msp.BeliefProbe.load(path)
-    with pytest.raises(ValueError, match="not a probe of msp_lens"):
+    with pytest.raises(ValueError, match="not an msp_lens probe"):
         msp.BeliefProbe.load(msp.save_checkpoint(tmp_path, model))
     with pytest.raises(FileNotFoundError, match=r"no file .*none"):
         msp.BeliefProbe.load(tmp_path / "none.safetensors")
@@ -225,7 +225,7 @@ def test_plot_shows_the_read_out_and_knows_its_model(report, model, mess3):
     stale = msp.probe(changed, mess3, progress=False)
     with torch.no_grad():
         next(iter(changed.parameters())).add_(0.1)
-    with pytest.raises(ValueError, match="has changed since it was probed"):
+    with pytest.raises(ValueError, match="weights have changed since it was probed"):
         stale.plot()
 
 

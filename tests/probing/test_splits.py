@@ -146,7 +146,7 @@ def test_rows_of_no_model_make_a_report_that_says_it_has_no_controls():
         report.increments()
     with pytest.raises(ValueError, match="by_position=True"):
         report.by_position()
-    with pytest.raises(ValueError, match="method='ridge'"):
+    with pytest.raises(ValueError, match="No penalty was chosen"):
         report.by_penalty()
 
 
