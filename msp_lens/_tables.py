@@ -7,7 +7,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -19,8 +19,11 @@ class TableView:
     """A result that shows itself as a table: a `repr` in a terminal, and HTML in a notebook.
 
     A subclass says what is shown: `_display` the table, `_title` what stands above it and `summary` the notes below;
-    `_shades` may shade cells in HTML, and `_html_notes` may say what the shading means.
+    `_shades` may shade cells in HTML, and `_html_notes` may say what the shading means; `_prose`
+    names columns of words, which are aligned left.
     """
+
+    _prose: ClassVar[tuple[str, ...]] = ()
 
     def _display(self) -> pd.DataFrame:
         raise NotImplementedError
@@ -39,7 +42,7 @@ class TableView:
         return self.summary()
 
     def __repr__(self) -> str:
-        return to_text(self._display(), title=self._title(), notes=self.summary())
+        return to_text(self._display(), title=self._title(), notes=self.summary(), left=self._prose)
 
     def _repr_html_(self) -> str:
         return to_html(self._display(), title=self._title(), notes=self._html_notes(), shades=self._shades())

@@ -279,12 +279,8 @@ def intervene(
     with _errors(debug):
         _check_picture(plot)
         from msp_lens.interventions import intervene as intervene_on
-        from msp_lens.moments import ReducedRank
         from msp_lens.probing import probe as probe_model
 
-        if (rank is not None) != (method == "reduced_rank"):
-            raise ValueError(f"--rank {rank} with --method {method}: reduced_rank needs a rank, and only it has one.")
-        solver = method if rank is None else ReducedRank(rank)
         loaded, chosen = _model(model, process, param, device)
         report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, seed=seed)
         found = intervene_on(
@@ -294,7 +290,7 @@ def intervene(
             positions=position or None,
             edits=edit or None,
             targets=target or "another word",
-            n=pairs,
+            n_words=pairs,
             seed=seed,
         )
         if plot is not None:

@@ -10,7 +10,7 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_random", "_files", "_tables", "_parallel", "_checks"),
+    ("_random", "_files", "_tables", "_parallel", "_checks", "_distributed"),
     ("figures",),
     ("moments",),
     ("processes",),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def run_two(module, folder, *, timeout):
-    """Run `worker(index, folder)` of a test module in each of two processes, and see that both succeed."""
+    """Run `worker(index, folder)` of a test module in each of two processes, and assert that both succeed."""
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     code = f"import sys; from {module} import worker; worker(int(sys.argv[1]), sys.argv[2])"

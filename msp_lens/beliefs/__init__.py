@@ -1,6 +1,6 @@
 """What an optimal observer believes: filtering, mixed states, their presentation, fractal and entropies."""
 
-from msp_lens.beliefs.description import Description, describe
+from msp_lens.beliefs.description import Description, catalog_table, describe
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.fractal import Dimension, attractor, box_counting_dimension, correlation_dimension
 from msp_lens.beliefs.information import (
@@ -16,9 +16,10 @@ from msp_lens.beliefs.information import (
     statistical_complexity,
     synchronization,
 )
-from msp_lens.beliefs.listing import catalog_table
 from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
+from msp_lens.beliefs.nearest import nearest_belief, nearest_distribution
 from msp_lens.beliefs.presentation import Presentation, presentation
+from msp_lens.beliefs.trajectories import continuations, draw_tokens, filter_from, follow
 
 __all__ = [
     "Description",
@@ -31,15 +32,21 @@ __all__ = [
     "block_entropies",
     "box_counting_dimension",
     "catalog_table",
+    "continuations",
     "correlation_dimension",
     "describe",
+    "draw_tokens",
     "entropy",
     "entropy_rate",
     "excess_entropy",
     "filter_beliefs",
+    "filter_from",
+    "follow",
     "kl_divergence",
     "mixed_states",
     "myopic_entropies",
+    "nearest_belief",
+    "nearest_distribution",
     "next_token_probabilities",
     "optimal_losses",
     "presentation",

@@ -1,15 +1,14 @@
-"""What theory says of one process, in one table: its size, its beliefs, how well it can be predicted."""
+"""What theory says about a process, in one table: its size, its beliefs, and how predictable it is."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from msp_lens._files import without_nan
-from msp_lens._tables import to_html, to_text
+from msp_lens._tables import TableView
 from msp_lens.beliefs.fractal import attractor
 from msp_lens.beliefs.information import (
     Measure,
@@ -19,34 +18,31 @@ from msp_lens.beliefs.information import (
     statistical_complexity,
 )
 from msp_lens.beliefs.presentation import Presentation, presentation
+from msp_lens.processes.degeneracy import Degeneracy
 from msp_lens.processes.process import Process
-from msp_lens.processes.structure import Degeneracy
+from msp_lens.processes.registry import CATALOG, catalog_entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.style import ThemeName
 
-# Nodes of the levels followed for bounds: enough for some four decimals in a second or two.
-LEVEL = 50_000
-# Presentations of up to this many states are drawn as graphs, others as the set of their beliefs.
-DRAWN_STATES = 60
-ATTRACTOR_POINTS = 300_000
 
-
-@dataclass(frozen=True, eq=False)
-class Description:
-    """What theory says of a process; made by `describe`. In a notebook it shows itself as a table.
+@dataclass(frozen=True, eq=False, repr=False)
+class Description(TableView):
+    """What theory says about a process; made by `describe`. A notebook shows it as a table.
 
     Attributes:
-        process: Of which.
-        presentation: Its mixed states; the first ones, where there are infinitely many.
-        entropy_rate: Nats a token that no observer can predict.
-        excess_entropy: Nats that the past tells about the future.
-        statistical_complexity: Nats that an optimal observer's belief holds.
-        myopic_entropies: h_1, h_2, …: nats of the next token to one who has seen none, one, … tokens.
-        degeneracy: What of the beliefs next-token probabilities show.
+        process: The process.
+        presentation: Its mixed states, or the first of them if there are infinitely many.
+        entropy_rate: Nats per token that no observer can predict.
+        excess_entropy: Nats of information that the past carries about the future.
+        statistical_complexity: Entropy of an optimal observer's belief, in nats.
+        myopic_entropies: h_1, h_2, …: entropy of the next token after none, one, … tokens, in nats.
+        degeneracy: How much of the beliefs the next-token probabilities show.
     """
+
+    _prose = ("value", "more")
 
     process: Process
     presentation: Presentation
@@ -54,10 +50,10 @@ class Description:
     excess_entropy: Measure
     statistical_complexity: Measure
     myopic_entropies: tuple[float, ...]
-    degeneracy: Degeneracy = field(repr=False)
+    degeneracy: Degeneracy
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a quantity."""
+        """One row for each quantity."""
         found = self.presentation
         count = f"{len(found)}" if found.is_finite else f"> {len(found):,}"
         rows = {
@@ -72,26 +68,15 @@ class Description:
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("quantity")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values; what is unbounded is `None`."""
+        """Everything as JSON-ready values; infinite numbers are `None`."""
+        found = self.presentation
         return {
             "process": self.process.to_dict(),
-            "mixed_states": len(self.presentation) if self.presentation.is_finite else None,
-            "recurrent_mixed_states": int(self.presentation.is_recurrent.sum())
-            if self.presentation.is_finite
-            else None,
-            **{
-                name: {
-                    "nats": without_nan(measure.value),
-                    "lower": without_nan(measure.lower),
-                    "upper": without_nan(measure.upper),
-                    "method": measure.method,
-                }
-                for name, measure in (
-                    ("entropy_rate", self.entropy_rate),
-                    ("excess_entropy", self.excess_entropy),
-                    ("statistical_complexity", self.statistical_complexity),
-                )
-            },
+            "mixed_states": len(found) if found.is_finite else None,
+            "recurrent_mixed_states": int(found.is_recurrent.sum()) if found.is_finite else None,
+            "entropy_rate": self.entropy_rate.to_dict(),
+            "excess_entropy": self.excess_entropy.to_dict(),
+            "statistical_complexity": self.statistical_complexity.to_dict(),
             "myopic_entropies_nats": list(self.myopic_entropies),
             "belief_dimensions": self.degeneracy.belief_dimensions,
             "next_token_dimensions": self.degeneracy.next_token_dimensions,
@@ -99,39 +84,38 @@ class Description:
         }
 
     def plot(self, *, theme: ThemeName = "light") -> Figure:
-        """The mixed states: as a graph where they are few, else as the set of beliefs they draw."""
-        if self.presentation.is_finite and len(self.presentation) <= DRAWN_STATES:
+        """The mixed states: a graph of up to 60 states, otherwise the set of beliefs."""
+        if self.presentation.is_finite and len(self.presentation) <= 60:
             return self.presentation.plot(theme=theme)
         from msp_lens.figures.simplex import plot_beliefs
 
-        points = attractor(self.process, ATTRACTOR_POINTS, seed=0)
+        points = attractor(self.process, 300_000, seed=0)
         title = f"{self.process!r}: beliefs of observers who follow it"
         return plot_beliefs(points, {}, states=self.process.states, title=title.replace("\n", " "), theme=theme)
 
-    def _notes(self) -> list[str]:
+    def summary(self) -> list[str]:
+        """The myopic entropies, what the quantities mean, and the degeneracy."""
         return [
-            f"Myopic entropies, of the next token having seen none, one, two … before it: "
+            "Myopic entropies, of the next token after none, one, two, … tokens: "
             f"{' '.join(f'{h:.4f}' for h in self.myopic_entropies)} nats.",
-            "Entropy rate: what nobody can predict of a token. Excess entropy: what the past says of the future. "
+            "Entropy rate: what nobody can predict of a token. Excess entropy: what the past tells about the future. "
             "Statistical complexity: what an optimal observer must remember.",
             f"{self.degeneracy}",
         ]
 
-    def __repr__(self) -> str:
-        return to_text(
-            self.to_dataframe(), title=repr(self.process).partition(":")[0], notes=self._notes(), left=["value", "more"]
-        )
+    def _display(self) -> pd.DataFrame:
+        return self.to_dataframe()
 
-    def _repr_html_(self) -> str:
-        return to_html(self.to_dataframe(), title=repr(self.process).partition(":")[0], notes=self._notes())
+    def _title(self) -> str:
+        return repr(self.process).partition(":")[0]
 
 
 def describe(process: Process, *, n_ctx: int = 10) -> Description:
-    """What theory says of a process.
+    """What theory says about a process.
 
     Args:
-        process: Which.
-        n_ctx: How many myopic entropies to give (fewer where there are too many words).
+        process: The process.
+        n_ctx: How many myopic entropies to give.
 
     Example:
         >>> from msp_lens.processes.catalog import rrxor
@@ -139,15 +123,44 @@ def describe(process: Process, *, n_ctx: int = 10) -> Description:
         >>> len(found.presentation), round(found.entropy_rate.bits, 6)
         (36, 0.666667)
     """
+    max_level = 50_000  # About four decimals of the bounds, in a second or two.
     return Description(
         process=process,
         presentation=presentation(process),
-        entropy_rate=entropy_rate(process, max_level=LEVEL),
-        excess_entropy=excess_entropy(process, max_level=LEVEL),
-        statistical_complexity=statistical_complexity(process, max_level=LEVEL),
+        entropy_rate=entropy_rate(process, max_level=max_level),
+        excess_entropy=excess_entropy(process, max_level=max_level),
+        statistical_complexity=statistical_complexity(process, max_level=max_level),
         myopic_entropies=tuple(myopic_entropies(process, n_ctx).tolist()),
         degeneracy=process.degeneracy(),
     )
+
+
+def catalog_table() -> pd.DataFrame:
+    """One row for each named process, at its default parameters.
+
+    Columns: HMM or GHMM (generalized); hidden states; tokens; entropy rate h in nats, with ≈ if its bounds leave the
+    fourth decimal open; mixed states, with ∞ for infinitely many; and how many dimensions of the reachable beliefs
+    next-token probabilities show.
+
+    Example:
+        >>> catalog_table().loc["rrxor(p1=0.5, p2=0.5)", "mixed states"]
+        '36'
+    """
+    rows = {}
+    for name in CATALOG:
+        entry = catalog_entry(name)
+        process = entry.process
+        # Levels of this size give four decimals of most entropy rates.
+        degeneracy, rate = process.degeneracy(), entropy_rate(process, max_level=30_000)
+        rows[repr(process).partition(":")[0]] = {
+            "kind": "GHMM" if process.is_generalized else "HMM",
+            "states": process.n_states,
+            "tokens": process.n_tokens,
+            "h, nats": f"{rate.value:.4f}" if rate.upper - rate.lower < 1e-4 else f"≈{rate.value:.2f}",
+            "mixed states": str(len(presentation(process))) if entry.has_finite_mixed_states else "∞",
+            "seen in next token": f"{degeneracy.next_token_dimensions} of {degeneracy.belief_dimensions}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("process")
 
 
 def _listed(names: tuple[str, ...], most: int = 12) -> str:

@@ -7,17 +7,18 @@ A belief b is a distribution over hidden states. Seeing token x moves it to
 and the belief at position t is the one held *after* token t. Before any token it is the process's initial
 distribution. The next token is then distributed as b E, with E[i, x] = P(emit x | in i).
 
-For a generalized process 1 is its right eigenvector w and E[i, x] = (T[x] w)_i. Its belief still says all there is to
-say about the future, linearly, but it is no distribution: entries may be negative, and no hidden state is behind them.
+For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. The probabilities of all futures
+are still linear in its belief, but the belief is not a distribution: entries may be negative and refer to no hidden
+state.
 """
 
 from __future__ import annotations
 
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
 
 
@@ -25,15 +26,15 @@ def filter_beliefs(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float6
     """Beliefs after each token of a batch of words.
 
     Args:
-        process: What emitted the words.
-        tokens: The words, as the process's own token numbers.
+        process: The process that emitted the words.
+        tokens: The words, in the process's own token numbers.
 
     Returns:
         `beliefs[w, t]`: the distribution over hidden states after tokens 0 … t of word w.
 
     Raises:
-        ValueError: if a token is outside the vocabulary or a word impossible; the message names the word and
-            the position.
+        ValueError: if a token is outside the vocabulary or a word is impossible; the message names the word and the
+            position.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -45,17 +46,16 @@ def filter_beliefs(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float6
     belief = process.initial.expand(len(tokens), -1)
     beliefs = torch.empty(*tokens.shape, process.n_states, dtype=torch.float64)
     for position, token in enumerate(tokens.T):
-        joint = einsum(belief, process.transitions[token], "word i, word i j -> word j")
-        probability = (joint @ process.right_eigenvector).unsqueeze(1)
-        impossible = probability <= process.negligible
-        if impossible.any():
-            word = int(impossible.nonzero()[0, 0])
+        belief, probability = bayes_step(
+            belief, token, process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        if not probability.all():
+            word = int((probability == 0).nonzero()[0, 0])
             raise ValueError(
                 f"Word {word}, {tokens[word].tolist()}, is impossible for {process.name}: token {int(token[word])} at "
                 f"position {position} has probability 0 after the tokens before it. Check that the tokens come from "
                 "this process."
             )
-        belief = joint / probability
         beliefs[:, position] = belief
     return beliefs
 

@@ -1,8 +1,8 @@
 """The set of beliefs as a fractal: millions of its points, and its dimension.
 
 Beliefs follow the maps b → b T[x] / (b T[x] 1), each chosen with probability b T[x] 1: a place-dependent iterated
-function system. Its attractor is where an observer's belief lives once the start is forgotten (Jurgens & Crutchfield
-2021, "Shannon entropy rate of hidden Markov processes").
+function system. Its attractor is where beliefs live once the start is forgotten (Jurgens & Crutchfield 2021, "Shannon
+entropy rate of hidden Markov processes").
 
     box-counting dimension     N(ε) ~ ε^-D       N boxes of side ε hold all the points
     correlation dimension      C(ε) ~ ε^D        C of all pairs lie within ε (Grassberger & Procaccia 1983)
@@ -18,35 +18,33 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from scipy.spatial import KDTree
+from scipy.stats import linregress
 from torch import Tensor
 
 from msp_lens._random import resolve_generator
 from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens.processes.bayes import normalized
 from msp_lens.processes.process import Process
-
-# Observers followed side by side.
-CHAINS = 50_000
-BURN_IN = 100
 
 
 def attractor(
     process: Process,
     n_points: int,
     *,
-    burn_in: int = BURN_IN,
+    burn_in: int = 100,
     even: bool = False,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Float64[Tensor, "point state"]:
-    """Beliefs of observers who follow the process: points of its fractal, as often as beliefs near them are held.
+    """Beliefs of observers who follow the process: points of its fractal, distributed as beliefs are.
 
     Args:
-        process: What is observed.
+        process: The process observed.
         n_points: How many beliefs.
-        burn_in: Tokens each observer has seen before the first is noted, to forget the start.
-        even: Let each possible token come equally often, whatever its probability: the same set, but its rare
-            parts are visited too. For pictures of the whole and for box counting.
-        seed: Give this or `generator`.
+        burn_in: How many tokens each observer sees before the first point, to forget the start.
+        even: Draw each possible token equally often, whatever its probability. The set is the same, but its rare parts
+            are visited too, for pictures of the whole set and for box counting.
+        seed: Seed of a fresh CPU generator; give this or `generator`.
         generator: Source of the tokens.
 
     Example:
@@ -57,7 +55,7 @@ def attractor(
     if n_points < 1 or burn_in < 0:
         raise ValueError(f"n_points={n_points}, burn_in={burn_in}: give at least 1 point, and a burn-in of at least 0.")
     generator = resolve_generator(seed, generator)
-    chains = min(CHAINS, n_points)
+    chains = min(50_000, n_points)  # Observers followed in parallel.
     beliefs = process.initial.to(generator.device).expand(chains, -1)
     points = torch.empty(n_points, process.n_states, dtype=torch.float64)
     n_steps = -(-n_points // chains)
@@ -72,19 +70,20 @@ def attractor(
 def _next_beliefs(
     process: Process, beliefs: Float64[Tensor, "point state"], even: bool, generator: torch.Generator
 ) -> Float64[Tensor, "point state"]:
-    """Each belief after one more token, drawn from what it expects."""
+    """Each belief after one more token, drawn from its next-token distribution."""
     device = generator.device
     expected = next_token_probabilities(process, beliefs.cpu()).to(device)
     is_possible = expected > process.negligible
-    cumulative = torch.where(is_possible, 1.0 if even else expected, 0.0).double().cumsum(dim=1)
+    cumulative = torch.where(is_possible, torch.ones_like(expected) if even else expected, 0.0).cumsum(dim=1)
     uniform = torch.rand(len(beliefs), 1, dtype=torch.float64, device=device, generator=generator)
-    # Scaled by the last sum, so that rounding never lets a draw fall past the last possible token.
+    # Scaled by the last sum, so that rounding never places a draw past the last possible token.
     tokens = (uniform * cumulative[:, -1:] >= cumulative).sum(dim=1)
+    # One product for each token, not `bayes_step`, which would gather a matrix for every one of many points.
     joint = torch.empty_like(beliefs)
     for token in range(process.n_tokens):
         mine = tokens == token
         joint[mine] = beliefs[mine] @ process.transitions[token].to(device)
-    return joint / (joint @ process.right_eigenvector.to(device)).unsqueeze(1)
+    return normalized(joint, process.right_eigenvector.to(device), negligible=process.negligible)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +92,12 @@ class Dimension:
 
     Attributes:
         value: The slope of the logarithm of the counts against that of the scale, over the scales used.
-        uncertainty: The larger of the slope's standard error and half the difference between the slopes of the coarser
-            and the finer half of the scales: how much the answer depends on where one looks.
-        scales: Side of the boxes, or distance of the pairs, in units of the belief's coordinates.
+        uncertainty: The larger of the slope's standard error and half the difference between the slopes over the
+            coarser and the finer half of the scales, which shows how much the answer depends on the scales.
+        scales: Sides of the boxes, or distances of the pairs, in units of the belief's coordinates.
         counts: Boxes that hold a point, or share of pairs within the distance, at each scale.
         kind: `"box-counting"` or `"correlation"`.
-        n_points: Points it was estimated from.
+        n_points: How many points it was estimated from.
     """
 
     value: float
@@ -118,8 +117,8 @@ def box_counting_dimension(
     """The box-counting dimension of a set of points.
 
     Args:
-        points: Beliefs, or any other points; a million give about two decimals on a fractal of the plane.
-        scales: Sides of the boxes; by default halvings of the set's extent, as fine as the points can fill the boxes.
+        points: Beliefs, or any other points; a million give about two decimals for a fractal in the plane.
+        scales: Sides of the boxes; by default from an eighth of the set's extent down, as long as the points fill them.
 
     Example:
         >>> line = torch.linspace(0, 1, 100_001, dtype=torch.float64)
@@ -134,7 +133,7 @@ def box_counting_dimension(
     for side in sides:
         boxes = np.floor(flat / side).astype(np.int64)
         counts.append(_count_boxes(boxes))
-        # Boxes of fewer than some ten points each are missed by chance.
+        # With fewer than about ten points for each box, some boxes are missed by chance.
         if scales is None and counts[-1] > len(flat) / 10:
             counts.pop()
             break
@@ -149,13 +148,13 @@ def correlation_dimension(
     max_points: int = 20_000,
     seed: int = 0,
 ) -> Dimension:
-    """The correlation dimension of the measure that the points are drawn from: dense parts count more.
+    """The correlation dimension of the measure that the points sample: dense parts count more.
 
     Args:
         points: Beliefs, or any other points.
         scales: Distances of pairs; by default from a quarter of the set's extent down to where pairs become few.
         max_points: Pairs are counted among at most this many points, drawn with `seed`.
-        seed: Of that draw.
+        seed: Seed of that draw.
     """
     flat, extent = _flat(points)
     if extent == 0:
@@ -163,7 +162,7 @@ def correlation_dimension(
     if len(flat) > max_points:
         chosen = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:max_points]
         flat = flat[chosen.numpy()]
-    distances = np.sort(_checked_scales(scales)) if scales is not None else extent / 2.0 ** np.arange(16, 1.5, -0.5)
+    distances = _checked_scales(scales) if scales is not None else extent / 2.0 ** np.arange(16, 1.5, -0.5)
     tree = KDTree(flat)
     pairs = tree.count_neighbors(tree, distances).astype(float) - len(flat)
     enough = pairs >= (1 if scales is not None else 1_000)
@@ -172,7 +171,7 @@ def correlation_dimension(
 
 
 def _flat(points: Float64[Tensor, "point state"]) -> tuple[np.ndarray, float]:
-    """The points in coordinates of the flat that they span, and their largest extent; beliefs never fill all axes."""
+    """The points in coordinates of the affine space that they span, and their largest extent."""
     if points.ndim != 2 or len(points) < 2 or not torch.isfinite(points).all():
         raise ValueError(f"points of shape {tuple(points.shape)}: give at least 2 finite points, [point, state].")
     centered = points - points.mean(dim=0)
@@ -189,33 +188,25 @@ def _count_boxes(boxes: np.ndarray) -> int:
     spans = tuple(int(span) + 1 for span in boxes.max(axis=0))
     if math.prod(spans) >= 2**62:
         return len(np.unique(boxes, axis=0))
-    # One number a box sorts faster than a row.
+    # One number for each box sorts faster than a row.
     return len(np.unique(np.ravel_multi_index(tuple(boxes.T), spans)))
 
 
 def _checked_scales(scales: Sequence[float]) -> np.ndarray:
-    sides = np.asarray(scales, dtype=float)
-    if sides.ndim != 1 or len(sides) < 3 or not (sides > 0).all():
-        raise ValueError(f"scales={list(scales)}: give at least 3 distances above 0.")
-    return sides
+    distinct = np.unique(np.asarray(scales, dtype=float))
+    if len(distinct) < 3 or not (distinct > 0).all():
+        raise ValueError(f"scales={list(scales)}: give at least 3 different distances above 0.")
+    return distinct
 
 
 def _fitted(scales: np.ndarray, counts: np.ndarray, sign: int, kind: str, n_points: int) -> Dimension:
     if len(counts) < 3:
         raise ValueError(
-            f"{n_points:,} points fill too few scales for a {kind} dimension: give more points, or scales of your own."
+            f"{n_points:,} points fill too few scales for a {kind} dimension: give more points, or give scales."
         )
     x, y = np.log(scales), np.log(counts)
-    slope, error = _slope(x, y)
     middle = len(x) // 2
-    coarse, _ = _slope(x[: middle + 1], y[: middle + 1])
-    fine, _ = _slope(x[middle:], y[middle:])
-    uncertainty = max(error, abs(coarse - fine) / 2)
-    return Dimension(sign * slope, uncertainty, tuple(scales.tolist()), tuple(counts.tolist()), kind, n_points)
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Least-squares slope and its standard error."""
-    coefficients, covariance = np.polyfit(x, y, 1, cov="unscaled")
-    residual = y - np.polyval(coefficients, x)
-    return float(coefficients[0]), float(np.sqrt(covariance[0, 0] * (residual**2).sum() / max(1, len(x) - 2)))
+    slope, _, _, _, error = linregress(x, y)
+    coarse, fine = linregress(x[: middle + 1], y[: middle + 1])[0], linregress(x[middle:], y[middle:])[0]
+    uncertainty = max(float(error), abs(float(coarse - fine)) / 2)
+    return Dimension(sign * float(slope), uncertainty, tuple(scales.tolist()), tuple(counts.tolist()), kind, n_points)

@@ -1,9 +1,9 @@
-"""How predictable the process is: the entropies an optimal predictor attains, and what it must remember for them.
+"""How predictable a process is: the entropies that an optimal predictor attains, and what it must remember to do so.
 
 The block entropy H_L is that of words of L tokens; the myopic entropy h_L = H_L - H_{L-1} = H(X_L | X_1 … X_{L-1}) is
 the expected entropy of the next token given the L - 1 before it. No predictor that sees only those can have a lower
-expected loss. In a stationary process h_L falls towards the entropy rate h; what it was above h on the way, summed, is
-the excess entropy E, the information that the past carries about the future.
+expected loss. In a stationary process h_L falls towards the entropy rate h; the sum of the excesses h_L - h is the
+excess entropy E, the information that the past carries about the future.
 
 Everything is in nats; `Measure.bits` converts.
 """
@@ -14,43 +14,40 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import check_at_least
+from msp_lens._files import without_nan
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, equal_beliefs, grow
 from msp_lens.beliefs.presentation import ROUNDING, Presentation, presentation
-from msp_lens.processes.chains import reached_span
 from msp_lens.processes.process import Process
+from msp_lens.processes.structure import future_span
 
-# Levels of the tree are followed while they have no more nodes than this: where bounds will do, and where not.
+# The most nodes of a level of the tree: where bounds will do, and where the answer must be exact.
 MAX_LEVEL = 200_000
 EXACT_LEVEL = 5_000_000
 MAX_DEPTH = 300
-# Dense solves over the mixed states are made for no more than this many.
+# The most mixed states for a dense solve.
 MAX_STATES = 500
-# Bounds that differ by no more are one number.
+# Bounds this close are one number.
 CONVERGED = 1e-10
-# A bound that has fallen by no more than that in this many steps has settled.
-SETTLED = 30
-# The entropy of beliefs that close in on a limit wavers by this much, as more or fewer of them count as one.
-BELIEFS_SETTLED = 1e-5
-# Nearer each other than this, beliefs that differ cannot be told from the same belief reached in two ways.
-FINEST = 1e-14
 ONE = torch.ones(1, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """An information measure in nats, and between which bounds it is known to lie.
+    """An information measure in nats, with bounds.
 
     Attributes:
         value: The measure, or the best estimate of it.
-        lower: It is no less than this.
-        upper: Nor more than this; `inf` where no bound is known.
-        method: How it was found.
+        lower: A lower bound.
+        upper: An upper bound; `inf` if none is known.
+        method: How it was computed.
     """
 
     value: float
@@ -60,13 +57,17 @@ class Measure:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the bounds agree, but for rounding."""
+        """Whether the bounds agree, up to rounding."""
         return self.upper - self.lower <= 10 * CONVERGED
 
     @property
     def bits(self) -> float:
         """The value in bits."""
         return self.value / math.log(2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measure as JSON-ready values; infinite numbers are `None`."""
+        return without_nan({"nats": self.value, "lower": self.lower, "upper": self.upper, "method": self.method})
 
     def __repr__(self) -> str:
         if self.is_exact:
@@ -90,12 +91,12 @@ def block_entropies(process: Process, length: int) -> Float64[Tensor, "length"]:
 
 
 def myopic_entropies(process: Process, length: int, *, max_level: int = EXACT_LEVEL) -> Float64[Tensor, "length"]:
-    """h_1 … h_length in nats, exactly: every possible word is accounted for, those of equal belief together.
+    """h_1 … h_length in nats, exactly: over all possible words, with those that lead to the same belief merged.
 
-    Crutchfield & Feldman 2003 (arXiv cond-mat/0102181), eq. 18.
+    Source: Crutchfield & Feldman 2003 (arXiv cond-mat/0102181), eq. 18.
 
     Raises:
-        ValueError: if more than `max_level` different beliefs follow words of one length.
+        ValueError: if the words of one length lead to more than `max_level` beliefs.
 
     Example:
         >>> from msp_lens.processes.catalog import mess3
@@ -103,7 +104,7 @@ def myopic_entropies(process: Process, length: int, *, max_level: int = EXACT_LE
         tensor([1.0986, 0.8577, 0.8134], dtype=torch.float64)
     """
     if length < 1:
-        raise ValueError(f"length={length}: must be at least 1, the number of entropies wanted.")
+        raise ValueError(f"length={length}: give at least 1 (the number of entropies).")
     entropies = list(_entropies(process, process.initial.unsqueeze(0), ONE, length, max_level))
     if len(entropies) < length:
         raise ValueError(_too_many(process, len(entropies) - 1, max_level, length))
@@ -117,7 +118,7 @@ def _entropies(
     length: int,
     max_level: int,
 ) -> Iterator[Float64[Tensor, ""]]:
-    """H(X_L | X_1 … X_{L-1}, root) for L = 1, 2, …, `length`, as deep as levels have no more than `max_level` nodes."""
+    """H(X_L | X_1 … X_{L-1}, root) for L = 1, 2, …, `length`, as far as levels have at most `max_level` nodes."""
     yield probabilities @ entropy(next_token_probabilities(process, roots))
     levels = grow(process, roots, probabilities.log(), length - 1, MERGE_TOLERANCE, max_level=max_level)
     for level in levels:
@@ -125,27 +126,27 @@ def _entropies(
 
 
 def optimal_losses(process: Process, n_ctx: int, *, max_level: int = MAX_LEVEL) -> Float64[Tensor, "pos"]:
-    """The least expected next-token loss at each position of a context, in nats: h_2 … h_{n_ctx + 1}.
+    """The lowest expected next-token loss at each position of a context, in nats: h_2 … h_{n_ctx + 1}.
 
-    Position t has seen t + 1 tokens and predicts the one after. Exact as deep as words lead to at most `max_level`
-    different beliefs; from there on the middle between the last exact value and the entropy rate's lower bound, which
-    is off by at most half their distance (for Mess3 about 1e-6 nats).
+    Position t has seen t + 1 tokens and predicts the one after. The losses are exact while words lead to at most
+    `max_level` beliefs. Beyond, they are the midpoint between the last exact value and the entropy rate's lower bound,
+    which is off by at most half their distance (for Mess3 about 1e-6 nats).
     """
-    if n_ctx < 1:
-        raise ValueError(f"n_ctx={n_ctx}: a context has at least 1 token.")
+    check_at_least("n_ctx", n_ctx, 1, "the number of tokens in the context")
     roots = process.initial.unsqueeze(0)
     entropies = torch.stack(list(_entropies(process, roots, ONE, n_ctx + 1, max_level)))
     if len(entropies) < n_ctx + 1:
         rest = (float(entropies[-1]) + entropy_rate(process, max_level=max_level).lower) / 2
-        entropies = torch.cat([entropies, torch.full((n_ctx + 1 - len(entropies),), rest).double()])
+        missing = torch.full((n_ctx + 1 - len(entropies),), rest, dtype=torch.float64)
+        entropies = torch.cat([entropies, missing])
     return entropies[1:]
 
 
 def regret_floor(process: Process, n_ctx: int) -> Float64[Tensor, "pos"]:
-    """What a short memory costs: the least loss at each position less the entropy rate, in nats.
+    """The cost of a short memory: the lowest loss at each position less the entropy rate, in nats.
 
-    The best predictor of `n_ctx` tokens' context has no regret towards what can be known from them, and this much
-    towards an observer who has seen the whole past.
+    The best predictor with a context of `n_ctx` tokens has no regret relative to what these tokens tell, and this much
+    relative to an observer who has seen the whole past.
     """
     return optimal_losses(process, n_ctx) - entropy_rate(process).value
 
@@ -153,14 +154,13 @@ def regret_floor(process: Process, n_ctx: int) -> Float64[Tensor, "pos"]:
 def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
     """h, the entropy of the next token given the whole past, in nats.
 
-    Exact where the process is unifilar, h = Σ_i π_i H(X | state i), and where its mixed states are finite, the same sum
-    over them. Else from bounds that tighten with the length L of the words followed,
+    It is exact if the process is unifilar, h = Σ_i π_i H(X | state i), or has finitely many mixed states, with the same
+    sum over them. Otherwise it is bounded by words of increasing length L,
 
         H(X_L | X_1 … X_{L-1}, S_0)  ≤  h  ≤  h_L        (Cover & Thomas 2006, theorem 4.5.1),
 
-    until they agree or more than `max_level` different beliefs would have to be told apart. A generalized process has
-    no hidden states to bound it from below by. The process is taken as it is in the long run: a start that is not
-    stationary is forgotten.
+    until the bounds agree or a level would have more than `max_level` beliefs. A generalized process has no hidden
+    states and so no lower bound. The rate is that of the long run: a start that is not stationary does not matter.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean
@@ -187,10 +187,11 @@ def _bounded_rate(process: Process, state: Float64[Tensor, "state"], max_level: 
         bounds: list[float] = []
         for bound in upper_bounds:
             bounds.append(float(bound))
-            if len(bounds) > SETTLED and bounds[-SETTLED] - bounds[-1] <= CONVERGED:
+            # The bound has settled if 30 steps no longer lower it.
+            if len(bounds) > 30 and bounds[-30] - bounds[-1] <= CONVERGED:
                 break
         return Measure(_extrapolated(bounds), 0.0, bounds[-1], f"upper bounds from words of up to {len(bounds)} tokens")
-    # A vertex of the simplex for each state that the process is ever in.
+    # One vertex of the simplex for each state that occurs in the long run.
     visited = state > ROUNDING
     vertices = torch.eye(process.n_states, dtype=torch.float64)[visited]
     lower_bounds = _entropies(process, vertices, state[visited], MAX_DEPTH, max_level)
@@ -203,7 +204,7 @@ def _bounded_rate(process: Process, state: Float64[Tensor, "state"], max_level: 
 
 
 def _extrapolated(falling: list[float]) -> float:
-    """Where a falling sequence goes if its last steps go on shrinking at their ratio (Aitken)."""
+    """The limit of a falling sequence whose steps keep shrinking by the ratio of the last two (Aitken)."""
     if len(falling) < 3:
         return falling[-1]
     first, second = falling[-3] - falling[-2], falling[-2] - falling[-1]
@@ -211,11 +212,12 @@ def _extrapolated(falling: list[float]) -> float:
 
 
 def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
-    """E = Σ_L (h_L - h), what the past tells about the future, in nats.
+    """E = Σ_L (h_L - h), the information that the past carries about the future, in nats.
 
-    Exact where the mixed states are finite: with W their transitions, H the entropy of the next token at each and Π the
-    long-run projection, E = η₀ (I - W + Π)⁻¹ (H - h). Else the sum as far as levels can be followed; the lower bound is
-    then the information that L tokens carry about the next L, 2 H_L - H_2L, and the upper one is not known.
+    It is exact if there are finitely many mixed states: with W their transitions, H the entropy of the next token at
+    each and Π the long-run projection, E = η₀ (I - W + Π)⁻¹ (H - h). Otherwise it is the sum as far as levels can be
+    followed; the lower bound is then the information that L tokens carry about the next L, 2 H_L - H_2L, and no upper
+    bound is known.
 
     Source: Crutchfield & Feldman 2003 (arXiv cond-mat/0102181), section IV; Riechers & Crutchfield 2018.
 
@@ -232,7 +234,7 @@ def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
         projection = long_run_projection(walk)
         identity = torch.eye(len(found), dtype=torch.float64)
         above = each - projection @ each
-        # (I - W + Π)⁻¹ sums W^L - Π over all L, plus Π, which does away with what is above the rate.
+        # (I - W + Π)⁻¹ is Π plus the sum of W^L - Π over all L; Π maps what is above the rate to 0.
         summed = torch.linalg.solve(identity - walk + projection, above.unsqueeze(1)).squeeze(1)
         return _exactly(float(summed[0]), f"{len(found)} mixed states")
     state = long_run_state(process)
@@ -251,11 +253,11 @@ def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
 def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
     """C_μ, the entropy of the causal state: what an optimal predictor must remember, in nats.
 
-    Causal states are the recurrent mixed states, those of equal future taken together (Crutchfield & Young 1989). Where
-    they are finite this is exact. Else the entropy of the belief after words of L tokens is followed as L grows. Where
-    the causal states can be counted (as for the simple nonunifilar source) it settles, on a lower bound: states nearer
-    each other than floating point can tell apart were taken as one. Where they can not (as for Mess3) every token adds
-    as much as the last; the value is then infinite, and the lower bound how far it got.
+    Causal states are the recurrent mixed states, with those of equal future merged (Crutchfield & Young 1989). If there
+    are finitely many, the result is exact. Otherwise the entropy of the belief after words of L tokens is followed as L
+    grows. If the causal states are countable (as for the simple nonunifilar source) it settles on a lower bound, since
+    states too close for floating point are merged. If they are not (as for Mess3) every token adds as much as the last;
+    the value is then infinite, and the lower bound is the last entropy computed.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -271,12 +273,15 @@ def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> M
         return _exactly(_future_entropy(process, states, long_run_state(process)), "unifilar")
     reached = [0.0]
     root = long_run_state(process).unsqueeze(0)
-    for level in grow(process, root, ONE.log(), MAX_DEPTH, FINEST, max_level=max_level):
-        reached.append(_future_entropy(process, level.beliefs, level.probabilities, FINEST))
-        if abs(reached[-1] - reached[-2]) <= BELIEFS_SETTLED:
+    # Different beliefs closer than this cannot be told from one belief reached in two ways.
+    finest = 1e-14
+    for level in grow(process, root, ONE.log(), MAX_DEPTH, finest, max_level=max_level):
+        reached.append(_future_entropy(process, level.beliefs, level.probabilities, finest))
+        # As beliefs approach a limit their entropy fluctuates by about this much, with how many of them are merged.
+        if abs(reached[-1] - reached[-2]) <= 1e-5:
             return Measure(reached[-1], reached[-1], math.inf, "settled belief entropy")
     steps = [after - before for before, after in itertools.pairwise(reached)]
-    # Each token adds as much as the one before it: the beliefs fill a set that cannot be counted.
+    # Each token adds as much as the one before it: the beliefs fill an uncountable set.
     if steps[-1] > 0.5 * steps[len(steps) // 2]:
         return Measure(math.inf, reached[-1], math.inf, "belief entropy grows with every token")
     return Measure(reached[-1], reached[-1], math.inf, f"belief entropy after {len(steps)} tokens")
@@ -288,18 +293,18 @@ def _future_entropy(
     probabilities: Float64[Tensor, "node"],
     tolerance: float = MERGE_TOLERANCE,
 ) -> float:
-    """The entropy of which future a belief promises: beliefs that promise the same are one."""
-    futures = beliefs @ reached_span(process.transitions.transpose(1, 2), process.right_eigenvector).T
+    """The entropy of the belief, with beliefs of equal future merged."""
+    futures = beliefs @ future_span(process).T
     labels, first = equal_beliefs(futures, tolerance)
     merged = torch.zeros(len(first), dtype=torch.float64).index_add_(0, labels, probabilities)
     return float(entropy(merged))
 
 
 def synchronization(process: Process, length: int, *, max_level: int = EXACT_LEVEL) -> Float64[Tensor, "length_1"]:
-    """The expected entropy of the belief after 0, 1, …, `length` tokens, in nats: how unsure of the state one still is.
+    """The expected entropy of the belief after 0, 1, …, `length` tokens, in nats: the uncertainty about the state.
 
     Raises:
-        ValueError: if the process is generalized, so that its beliefs are no distributions; or has too many beliefs.
+        ValueError: if the process is generalized, so that its beliefs are not distributions, or has too many beliefs.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -320,20 +325,20 @@ def synchronization(process: Process, length: int, *, max_level: int = EXACT_LEV
 def _too_many(process: Process, depth: int, max_level: int, length: int) -> str:
     return (
         f"After words of more than {depth} tokens {process.name} may have more than {max_level:,} different beliefs: "
-        f"lower length={length}, or raise max_level. (optimal_losses and entropy_rate bound what they do not reach.)"
+        f"lower length={length}, or raise max_level. (optimal_losses and entropy_rate give bounds instead.)"
     )
 
 
 def long_run_state(process: Process) -> Float64[Tensor, "state"]:
-    """The state the process is in in the long run, on average over time; the initial one where that is stationary."""
+    """The long-run average distribution over states; the initial one if that is stationary."""
     return process.initial @ long_run_projection(process.state_transitions)
 
 
 def long_run_projection(walk: Float64[Tensor, "state state"]) -> Float64[Tensor, "state state"]:
-    """The limit of (I + W + … + W^{n-1}) / n: the projection on what W leaves as it is."""
+    """The limit of (I + W + … + W^{n-1}) / n: the projection on the vectors that W leaves unchanged."""
     left, sizes, right = torch.linalg.svd(walk - torch.eye(len(walk), dtype=torch.float64))
     fixed = sizes <= ROUNDING * len(walk)
-    # Rows of `right` span what W maps to itself from the right, columns of `left` from the left.
+    # Rows of `right` span the right fixed vectors of W, columns of `left` the left ones.
     from_right, from_left = right[fixed].T, left[:, fixed]
     return from_right @ torch.linalg.solve(from_left.T @ from_right, from_left.T)
 
@@ -348,7 +353,7 @@ def kl_divergence(
 ) -> Float64[Tensor, "*batch"]:
     """KL(optimal ‖ predicted) in nats along the last axis; the predictions are given as log-probabilities.
 
-    Tokens that never come (probability 0) cost nothing whatever their prediction, `-inf` included.
+    Tokens of probability 0 cost nothing, whatever their prediction, `-inf` included.
     """
     cross_terms = torch.where(optimal > 0, optimal * log_predicted, 0.0)
     return -entropy(optimal) - cross_terms.sum(dim=-1)

@@ -1,12 +1,11 @@
 """The tree of mixed states: the beliefs that the words of each length lead to.
 
-A node is a possible word; its children are the word followed by each token that may come next:
+A node is a possible word; its children are that word followed by each possible next token:
 
     P(w x) = P(w) · (b T[x] 1),    b' = b T[x] / (b T[x] 1).
 
-Words of probability 0 are never made. Where words of one length lead to the same belief they can be merged into one
-node of their summed probability: nothing that is an expectation over beliefs changes, and a tree that grows
-exponentially often becomes a band of constant width.
+Words of one length that lead to the same belief can be merged into one node of their summed probability: no
+expectation over beliefs changes, and a tree that grows exponentially often becomes a band of constant width.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import check_at_least
+from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
-# Two beliefs closer than this in every coordinate are one: far above rounding, far below any distance that matters.
+# Two beliefs this close in every coordinate are one: far above rounding, far below any distance that matters.
 MERGE_TOLERANCE = 1e-10
-MAX_NODES = 5_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Level:
     """The nodes of one word length, as a struct of arrays.
 
-    Unmerged, a node is a word, and words are in lexicographic order; merged, all words that lead to its belief.
+    Unmerged, each node is a word, in lexicographic order; merged, it stands for all words that lead to its belief.
 
     Attributes:
         beliefs: The belief after each node's words.
-        log_probabilities: Natural logarithm of the probability of its words; their sum is 1 less `dropped`.
-        parents: Index, in the level above, of one word of the node without its last token.
+        log_probabilities: Natural logarithm of the probability of its words; the probabilities sum to 1 - `dropped`.
+        parents: Index, in the level above, of the node of one of its words without the last token.
         tokens: That word's last token.
-        dropped: Probability of the words left out, at this level or above, for being too rare.
+        dropped: Total probability of the words left out, at this level or above, because they are too rare.
     """
 
     beliefs: Float64[Tensor, "node state"]
@@ -68,10 +67,10 @@ def walk_levels(
     """The levels of the tree for word lengths 1 to `depth`, each made from the one above.
 
     Args:
-        process: What emits the words.
+        process: The process that emits the words.
         depth: Length of the longest words.
         tolerance: Beliefs of a level that differ by no more in any coordinate become one node; `None` merges none.
-        min_probability: Nodes less probable than this are left out, their mass reported as `dropped`.
+        min_probability: Nodes less probable than this are left out, and their probability is reported as `dropped`.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean
@@ -98,7 +97,8 @@ def grow(
     max_level: float = math.inf,
 ) -> Iterator[Level]:
     """`walk_levels` from any beliefs, each with its probability; ends before a level could exceed `max_level` nodes."""
-    level = Level(roots, log_probabilities, torch.zeros(len(roots), dtype=torch.int64), torch.zeros(len(roots)).long())
+    none = torch.zeros(len(roots), dtype=torch.int64)
+    level = Level(roots, log_probabilities, none, none)
     for _ in range(depth):
         if len(level) * process.n_tokens > max_level:
             return
@@ -111,12 +111,12 @@ def grow(
 
 
 def _children(process: Process, level: Level) -> Level:
-    joint = einsum(level.beliefs, process.transitions, "node i, token i j -> node token j")
-    conditional = joint @ process.right_eigenvector
-    parents, tokens = (conditional > process.negligible).nonzero(as_tuple=True)
-    conditional = conditional[parents, tokens]
-    beliefs = joint[parents, tokens] / conditional.unsqueeze(1)
-    return Level(beliefs, level.log_probabilities[parents] + conditional.log(), parents, tokens, level.dropped)
+    beliefs, conditional = bayes_children(
+        level.beliefs, process.transitions, process.right_eigenvector, negligible=process.negligible
+    )
+    parents, tokens = conditional.nonzero(as_tuple=True)
+    log_probabilities = level.log_probabilities[parents] + conditional[parents, tokens].log()
+    return Level(beliefs[parents, tokens], log_probabilities, parents, tokens, level.dropped)
 
 
 def _merged(level: Level, tolerance: float) -> Level:
@@ -141,18 +141,18 @@ def equal_beliefs(
 ) -> tuple[Int[Tensor, "node"], Int[Tensor, "distinct"]]:
     """Number the beliefs so that equal ones share a number, in order of first appearance.
 
-    Sorted along a generic direction, equal beliefs are neighbors; wherever neighbors lie further apart than the
-    tolerance the row is cut, and each piece is cut again along every coordinate. So the cost is that of a few sorts,
-    and no grid decides which side of a line two equal beliefs fall on. A chain of beliefs each within the tolerance
-    of the next is one piece: the tolerance is meant to be far below the distances between different beliefs.
+    Sorted along a generic direction, equal beliefs are neighbors. The sequence is cut wherever neighbors differ by more
+    than the tolerance, and each piece is cut again along every coordinate. The cost is that of a few sorts, and there
+    is no grid whose lines could separate equal beliefs. A chain of beliefs, each within the tolerance of the next,
+    stays one piece, so the tolerance should be far below the distances between different beliefs.
 
     Returns:
         The number of each belief, and the index of the first belief of each number.
     """
     values = beliefs.numpy()
     n, n_states = values.shape
-    # Square roots of primes stand in no simple ratio, as coordinates of special beliefs often do.
-    generic = np.sqrt(np.array([_prime(k) for k in range(n_states)]))
+    # Random numbers are in no simple ratio, as coordinates of special beliefs often are.
+    generic = np.random.default_rng(0).uniform(1, 2, n_states)
     generic /= np.abs(generic).sum()
     pieces = np.zeros(n, dtype=np.int64)
     for column in (values @ generic, *values.T):
@@ -165,7 +165,7 @@ def equal_beliefs(
 
 
 def by_first_appearance(labels: np.ndarray) -> tuple[Int[Tensor, "node"], Int[Tensor, "distinct"]]:
-    """Renumber labels 0, 1, … in the order in which they first occur, and say where each does."""
+    """Renumber labels 0, 1, … in the order in which they first occur, and give the index of each first occurrence."""
     _, first, labels = np.unique(labels, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     number = np.empty_like(order)
@@ -173,27 +173,18 @@ def by_first_appearance(labels: np.ndarray) -> tuple[Int[Tensor, "node"], Int[Te
     return torch.from_numpy(number[labels.reshape(-1)]), torch.from_numpy(first[order])
 
 
-def _prime(index: int) -> int:
-    """The prime number at an index, 2 being at 0."""
-    found, candidate = -1, 1
-    while found < index:
-        candidate += 1
-        found += all(candidate % divisor for divisor in range(2, math.isqrt(candidate) + 1))
-    return candidate
-
-
 @dataclass(frozen=True, eq=False)
 class MixedStates:
-    """The tree of mixed states down to some depth, as a struct of arrays; the root comes first, then level by level.
+    """The tree of mixed states down to some depth, as a struct of arrays, level by level from the root.
 
     Attributes:
-        process: What emits the words.
+        process: The process that emits the words.
         beliefs: The belief at each node.
-        levels: Length of the node's words: 0 for the root.
-        log_probabilities: Natural logarithm of the probability of its words, among all of their length.
-        parents: Index of the node above, by one of its words; -1 for the root.
+        levels: Length of the node's words; 0 for the root.
+        log_probabilities: Natural logarithm of the probability of its words, among all words of their length.
+        parents: Index of the node of one of its words without the last token; -1 for the root.
         tokens: That word's last token; -1 for the root.
-        dropped: For each level, the probability of the words left out for being too rare.
+        dropped: For each level, the total probability of the words left out because they are too rare.
         tolerance: Beliefs of a level closer than this were merged; `None` if none were.
     """
 
@@ -223,7 +214,7 @@ class MixedStates:
         return tuple(reversed(tokens))
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a node: level, token, parent, probability, and the belief state by state."""
+        """One row for each node: level, token, parent, probability, and the belief state by state."""
         table = pd.DataFrame(
             {
                 "level": self.levels.numpy(),
@@ -247,27 +238,26 @@ def mixed_states(
     *,
     tolerance: float | None = MERGE_TOLERANCE,
     min_probability: float = 0.0,
-    max_nodes: int = MAX_NODES,
+    max_nodes: int = 5_000_000,
 ) -> MixedStates:
     """The mixed states that the words of up to `depth` tokens lead to, level by level, equal ones merged.
 
     Args:
-        process: What emits the words.
+        process: The process that emits the words.
         depth: Length of the longest words.
         tolerance: Beliefs of a level that differ by no more in any coordinate become one node; `None` merges none.
-        min_probability: Nodes less probable than this are left out; `dropped` says how much that loses.
-        max_nodes: Refuse to make more than this many nodes.
+        min_probability: Nodes less probable than this are left out; `dropped` is their total probability.
+        max_nodes: The largest tree allowed.
 
     Raises:
-        ValueError: if an option is out of range, or the tree has more than `max_nodes`.
+        ValueError: if an option is out of range, or the tree has more than `max_nodes` nodes.
 
     Example:
         >>> from msp_lens.processes.catalog import rrxor
         >>> mixed_states(rrxor(), 100)
         MixedStates(rrxor to depth 100: 1,659 nodes, merged within 1e-10)
     """
-    if depth < 0:
-        raise ValueError(f"depth={depth}: it must be at least 0, the length of the longest words.")
+    check_at_least("depth", depth, 0, "the length of the longest words")
     no_node = torch.full((1,), -1)
     root = Level(process.initial.unsqueeze(0), torch.zeros(1, dtype=torch.float64), no_node, no_node)
     levels, starts = [root], [0, 1]

@@ -1,8 +1,8 @@
-"""The mixed-state presentation: the beliefs an optimal observer can come to hold, and how tokens move it among them.
+"""The mixed-state presentation: the beliefs that an optimal observer can hold, and how tokens move it between them.
 
-Its states are the mixed states, its edges b → b T[x] / (b T[x] 1) with probability b T[x] 1. It is a process again,
-the same one, and unifilar: from a state a token leads to one other. Some states are only passed through while the
-observer synchronizes (transient), the others come back for ever (recurrent). Often there are infinitely many.
+Its states are the mixed states, its edges b → b T[x] / (b T[x] 1) with probability b T[x] 1. It generates the same
+words as the process and is unifilar: a state and a token determine the next state. The observer passes transient states
+only while synchronizing, and keeps returning to recurrent ones. Often there are infinitely many.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float64, Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -22,6 +21,8 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
+from msp_lens.figures.labels import subscript
+from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 
     from msp_lens.figures.style import ThemeName
 
-MAX_STATES = 2_000
-# Beliefs met again by another way differ by rounding alone. What differs by more was merged by the tolerance.
+# Beliefs reached again along another path differ only by this much; larger differences were merged by the tolerance.
 ROUNDING = 1e-12
-SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +39,16 @@ class Presentation:
     """The mixed-state presentation as a graph.
 
     Attributes:
-        process: What it presents.
+        process: The process it presents.
         beliefs: The mixed states, in the order in which ever longer words reach them; the first is the start.
-        words: A shortest word to each.
-        sources: Where each edge starts.
+        words: A shortest word that leads to each.
+        sources: The state at which each edge starts.
         tokens: The token it emits.
-        targets: Where it leads.
+        targets: The state to which it leads.
         probabilities: Its probability, given its source.
-        is_expanded: Whether a state's edges are there; not so for those met when there were too many.
+        is_expanded: Whether a state's edges were computed, before `max_states` was reached.
         tolerance: Beliefs closer than this in every coordinate are one state.
-        merge_error: The largest distance between a belief and the state that stands for it.
+        merge_error: The largest distance between a belief and the state that represents it.
     """
 
     process: Process
@@ -68,19 +67,19 @@ class Presentation:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every edge of every state is there, exactly or within the tolerance."""
+        """Whether the edges of every state are known, exactly or within the tolerance."""
         return bool(self.is_expanded.all())
 
     @property
     def is_finite(self) -> bool:
-        """Whether these are all the mixed states there are, none merged with another but for rounding."""
+        """Whether these are all the mixed states, with none merged except by rounding."""
         return self.is_complete and self.merge_error <= ROUNDING
 
     @cached_property
     def recurrent_class(self) -> Int[Tensor, "mixed_state"]:
-        """Which class that no edge leaves each state lies in, numbered from 0; -1 for transient states.
+        """The closed class to which each state belongs, numbered from 0; -1 for transient states.
 
-        No class with a state that was not expanded counts: edges may leave it.
+        A class with a state that was not expanded does not count as closed, since edges may leave it.
         """
         ones = np.ones(len(self.sources))
         edges = coo_array((ones, (self.sources.numpy(), self.targets.numpy())), shape=(len(self), len(self)))
@@ -93,14 +92,14 @@ class Presentation:
 
     @property
     def is_recurrent(self) -> Bool[Tensor, "mixed_state"]:
-        """Which states come back for ever: those in a class that no edge leaves."""
+        """Which states are recurrent: those in a class that no edge leaves."""
         return self.recurrent_class >= 0
 
     @property
     def labels(self) -> tuple[str, ...]:
         """η with the shortest word as its index, as in η, η₁, η₁₀."""
         separator = "" if self.process.n_tokens <= 10 else ","
-        return tuple("η" + separator.join(str(t).translate(SUBSCRIPTS) for t in word) for word in self.words)
+        return tuple("η" + separator.join(map(subscript, word)) for word in self.words)
 
     def to_process(self) -> Process:
         """The presentation as a process: the same words with the same probabilities, but unifilar.
@@ -110,8 +109,8 @@ class Presentation:
         """
         if not self.is_complete:
             raise ValueError(
-                f"The mixed states of {self.process.name} do not close within {len(self):,} of them, so their graph is "
-                "no process: raise max_states, or raise tolerance to let nearby beliefs be one state."
+                f"The first {len(self):,} mixed states of {self.process.name} lead to further ones, so their graph is "
+                "not a process: raise max_states, or raise tolerance to merge nearby beliefs."
             )
         transitions = torch.zeros(self.process.n_tokens, len(self), len(self), dtype=torch.float64)
         transitions[self.tokens, self.sources, self.targets] = self.probabilities
@@ -121,14 +120,14 @@ class Presentation:
         return Process(transitions, name=name, states=self.labels, tokens=self.process.tokens, initial=initial)
 
     def plot(self, *, title: str | None = None, theme: ThemeName = "light") -> Figure:
-        """The graph: from the start on the left, through transient states, to the recurrent ones, drawn bold.
+        """The graph, from the start on the left through transient states to the recurrent ones, which are drawn bold.
 
         Args:
-            title: Over the figure; by default which process it is of.
+            title: Title of the figure; by default it names the process.
             theme: `"light"` or `"dark"`.
 
         Raises:
-            ValueError: if there are more than 100 mixed states: take a lower `max_states`, or a coarser `tolerance`.
+            ValueError: if there are more than 100 mixed states: lower `max_states`, or raise `tolerance`.
         """
         from msp_lens.figures.graphs import plot_presentation
 
@@ -146,7 +145,7 @@ class Presentation:
         )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row an edge: from, token, to, probability."""
+        """One row for each edge: from, token, to, probability."""
         labels = np.array(self.labels)
         return pd.DataFrame(
             {
@@ -158,7 +157,7 @@ class Presentation:
         )
 
     def states_dataframe(self) -> pd.DataFrame:
-        """One row a mixed state: whether recurrent, and the belief state by state."""
+        """One row for each mixed state: whether it is recurrent, and the belief state by state."""
         table = pd.DataFrame({"recurrent": self.is_recurrent.numpy()}, index=pd.Index(self.labels, name="mixed state"))
         columns = [f"P({name})" for name in self.process.states]
         return table.join(pd.DataFrame(self.beliefs.numpy(), columns=columns, index=table.index))
@@ -169,20 +168,20 @@ class Presentation:
             return f"Presentation({name}: {count} mixed state{'s' * (count > 1)}, {recurrent} of them recurrent)"
         if self.is_complete:
             return (
-                f"Presentation({name}: {count:,} states, {recurrent:,} of them recurrent, stand within "
-                f"{self.merge_error:.1g} for more mixed states, perhaps infinitely many)"
+                f"Presentation({name}: {count:,} states, {recurrent:,} of them recurrent, represent more mixed states "
+                f"to within {self.merge_error:.1g}, perhaps infinitely many)"
             )
         return f"Presentation({name}: the first {count:,} of more mixed states, perhaps infinitely many)"
 
 
-def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_states: int = MAX_STATES) -> Presentation:
-    """The mixed-state presentation, followed from the prior until no new belief turns up.
+def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_states: int = 2_000) -> Presentation:
+    """The mixed-state presentation, expanded from the prior until no new belief appears.
 
-    Where there are infinitely many mixed states it ends at `max_states` and says so; a coarser tolerance then gives
-    a finite graph whose states stand for all beliefs near them.
+    If there are infinitely many mixed states it stops at `max_states` and says so; a coarser tolerance then gives a
+    finite graph whose states represent all beliefs near them.
 
     Args:
-        process: What is presented.
+        process: The process to present.
         tolerance: Beliefs that differ by no more in any coordinate are one state.
         max_states: States are expanded, shortest words first, until there are more than this many.
 
@@ -197,19 +196,18 @@ def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_st
     """
     if not 0 < tolerance < 1 or max_states < 1:
         raise ValueError(
-            f"tolerance={tolerance}, max_states={max_states}: the first must lie between 0 and 1, the second be at "
-            "least 1."
+            f"tolerance={tolerance}, max_states={max_states}: give a tolerance between 0 and 1, and at least 1 state."
         )
     beliefs = process.initial.unsqueeze(0)
     words: list[tuple[int, ...]] = [()]
     edges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     merge_error, n_expanded = 0.0, 0
     while n_expanded < len(beliefs) <= max_states:
-        joint = einsum(beliefs[n_expanded:], process.transitions, "node i, token i j -> node token j")
-        conditional = joint @ process.right_eigenvector
-        parents, tokens = (conditional > process.negligible).nonzero(as_tuple=True)
-        probabilities = conditional[parents, tokens]
-        reached = joint[parents, tokens] / probabilities.unsqueeze(1)
+        children, conditional = bayes_children(
+            beliefs[n_expanded:], process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        parents, tokens = conditional.nonzero(as_tuple=True)
+        reached, probabilities = children[parents, tokens], conditional[parents, tokens]
         parents = parents + n_expanded
         n_expanded = len(beliefs)
         targets, first = _place(beliefs, reached, tolerance)
@@ -235,12 +233,12 @@ def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_st
 def _place(
     known: Float64[Tensor, "known state"], reached: Float64[Tensor, "node state"], tolerance: float
 ) -> tuple[Int[Tensor, "node"], Int[Tensor, "new"]]:
-    """Which state each reached belief is, numbering new ones after the known; and the first belief of each new one."""
+    """The state of each reached belief, new states numbered after known ones, and the first belief of each new one."""
     distances, nearest = KDTree(known.numpy()).query(reached.numpy(), p=np.inf)
     targets = torch.from_numpy(np.asarray(nearest, dtype=np.int64))
     is_new = torch.from_numpy(distances > tolerance)
     new = reached[is_new]
-    # A coarse tolerance must not chain: in one cell of a grid no two beliefs are further apart than its width.
+    # A coarse tolerance must not chain; two beliefs in one cell of a grid are never further apart than its width.
     is_fine = tolerance <= MERGE_TOLERANCE
     labels, first = equal_beliefs(new, tolerance) if is_fine else by_first_appearance(np.floor(new.numpy() / tolerance))
     targets[is_new] = labels + len(known)

@@ -1,29 +1,29 @@
-"""What follows from a belief: the beliefs filtered on from it, and the tokens it predicts.
+"""What follows from a belief: the later beliefs to which tokens lead, and the tokens it predicts.
 
-A belief b' written at position t implies b' T[x]/(b' T[x] 1) at t + 1 once token x is seen, and so on. A network that
-was given b' at one position alone still attends to a past that speaks for the old belief: to move the trajectory,
-write these beliefs at every later position too.
+A belief b' written at position t implies the belief b' T[x] / (b' T[x] 1) at t + 1 once token x is seen, and so on. A
+network into which b' was written at one position only still attends to a past that supports the old belief: to move the
+trajectory, write these beliefs at every later position too.
 """
 
 from __future__ import annotations
 
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
 
 
 def filter_from(
     process: Process, beliefs: Float64[Tensor, "word state"], tokens: Int[Tensor, "word pos"]
 ) -> Float64[Tensor, "word later state"]:
-    """The belief held at the start and those after each of the tokens that follow: `[word, pos + 1, state]`.
+    """The given beliefs, and those after each of the tokens that follow: `[word, pos + 1, state]`.
 
     Args:
-        process: What emits the tokens.
-        beliefs: The belief of each word before the first of its tokens.
+        process: The process that emits the tokens.
+        beliefs: The belief of each word before its first token.
         tokens: The tokens that follow.
 
     Raises:
@@ -43,7 +43,7 @@ def filter_from(
         word, position = impossible.nonzero()[0].tolist()
         raise ValueError(
             f"Word {word}: after its belief {beliefs[word].tolist()}, tokens {tokens[word, :position].tolist()} are "
-            f"impossible for {process.name}. Let the tokens follow from the belief (continuations)."
+            f"impossible for {process.name}. Draw tokens that are possible after the belief (continuations)."
         )
     return filtered
 
@@ -51,21 +51,21 @@ def filter_from(
 def follow(
     process: Process, beliefs: Float64[Tensor, "word state"], tokens: Int[Tensor, "word pos"]
 ) -> Float64[Tensor, "word later state"]:
-    """As `filter_from`, but NaN from the first impossible token on."""
+    """The same as `filter_from`, but with NaN from the first impossible token on."""
     process.check_tokens(tokens.cpu())
     filtered = [beliefs]
     for token in tokens.cpu().T:
-        joint = einsum(filtered[-1], process.transitions[token], "word i, word i j -> word j")
-        probability = (joint @ process.right_eigenvector).unsqueeze(1)
-        # NaN stays NaN.
-        filtered.append(torch.where(probability > process.negligible, joint / probability, torch.nan))
+        belief, _ = bayes_step(
+            filtered[-1], token, process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        filtered.append(belief)
     return torch.stack(filtered, dim=1)
 
 
 def continuations(
     process: Process, beliefs: Float64[Tensor, "word state"], length: int, *, generator: torch.Generator
 ) -> Int[Tensor, "word pos"]:
-    """Tokens that follow, drawn as an observer with each belief expects them."""
+    """`length` tokens to follow each belief, drawn from what it predicts."""
     tokens = torch.empty(len(beliefs), length, dtype=torch.int64)
     for position in range(length):
         tokens[:, position] = draw_tokens(next_token_probabilities(process, beliefs), generator)
@@ -73,26 +73,6 @@ def continuations(
     return tokens
 
 
-def draw_tokens(weights: Float64[Tensor, "word token"], generator: torch.Generator) -> Int[Tensor, "word"]:
-    """A token for each word, in proportion to its weights; tokens of weight 0 are never drawn."""
-    return torch.multinomial(weights.clamp(min=0).to(generator.device), 1, generator=generator).squeeze(1).cpu()
-
-
-def nearest_belief(process: Process, read: Float64[Tensor, "*batch state"]) -> Float64[Tensor, "*batch state"]:
-    """The belief nearest to what was read: on the simplex, or as it is where beliefs are no distributions."""
-    return read if process.is_generalized else to_simplex(read)
-
-
-def to_simplex(read: Float64[Tensor, "*batch state"]) -> Float64[Tensor, "*batch state"]:
-    """The nearest belief on the simplex to one read by an affine probe, which may leave it.
-
-    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", algorithm 1.
-
-    Example:
-        >>> to_simplex(torch.tensor([1.2, -0.1, -0.1], dtype=torch.float64))
-        tensor([1., 0., 0.], dtype=torch.float64)
-    """
-    descending = read.sort(dim=-1, descending=True).values
-    excess = (descending.cumsum(dim=-1) - 1) / torch.arange(1, read.shape[-1] + 1, dtype=torch.float64)
-    last = (descending > excess).sum(dim=-1, keepdim=True) - 1
-    return (read - excess.gather(-1, last)).clamp(min=0)
+def draw_tokens(probabilities: Float64[Tensor, "word token"], generator: torch.Generator) -> Int[Tensor, "word"]:
+    """A token for each word, in proportion to its probability; negative ones count as 0, which is never drawn."""
+    return torch.multinomial(probabilities.clamp(min=0).to(generator.device), 1, generator=generator).squeeze(1).cpu()

@@ -1,4 +1,4 @@
-"""Labels that hide neither one another nor what they label."""
+"""Labels that hide neither each other nor what they label."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A character's width, and a line's height, in units of the font's size.
-CHARACTER, LINE = 0.62, 1.25
-POINTS_PER_INCH = 72
-
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle about its center.
+    """A rectangle, by its center.
 
     Attributes:
         x: Center.
@@ -42,20 +38,31 @@ class Box:
 
 
 def text_box(text: str, fontsize: float, *, unit: float = 1.0) -> Box:
-    """About how much room a text takes, about the origin, in inches times `unit`."""
+    """About how much room a text takes, centered at the origin, in inches times `unit`."""
     lines = text.split("\n")
-    inches = fontsize / POINTS_PER_INCH
-    return Box(0, 0, unit * CHARACTER * inches * max(map(len, lines)), unit * LINE * inches * len(lines))
+    # A character is about .62 of the font's size wide and a line 1.25 of it high; a point is 1/72 inch.
+    size = unit * fontsize / 72
+    return Box(0, 0, 0.62 * size * max(map(len, lines)), 1.25 * size * len(lines))
+
+
+def subscript(text: str | int) -> str:
+    """The text with its digits as subscripts.
+
+    Example:
+        >>> subscript(10)
+        '₁₀'
+    """
+    return str(text).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
 def first_free(candidates: Sequence[Box], taken: Sequence[Box]) -> int:
-    """Which candidate covers least of what is taken, the first of those that tie."""
+    """Which candidate covers least of what is taken; the first of those that tie."""
     covered = [sum(candidate.overlap(other) for other in taken) for candidate in candidates]
     return covered.index(min(covered))
 
 
 def around(point: tuple[float, float], label: Box, *, gap: float, away_from: tuple[float, float]) -> list[Box]:
-    """Places for a label about a point: nearer ones first, and first those that lie away from another point."""
+    """Places for a label around a point, the nearest first, and first of these the ones that face away from another."""
     x, y = point
     outward = math.atan2(y - away_from[1], x - away_from[0])
     turns = sorted((k * math.pi / 8 for k in range(-8, 8)), key=abs)
@@ -72,7 +79,7 @@ def around(point: tuple[float, float], label: Box, *, gap: float, away_from: tup
 
 
 def spread_out(heights: np.ndarray, *, gap: float) -> np.ndarray:
-    """The heights moved as little as it takes to lie `gap` apart, in the same order.
+    """The heights, moved as little as possible to lie `gap` apart in the same order.
 
     Least squares under the order constraint: isotonic regression of the heights less their rank times the gap.
 

@@ -1,6 +1,5 @@
 """Write beliefs: edits of the residual stream, and the experiments that tell whether the network uses them."""
 
-from msp_lens.beliefs.trajectories import continuations, filter_from, to_simplex
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
 from msp_lens.interventions.edits import (
@@ -12,18 +11,18 @@ from msp_lens.interventions.edits import (
     donor_belief,
     no_edit,
     patch,
+    placebo,
+    placebo_off_belief,
     pseudo_inverse_shift,
     steer,
     toward,
 )
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
-from msp_lens.interventions.findings import Findings
 from msp_lens.interventions.intervene import intervene
-from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.menu import EDITS, Material
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
-from msp_lens.interventions.placebos import placebo, placebo_off_belief
 from msp_lens.interventions.targets import TARGETS, Targets, nearest_words
 
 __all__ = [
@@ -31,22 +30,18 @@ __all__ = [
     "TARGETS",
     "Centroids",
     "Edit",
-    "Findings",
     "InterventionReport",
-    "InterventionResult",
     "Material",
     "Targets",
     "applying",
     "bayes_consistency",
     "belief_centroids",
     "centroid",
-    "continuations",
     "covariance_shift",
     "donor",
     "donor_belief",
     "erase",
     "erase_random",
-    "filter_from",
     "intervene",
     "keep_only",
     "nearest_words",
@@ -61,6 +56,5 @@ __all__ = [
     "project_out_random",
     "pseudo_inverse_shift",
     "steer",
-    "to_simplex",
     "toward",
 ]

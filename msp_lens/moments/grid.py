@@ -180,7 +180,7 @@ class MomentsGrid:
         ]
 
     def _order(self, cells: Int[Tensor, "row"] | None, n_rows: int) -> tuple[Int[Tensor, "row"] | None, list[int]]:
-        """The order that sorts rows by cell (`None` if there is nothing to sort), and the number of rows in each cell."""
+        """The order that sorts rows by cell (`None`: they are sorted), and the number of rows in each cell."""
         if cells is None or self.n_cells == 1:
             return None, [n_rows] + [0] * (self.n_cells - 1)
         cells = cells.cpu()
@@ -225,7 +225,7 @@ def check_memory(
         raise TooWideError(
             f"{len(groups)} groups, the widest of {len(groups[widest])} sites of {features:,} features together, need "
             f"{_size(needed)} of moments ({joint[widest]:,}² numbers per cell, {n_cells} cells); the limit is "
-            f"{_size(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first, with "
+            f"{_size(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first with "
             "RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
         )
     return needed

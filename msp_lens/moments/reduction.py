@@ -40,9 +40,7 @@ class FeatureReduction(Protocol):
         ...
 
     def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
-        """The matrix that a site's `width` features are multiplied by; it turns a probe of the reduced features into
-        one of the whole site.
-        """
+        """The matrix that multiplies a site's `width` features; times a map of the reduced ones, a map of all."""
         ...
 
 

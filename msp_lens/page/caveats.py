@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from msp_lens.formation import Emergence
-from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.training.training_run import TrainingRun
 
@@ -145,10 +145,8 @@ def _rows(report: ProbeReport) -> Iterator[str]:
 
 
 def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[str]:
-    by_edit: dict[str, InterventionResult] = {
-        edit: found.select(site=report.best_site.label, edit=edit) for edit in ("steer", "placebo", "donor")
-    }
-    site, above = report.best_site.label, by_edit["steer"].above_placebo
+    site = report.best_site.label
+    above: float = found.select(site=site, edit="steer").loc["above_placebo"]
     if math.isnan(above):
         yield (
             f"At {site} there was nothing for an edit to recover: not even the activation of a run that held the "

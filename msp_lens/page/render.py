@@ -16,8 +16,7 @@ from msp_lens._tables import to_html
 from msp_lens.beliefs import entropy_rate, presentation
 from msp_lens.figures.movie import Movie
 from msp_lens.formation import Emergence
-from msp_lens.interventions.findings import Findings
-from msp_lens.interventions.intervene import InterventionReport
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.page.caveats import LITTLE_SKILL, caveats, of_words
 from msp_lens.page.pictures import MOST_MIXED_STATES, ThemedPicture
@@ -38,7 +37,7 @@ WEBP_QUALITY = 90
 def render_page(
     training: TrainingRun,
     report: ProbeReport,
-    experiments: Mapping[str, InterventionReport | Findings],
+    experiments: Mapping[str, InterventionReport],
     skipped: Mapping[str, str],
     pictures: Mapping[str, ThemedPicture],
     config: Mapping[str, Any],
@@ -68,8 +67,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    interventions = experiments.get("interventions")
-    steered = interventions if isinstance(interventions, InterventionReport) else None
+    steered = experiments.get("interventions")
     return environment.get_template("report.html").render(
         process=training.process,
         facts=_facts(training.process),
@@ -174,7 +172,7 @@ def _r2(value: float) -> str:
 
 
 def _tables(
-    report: ProbeReport, experiments: Mapping[str, InterventionReport | Findings], emergence: Emergence | None
+    report: ProbeReport, experiments: Mapping[str, InterventionReport], emergence: Emergence | None
 ) -> dict[str, str]:
     found = {name: each._repr_html_() for name, each in experiments.items()}
     found |= {"probes": report._repr_html_(), "controls": report.controls._repr_html_()}

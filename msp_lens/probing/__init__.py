@@ -1,4 +1,4 @@
-"""Read beliefs: rows of activations, probes fitted to them beside their controls, and the report."""
+"""Read beliefs: rows of activations, probes fitted to them, their controls, and the report."""
 
 from msp_lens.probing.belief_probe import BeliefProbe, TransferScore, read_beliefs, score_probe
 from msp_lens.probing.controls import Controls, ControlScore

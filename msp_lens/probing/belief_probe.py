@@ -296,7 +296,7 @@ class BeliefProbe:
         """
         tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
-            raise ValueError(f"{path} is not an msp_lens probe: give a file that probe.save(path) wrote.")
+            raise ValueError(f"{path} is not a probe of msp_lens: give a file that probe.save(path) wrote.")
         return cls.from_parts(json.loads(metadata["msp_lens_probe"]), tensors)
 
     @classmethod
@@ -371,13 +371,12 @@ def read_beliefs(
     dataset: BeliefDataset,
     probes: Sequence[BeliefProbe],
     *,
-    token_map: TokenMap | None = None,
     batch_size: int | None = None,
     progress: str | None = None,
 ) -> list[Float64[Tensor, "prefix state"]]:
     """The beliefs that each probe reads after each distinct prefix, indexed by `dataset.prefix_ids`, in one pass."""
-    check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map)
-    tokens, columns = (token_map or TokenMap.identity(dataset.process.n_tokens)).encode(dataset.tokens)
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map)
+    tokens, columns = (dataset.token_map or TokenMap.identity(dataset.process.n_tokens)).encode(dataset.tokens)
     sites = list(dict.fromkeys(site for probe in probes for site in probe.sites))
     read = [torch.empty(dataset.n_prefixes, probe.n_states, dtype=torch.float64) for probe in probes]
     for batch in stream_activations(model, tokens, sites, batch_size=batch_size, progress=progress):

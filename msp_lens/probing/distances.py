@@ -17,7 +17,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import check_at_least
-from msp_lens.data import BeliefDataset, TokenMap, Weighting
+from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.models.hooked import HookedModel
 from msp_lens.moments.scores import NO_VARIANCE
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
@@ -87,7 +87,6 @@ def distances(
     dataset: BeliefDataset,
     *,
     weighting: Weighting,
-    token_map: TokenMap | None = None,
     max_pairs: int = 500_000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -102,7 +101,6 @@ def distances(
         model: The model that it was fitted on.
         dataset: The words whose prefixes are paired.
         weighting: How much each prefix counts.
-        token_map: How the model reads the process's symbols.
         max_pairs: The largest number of pairs.
         seed: Seed of the draw of pairs.
         batch_size: Words in one forward pass.
@@ -115,7 +113,7 @@ def distances(
     check_at_least("max_pairs", max_pairs, 1)
     first, second, weights = _pairs(dataset.prefix_weights(weighting), max_pairs, torch.Generator().manual_seed(seed))
     true = dataset.prefix_beliefs
-    (read,) = read_beliefs(model, dataset, [probe], token_map=token_map, batch_size=batch_size)
+    (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
     spaces = (read, true, true @ dataset.process.emissions)
     represented, between_true, next_token = ((space[first] - space[second]).norm(dim=1) for space in spaces)
     n_pairs = dataset.n_prefixes * (dataset.n_prefixes - 1) // 2

@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import check_choice
+from msp_lens._distributed import own_path, process_count, share, total
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, check_weighting, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
@@ -21,7 +22,6 @@ from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
 from msp_lens.moments.grid import MAX_BYTES
 from msp_lens.moments.pass_progress import PassCheckpoint
-from msp_lens.moments.reduce import own_path, process_count, reduce_sum, shard
 from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solvers import Solver, as_solver
 from msp_lens.probing.belief_probe import BELIEF
@@ -118,7 +118,7 @@ def probe(
             max_bytes=max_bytes,
             seed=seed,
         )
-        share = words = shard(len(data.labelled.tokens))
+        own_words = words = share(len(data.labelled.tokens))
         observers = [data.regret] if data.regret is not None else []
         checkpoint = progressed = None
         if resume is not None:
@@ -128,7 +128,7 @@ def probe(
             checkpoint = PassCheckpoint(own_path(resume), decisive)
             progressed = checkpoint.resume()
         if progressed is not None:
-            words = slice(progressed.n_done, share.stop)
+            words = slice(progressed.n_done, own_words.stop)
             for observer in (*observers, *([data.windows] if data.windows else [])):
                 observer.restore(progressed.sums)
         read = partial(model_rows, data=data.labelled, sites=names, batch_size=batch_size)
@@ -147,7 +147,7 @@ def probe(
             ControlScore(name, "untrained", each.label, each.scores.in_sample, each.scores.held_out)
             for name, twin in twins
             for each in fitted(
-                read(twin, words=share, progress=f"Probing {name}" if progress else None), extras=False
+                read(twin, words=own_words, progress=f"Probing {name}" if progress else None), extras=False
             ).probes
         ]
         if checkpoint is not None:
@@ -156,7 +156,6 @@ def probe(
             report,
             model=model,
             dataset=data.dataset,
-            token_map=data.dataset.token_map if data.dataset else None,
             regret=data.regret.by_position if data.regret else None,
             controls=Controls((*report.controls, *untrained_scores)),
         )
@@ -285,4 +284,4 @@ class _Regret:
     def reduce(self) -> None:
         """Add the sums of all processes, if there are several."""
         if self.by_position is not None:
-            self.by_position = reduce_sum(self.by_position)
+            self.by_position = total(self.by_position)

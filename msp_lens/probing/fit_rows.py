@@ -108,15 +108,10 @@ def fit_report(
     resume_from: PassProgress | None = None,
     progress: bool = False,
 ) -> ProbeReport:
-    """What `probe` and `probe_rows` share; options as for `probe_rows`, and these.
+    """What `probe` and `probe_rows` share. Options are as for `probe_rows`, where they have the same name.
 
-    Args:
-        rows: The rows.
-        sites: The sites of each probe by its label.
-        own_positions: Whether to fit probes to each position on its own too.
-        observers: Other sums over the same pass.
-        checkpoint: Where the sums are saved from time to time.
-        resume_from: An interrupted pass, of which these are the remaining rows.
+    `own_positions` fits probes to each position on its own too; `observers` are other sums over the same pass. The sums
+    are saved to `checkpoint` from time to time; `resume_from` is an interrupted pass whose remaining rows these are.
     """
     groups = {label: tuple(group) for label, group in sites.items()}
     names = tuple(dict.fromkeys(site for group in groups.values() for site in group))

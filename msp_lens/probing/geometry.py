@@ -20,6 +20,7 @@ from scipy.linalg import subspace_angles
 from torch import Tensor
 
 from msp_lens._tables import TableView
+from msp_lens.beliefs.nearest import nearest_distribution
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.hooked import HookedModel, site_label
@@ -118,7 +119,6 @@ def geometry(
     dataset: BeliefDataset,
     *,
     weighting: Weighting,
-    token_map: TokenMap | None = None,
     batch_size: int | None = None,
 ) -> Geometry:
     """The geometry of the belief at each site, with one run of the model to see where read-outs fall.
@@ -128,16 +128,13 @@ def geometry(
         model: The model that they were fitted on.
         dataset: The words that they were fitted on.
         weighting: How much each prefix counts in distances from the simplex.
-        token_map: How the model reads the process's symbols.
         batch_size: Words in one forward pass.
 
     Raises:
         ValueError: if a probe has no moments.
     """
     single = [probe for probe in probes if len(probe.sites) == 1]
-    distances = simplex_distances(
-        model, dataset, single, weighting=weighting, token_map=token_map, batch_size=batch_size
-    )
+    distances = simplex_distances(model, dataset, single, weighting=weighting, batch_size=batch_size)
     sites = tuple(
         SiteGeometry(
             probe.label,
@@ -145,7 +142,7 @@ def geometry(
             effective_dimension(_moments(probe).covariance(probe.sites, probe.sites)),
             effective_dimension(belief_covariance(probe)),
             distance,
-            unembedding_agreement(probe, model, dataset.process, token_map=token_map),
+            unembedding_agreement(probe, model, dataset.process, token_map=dataset.token_map),
         )
         for probe, distance in zip(single, distances, strict=True)
     )
@@ -208,7 +205,6 @@ def simplex_distances(
     probes: Sequence[BeliefProbe],
     *,
     weighting: Weighting = "probability",
-    token_map: TokenMap | None = None,
     batch_size: int | None = None,
 ) -> list[SimplexDistance]:
     """How far each probe's read-outs lie from the simplex, over all prefixes of a dataset, in one pass of the model."""
@@ -216,25 +212,11 @@ def simplex_distances(
     tolerance = 1e-6
     shares = dataset.prefix_weights(weighting)
     found = []
-    for read in read_beliefs(model, dataset, probes, token_map=token_map, batch_size=batch_size):
+    for read in read_beliefs(model, dataset, probes, batch_size=batch_size):
         distance = (read - nearest_distribution(read)).norm(dim=1)
         outside = distance > tolerance
         found.append(SimplexDistance(float(shares @ distance), float(distance.max()), float(shares[outside].sum())))
     return found
-
-
-def nearest_distribution(points: Float64[Tensor, "row state"]) -> Float64[Tensor, "row state"]:
-    """The nearest point of the simplex (Duchi et al. 2008, figure 1).
-
-    Example:
-        >>> nearest_distribution(torch.tensor([[0.5, 0.7, -0.2]], dtype=torch.float64))
-        tensor([[0.4000, 0.6000, 0.0000]], dtype=torch.float64)
-    """
-    descending = points.sort(dim=1, descending=True).values
-    count = torch.arange(1, points.shape[1] + 1, dtype=points.dtype)
-    shifts = (descending.cumsum(dim=1) - 1) / count
-    last = (descending > shifts).sum(dim=1, keepdim=True) - 1
-    return (points - shifts.gather(1, last)).clamp(min=0)
 
 
 def unembedding_agreement(

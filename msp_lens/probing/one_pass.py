@@ -1,7 +1,7 @@
 """One pass over rows: groups of rows are dealt into cells, and every cell has its own moments.
 
-A fold is a union of cells, all rows are the union of folds, and the bootstrap resamples cells: none of it takes a second
-pass.
+A fold is a union of cells, all rows are the union of folds, and the bootstrap resamples cells, so none of it takes a
+second pass.
 """
 
 from __future__ import annotations

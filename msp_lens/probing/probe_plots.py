@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from plotly.graph_objects import Figure as PlotlyFigure
 
-    from msp_lens.data import TokenMap
     from msp_lens.figures.style import ThemeName
     from msp_lens.figures.tokens import Html
 
@@ -42,7 +41,6 @@ class ProbePlots:
         regret_by_position: Regret of the model at each position, in nats.
         process: The process whose beliefs were probed.
         weighting: How much each prefix counts.
-        token_map: How the model reads the process's symbols.
         run_on: Returns the model that was probed and the words that it was probed on, after checking them.
     """
 
@@ -50,7 +48,6 @@ class ProbePlots:
     regret_by_position: Float64[Tensor, "pos"] | None
     process: Process | None
     weighting: Weighting
-    token_map: TokenMap | None
     run_on: Callable[[], tuple[HookedModel, BeliefDataset]]
 
     def __call__(self, *sites: str, word: Sequence[int | str] = (), theme: ThemeName = "light") -> Figure:
@@ -203,7 +200,7 @@ class ProbePlots:
     ) -> tuple[list[BeliefProbe], BeliefDataset, list[Float64[Tensor, "prefix state"]]]:
         probes = self._probes(sites)
         model, dataset = self.run_on()
-        return probes, dataset, read_beliefs(model, dataset, probes, token_map=self.token_map)
+        return probes, dataset, read_beliefs(model, dataset, probes)
 
     def _read_word(
         self, word: Sequence[int | str], sites: Sequence[str]
@@ -215,8 +212,10 @@ class ProbePlots:
             raise ValueError("word is empty: give at least one token.")
         process = dataset.process
         tokens = torch.tensor([token_numbers(process, word)])
-        one = BeliefDataset(process, tokens, filter_beliefs(process, tokens), torch.ones(1).double(), False)
-        return probes, dataset, one, read_beliefs(model, one, probes, token_map=self.token_map)
+        one = BeliefDataset(
+            process, tokens, filter_beliefs(process, tokens), torch.ones(1).double(), False, token_map=dataset.token_map
+        )
+        return probes, dataset, one, read_beliefs(model, one, probes)
 
 
 def window_scores(controls: Controls) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,12 @@ class ProbeReport(TableView, ProbeTables):
         provenance: Process, weighting, split, number of words, fingerprints, seed.
         model: The model that was probed (not saved).
         dataset: The words it was probed on (not saved).
-        token_map: How the model reads the process's symbols, if it has its own vocabulary.
     """
 
     regret: Float64[Tensor, "pos"] | None
     provenance: dict[str, Any]
     model: HookedModel | None
     dataset: BeliefDataset | None
-    token_map: TokenMap | None = None
 
     @property
     def process(self) -> Process | None:
@@ -63,7 +61,7 @@ class ProbeReport(TableView, ProbeTables):
     def plot(self) -> ProbePlots:
         """Pictures: `report.plot("3_post")` shows belief states, `report.plot.scores()` R² at each site, and so on."""
         weighting = self.provenance.get("weighting", "probability")
-        return ProbePlots(self, self.regret, self.process, weighting, self.token_map, self.run_on)
+        return ProbePlots(self, self.regret, self.process, weighting, self.run_on)
 
     def by_state(self) -> pd.DataFrame:
         """Held-out R² of each coordinate of the belief, one row for each probe."""
@@ -100,7 +98,7 @@ class ProbeReport(TableView, ProbeTables):
                 "ProbeReport.load(path, model=model), or probe a model on a process."
             )
         if model_fingerprint(self.model) != self.provenance["model_fingerprint"]:
-            raise ValueError("The model's weights have changed since it was probed: probe it again.")
+            raise ValueError("The model has changed since it was probed: probe it again.")
         return self.model, self.dataset
 
     def distances(
@@ -120,7 +118,6 @@ class ProbeReport(TableView, ProbeTables):
             probe,
             *self.run_on(),
             weighting=self.provenance["weighting"],
-            token_map=self.token_map,
             max_pairs=max_pairs,
             seed=seed,
             batch_size=batch_size,
@@ -138,7 +135,6 @@ class ProbeReport(TableView, ProbeTables):
             self.probes,
             *self.run_on(),
             weighting=self.provenance["weighting"],
-            token_map=self.token_map,
             batch_size=batch_size,
         )
 
@@ -192,6 +188,8 @@ class ProbeReport(TableView, ProbeTables):
             _check_same("model", type(model).__name__, model_fingerprint(model), fingerprint, path)
         if dataset is None and model is not None and "process" in provenance and not provenance["own_dataset"]:
             dataset = _words(provenance)
+        if dataset is not None and dataset.token_map is None and provenance.get("token_map"):
+            dataset = replace(dataset, token_map=TokenMap.from_dict(provenance["token_map"]))
         parts: list[dict[str, Tensor]] = [{} for _ in description["probes"]]
         regret = tensors.pop("regret", None)
         for key, tensor in tensors.items():
@@ -205,7 +203,6 @@ class ProbeReport(TableView, ProbeTables):
             provenance=provenance,
             model=model,
             dataset=dataset,
-            token_map=TokenMap.from_dict(provenance["token_map"]) if provenance.get("token_map") else None,
         )
 
     def summary(self) -> list[str]:

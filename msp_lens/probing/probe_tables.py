@@ -163,5 +163,5 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         """
         rows = {probe.label: dict(probe.scores.mse_by_penalty) for probe in self.probes}
         if not all(rows.values()):
-            raise ValueError("No penalty was chosen: probe with ridge and no penalty, which tries several.")
+            raise ValueError("No penalty was chosen: probe with solver='ridge', which tries several.")
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="site", columns="penalty")

@@ -51,9 +51,7 @@ class Split:
         check_at_least("n_folds", self.n_folds, 2, "cross-validation needs at least two folds")
         check_at_least("subtree_depth", self.subtree_depth, 1)
         if self.subtree_depth is not None and self.by != "subtree":
-            raise ValueError(
-                f"subtree_depth={self.subtree_depth} with split={self.by!r}: only 'subtree' takes a depth."
-            )
+            raise ValueError(f"subtree_depth={self.subtree_depth}: only split='subtree' takes a depth.")
 
 
 def as_split(value: Split | str) -> Split:

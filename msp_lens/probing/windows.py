@@ -17,9 +17,9 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from msp_lens._distributed import process_count, total
 from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.reduce import process_count, reduce_sum
 from msp_lens.moments.scores import CellErrors, score_of
 from msp_lens.moments.solve import least_squares
 from msp_lens.probing.controls import ControlKind, ControlScore
@@ -72,7 +72,7 @@ class TokenWindows:
         targets = batch.targets[BELIEF]
         if self._sums is None or self._reference is None:
             # Center on one mean, the same in all processes: the squares of targets far from 0 would cancel.
-            self._reference = reduce_sum(targets.mean(dim=0)) / process_count()
+            self._reference = total(targets.mean(dim=0)) / process_count()
             width = targets.shape[1]
             self._sums = torch.zeros(n_cells * self._n_categories, width + 1, dtype=torch.float64)
             self._squares = torch.zeros(n_cells, width, dtype=torch.float64)
@@ -101,8 +101,8 @@ class TokenWindows:
     def reduce(self) -> None:
         """Add the sums of all processes, if there are several."""
         if self._sums is not None:
-            self._sums, self._squares = reduce_sum(self._sums), reduce_sum(self._squares)
-            self._rows = reduce_sum(self._rows)
+            self._sums, self._squares = total(self._sums), total(self._squares)
+            self._rows = total(self._rows)
 
     def _categories(self, words: Int[Tensor, "row"], positions: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
         code = torch.zeros(len(words), dtype=torch.int64)

@@ -1,33 +1,32 @@
-"""What generates the data: hidden Markov processes, those of the literature, and how to make more of them."""
+"""What generates the data: hidden Markov processes, those of the literature, and ways to build others."""
 
+from msp_lens.processes.bayes import bayes_children, bayes_step
 from msp_lens.processes.catalog import (
+    bloch_walk,
     coin,
     days_of_week,
     even,
+    frdn,
     golden_mean,
     leaky_rrxor,
     matching_parens,
     mess3,
+    moon,
     mr_name,
     rrxor,
     sns,
     z1r,
 )
+from msp_lens.processes.chains import StateClass
 from msp_lens.processes.compose import Mixture, Product, leaky, mixture, product, with_bos
 from msp_lens.processes.construct import from_moore, random_process
-from msp_lens.processes.generalized import bloch_walk, frdn, moon
+from msp_lens.processes.degeneracy import Degeneracy
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import CATALOG, CatalogEntry, build_process, catalog_entry
 from msp_lens.processes.structure import (
-    Degeneracy,
-    StateClass,
-    communicating_classes,
-    degeneracy,
     emission_rank,
     future_rank,
-    is_irreducible,
     is_minimal,
-    is_unifilar,
     minimal_dimension,
     reach_rank,
 )
@@ -40,22 +39,20 @@ __all__ = [
     "Process",
     "Product",
     "StateClass",
+    "bayes_children",
+    "bayes_step",
     "bloch_walk",
     "build_process",
     "catalog_entry",
     "coin",
-    "communicating_classes",
     "days_of_week",
-    "degeneracy",
     "emission_rank",
     "even",
     "frdn",
     "from_moore",
     "future_rank",
     "golden_mean",
-    "is_irreducible",
     "is_minimal",
-    "is_unifilar",
     "leaky",
     "leaky_rrxor",
     "matching_parens",

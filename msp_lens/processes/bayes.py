@@ -4,9 +4,10 @@ Seeing token x moves a belief b to
 
     b' = b T[x] / (b T[x] w),    where b T[x] w is the probability of x,
 
-with w = 1, or the right eigenvector of a generalized process. `bayes_step` takes each belief along a token of its own,
-`bayes_children` along every token at once. A token counts as impossible where its probability is at most `negligible`;
-the belief after it is NaN. Both work on matrices, on any device, so that sampling and filtering share them.
+with w = 1, or the right eigenvector of a generalized process. `bayes_step` moves each belief by its own token,
+`bayes_children` by every token at once, and `normalized` divides products b T[x] that were computed elsewhere. A token
+counts as impossible where its probability is at most `negligible`; the belief after it is NaN. All three work on bare
+matrices, on any device, so that sampling and filtering share them.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def bayes_step(
         (tensor([[0., 1.]], dtype=torch.float64), tensor([0.3333], dtype=torch.float64))
     """
     joint = einsum(beliefs, transitions[tokens], "row i, row i j -> row j")
-    return _normalized(joint, joint @ right_eigenvector, negligible)
+    return normalized(joint, right_eigenvector, negligible=negligible)
 
 
 def bayes_children(
@@ -49,13 +50,15 @@ def bayes_children(
 ) -> tuple[Float64[Tensor, "row token state"], Float64[Tensor, "row token"]]:
     """The belief after every token, and the probability of each; NaN and 0 where a token is impossible."""
     joint = einsum(beliefs, transitions, "row i, token i j -> row token j")
-    return _normalized(joint, joint @ right_eigenvector, negligible)
+    return normalized(joint, right_eigenvector, negligible=negligible)
 
 
-def _normalized(
-    joint: Float64[Tensor, "*row state"], probabilities: Float64[Tensor, "*row"], negligible: float
+def normalized(
+    joint: Float64[Tensor, "*row state"], right_eigenvector: Float64[Tensor, "state"], *, negligible: float = 0.0
 ) -> tuple[Float64[Tensor, "*row state"], Float64[Tensor, "*row"]]:
+    """The belief for each product b T[x], which is overwritten, and the probability of its token."""
+    probabilities = joint @ right_eigenvector
     # A NaN belief has NaN probabilities, which are not above anything: it stays NaN.
     possible = probabilities > negligible
-    beliefs = torch.where(possible.unsqueeze(-1), joint / probabilities.unsqueeze(-1), torch.nan)
+    beliefs = joint.div_(torch.where(possible, probabilities, torch.nan).unsqueeze(-1))
     return beliefs, torch.where(possible, probabilities, 0.0)

@@ -1,7 +1,11 @@
-"""The named hidden Markov processes of the literature.
+"""The named processes of the literature: hidden Markov processes first, then generalized ones.
 
-Each function returns a `Process`; its docstring gives the source, what the parameters mean and their legal
-range. The defaults are those of the source and appear in the process's `repr`.
+Each function returns a `Process`; its docstring gives the source, the meaning of the parameters and their legal
+ranges. The defaults are those of the source and appear in the process's `repr`.
+
+The generalized processes, quantum and post-quantum, need fewer dimensions than any hidden Markov process with the same
+words; for some the latter would need infinitely many states. Their beliefs have entries of either sign and cannot be
+read as distributions over hidden states; see `Process`.
 """
 
 from __future__ import annotations
@@ -16,18 +20,19 @@ from msp_lens.processes.process import Process
 from msp_lens.processes.registry import check_range, from_edges, named, refuse
 
 PROBABILITY = "it is a probability"
+REAL = "(-∞, ∞)"
 
 
 @named(finite=False)
 def mess3(x: float = 0.05, a: float = 0.85) -> Process:
-    """Three states that hide behind three tokens: beliefs form a fractal on the triangle.
+    """Three states behind three noisy tokens: beliefs form a fractal on the triangle.
 
     T[k, i, j] = (a if j = k else (1-a)/2) · (1-2x if i = j else x).
 
     Args:
-        x: Probability of moving to each of the other states, in (0, 0.5]: at 0 no state is ever left. The paper's
-            is 0.05.
-        a: Probability that the token names the state arrived at, in [0, 1]. The paper's is 0.85.
+        x: Probability of moving to each of the other states, in (0, 0.5]; at 0 no state is ever left. The paper's
+            value is 0.05.
+        a: Probability that the token names the state arrived at, in [0, 1]. The paper's value is 0.85.
             Elsewhere (x, a) = (0.15, 0.6) is common: say which you use.
 
     Source: Marzen & Crutchfield 2017, "Nearly maximally predictive features and their dimensions"; parameters of
@@ -35,7 +40,7 @@ def mess3(x: float = 0.05, a: float = 0.85) -> Process:
     """
     check_range("mess3", "x", x, "(0, 0.5]", "the probability of staying is 1 - 2x, and at 0 no state is ever left")
     check_range("mess3", "a", a, "[0, 1]", PROBABILITY)
-    # Made as float64: a float32 rounding of x would be normalized away differently from machine to machine.
+    # In float64 from the start: a float32 rounding of x would be normalized differently from machine to machine.
     moves = torch.full((3, 3), x, dtype=torch.float64).fill_diagonal_(1 - 2 * x)
     emits = torch.full((3, 3), (1 - a) / 2, dtype=torch.float64).fill_diagonal_(a)
     transitions = emits[:, None, :] * moves[None, :, :]
@@ -46,7 +51,7 @@ def mess3(x: float = 0.05, a: float = 0.85) -> Process:
 
 @named(finite=True)
 def z1r(p: float = 0.5) -> Process:
-    """Zero-One-Random: a 0, a 1, then a random token, for ever.
+    """Zero-One-Random: a 0, a 1, then a random token, and so on.
 
     Args:
         p: Probability that the random token is 1, in [0, 1].
@@ -60,9 +65,9 @@ def z1r(p: float = 0.5) -> Process:
 
 @named(finite=True)
 def rrxor(p1: float = 0.5, p2: float = 0.5) -> Process:
-    """Random-Random-XOR: two random bits, then their exclusive or, for ever.
+    """Random-Random-XOR: two random bits, then their exclusive or, and so on.
 
-    From S the first bit is drawn, from 0 or 1 the second; T and F emit the exclusive or.
+    State S emits the first bit, states 0 and 1 the second; T and F emit the exclusive or.
 
     Args:
         p1: Probability that the first bit is 0, in [0, 1].
@@ -88,7 +93,7 @@ def rrxor(p1: float = 0.5, p2: float = 0.5) -> Process:
 
 @named(finite=True)
 def golden_mean(p: float = 0.5) -> Process:
-    """No two 1s in a row: after a 1 comes a 0.
+    """No two 1s in a row: every 1 is followed by a 0.
 
     Args:
         p: Probability of a 1 where one is allowed, in [0, 1].
@@ -116,12 +121,12 @@ def even(p: float = 0.5) -> Process:
 
 @named(finite=True)
 def coin(p: float = 0.5) -> Process:
-    """A biased coin: one state, nothing to know.
+    """A biased coin: one state, and nothing to infer.
 
     Args:
         p: Probability of a 0, in [0, 1].
 
-    Source: none needed, the case without memory.
+    Source: none needed; this is the process without memory.
     """
     check_range("coin", "p", p, "[0, 1]", PROBABILITY)
     return Process([[[p]], [[1 - p]]], name="coin", states=("C",), parameters={"p": p})
@@ -133,7 +138,8 @@ def sns(p: float = 0.5, q: float = 0.5) -> Process:
 
     Args:
         p: Probability of leaving A for B (emitting 0), in [0, 1].
-        q: Probability of leaving B for A (emitting 1), in [0, 1]. Not both 0: no state would ever be left.
+        q: Probability of leaving B for A (emitting 1), in [0, 1]. p and q may not both be 0: no state would ever be
+            left.
 
     Source: Crutchfield 1994; Marzen & Crutchfield 2015, "Informational and causal architecture of discrete-time
     renewal processes".
@@ -148,16 +154,16 @@ def sns(p: float = 0.5, q: float = 0.5) -> Process:
 
 @named(finite=False)
 def leaky_rrxor(p1: float = 0.5, p2: float = 0.5, epsilon: float = 0.1) -> Process:
-    """Random-Random-XOR that forgets: now and then any token, and any state after it.
+    """Random-Random-XOR that sometimes forgets: it emits any token and jumps to any state.
 
     T = (1-ε) T_rrxor + ε/10 in every entry, 2 tokens × 5 states.
 
     Args:
         p1: Probability that the first bit is 0, in [0, 1].
         p2: Probability that the second bit equals the first, in [0, 1].
-        epsilon: Probability of a leak, in [0, 1]: at 0 there is none, at 1 nothing else.
+        epsilon: Probability of a leak, in [0, 1].
 
-    Source: simplexity, the generator library of Simplex (which names no ε; 0.1 is ours).
+    Source: simplexity, the generator library of Simplex (which has no default ε; 0.1 is ours).
     """
     check_range("leaky_rrxor", "p1", p1, "[0, 1]", PROBABILITY)
     check_range("leaky_rrxor", "p2", p2, "[0, 1]", PROBABILITY)
@@ -167,16 +173,17 @@ def leaky_rrxor(p1: float = 0.5, p2: float = 0.5, epsilon: float = 0.1) -> Proce
 
 @named(finite=False)
 def matching_parens(open_prob: float | Sequence[float] = 0.5, depth: float | None = None) -> Process:
-    """Parentheses that match: the state is how many are open.
+    """Matching parentheses: the state is the number of open ones.
 
-    Depth i opens one more with probability p_i, else closes one. At depth 0 one can only open, at the last only close.
+    At depth i another parenthesis opens with probability p_i; otherwise one closes. At depth 0 one can only open, at
+    the last depth only close.
 
     Args:
-        open_prob: Probability of opening at every depth between, in (0, 1): at 0 or 1 some depths would never be
+        open_prob: Probability of opening at every depth in between, in (0, 1): at 0 or 1 some depths would never be
             visited again. Or the sequence p_0 … p_depth, which begins with 1 and ends with 0.
-        depth: How deep parentheses may nest, a whole number ≥ 1; 3 where a sequence does not say it.
+        depth: How deep parentheses may nest, a whole number ≥ 1; by default 3, or what the sequence implies.
 
-    Source: simplexity, the generator library of Simplex (which names no probabilities; ½ and 3 are ours).
+    Source: simplexity, the generator library of Simplex (which has no defaults; ½ and 3 are ours).
     """
     reason = "at 0 or 1 some depths would never be visited again"
     if isinstance(open_prob, Sequence):
@@ -201,28 +208,26 @@ def matching_parens(open_prob: float | Sequence[float] = 0.5, depth: float | Non
 
 def _whole(depth: float) -> int:
     if not (math.isfinite(depth) and depth >= 1 and depth == int(depth)):
-        rule = "depth must lie in 1, 2, 3, …, since it is how many parentheses may be open"
+        rule = "depth must lie in 1, 2, 3, …, since it is the number of parentheses that may be open"
         refuse("matching_parens", {"depth": depth}, rule)
     return int(depth)
 
 
 @named(finite=True)
 def mr_name(p: float = 0.4, q: float = 0.25) -> Process:
-    """Mr. is followed by a name: each word depends on the one before, and each state is the word it emitted.
+    """A Markov chain of four words in which Mr. is always followed by a name: each state is the word just emitted.
 
     Args:
         p: Probability that Something is followed by Blah, and Blah by Something; p ≥ 0.
         q: Probability that either is followed by Mr.; q ≥ 0. p + q ≤ 1, since either repeats itself with probability
-            1 - p - q; and not both are 0, since then neither would be left.
+            1 - p - q, and they may not both be 0, since then neither would ever be left.
 
     Source: simplexity, the generator library of Simplex, and its tests for p and q.
     """
     check_range("mr_name", "p", p, "[0, 1]", PROBABILITY)
     check_range("mr_name", "q", q, "[0, 1]", PROBABILITY)
     if not 0 < p + q <= 1:
-        rule = (
-            "p + q must lie in (0, 1], since 1 - p - q is the probability of repeating, and at 0 nothing else happens"
-        )
+        rule = "p + q must lie in (0, 1], since 1 - p - q is the probability of repeating, which may not be 1"
         refuse("mr_name", {"p": p, "q": q}, rule)
     words = ("Mr.", "Something", "Blah", "name")
     repeat = 1 - p - q
@@ -233,10 +238,11 @@ def mr_name(p: float = 0.4, q: float = 0.25) -> Process:
 
 @named(finite=True)
 def days_of_week() -> Process:
-    """The day it is, or what is said of it: names of days, tomorrow, yesterday, weekend, weekday.
+    """Days of the week: tokens name a day, or say tomorrow, yesterday, weekend or weekday.
 
-    Of 15 parts, 5 go to the name of the day that follows, 1 to that of every other day (and it is that day then), 1
-    each to tomorrow and yesterday (which move on and back), weekend (Saturday or Sunday) and weekday (any of five).
+    The name of the next day has probability 5/15 and that of each other day 1/15, and the state becomes the day named.
+    The other tokens have probability 1/15 each: tomorrow and yesterday move the day on or back, weekend makes it
+    Saturday or Sunday, and weekday any of the other five.
 
     Source: simplexity, the generator library of Simplex.
     """
@@ -252,3 +258,99 @@ def days_of_week() -> Process:
         transitions[10, today, :5] = 1 / 5
     tokens = (*days, "tomorrow", "yesterday", "weekend", "weekday")
     return Process(transitions / 15, name="days_of_week", states=days, tokens=tokens)
+
+
+@named(finite=False)
+def bloch_walk(alpha: float = 1.0, beta: float = math.sqrt(51)) -> Process:
+    """A qubit measured weakly along one of two axes at random: its beliefs fill a disk of the Bloch sphere.
+
+    A belief is (1, x, z), where (x, z) is the Bloch vector of the state. Tokens 0 and 1 are the outcomes of the
+    measurement along z, with Kraus operators γ(α ± β σ_z), and 2 and 3 those along x.
+
+    Args:
+        alpha: Weight of leaving the state alone, any real number. The paper's value is 1.
+        beta: Weight of the measurement, any real number but 0, at which nothing is measured. Only β/α matters; the
+            paper's β is √51. (All weights give probabilities ≥ 0.)
+
+    Source: Riechers, Elliott & Shai 2025 (arXiv 2507.07432).
+    """
+    check_range("bloch_walk", "alpha", alpha, REAL, "it is a weight")
+    check_range("bloch_walk", "beta", beta, REAL, "it is a weight")
+    if beta == 0:
+        refuse("bloch_walk", {"beta": beta}, "beta must lie in (-∞, 0) or (0, ∞), since at 0 nothing is measured")
+    ratio, d = math.hypot(alpha, beta), 1 / 4
+    c, s = alpha / ratio, beta / ratio
+    m, o = (c * c - s * s) / 4, c * s / 2
+    transitions = [
+        *([[d, 0, sign * o], [0, m, 0], [sign * o, 0, d]] for sign in (1, -1)),
+        *([[d, sign * o, 0], [sign * o, d, 0], [0, 0, m]] for sign in (1, -1)),
+    ]
+    return Process(
+        transitions,
+        name="bloch_walk",
+        states=("1", "x", "z"),
+        initial=[1.0, 0, 0],
+        right_eigenvector=[1.0, 0, 0],
+        parameters={"alpha": alpha, "beta": beta},
+    )
+
+
+@named(finite=False)
+def frdn(alpha: float = 2000.0, lam: float = 0.49) -> Process:
+    """Runs of 1s of length n between 0s, with probability λ^n sin²(nα/2): no finite quantum machine generates them.
+
+    A run of length 0 has the remaining probability. This is the process of Fanizza, Lumbreras & Winter, in four
+    dimensions.
+
+    Args:
+        alpha: Angle in radians by which the hazard turns with each 1, any real number. The paper's value is 2000.
+        lam: λ, the factor by which long runs get rarer, in [0, 1), and such that the probabilities of all runs ≥ 1 sum
+            to at most 1: always true for λ ≤ ½, and dependent on α above. The paper's value is 0.49.
+
+    Source: Fanizza, Lumbreras & Winter 2024, "Quantum theory in finite dimension cannot explain every general process
+    with finite memory"; parameters of Riechers, Elliott & Shai 2025 (arXiv 2507.07432).
+    """
+    check_range("frdn", "alpha", alpha, REAL, "it is an angle")
+    check_range("frdn", "lam", lam, "[0, 1)", "runs of 1s end")
+    cos, sin = math.cos(alpha), math.sin(alpha)
+    D = 1 - 2 * lam * cos + lam**2
+    runs = (lam / (1 - lam) - lam * (cos - lam) / D) / 2
+    if runs > 1:
+        rule = f"lam must lie in [0, 1) and the probabilities λ^n sin²(nα/2) must sum to at most 1, not to {runs:.4g}"
+        refuse("frdn", {"alpha": alpha, "lam": lam}, f"{rule}: any lam up to 0.5 will do")
+    a, b = (1 - lam * cos + lam * sin) / D, (1 - lam * cos - lam * sin) / D
+    reset = torch.tensor([1 - (2 / (1 - lam) - a - b) / 4, 1 / (2 * (1 - lam)), -a / 4, -b / 4], dtype=torch.float64)
+    stop = torch.tensor([1, 1 - lam, 1 + lam * (sin - cos), 1 - lam * (sin + cos)], dtype=torch.float64)
+    turn = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, cos, -sin], [0, 0, sin, cos]], dtype=torch.float64)
+    return Process(
+        torch.stack([torch.outer(stop, reset), lam * turn]),
+        name="frdn",
+        right_eigenvector=[1.0, 1, 1, 1],
+        parameters={"alpha": alpha, "lam": lam},
+    )
+
+
+@named(finite=False)
+def moon(alpha: float = math.e, beta: float = 0.5) -> Process:
+    """Beliefs on the arc (v, -1 - ln v, -1): post-quantum, so that no finite quantum machine generates it.
+
+    A 0 sets v to 1, and tokens 1 and 2 multiply it by α and β. The weight of the next 0 is v - 1 - ln v ≥ 0, so that a
+    word that brings v back to 1 is never followed by a 0.
+
+    Args:
+        alpha: Factor of token 1, in (0, ∞). The paper's value is e.
+        beta: Factor of token 2, in (0, ∞). The paper's value is ½. The two may not both be 1: v would never change, and
+            no 0 would come again. (v - 1 - ln v ≥ 0 for all v > 0, so every other pair defines a process.)
+
+    Source: Riechers, Elliott & Shai 2025 (arXiv 2507.07432).
+    """
+    check_range("moon", "alpha", alpha, "(0, ∞)", "its logarithm is taken")
+    check_range("moon", "beta", beta, "(0, ∞)", "its logarithm is taken")
+    if alpha == beta == 1:
+        rule = "alpha and beta must lie in (0, ∞) and not both be 1, since then no 0 would come again"
+        refuse("moon", {"alpha": alpha, "beta": beta}, rule)
+    factors = [[[v, 0, 0], [0, 1, 0], [0, math.log(v), 1]] for v in (alpha, beta)]
+    restart = [[1, -1, -1], [1, -1, -1], [0, 0, 0]]
+    transitions = torch.tensor([restart, *factors], dtype=torch.float64)
+    radius = torch.linalg.eigvals(transitions.sum(dim=0)).abs().max()
+    return Process(transitions / radius, name="moon", generalized=True, parameters={"alpha": alpha, "beta": beta})

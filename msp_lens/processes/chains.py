@@ -1,11 +1,13 @@
-"""What follows from matrices alone: classes of states, fixed vectors, the spans that words can reach.
+"""What follows from matrices alone: classes of states, fixed vectors, the spans that words reach, and ranks.
 
 A chain's states fall into classes of mutually reachable ones; a class that no transition leaves is closed, and a chain
-has one stationary distribution exactly if it has one closed class. A fixed vector solves v S = v. The span of all
-v T[x1] … T[xn] is found one letter at a time, with an orthonormal basis that grows until it no longer does.
+has a unique stationary distribution exactly if it has one closed class. A fixed vector solves v S = v. The span of all
+v T[x1] … T[xn] is found one token at a time, by extending an orthonormal basis until it stops growing.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,12 +15,25 @@ from jaxtyping import Float64
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-# A direction counts as new where it sticks out of the span by more than this share of the matrices' norm.
+# Directions smaller than this share of the matrices' norm, or of the largest direction, are rounding.
 RANK_TOLERANCE = 1e-9
 
 
+@dataclass(frozen=True)
+class StateClass:
+    """States that can all be reached from one another.
+
+    Attributes:
+        states: Their names.
+        is_closed: Whether no transition leaves them, so that a process that enters stays.
+    """
+
+    states: tuple[str, ...]
+    is_closed: bool
+
+
 def communicating_classes(chain: Float64[Tensor, "state state"]) -> list[tuple[list[int], bool]]:
-    """The sets of mutually reachable states, each with whether no transition leaves it; by their first state."""
+    """The sets of mutually reachable states, each with whether it is closed, in the order of their first states."""
     reachable = (chain > 0).numpy()
     n_classes, labels = connected_components(reachable, directed=True, connection="strong")
     members = sorted(np.flatnonzero(labels == k).tolist() for k in range(n_classes))
@@ -35,7 +50,7 @@ def stationary_distribution(chain: Float64[Tensor, "state state"]) -> Float64[Te
     right_side = torch.zeros(n_states + 1, dtype=torch.float64)
     right_side[-1] = 1.0
     solution = torch.linalg.lstsq(equations, right_side.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-    # States outside the closed class are left for good: exactly 0, not a rounding error either side of it.
+    # States outside the closed class are left for good: their share is exactly 0, not a rounding error.
     stationary = torch.zeros_like(solution)
     stationary[closed[0]] = solution[closed[0]].clamp(min=0)
     return stationary / stationary.sum()
@@ -52,16 +67,22 @@ def reached_span(
 ) -> Float64[Tensor, "dimension state"]:
     """An orthonormal basis of the span of `start T[x1] … T[xn]` over all words, the empty one included.
 
-    Each round multiplies the newest directions by every matrix, removes what lies in the span already, and keeps of
-    the rest the singular directions above `RANK_TOLERANCE` of the largest matrix norm: at most one round a state.
+    Each round multiplies the newest directions by every matrix, projects out the span found so far, and keeps those
+    singular directions of the rest that exceed `RANK_TOLERANCE` of the largest matrix norm. There is at most one round
+    for each state.
     """
     smallest = RANK_TOLERANCE * float(torch.linalg.matrix_norm(matrices, 2).max())
     basis = newest = (start / start.norm()).unsqueeze(0)
     while len(newest) and len(basis) < len(start):
         steps = (newest @ matrices).flatten(0, 1)
-        for _ in range(2):  # Twice is enough: once leaves rounding errors along the span.
+        for _ in range(2):  # Projecting once leaves rounding errors along the span; twice is enough.
             steps = steps - steps @ basis.T @ basis
         _, sizes, directions = torch.linalg.svd(steps, full_matrices=False)
         newest = directions[sizes > smallest]
         basis = torch.cat([basis, newest])
     return basis
+
+
+def matrix_rank(matrix: Float64[Tensor, "row column"]) -> int:
+    """How many singular values exceed `RANK_TOLERANCE` of the largest."""
+    return int(torch.linalg.matrix_rank(matrix, rtol=RANK_TOLERANCE))

@@ -1,7 +1,8 @@
-"""Processes made of others: mixtures and products of them, leaky ones, and with a BOS token.
+"""Processes made of others: mixtures, products, leaky processes, and processes with a BOS token.
 
-A mixture is one of its components for ever, unknown which: its matrices are block-diagonal. A product runs its
-factors side by side, independently: its matrices are Kronecker products, its tokens tuples of the factors' tokens.
+A mixture is one of its components, chosen once and unknown to the observer: its matrices are block-diagonal. A
+product runs its factors in parallel, independently: its matrices are Kronecker products, and its tokens tuples of the
+factors' tokens.
 """
 
 from __future__ import annotations
@@ -17,12 +18,9 @@ from torch import Tensor
 from msp_lens.processes.process import Process
 from msp_lens.processes.validation import validated_distribution
 
-# Entries of all matrices together: 1 GiB.
-MAX_ENTRIES = 2**27
-
 
 class Mixture(Process, kind="mixture"):
-    """One of several processes, chosen once and for ever; make it with `mixture`.
+    """One of several processes, chosen once; made by `mixture`.
 
     Attributes:
         components: The processes.
@@ -63,16 +61,16 @@ class Mixture(Process, kind="mixture"):
         )
 
     def component_beliefs(self, beliefs: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch component"]:
-        """The posterior over components: how much of each belief lies in each component's states."""
+        """The posterior over components: the share of each belief that lies in each component's states."""
         shares = beliefs * self.right_eigenvector.to(beliefs)
         return torch.stack([shares[..., block].sum(dim=-1) for block in self._blocks], dim=-1)
 
     def state_beliefs(
         self, beliefs: Float[Tensor, "*batch state"], component: int
     ) -> Float[Tensor, "*batch component_state"]:
-        """The belief within a component, given that it is the one: what filtering by that component alone gives.
+        """The belief within a component, given that component: what filtering by it alone gives.
 
-        Where the component is ruled out there is no such belief, and the row is 0.
+        Where the component is ruled out the belief is undefined, and the row is 0.
 
         Raises:
             ValueError: if there is no such component.
@@ -97,7 +95,7 @@ class Mixture(Process, kind="mixture"):
 
 
 class Product(Process, kind="product"):
-    """Several processes side by side, a token of each at every position; make it with `product`.
+    """Several independent processes in parallel, with a token of each at every position; made by `product`.
 
     Attributes:
         factors: The processes.
@@ -129,7 +127,7 @@ class Product(Process, kind="product"):
         """
         _check_index(factor, len(self.factors), f"{self.name} has factors")
         marginal = beliefs.unflatten(-1, [part.n_states for part in self.factors])
-        # From the last axis to the first: the factor's own is the last one left after those behind it are gone.
+        # From the last axis to the first: once the axes behind it are summed out, the factor's own axis is the last.
         for k in reversed(range(len(self.factors))):
             if k != factor:
                 axis = -1 if k > factor else -2
@@ -138,7 +136,7 @@ class Product(Process, kind="product"):
         return marginal
 
     def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
-        """Each token as the tokens of the factors.
+        """Each token as one token for each factor.
 
         Raises:
             ValueError: if a token is outside the vocabulary.
@@ -149,7 +147,7 @@ class Product(Process, kind="product"):
         return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
 
     def join_tokens(self, tokens: Int[Tensor, "*batch factor"]) -> Int[Tensor, "*batch"]:
-        """The token that stands for a token of each factor; undoes `split_tokens`.
+        """The token made of one token for each factor; the inverse of `split_tokens`.
 
         Raises:
             ValueError: if there is not one token for each factor, or one is outside its factor's vocabulary.
@@ -181,10 +179,10 @@ class Product(Process, kind="product"):
 def mixture(
     processes: Sequence[Process], weights: Tensor | np.ndarray | Sequence[float], *, name: str = "mixture"
 ) -> Mixture:
-    """One of several processes for ever, unknown which: a non-ergodic process.
+    """One of several processes, chosen once and unknown to the observer: a non-ergodic process.
 
-    Its tokens are those of all components, equal names being the same token; a belief is about which component it is
-    and the state within it (`Mixture.component_beliefs`, `Mixture.state_beliefs`).
+    Its tokens are those of all components; equal names are the same token. A belief covers which component it is and
+    the state within it (`Mixture.component_beliefs`, `Mixture.state_beliefs`).
 
     Args:
         processes: The components.
@@ -192,7 +190,7 @@ def mixture(
         name: What the mixture is called.
 
     Raises:
-        ValueError: if there are no processes, or the weights are no distribution over them.
+        ValueError: if there are no processes, or the weights are not a distribution over them.
 
     Example:
         >>> from msp_lens.processes.catalog import coin, z1r
@@ -206,10 +204,10 @@ def mixture(
 
 
 def product(processes: Sequence[Process], *, name: str = "product") -> Product:
-    """Several processes side by side, independently: a factored process.
+    """Several processes in parallel, independently: a factored process.
 
-    A token is a tuple of the factors' tokens (`Product.split_tokens`), the first factor's counting most, as is a state;
-    a belief is the product of the factors' beliefs (`Product.factor_beliefs`).
+    A token is a tuple of the factors' tokens (`Product.split_tokens`), numbered with the first factor's token most
+    significant, and so is a state. A belief is the product of the factors' beliefs (`Product.factor_beliefs`).
 
     Args:
         processes: The factors.
@@ -230,10 +228,9 @@ def product(processes: Sequence[Process], *, name: str = "product") -> Product:
 
 
 def leaky(process: Process, epsilon: float) -> Process:
-    """The process with a share ε of its probability spread over everything: (1-ε) T + ε/(n_tokens n_states).
+    """The process with a share ε of its probability spread uniformly: (1-ε) T + ε/(n_tokens n_states).
 
-    It starts as the process does: stationary (in its own stationary distribution) where that is, else in the same
-    distribution.
+    If the process starts in its stationary distribution, so does the leaky one; otherwise the start is the same.
 
     Raises:
         ValueError: if ε is outside [0, 1] or the process is generalized.
@@ -245,7 +242,7 @@ def leaky(process: Process, epsilon: float) -> Process:
     """
     if process.is_generalized:
         raise ValueError(
-            f"{process.name} is a generalized process: it has no hidden states for probability to leak to."
+            f"{process.name} is a generalized process: it has no hidden states to which probability could leak."
         )
     if not 0 <= epsilon <= 1:
         raise ValueError(f"leaky(epsilon={epsilon:g}): epsilon must lie in [0, 1], since it is a probability.")
@@ -262,13 +259,13 @@ def leaky(process: Process, epsilon: float) -> Process:
 
 
 def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> Process:
-    """The process after a BOS token, which comes first and never again; the belief after it is the prior.
+    """The process preceded by a BOS token, which comes first and never again; the belief after it is the prior.
 
-    The token is the last of the alphabet, so that the others keep their numbers; the start state that emits it is
-    the last state. The belief after BOS is the process's initial one, with a 0 for the start state.
+    BOS is the last token of the alphabet, so that the others keep their numbers; the start state that emits it is the
+    last state. The belief after BOS is the process's initial one, with a 0 for the start state.
 
     Args:
-        process: What comes after BOS.
+        process: The process that follows BOS.
         token: Name of the BOS token.
         state: Name of the start state.
 
@@ -291,7 +288,9 @@ def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> P
         tokens=(*process.tokens, token),
         initial=[0.0] * n_states + [1.0],
         parameters=process.parameters,
-        right_eigenvector=torch.cat([process.right_eigenvector, torch.ones(1)]) if process.is_generalized else None,
+        right_eigenvector=torch.nn.functional.pad(process.right_eigenvector, (0, 1), value=1.0)
+        if process.is_generalized
+        else None,
     )
 
 
@@ -305,10 +304,11 @@ def _validated_parts(parts: Sequence[Process], whole: str, what: str) -> tuple[P
 
 
 def _check_size(name: str, n_tokens: int, n_states: int) -> None:
-    if n_tokens * n_states**2 > MAX_ENTRIES:
+    most = 2**27  # 1 GiB
+    if n_tokens * n_states**2 > most:
         raise ValueError(
-            f"{name} would have {n_tokens} matrices of {n_states} × {n_states} states, more than {MAX_ENTRIES} entries "
-            "in all: use fewer or smaller processes."
+            f"{name} would have {n_tokens} matrices of {n_states} × {n_states} states, more than {most} entries in "
+            "all: use fewer or smaller processes."
         )
 
 

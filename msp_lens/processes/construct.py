@@ -1,7 +1,7 @@
-"""Processes from scratch: ordinary hidden Markov models, and random ones.
+"""Processes from scratch: from ordinary hidden Markov models, and at random.
 
-An ordinary (Moore) model emits a token from each state it arrives at, T[x, i, j] = A[i, j] B[j, x], so that the belief
-after a token is the posterior over the state that emitted it.
+An ordinary (Moore) model emits a token from each state at which it arrives, T[x, i, j] = A[i, j] B[j, x], so that the
+belief after a token is the posterior over the state that emitted it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from msp_lens.processes.chains import stationary_distribution
 from msp_lens.processes.process import Process
 from msp_lens.processes.validation import ROUNDING, validated_distribution
 
-# Name of the state that from_moore adds where the first token needs one.
-START = "START"
-
 
 def from_moore(
     transitions: Any,
@@ -33,17 +30,17 @@ def from_moore(
     states: Sequence[str] | None = None,
     tokens: Sequence[str] | None = None,
 ) -> Process:
-    """The process of an ordinary hidden Markov model, whose tokens depend on the state arrived at.
+    """The process of an ordinary hidden Markov model, in which a token depends on the state arrived at.
 
     Args:
         transitions: `[state, state]`, A[i, j] = P(go to j | in i). Or, as the only argument, a fitted model with
             `transmat_`, `emissionprob_` and `startprob_`, such as hmmlearn's CategoricalHMM.
         emissions: `[state, token]`, B[j, x] = P(emit x | arrived at j).
-        initial: Distribution over states *before* the first token, which a transition precedes, as in every
+        initial: Distribution over states *before* the transition to the state that emits the first token, as in every
             `Process`; by default the stationary one.
         startprob: Instead of `initial`, the distribution of the state that *emits* the first token, as in hmmlearn.
-            Where the stationary start does not give it, a state START is added, last, that is left at once and
-            never entered: so the probabilities of words are exactly the model's.
+            If the stationary start does not imply it, a last state START is added that is left at once and never
+            entered, so that word probabilities are exactly the model's.
         name: What the process is called.
         states: Names of the states; numbers by default.
         tokens: Names of the tokens; numbers by default.
@@ -52,8 +49,8 @@ def from_moore(
         A process whose belief after a token is the filtered posterior over the state that emitted it.
 
     Raises:
-        TypeError: if emissions are missing and the first argument is no fitted model.
-        ValueError: if the matrices do not fit together or are no distributions.
+        TypeError: if emissions are missing and the first argument is not a fitted model.
+        ValueError: if the matrices do not fit together or their rows are not distributions.
 
     Example:
         >>> from_moore([[0.9, 0.1], [0.2, 0.8]], [[1.0, 0.0], [0.5, 0.5]]).emissions
@@ -71,13 +68,13 @@ def from_moore(
         startprob = transitions.startprob_ if initial is None and startprob is None else startprob
     if initial is not None and startprob is not None:
         raise ValueError(
-            "initial and startprob: give one of them, the distribution before the first transition or after it."
+            "initial and startprob: give one of them, the distribution before the first transition or the one after it."
         )
     A, B = _stochastic(matrices[0], "transitions"), _stochastic(matrices[1], "emissions")
     if A.shape[0] != A.shape[1] or len(A) != len(B):
         raise ValueError(
-            f"transitions of shape {tuple(A.shape)} and emissions of shape {tuple(B.shape)} do not fit: they need "
-            "[state, state] and [state, token], of the same states."
+            f"transitions of shape {tuple(A.shape)} and emissions of shape {tuple(B.shape)} do not fit: give "
+            "[state, state] and [state, token], with the same states."
         )
     edges = einsum(A, B, "i j, j token -> token i j")
     if startprob is None:
@@ -90,7 +87,7 @@ def from_moore(
     started[:, :-1, :-1] = edges
     started[:, -1, :-1] = (first[:, None] * B).T
     names = [str(i) for i in range(len(A))] if states is None else states
-    return Process(started, name=name, states=(*names, START), tokens=tokens, initial=[0.0] * len(A) + [1.0])
+    return Process(started, name=name, states=(*names, "START"), tokens=tokens, initial=[0.0] * len(A) + [1.0])
 
 
 def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float = 0.0) -> Process:
@@ -100,8 +97,8 @@ def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float =
         n_states: Number of hidden states.
         n_tokens: Size of the alphabet.
         seed: Seed of the randomness.
-        sparsity: Share of the outcomes that are impossible, in [0, 1]. A random cycle through all states always stays
-            possible, so that every state is reached from every other; at 1 only the cycle is left.
+        sparsity: Share of the outcomes that are impossible, in [0, 1]. A random cycle through all states remains
+            possible, so that every state can be reached from every other; at 1 only the cycle is left.
 
     Example:
         >>> random_process(4, 2, seed=0, sparsity=0.5).is_irreducible
@@ -114,7 +111,8 @@ def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float =
     generator = torch.Generator().manual_seed(seed)
     shape = (n_tokens, n_states, n_states)
     weights = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
-    is_kept = torch.rand(shape, generator=generator) >= sparsity
+    # In float32 whatever the default dtype, so that a seed always gives the same process.
+    is_kept = torch.rand(shape, dtype=torch.float32, generator=generator) >= sparsity
     cycle = torch.randperm(n_states, generator=generator)
     is_kept[torch.randint(n_tokens, (n_states,), generator=generator), cycle, cycle.roll(-1)] = True
     weights = torch.where(is_kept, weights, 0.0)
@@ -129,5 +127,5 @@ def _stochastic(rows: Any, what: str) -> Float64[Tensor, "row column"]:
     """A matrix whose rows are distributions."""
     matrix = torch.as_tensor(rows, dtype=torch.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
-        raise ValueError(f"{what} has shape {tuple(matrix.shape)}; it needs two axes, a distribution in each row.")
+        raise ValueError(f"{what} has shape {tuple(matrix.shape)}; it needs two axes, with a distribution in each row.")
     return torch.stack([validated_distribution(row, matrix.shape[1], f"{what}[{i}]") for i, row in enumerate(matrix)])

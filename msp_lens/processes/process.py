@@ -4,8 +4,8 @@ An edge-emitting (Mealy) hidden Markov model is one matrix per token,
 
     T[x, i, j] = P(emit token x and go to state j | in state i),
 
-and the probability of a word is a product of them: P(x1 … xn) = π T[x1] … T[xn] 1. A generalized one drops the
-condition that the entries are probabilities and keeps that those of words are:
+and the probability of a word is a product of them: P(x1 … xn) = π T[x1] … T[xn] 1. In a generalized one the entries
+need not be probabilities, but words still have them:
 
     P(x1 … xn) = π T[x1] … T[xn] w,    Σ_x T[x] w = w,    π Σ_x T[x] = π,    π w = 1.
 """
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from einops import einsum
 from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._random import resolve_generator
-from msp_lens.processes.chains import communicating_classes, stationary_distribution
+from msp_lens.processes.bayes import bayes_step
+from msp_lens.processes.chains import StateClass, communicating_classes, stationary_distribution
+from msp_lens.processes.degeneracy import Degeneracy
 from msp_lens.processes.sampling import OutcomeTable, outcome_table, sample_by_filtering, sample_paths
 from msp_lens.processes.validation import (
     GENERALIZED_TOLERANCE,
@@ -43,34 +44,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.style import ThemeName
-    from msp_lens.processes.structure import Degeneracy
-
-# A generalized process computes a probability of 0 as a difference: rounding leaves ±1e-17 of it.
-NEGLIGIBLE = 1e-12
 
 
 class Process:
     """A stationary process given by labelled transition matrices; immutable, in float64 on the CPU.
 
-    A *generalized* process has matrices with negative entries, too, and there is no hidden state to be in. Its "belief"
-    after a word v is the vector π T[v] / (π T[v] w): entries may be negative and mean nothing by themselves, but
-    the probabilities of all that may follow are linear in it, as they are in an ordinary belief.
+    A *generalized* process may have matrices with negative entries, and then has no hidden states. Its "belief" after a
+    word v is the vector π T[v] / (π T[v] w). Its entries may be negative and mean nothing by themselves, but the
+    probabilities of all futures are linear in it, as they are in an ordinary belief.
 
     Args:
         transitions: `[token, state, state]`, `transitions[x, i, j] = P(emit x, go to j | in i)`. Non-negative;
             for each state the entries over tokens and next states sum to 1 (within 1e-6, then normalized). For a
-            generalized process any finite numbers whose sum over tokens has the eigenvalue 1.
+            generalized process, any finite numbers whose sum over tokens has the eigenvalue 1.
         name: What the process is called in tables and on the command line.
         states: Names of the hidden states; numbers by default.
         tokens: Names of the tokens; numbers by default.
         initial: Distribution over states before the first token; by default the stationary one. For a generalized
-            process any vector π with π w = 1; by default the left eigenvector of eigenvalue 1.
+            process, any vector π with π w = 1; by default the left eigenvector of eigenvalue 1.
         parameters: What the process was built from, for its `repr` and for provenance.
-        right_eigenvector: w of a generalized process, Σ_x T[x] w = w (within 1e-9); makes the process one.
-        generalized: Whether the process is generalized; its right eigenvector is then found where it isn't given.
+        right_eigenvector: w of a generalized process, Σ_x T[x] w = w (within 1e-9). Giving it makes the process
+            generalized.
+        generalized: Whether the process is generalized. Its right eigenvector is computed unless given.
 
     Raises:
-        ValueError: if the matrices are not a process (of a generalized one, short words are tried for negative
+        ValueError: if the matrices do not define a process (for a generalized one, short words are checked for negative
             probabilities), or if there is more than one stationary distribution and `initial` was not given.
 
     Example:
@@ -116,13 +114,13 @@ class Process:
             check_words(self.transitions, self.initial, self.right_eigenvector, name)
 
     def __init_subclass__(cls, *, kind: str | None = None) -> None:
-        """`kind` is the name by which `from_dict` finds the subclass again."""
+        """Register the subclass under `kind`, the name that `to_dict` writes and `from_dict` looks up."""
         if kind is not None:
             Process._kinds[kind] = cls
 
     @property
     def n_tokens(self) -> int:
-        """Size of the token alphabet: the `d_vocab` that a model needs at least."""
+        """Size of the token alphabet, and the smallest `d_vocab` of a model of the process."""
         return self.transitions.shape[0]
 
     @property
@@ -143,8 +141,9 @@ class Process:
 
     @property
     def negligible(self) -> float:
-        """A conditional token probability up to this counts as 0; above 0 only where rounding blurs it."""
-        return NEGLIGIBLE if self.is_generalized else 0.0
+        """The largest conditional token probability that counts as 0."""
+        # In a generalized process a probability of 0 is a difference, of which rounding leaves ±1e-17.
+        return 1e-12 if self.is_generalized else 0.0
 
     @cached_property
     def stationary(self) -> Float64[Tensor, "state"]:
@@ -164,50 +163,80 @@ class Process:
             return vector / overlap
         stationary = stationary_distribution(self.state_transitions)
         if stationary is None:
-            closed = [members for members, is_closed in communicating_classes(self.state_transitions) if is_closed]
-            classes = "; ".join("{" + ", ".join(self.states[i] for i in members) + "}" for members in closed)
+            closed = [each.states for each in self.communicating_classes() if each.is_closed]
             raise ValueError(
-                f"{self.name} is reducible: each of its closed classes of states {classes} has a stationary "
-                "distribution of its own. Give initial=, the distribution over states before the first token."
+                f"{self.name} is reducible: each of its closed classes of states "
+                f"{'; '.join('{' + ', '.join(states) + '}' for states in closed)} has its own stationary "
+                "distribution. Give initial=, the distribution over states before the first token."
             )
         return stationary
 
+    def communicating_classes(self) -> tuple[StateClass, ...]:
+        """The classes of mutually reachable hidden states, in the order of their first states.
+
+        Raises:
+            ValueError: for a generalized process, which has no hidden states.
+
+        Example:
+            >>> Process([[[0.5, 0.5], [0.0, 1.0]]]).communicating_classes()
+            (StateClass(states=('0',), is_closed=False), StateClass(states=('1',), is_closed=True))
+        """
+        if self.is_generalized:
+            raise ValueError(
+                f"{self.name} is a generalized process: it has no hidden states, so none can be reached. Check "
+                "process.is_generalized first."
+            )
+        return tuple(
+            StateClass(tuple(self.states[i] for i in members), is_closed)
+            for members, is_closed in communicating_classes(self.state_transitions)
+        )
+
     @property
     def is_irreducible(self) -> bool:
-        """Whether every hidden state can be reached from every other; see `structure.is_irreducible`."""
-        from msp_lens.processes import structure
+        """Whether every hidden state can be reached from every other.
 
-        return structure.is_irreducible(self)
+        Raises:
+            ValueError: for a generalized process, as in `communicating_classes`.
+        """
+        return len(self.communicating_classes()) == 1
 
     @property
     def is_unifilar(self) -> bool:
-        """Whether state and token determine the next state; see `structure.is_unifilar`."""
-        from msp_lens.processes import structure
+        """Whether a state and the token it emits determine the next state; False for a generalized process.
 
-        return structure.is_unifilar(self)
+        An observer who once knows the state of a unifilar process never loses track of it.
+        """
+        return not self.is_generalized and bool(((self.transitions > 0).sum(dim=2) <= 1).all())
 
     def degeneracy(self) -> Degeneracy:
-        """Whether beliefs are an affine function of next-token probabilities; see `structure.degeneracy`."""
-        from msp_lens.processes import structure
+        """Whether the reachable beliefs are an affine function of the next-token probabilities they lead to.
 
-        return structure.degeneracy(self)
+        Where they are, a good probe of beliefs does not show that a network holds more than its own prediction; where
+        they are not, it does (Shai et al. 2024, sec. 4).
+
+        Example:
+            >>> from msp_lens.processes.catalog import mess3
+            >>> mess3(x=0.05, a=0.85).degeneracy()
+            mess3: emission rank 3 of 3; next-token probabilities show 2 of the 2 dimensions of the reachable beliefs:
+            beliefs are an affine function of them, and a probe alone cannot tell them apart.
+        """
+        return Degeneracy.of_matrices(self.name, self.transitions, self.initial, self.emissions)
 
     def word_log_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
-        """Natural logarithm of each word's probability, `-inf` for impossible ones; does not underflow.
+        """Natural logarithm of each word's probability, `-inf` for impossible words; does not underflow.
 
         Raises:
             ValueError: if a token is outside the vocabulary.
         """
         self.check_tokens(words)
-        forward = self.initial.expand(len(words), -1)
+        beliefs = self.initial.expand(len(words), -1)
         log_probability = torch.zeros(len(words), dtype=torch.float64)
         for tokens in words.T:
-            forward = einsum(forward, self.transitions[tokens], "word i, word i j -> word j")
-            probability = forward @ self.right_eigenvector
-            # An impossible word's forward vector is 0 from here on, and so is the probability of all that follows.
-            probability = torch.where(probability > self.negligible, probability, 0.0)
-            log_probability = log_probability + probability.log()
-            forward = torch.where(probability > 0, 1 / probability, 0.0).unsqueeze(1) * forward
+            # After an impossible token the belief is NaN, and every later token has probability 0.
+            beliefs, probability = bayes_step(
+                beliefs, tokens, self.transitions, self.right_eigenvector, negligible=self.negligible
+            )
+            log_probability += probability.log()
         return log_probability
 
     def word_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
@@ -234,7 +263,7 @@ class Process:
             n_words: How many words.
             length: Tokens in each; `n_ctx + 1` for training, so that every position has a next token.
             seed: Seed of a fresh CPU generator; give this or `generator`.
-            generator: Source of the randomness, on any device; its state moves on.
+            generator: Source of the randomness, on any device; sampling advances it.
         """
         if n_words < 1 or length < 1:
             raise ValueError(f"n_words={n_words}, length={length}: both must be at least 1.")
@@ -266,30 +295,29 @@ class Process:
             )
 
     def plot(self, *, theme: ThemeName = "light") -> Figure:
-        """The hidden Markov chain as a graph: an arrow `token:probability` for whatever can happen in each state.
+        """The hidden Markov chain as a graph, with an arrow `token:probability` for each possible transition.
 
-        States that the chain comes back to for ever are drawn bold.
+        Recurrent states are drawn bold.
 
         Args:
             theme: `"light"` or `"dark"`.
 
         Raises:
-            ValueError: for a generalized process, whose matrices are no probabilities; if there are over 100 states.
+            ValueError: for a generalized process, whose matrices are not probabilities, or for more than 100 states.
         """
         from msp_lens.figures.graphs import plot_generator
 
         if self.is_generalized:
             raise ValueError(
-                f"{self.name} is a generalized process: its matrices are no probabilities of moving between states. "
-                "Draw its mixed states: presentation(process, max_states=30).plot()."
+                f"{self.name} is a generalized process: its matrices are not probabilities of moving between states. "
+                "Draw its mixed states instead: presentation(process, max_states=30).plot()."
             )
-        closed = [members for members, is_closed in communicating_classes(self.state_transitions) if is_closed]
-        recurrent = {state for members in closed for state in members}
+        recurrent = {state for each in self.communicating_classes() if each.is_closed for state in each.states}
         return plot_generator(
             self.transitions.numpy(),
             states=self.states,
             tokens=self.tokens,
-            is_recurrent=[state in recurrent for state in range(self.n_states)],
+            is_recurrent=[state in recurrent for state in self.states],
             title=f"{self.name}({self._arguments()})",
             theme=theme,
         )
@@ -311,18 +339,18 @@ class Process:
         """Rebuild a process from `to_dict`'s values: a mixture as a mixture, a product as a product.
 
         Raises:
-            ValueError: if it is of an unknown kind.
+            ValueError: if its kind is unknown.
         """
         if "kind" not in definition:
             return Process(**definition)
         if definition["kind"] not in Process._kinds:
             known = ", ".join(sorted(Process._kinds))
-            raise ValueError(f"kind={definition['kind']!r}: there is no such kind of process; there are {known}.")
+            raise ValueError(f"kind={definition['kind']!r} is not a kind of process; the kinds are {known}.")
         return Process._kinds[definition["kind"]]._from_parts(definition)
 
     @classmethod
     def _from_parts(cls, definition: Mapping) -> Process:
-        raise NotImplementedError(f"{cls.__name__} is registered as a kind and must say how it is rebuilt.")
+        raise NotImplementedError(f"{cls.__name__} is registered as a kind of process, so it must define _from_parts.")
 
     def to_json(self) -> str:
         """`to_dict` as a JSON string.
@@ -341,7 +369,7 @@ class Process:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that identify the process, whatever it is called and was built from."""
+        """Sixteen hexadecimal digits that identify the process, whatever its name and parameters."""
         definition = Process.to_dict(self)
         identity = {key: value for key, value in definition.items() if key not in ("name", "parameters")}
         canonical = json.dumps(_rounded(identity), sort_keys=True)
@@ -359,7 +387,20 @@ class Process:
 
     def _arguments(self) -> str:
         """What the process was built from, for its `repr`."""
-        return ", ".join(f"{key}={_shown(value)}" for key, value in self.parameters.items())
+        return shown_parameters(self.parameters)
+
+
+def shown_parameters(parameters: Mapping[str, float | Sequence[float]]) -> str:
+    """Parameters as in a call, for a `repr` or an error.
+
+    Example:
+        >>> shown_parameters({"open_prob": [1, 0.5, 0], "depth": 2})
+        'open_prob=(1, 0.5, 0), depth=2'
+    """
+    return ", ".join(
+        f"{key}=({', '.join(f'{v:g}' for v in value)})" if isinstance(value, Sequence) else f"{key}={value:g}"
+        for key, value in parameters.items()
+    )
 
 
 def _rounded(value: Any) -> Any:
@@ -370,7 +411,3 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
     return [_rounded(each) for each in value] if isinstance(value, list) else value
-
-
-def _shown(value: float | Sequence[float]) -> str:
-    return "(" + ", ".join(f"{v:g}" for v in value) + ")" if isinstance(value, Sequence) else f"{value:g}"

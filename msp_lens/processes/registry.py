@@ -1,4 +1,4 @@
-"""The catalog's registry: which named processes there are, and what a listing says of each."""
+"""The catalog's registry: the named processes, how to build them, and what listings show of them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
-from msp_lens.processes.process import Process
+from msp_lens.processes.process import Process, shown_parameters
 
 CATALOG: dict[str, Callable[..., Process]] = {}
-_FINITE: dict[str, bool] = {}
+_FINITE: set[str] = set()
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """What a listing says of a process of the catalog; made by `catalog_entry`.
+    """What listings show of a process of the catalog; made by `catalog_entry`.
 
     Attributes:
-        name: By which `build_process` finds it.
+        name: Its name in the catalog.
         summary: The first line of its docstring.
-        source: Where it comes from.
+        source: Its source in the literature.
         defaults: Its parameters with their default values.
         has_finite_mixed_states: Whether words lead to finitely many beliefs at these defaults.
         process: The process at its defaults.
@@ -38,21 +38,22 @@ class CatalogEntry:
 
 
 def named(*, finite: bool) -> Callable[[Callable[..., Process]], Callable[..., Process]]:
-    """Enter a function into the catalog; `finite` says whether its mixed states are, at its defaults."""
+    """Enter a function in the catalog; `finite` says whether its process has finitely many mixed states by default."""
 
     def enter(build: Callable[..., Process]) -> Callable[..., Process]:
         CATALOG[build.__name__] = build
-        _FINITE[build.__name__] = finite
+        if finite:
+            _FINITE.add(build.__name__)
         return build
 
     return enter
 
 
 def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] | None = None) -> Process:
-    """A process of the catalog by its name.
+    """A process of the catalog, by name.
 
     Raises:
-        KeyError: if there is no such process; the message lists those there are.
+        KeyError: if there is no process of that name; the message lists the names.
         ValueError: if a parameter is unknown or out of range.
 
     Example:
@@ -68,10 +69,10 @@ def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] |
 
 
 def catalog_entry(name: str) -> CatalogEntry:
-    """What a listing says of a process of the catalog.
+    """What listings show of a process of the catalog.
 
     Raises:
-        KeyError: if there is no such process; the message lists those there are.
+        KeyError: if there is no process of that name; the message lists the names.
 
     Example:
         >>> entry = catalog_entry("even")
@@ -87,7 +88,7 @@ def catalog_entry(name: str) -> CatalogEntry:
         summary=documentation.splitlines()[0],
         source=" ".join(source[1].split()) if source else "",
         defaults=process.parameters,
-        has_finite_mixed_states=_FINITE[name],
+        has_finite_mixed_states=name in _FINITE,
         process=process,
     )
 
@@ -105,7 +106,7 @@ def from_edges(
     edges: Mapping[tuple[str, int, str], float],
     parameters: Mapping[str, float | Sequence[float]],
 ) -> Process:
-    """A process from its labelled edges, (from, token, to): probability."""
+    """A process from its labelled edges `(from, token, to): probability`."""
     names = None if isinstance(tokens, int) else tokens
     n_tokens = tokens if isinstance(tokens, int) else len(tokens)
     transitions = torch.zeros(n_tokens, len(states), len(states), dtype=torch.float64)
@@ -115,7 +116,7 @@ def from_edges(
 
 
 def check_range(process: str, parameter: str, value: float, legal: str, reason: str) -> None:
-    """Raise `ValueError` unless `value` lies in an interval written as mathematicians do, such as "(0, 0.5]"."""
+    """Raise `ValueError` unless `value` lies in an interval in mathematical notation, such as "(0, 0.5]"."""
     low, high = (float(end) for end in legal[1:-1].replace("∞", "inf").split(","))
     above = value > low if legal[0] == "(" else value >= low
     below = value < high if legal[-1] == ")" else value <= high
@@ -125,7 +126,4 @@ def check_range(process: str, parameter: str, value: float, legal: str, reason: 
 
 def refuse(process: str, parameters: Mapping[str, float | Sequence[float]], rule: str) -> None:
     """Raise `ValueError` that shows the parameters and the rule they break."""
-    shown = ", ".join(
-        f"{key}={value:g}" if not isinstance(value, Sequence) else f"{key}={value}" for key, value in parameters.items()
-    )
-    raise ValueError(f"{process}({shown}): {rule}.")
+    raise ValueError(f"{process}({shown_parameters(parameters)}): {rule}.")

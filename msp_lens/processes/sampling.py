@@ -1,9 +1,9 @@
-"""Drawing words: along hidden paths where there are some, by filtering where there are none.
+"""Sampling words: along hidden paths if there are any, and otherwise by filtering.
 
-A hidden path is drawn by inverting the cumulative distribution of each state's outcomes (token, next state). All
-states' cumulative distributions lie end to end in one sorted list of integers, so that one binary search finds the
-outcome whatever the state, exactly as precisely as the uniform numbers are drawn. A generalized process has no hidden
-path: each token is drawn from the belief's next-token distribution, and moves the belief.
+A hidden path is drawn by inverting the cumulative distribution of each state's outcomes (token, next state). The
+cumulative distributions of all states lie end to end in one sorted list of integers, so that one binary search finds
+the outcome for any state, as precisely as the uniform numbers are drawn. A generalized process has no hidden path: each
+token is drawn from the belief's next-token distribution and updates the belief.
 """
 
 from __future__ import annotations
@@ -15,22 +15,19 @@ from einops import rearrange
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-# Uniform float64 numbers in [0, 1) are multiples of 2^-53.
-UNIFORM_BITS = 53
-# Numbers held at once while filtering, per array: 32 MiB.
-CHUNK = 2**22
+from msp_lens.processes.bayes import bayes_children
 
 
 @dataclass(frozen=True)
 class OutcomeTable:
-    """The outcomes of probability above 0 of every state, state after state, then those of the start.
+    """The possible outcomes of every state in turn, and last those of the start, which only choose a state.
 
     Attributes:
         bounds: `(state + cumulative probability) · 2^bits`, sorted over the whole table.
-        tokens: The token each outcome emits (-1 for the start's, which only choose a state).
-        origins: Where the state that each outcome leads to begins: `state · 2^bits`.
-        start: Where the start begins.
-        bits: Bits of each uniform number that count.
+        tokens: The token that each outcome emits; -1 for outcomes of the start.
+        origins: `state · 2^bits` for the state to which each outcome leads.
+        start: The same for the start.
+        bits: How many bits of each uniform number are used.
     """
 
     bounds: Int[Tensor, "outcome"]
@@ -41,9 +38,10 @@ class OutcomeTable:
 
 
 def outcome_table(transitions: Float64[Tensor, "token state state"], initial: Float64[Tensor, "state"]) -> OutcomeTable:
-    """The table by which `sample_paths` draws."""
+    """The table from which `sample_paths` draws."""
     n_states = len(initial)
-    bits = min(UNIFORM_BITS, 63 - (n_states + 1).bit_length())
+    # Uniform float64 numbers in [0, 1) are multiples of 2^-53.
+    bits = min(53, 63 - (n_states + 1).bit_length())
     outcomes = rearrange(transitions, "token i j -> i (token j)")
     start = torch.zeros(1, outcomes.shape[1], dtype=torch.float64)
     start[0, :n_states] = initial
@@ -89,21 +87,18 @@ def sample_by_filtering(
 ) -> Int[Tensor, "word pos"]:
     """Words of a generalized process, on the generator's device; probabilities up to `negligible` count as 0."""
     device = generator.device
-    n_tokens, n_states, _ = transitions.shape
-    steps = rearrange(transitions, "token i j -> i (token j)").to(device)
-    weights = right_eigenvector.to(device)
+    transitions, right_eigenvector = transitions.to(device), right_eigenvector.to(device)
     words = torch.empty(n_words, length, dtype=torch.int64, device=device)
-    for chunk in words.split(max(1, CHUNK // (n_tokens * n_states))):
+    # Arrays of at most 32 MiB.
+    for chunk in words.split(max(1, 2**22 // (len(transitions) * len(initial)))):
         belief = initial.to(device).expand(len(chunk), -1)
         every = torch.arange(len(chunk), device=device)
         for position in range(length):
-            joint = rearrange(belief @ steps, "word (token j) -> word token j", token=n_tokens)
-            probabilities = joint @ weights
-            possible = torch.where(probabilities > negligible, probabilities, 0.0)
-            cumulative = _cumulative(possible / possible.sum(dim=1, keepdim=True))
+            children, probabilities = bayes_children(belief, transitions, right_eigenvector, negligible=negligible)
+            cumulative = _cumulative(probabilities / probabilities.sum(dim=1, keepdim=True))
             uniform = torch.rand(len(chunk), 1, dtype=torch.float64, device=device, generator=generator)
             token = (uniform >= cumulative).sum(dim=1)
-            belief = joint[every, token] / probabilities[every, token].unsqueeze(1)
+            belief = children[every, token]
             chunk[:, position] = token
     return words
 

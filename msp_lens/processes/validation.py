@@ -1,4 +1,4 @@
-"""Checks of what a process is made of: an error names the value, the rule and the remedy."""
+"""Checks of the matrices and vectors that define a process."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from torch import Tensor
 from msp_lens.processes.chains import fixed_vectors
 
 ROW_SUM_TOLERANCE = 1e-6
-# Below this a sum differs from 1 only by rounding: such a matrix is kept to the last bit.
+# A sum this close to 1 differs from it only by rounding: such values are kept to the last bit.
 ROUNDING = 1e-12
-# A generalized process is held to its equations within this; its words may be this far below 0.
+# How far a generalized process may violate its equations, and its word probabilities be below 0.
 GENERALIZED_TOLERANCE = 1e-9
-# So many words at most are checked for a negative probability.
-CHECKED_WORDS = 5000
 
 
 def validated_matrices(matrices: Tensor | np.ndarray | Sequence) -> Float64[Tensor, "token state state"]:
-    """One finite square matrix a token, in float64 on the CPU.
+    """One finite square matrix for each token, in float64 on the CPU.
 
     Raises:
         ValueError: naming the shape or the entry.
@@ -30,12 +28,12 @@ def validated_matrices(matrices: Tensor | np.ndarray | Sequence) -> Float64[Tens
     result = torch.as_tensor(matrices, dtype=torch.float64).detach().cpu().clone()
     if result.ndim != 3 or result.shape[1] != result.shape[2] or 0 in result.shape:
         raise ValueError(
-            f"transitions has shape {tuple(result.shape)}; it needs [token, state, state], a square matrix a token."
+            f"transitions has shape {tuple(result.shape)}; it needs [token, state, state], a square matrix per token."
         )
     if not torch.isfinite(result).all():
         token, row, column = (~torch.isfinite(result)).nonzero()[0].tolist()
         raise ValueError(
-            f"transitions[{token}, {row}, {column}] = {float(result[token, row, column]):g}; its entries are finite."
+            f"transitions[{token}, {row}, {column}] = {float(result[token, row, column]):g}: entries must be finite."
         )
     return result
 
@@ -50,8 +48,8 @@ def validated_transitions(transitions: Tensor | np.ndarray | Sequence) -> Float6
     if (matrices < 0).any():
         token, row, column = (matrices < 0).nonzero()[0].tolist()
         raise ValueError(
-            f"transitions[{token}, {row}, {column}] = {float(matrices[token, row, column]):g}; probabilities are "
-            "finite and ≥ 0. (A generalized process, with negative entries, is Process(..., generalized=True).)"
+            f"transitions[{token}, {row}, {column}] = {float(matrices[token, row, column]):g}: probabilities must be "
+            "≥ 0. (For a generalized process, with negative entries, use Process(..., generalized=True).)"
         )
     row_sums = matrices.sum(dim=(0, 2))
     worst = int((row_sums - 1).abs().argmax())
@@ -74,7 +72,7 @@ def validated_distribution(
     """
     vector = _finite_vector(values, length, what)
     if (vector < 0).any():
-        raise ValueError(f"{what}={vector.tolist()} is not a distribution: give finite numbers ≥ 0.")
+        raise ValueError(f"{what}={vector.tolist()} is not a distribution: give numbers ≥ 0.")
     total = float(vector.sum())
     if abs(total - 1) > ROW_SUM_TOLERANCE:
         raise ValueError(f"{what}={vector.tolist()} sums to {total:g}, not to 1: normalize it first.")
@@ -82,10 +80,10 @@ def validated_distribution(
 
 
 def validated_names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...]:
-    """`count` distinct names, numbers by default.
+    """`count` distinct names, by default numbers.
 
     Raises:
-        ValueError: if there are more, fewer, or equal ones.
+        ValueError: if there are more or fewer names, or two are equal.
     """
     if names is None:
         return tuple(str(i) for i in range(count))
@@ -98,10 +96,10 @@ def validated_names(names: Sequence[str] | None, count: int, what: str) -> tuple
 def validated_right_eigenvector(
     matrices: Float64[Tensor, "token state state"], values: Tensor | np.ndarray | Sequence[float] | None
 ) -> Float64[Tensor, "state"]:
-    """The w with Σ_x T[x] w = w: the one given, or the one there is, its largest entry 1.
+    """The w with Σ_x T[x] w = w: the given one, or the unique one, scaled so that its largest entry is 1.
 
     Raises:
-        ValueError: if the given one is not, or if there is none or more than one.
+        ValueError: if the given vector is not an eigenvector, or none was given and there is not exactly one.
     """
     chain = matrices.sum(dim=0)
     if values is None:
@@ -112,16 +110,16 @@ def validated_right_eigenvector(
     if not vector.any() or error > GENERALIZED_TOLERANCE * float(vector.abs().max()):
         raise ValueError(
             f"right_eigenvector={vector.tolist()} is off by {error:.1e}: the sum of the transitions over tokens must "
-            "leave it as it is, Σ_x T[x] w = w, with w ≠ 0."
+            "leave it unchanged, Σ_x T[x] w = w, with w ≠ 0."
         )
     return vector
 
 
 def unique_fixed_vector(chain: Float64[Tensor, "state state"], side: str) -> Float64[Tensor, "state"]:
-    """The one vector, up to its length, with v S = v.
+    """The unique vector, up to its length, with v S = v.
 
     Raises:
-        ValueError: if there is none or more than one.
+        ValueError: if there is none, or more than one.
     """
     fixed = fixed_vectors(chain)
     if len(fixed) == 0:
@@ -141,10 +139,10 @@ def unique_fixed_vector(chain: Float64[Tensor, "state state"], side: str) -> Flo
 def normalized_initial(
     values: Tensor | np.ndarray | Sequence[float], right_eigenvector: Float64[Tensor, "state"]
 ) -> Float64[Tensor, "state"]:
-    """A generalized process's vector before any token, scaled by rounding only so that π w = 1.
+    """A generalized process's vector before any token, checked to have π w = 1 and rescaled to remove rounding.
 
     Raises:
-        ValueError: naming π w where it isn't 1.
+        ValueError: naming π w if it is not 1.
     """
     vector = _finite_vector(values, len(right_eigenvector), "initial")
     total = float(vector @ right_eigenvector)
@@ -161,12 +159,12 @@ def check_words(
     right_eigenvector: Float64[Tensor, "state"],
     name: str,
 ) -> None:
-    """Raise `ValueError` naming the first short word of negative probability, if there is one.
+    """Raise `ValueError` naming a shortest word of negative probability, if a short word has one.
 
-    All words of up to so many tokens are tried that the longest are at most `CHECKED_WORDS`.
+    All words are checked up to the greatest length that has at most 5000 words.
     """
-    n_tokens, forward, length = len(matrices), initial.unsqueeze(0), 0
-    while n_tokens ** (length + 1) <= max(CHECKED_WORDS, n_tokens) and length < CHECKED_WORDS.bit_length():
+    n_tokens, forward, length, most = len(matrices), initial.unsqueeze(0), 0, 5000
+    while n_tokens ** (length + 1) <= max(most, n_tokens) and length < most.bit_length():
         length += 1
         forward = rearrange(einsum(forward, matrices, "word i, token i j -> word token j"), "w t j -> (w t) j")
         probabilities = forward @ right_eigenvector
@@ -175,14 +173,14 @@ def check_words(
             word = [worst // n_tokens**k % n_tokens for k in reversed(range(length))]
             raise ValueError(
                 f"{name} gives the word {word} the probability {float(probabilities[worst]):.3g}: these matrices, "
-                "initial vector and right eigenvector define no process."
+                "initial vector and right eigenvector do not define a process."
             )
 
 
 def _finite_vector(values: Tensor | np.ndarray | Sequence[float], length: int, what: str) -> Float64[Tensor, "state"]:
     vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
     if vector.shape != (length,):
-        raise ValueError(f"{what} has shape {tuple(vector.shape)}; it needs one number per state: ({length},).")
+        raise ValueError(f"{what} has shape {tuple(vector.shape)}; it needs one number for each state: ({length},).")
     if not torch.isfinite(vector).all():
-        raise ValueError(f"{what}={vector.tolist()}: look for NaN or infinity, its entries must be finite.")
+        raise ValueError(f"{what}={vector.tolist()}: entries must be finite; look for NaN or infinity.")
     return vector

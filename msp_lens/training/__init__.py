@@ -1,9 +1,9 @@
-"""Train a model on a process's tokens, measured against the optimum."""
+"""Train a model on a process's tokens, and measure it against the optimal observer."""
 
 from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
 from msp_lens.training.config import TrainingConfig
-from msp_lens.training.loggers import tensorboard_logger, wandb_logger
 from msp_lens.training.loop import train
+from msp_lens.training.metrics import tensorboard_logger, wandb_logger
 from msp_lens.training.presets import PRESETS, Recipe, recipe
 from msp_lens.training.regret import regret_by_position
 from msp_lens.training.training_run import TrainingRun, load_run

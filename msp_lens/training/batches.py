@@ -1,11 +1,11 @@
-"""Fresh words for every step, repeated ones merged, beside what the optimal observer says of them.
+"""Batches of freshly drawn words, with repeated words merged and the optimal observer's predictions added.
 
-Words of n_ctx + 1 tokens are drawn, so that all n_ctx positions have a next token to learn from. Words that read the
-same are given to the model once, and their next tokens counted: the loss, a mean over all tokens drawn,
+Words of n_ctx + 1 tokens are drawn, so that all n_ctx positions have a next token to learn from. The model reads each
+distinct word once, and the tokens that followed it are counted. The loss, a mean over all tokens drawn,
 
     loss = -Σ_words Σ_t Σ_x count(word, t, x) log q(x | word up to t) / (words drawn · n_ctx),
 
-and its gradient are those of the whole batch. RRXOR has 436 words of ten tokens, however many are drawn.
+and its gradient are those of the whole batch. RRXOR has only 436 words of ten tokens, however many are drawn.
 """
 
 from __future__ import annotations
@@ -21,20 +21,16 @@ from torch import Tensor
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.processes.process import Process
 
-# Sampling is cheap in bulk: the words of up to so many steps are drawn at once, and up to so many tokens.
-STEPS_PER_DRAW = 50
-TOKENS_PER_DRAW = 2**21
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """The distinct words of one step.
 
     Attributes:
-        tokens: What the model reads.
-        targets: What it is to predict: the share of all tokens of the batch that follow here and are this one; they
-            sum to 1 over the batches of all processes.
-        optimal: What the optimal observer predicts.
+        tokens: The words that the model reads.
+        targets: The share of all tokens in the batch that come next here and are this token: what the model learns to
+            predict. They sum to 1 over the batches of all processes.
+        optimal: The optimal observer's probability of each next token.
         weights: Each word's share of the words drawn.
     """
 
@@ -48,26 +44,26 @@ class Batch:
         return Batch(*(part.to(device) for part in (self.tokens, self.targets, self.optimal, self.weights)))
 
     def loss(self, log_probabilities: Float[Tensor, "word pos token"]) -> Float[Tensor, ""]:
-        """The cross-entropy, in nats a token: this batch's part of it."""
+        """The batch's part of the cross-entropy, in nats a token."""
         return -(self.targets * log_probabilities).sum()
 
     def regret(self, log_probabilities: Float[Tensor, "word pos token"]) -> Float[Tensor, "pos"]:
-        """KL(optimal ‖ model) at each position, in nats, a mean over the words drawn: this batch's part of it."""
+        """The batch's part of KL(optimal ‖ model) at each position, in nats, a mean over the words drawn."""
         divergence = (torch.special.xlogy(self.optimal, self.optimal) - self.optimal * log_probabilities).sum(dim=2)
         return self.weights @ divergence.float()
 
 
 class Batches:
-    """An endless supply of batches, which a state taken at any step goes on from exactly.
+    """An endless supply of batches that can be continued exactly from any step.
 
     Args:
-        process: What emits the words.
-        batch_size: Words in a step, in all processes together.
-        n_ctx: Tokens that the model reads of each.
+        process: The process that emits the words.
+        batch_size: Number of words in a step, over all processes.
+        n_ctx: Number of tokens that the model reads of each word.
         seed: Seed of the words.
-        share: The words of a step that this process takes, all by default. All processes draw the same.
-        n_ready: How many batches have been taken already, for `state` of that moment.
-        state: Of the generator when the draw now in use began.
+        share: The words of each step that this process takes, all by default. All processes draw the same words.
+        n_ready: Number of batches taken before, when `state` was saved.
+        state: The generator's state at that moment, as `Batches.state` gave it.
     """
 
     def __init__(
@@ -83,7 +79,8 @@ class Batches:
     ) -> None:
         self.process, self.batch_size, self.n_ctx = process, batch_size, n_ctx
         self.share = share or slice(0, batch_size)
-        self.steps_per_draw = max(1, min(STEPS_PER_DRAW, TOKENS_PER_DRAW // (batch_size * (n_ctx + 1))))
+        # Sampling is cheap in bulk: up to 50 steps are drawn at once, as far as they have at most two million tokens.
+        self.steps_per_draw = max(1, min(50, 2**21 // (batch_size * (n_ctx + 1))))
         self._generator = torch.Generator().manual_seed(seed)
         if state is not None:
             self._generator.set_state(state)
@@ -92,7 +89,7 @@ class Batches:
 
     @property
     def state(self) -> Tensor:
-        """The generator's state when the draw began from which the next batch comes."""
+        """The generator's state before the draw that the next batch comes from."""
         at_a_boundary = self._taken % self.steps_per_draw == 0
         return self._generator.get_state() if at_a_boundary else self._state
 
@@ -136,13 +133,14 @@ class Batches:
 def _distinct(
     step: Int[Tensor, "row"], words: Int[Tensor, "row pos"], n_tokens: int
 ) -> tuple[Int[Tensor, "distinct"], Int[Tensor, "row"]]:
-    """Rows that stand for all of the same step and word, step by step, and which of them each row is.
+    """One row for each distinct pair of step and word, ordered by step, and which of them each row equals.
 
-    Words too long to be told apart by one integer hardly ever repeat: each stands for itself.
+    Words too long for their number to fit an integer hardly ever repeat, and none of them are merged.
     """
     rows = torch.arange(len(words))
     if (int(step[-1]) + 1) * n_tokens ** words.shape[1] >= 2**63:
         return rows, rows
+    # torch.unique(dim=0) on the rows would take five times as long.
     powers = n_tokens ** torch.arange(words.shape[1])
     codes = (words * powers).sum(dim=1) + step * n_tokens ** words.shape[1]
     distinct, which = torch.unique(codes, return_inverse=True)

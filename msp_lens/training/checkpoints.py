@@ -1,34 +1,30 @@
-"""The models saved while a training went on: `checkpoints/step-00000100.safetensors` and so on, in a run's folder.
+"""The models saved during a training: `checkpoints/step-00000100.safetensors` and so on, in a run's folder.
 
-Each is a model file like any other, whole by itself: `load_checkpoint` reads it, under either TransformerLens version.
-Its provenance says at which step it was saved, and after how many tokens.
+Each is a complete model file: `load_checkpoint` reads it under either TransformerLens version. Its provenance gives the
+step at which it was saved and the number of tokens predicted until then.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from msp_lens._files import read_header
-from msp_lens.models.hooked import HookedModel
-from msp_lens.models.model_files import Checkpoint, load_checkpoint, save_checkpoint
-from msp_lens.processes.process import Process
+from msp_lens.models.model_files import Checkpoint, load_checkpoint
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """A model on disk, as it was at one moment of its training.
+    """A model on disk, as it was at one step of its training.
 
     Attributes:
-        step: Optimizer steps made; 0 for the untrained model.
-        tokens: Tokens predicted until then.
+        step: Number of optimizer steps made; 0 for the untrained model.
+        tokens: Number of tokens predicted until then.
         path: The file.
     """
 
@@ -46,7 +42,7 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
 
     Raises:
         FileNotFoundError: if the folder holds no checkpoints.
-        ValueError: if a file among them is damaged, or was not saved by a training.
+        ValueError: if one of the files is damaged or was not saved by a training.
 
     Example:
         >>> import tempfile
@@ -58,7 +54,7 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
         >>> [(checkpoint.step, checkpoint.tokens) for checkpoint in saved_checkpoints(folder)]
         [(0, 0), (2, 160)]
     """
-    files = sorted((Path(folder) / CHECKPOINTS_FOLDER).glob("step-*.safetensors"))
+    files = checkpoint_files(folder)
     if not files:
         raise FileNotFoundError(
             f"There are no checkpoints in {Path(folder) / CHECKPOINTS_FOLDER}: train with "
@@ -67,16 +63,14 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
     return tuple(sorted((_described(path) for path in files), key=lambda checkpoint: checkpoint.step))
 
 
+def checkpoint_files(folder: str | Path) -> list[Path]:
+    """The checkpoint files in a run's folder."""
+    return list((Path(folder) / CHECKPOINTS_FOLDER).glob("step-*.safetensors"))
+
+
 def checkpoint_path(folder: str | Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The path of a step's checkpoint."""
     return Path(folder) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
-
-
-def save_training_checkpoint(
-    folder: str | Path, model: HookedModel, *, process: Process, provenance: Mapping[str, Any]
-) -> Path:
-    """Save the model under its provenance's `step`, whole or not at all."""
-    return save_checkpoint(checkpoint_path(folder, provenance["step"]), model, process=process, provenance=provenance)
 
 
 def _described(path: Path) -> SavedCheckpoint:

@@ -1,4 +1,4 @@
-"""How to train: what is optimized, by what, for how long, and what is kept of it."""
+"""How to train: what is optimized, by which optimizer, for how long, and which models are kept."""
 
 from __future__ import annotations
 
@@ -8,42 +8,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from msp_lens._checks import check_at_least, check_choice
+
 Optimizer = Literal["adamw", "muon", "sgd"]
 Schedule = Literal["linear", "cosine", "constant"]
 CheckpointSchedule = Literal["logarithmic", "linear"]
 
-_AT_LEAST_1 = ("steps", "batch_size", "log_every", "save_every", "n_checkpoints")
-_AT_LEAST_0 = ("weight_decay", "warmup_steps")
-_ABOVE_0 = ("learning_rate", "clip_norm", "max_seconds", "target_regret")
-_FROM_0_BELOW_1 = ("momentum", "averaging")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """By default AdamW on freshly sampled words: linear warm-up, then linear decay to 0.
+    """How to train; by default with AdamW on freshly sampled words, with linear warm-up and linear decay to 0.
 
     Attributes:
-        steps: Optimizer steps, at most.
-        batch_size: Words of n_ctx + 1 tokens in a step, in all processes together.
-        optimizer: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks and AdamW for all else.
-        learning_rate: At its peak.
-        betas: AdamW's averaging of gradient and squared gradient.
-        momentum: Of SGD, by default 0, or of Muon, by default .95.
-        weight_decay: AdamW's decoupled weight decay, or SGD's L2 penalty.
+        steps: Largest number of optimizer steps.
+        batch_size: Number of words of n_ctx + 1 tokens in a step, over all processes.
+        optimizer: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks with AdamW for all other weights.
+        learning_rate: The peak learning rate.
+        betas: AdamW's decay rates for the averages of the gradient and its square.
+        momentum: Momentum of SGD (by default 0) or of Muon (by default .95).
+        weight_decay: AdamW's and Muon's decoupled weight decay, or SGD's L2 penalty.
         schedule: After the warm-up: `"linear"` or `"cosine"` decay to 0 at `steps`, or `"constant"`.
-        warmup_steps: Steps over which the learning rate rises.
-        clip_norm: The largest norm that the whole gradient may have; a larger one is scaled down to it.
-        mixed_precision: `"bfloat16"`: matrix products in that format, weights and loss in their own.
-        averaging: Decay of an exponential moving average of the weights, which then is the model trained.
-        max_seconds: Stop after so many seconds of training.
-        target_regret: Stop at this mean regret, in nats; measured every `log_every` steps.
-        log_every: Steps between lines of `metrics.jsonl`.
-        save_every: Steps between savings of what an interrupted training goes on from, where a folder was given.
-        checkpoints: Models to keep in the folder: after these steps, of which 0 is the untrained model; or
-            `n_checkpoints` of them from 0 to `steps`, `"logarithmic"` or `"linear"`. The last step's is kept too.
-        n_checkpoints: How many a schedule keeps; fewer where steps coincide.
-        checkpoints_in: Whether `checkpoints` counts `"steps"` or `"tokens"`; it then means the first step by which
-            so many have been predicted.
+        warmup_steps: Number of steps over which the learning rate rises.
+        clip_norm: Largest norm of the whole gradient; a larger gradient is scaled down to it.
+        mixed_precision: `"bfloat16"` computes matrix products in that format; weights and loss keep their own.
+        averaging: Decay of an exponential moving average of the weights; the trained model has the averaged weights.
+        max_seconds: Stop after this many seconds of training.
+        target_regret: Stop at this mean regret, in nats; it is measured every `log_every` steps.
+        log_every: Number of steps between lines of `metrics.jsonl`.
+        save_every: Number of steps between saves of the state that an interrupted training resumes from, if there
+            is a folder.
+        checkpoints: Which models to keep in the folder: those after these steps (0 is the untrained model), or
+            `n_checkpoints` of them from 0 to `steps`, spaced `"logarithmic"` or `"linear"`. The last step's model is
+            always kept too.
+        n_checkpoints: How many models a schedule keeps; fewer where steps coincide.
+        checkpoints_in: Whether `checkpoints` counts `"steps"` or `"tokens"`; a number of tokens means the first step
+            after which at least that many have been predicted.
     """
 
     steps: int
@@ -67,40 +66,33 @@ class TrainingConfig:
     checkpoints_in: Literal["steps", "tokens"] = "steps"
 
     def __post_init__(self) -> None:
-        choices = {
-            "optimizer": get_args(Optimizer),
-            "schedule": get_args(Schedule),
-            "mixed_precision": ("bfloat16", None),
-            "checkpoints_in": ("steps", "tokens"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                self._refuse(field, f"choose one of {', '.join(map(repr, allowed))}")
-        rules = (
-            (_AT_LEAST_1, lambda value: value >= 1, "must be at least 1"),
-            (_AT_LEAST_0, lambda value: value >= 0, "must be at least 0"),
-            (_ABOVE_0, lambda value: value > 0, "must be above 0"),
-            (_FROM_0_BELOW_1, lambda value: 0 <= value < 1, "must be from 0 to below 1"),
-        )
-        for fields, holds, rule in rules:
-            for field in fields:
-                value = getattr(self, field)
-                if value is not None and not holds(value):
-                    self._refuse(field, f"{field} {rule}")
+        check_choice("optimizer", self.optimizer, get_args(Optimizer))
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_choice("mixed_precision", self.mixed_precision, ("bfloat16", None))
+        check_choice("checkpoints_in", self.checkpoints_in, ("steps", "tokens"))
+        for name in ("steps", "batch_size", "log_every", "save_every", "n_checkpoints"):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("weight_decay", "warmup_steps"):
+            check_at_least(name, getattr(self, name), 0)
+        for name in ("learning_rate", "clip_norm", "max_seconds", "target_regret"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: give a number above 0.")
+        for name in ("momentum", "averaging"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}={value}: give a number from 0 to below 1.")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            self._refuse("betas", "two numbers from 0 to below 1")
-        if isinstance(self.checkpoints, str) and self.checkpoints not in get_args(CheckpointSchedule):
-            self._refuse("checkpoints", 'give steps, "logarithmic" or "linear"')
-        if isinstance(self.checkpoints, tuple):
+            raise ValueError(f"betas={self.betas}: give two numbers from 0 to below 1.")
+        if isinstance(self.checkpoints, str):
+            check_choice("checkpoints", self.checkpoints, get_args(CheckpointSchedule))
+        elif self.checkpoints is not None:
             last = self.steps if self.checkpoints_in == "steps" else math.inf
             if not all(0 <= step <= last for step in self.checkpoints):
-                self._refuse("checkpoints", f"each must be from 0 to steps={self.steps}")
-
-    def _refuse(self, field: str, rule: str) -> None:
-        raise ValueError(f"TrainingConfig({field}={getattr(self, field)!r}): {rule}.")
+                raise ValueError(f"checkpoints={self.checkpoints}: each must be from 0 to steps={self.steps}.")
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of step 0, 1, …: up over the warm-up, then by the schedule, to 0 at the end."""
+        """The learning rate of step 0, 1, …: it rises over the warm-up, then follows the schedule."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.schedule == "constant":
             return self.learning_rate * warm
@@ -109,11 +101,11 @@ class TrainingConfig:
         return self.learning_rate * min(warm, decayed)
 
     def tokens_at(self, step: int, n_ctx: int) -> int:
-        """Tokens predicted in the first `step` steps by a model with a context of `n_ctx`."""
+        """Number of tokens predicted in the first `step` steps by a model with a context of `n_ctx`."""
         return step * self.batch_size * n_ctx
 
     def checkpoint_steps(self, n_ctx: int) -> tuple[int, ...]:
-        """The steps after which a model is kept, in order; 0 is the untrained one.
+        """The steps after which a model is kept, in order; 0 is the untrained model.
 
         Raises:
             ValueError: if a checkpoint lies beyond the last token.
@@ -133,8 +125,8 @@ class TrainingConfig:
             steps = [math.ceil(tokens / self.tokens_at(1, n_ctx)) for tokens in self.checkpoints]
             if max(steps, default=0) > self.steps:
                 raise ValueError(
-                    f"TrainingConfig(checkpoints={self.checkpoints}): {self.steps} steps predict "
-                    f"{self.tokens_at(self.steps, n_ctx)} tokens, fewer than {max(self.checkpoints)}."
+                    f"checkpoints={self.checkpoints}: steps={self.steps} predict only "
+                    f"{self.tokens_at(self.steps, n_ctx)} tokens. Ask for fewer, or train longer."
                 )
         else:
             steps = list(self.checkpoints)
@@ -148,14 +140,14 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
-        """The config of `to_dict`'s values."""
+        """The config that `to_dict` described."""
         given: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
         }
         return cls(**given)
 
     def __str__(self) -> str:
-        """One field a line, those of other optimizers left out."""
+        """One field a line, without the fields that this optimizer does not use."""
         idle = {"adamw": ("momentum",), "muon": (), "sgd": ("betas",)}[self.optimizer]
         fields = {key: value for key, value in self.to_dict().items() if key not in idle and value is not None}
         if not isinstance(self.checkpoints, str):

@@ -1,7 +1,7 @@
-"""A run's folder while it is being trained: `metrics.jsonl`, `model.safetensors`, checkpoints and training states.
+"""A run's folder during its training: `metrics.jsonl`, `model.safetensors`, checkpoints and training states.
 
-Every file is replaced whole, so a training killed at any moment leaves a model, checkpoints and a state that can be
-used. `metrics.jsonl` alone grows line by line; it is cut back to the state from which training goes on.
+Every file is replaced whole, so a training that is killed at any moment leaves a usable model, checkpoints and state.
+Only `metrics.jsonl` grows line by line; it is cut back to the state that a training resumes from.
 """
 
 from __future__ import annotations
@@ -20,38 +20,31 @@ from msp_lens._files import read_header, write_atomically
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import MODEL_FILE, save_checkpoint
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, save_training_checkpoint
-from msp_lens.training.resume import (
-    STATES_KEPT,
-    TrainingState,
-    check_identity,
-    newest_state,
-    remove_states,
-    save_state,
-)
+from msp_lens.training.checkpoints import checkpoint_files, checkpoint_path
+from msp_lens.training.resume import TrainingState, read_state, write_state
 from msp_lens.training.training_run import METRICS_FILE
 
-# What a later start may change: none of it decides the weights after a step.
-_FREE = ("max_seconds", "target_regret", "save_every", "checkpoints", "n_checkpoints", "checkpoints_in")
+STATE_FOLDER = "training_state"
+STATES_KEPT = 2
 
 
 class RunFolder:
-    """Writes one training to its folder.
+    """Writes one training to its folder, and reads there how far it had come.
 
     Args:
-        path: The folder; made where it is missing.
-        process: What is trained on.
-        provenance: What is known of the training at its start, JSON-ready: its config under `training`, seed, versions.
+        path: The folder; it is made if it is missing.
+        process: The process trained on.
+        provenance: JSON-ready facts known before the first step: the config under `training`, seed, versions.
     """
 
     def __init__(self, path: str | Path, process: Process, provenance: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.process = process
-        self.provenance = json.loads(json.dumps(dict(provenance)))
+        self.provenance: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
         self._step_saved: int | None = None
 
     def check(self, model: HookedModel, n_checkpoints: int) -> None:
-        """Raise `OSError` if the folder can't be written to, or its disk has too little space for all to come."""
+        """Raise `OSError` if the folder can't be written to or its disk lacks space for all files to come."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -61,110 +54,136 @@ class RunFolder:
                 error.errno, f"out={str(self.path)!r} can't be written to ({error.strerror}): give another folder"
             ) from error
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        # A state holds weights, two moments and an average; one more of each file while it is being replaced.
+        # A state holds weights, two moments and an average. Each kind of file exists once more while it is replaced.
         needed = size * (2 + n_checkpoints + 4 * (STATES_KEPT + 1))
         free = shutil.disk_usage(self.path).free
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
                 f"out={str(self.path)!r} has {free / 2**20:.0f} MiB free, and this training writes up to "
-                f"{needed / 2**20:.0f} MiB: free some, keep fewer checkpoints, or give another folder",
+                f"{needed / 2**20:.0f} MiB: free some space, keep fewer checkpoints, or give another folder",
             )
 
     def has_ended(self) -> bool:
-        """Whether this very training lies here with all its steps made.
+        """Whether the folder holds this training with all its steps made.
 
         Raises:
-            ValueError: if another one lies here.
+            ValueError: if it holds another training, or a model that no training saved.
         """
-        theirs = self._saved_provenance()
-        if theirs is None:
-            return False
-        check_identity(self.path, _identity(theirs), _identity(self.provenance))
-        return theirs.get("stopped_by") == "steps"
-
-    def resume(self) -> TrainingState | None:
-        """The state to go on from, if there is one.
-
-        Raises:
-            ValueError: if it is of another training.
-        """
-        state = newest_state(self.path, _identity(self.provenance))
-        self._step_saved = state.step if state else None
-        return state
-
-    def cut_metrics(self, metrics: list[dict[str, Any]]) -> None:
-        """Leave just these records in `metrics.jsonl`."""
-        with self._whole(0):
-            write_atomically(self.path / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in metrics))
-
-    def clear(self) -> None:
-        """Remove a former training's files, and no others."""
-        remove_states(self.path)
-        for path in (self.path / MODEL_FILE, self.path / METRICS_FILE):
-            path.unlink(missing_ok=True)
-        for path in (self.path / CHECKPOINTS_FOLDER).glob("step-*.safetensors"):
-            path.unlink()
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add a line to `metrics.jsonl`."""
-        with self._whole(record["step"]), (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def save_checkpoint(self, model: HookedModel, progress: Mapping[str, Any]) -> None:
-        """Keep the model of this moment; `progress` has its `step` and `tokens`."""
-        with self._whole(progress["step"]):
-            save_training_checkpoint(
-                self.path, model, process=self.process, provenance=self.provenance | dict(progress)
-            )
-
-    def save_model(self, model: HookedModel, progress: Mapping[str, Any]) -> None:
-        """Replace `model.safetensors`."""
-        with self._whole(progress["step"]):
-            save_checkpoint(self.path, model, process=self.process, provenance=self.provenance | dict(progress))
-
-    def save_state(self, state: TrainingState) -> None:
-        """Save what an interrupted training goes on from."""
-        with self._whole(state.step):
-            save_state(self.path, state, _identity(self.provenance))
-        self._step_saved = state.step
-
-    def remove_states(self) -> None:
-        """Remove the states, once the final model is saved."""
-        remove_states(self.path)
-
-    @contextmanager
-    def _whole(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            kept = "nothing had been saved" if self._step_saved is None else f"step {self._step_saved} is whole"
-            raise OSError(
-                error.errno,
-                f"Writing to {self.path} failed at step {step} ({error.strerror or error}); {kept}. Make room, then "
-                "start again with the same folder",
-            ) from error
-
-    def _saved_provenance(self) -> dict[str, Any] | None:
         path = self.path / MODEL_FILE
         if not path.exists():
-            return None
+            return False
         try:
             description = json.loads(read_header(path).get("msp_lens", "{}"))
         except ValueError as error:
-            warnings.warn(f"{error} It is left out of account.", RuntimeWarning, stacklevel=2)
-            return None
+            warnings.warn(f"{error} The training ignores this file.", RuntimeWarning, stacklevel=2)
+            return False
         provenance = description.get("provenance") or {}
         if "training" not in provenance:
             raise ValueError(
                 f"out={str(self.path)!r} already holds a model that no training saved: give another folder, or "
                 "replace it with resume=False."
             )
-        return provenance
+        self._check_identity(_identity(provenance))
+        return provenance.get("stopped_by") == "steps"
+
+    def resume(self) -> TrainingState | None:
+        """The newest undamaged state, if there is one; a warning names each damaged one.
+
+        Raises:
+            ValueError: if the state is of another training; the message names the differences.
+        """
+        for path in self._state_files():
+            try:
+                state, identity = read_state(path)
+            except ValueError as error:
+                warnings.warn(f"{error} Resuming from the state before it.", RuntimeWarning, stacklevel=2)
+                continue
+            self._check_identity(identity)
+            self._step_saved = state.step
+            return state
+        return None
+
+    def clear(self) -> None:
+        """Remove the files of an earlier training, and no others."""
+        self.remove_states()
+        for path in (self.path / MODEL_FILE, self.path / METRICS_FILE, *checkpoint_files(self.path)):
+            path.unlink(missing_ok=True)
+
+    def write_metrics(self, metrics: list[dict[str, Any]]) -> None:
+        """Replace `metrics.jsonl` by these records."""
+        with self._explained(0):
+            write_atomically(self.path / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in metrics))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        with self._explained(record["step"]), (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save_checkpoint(self, model: HookedModel, progress: Mapping[str, Any]) -> None:
+        """Save the model among the checkpoints; `progress` has its `step` and `tokens`."""
+        self._save(checkpoint_path(self.path, progress["step"]), model, progress)
+
+    def save_model(self, model: HookedModel, progress: Mapping[str, Any]) -> None:
+        """Replace `model.safetensors`."""
+        self._save(self.path / MODEL_FILE, model, progress)
+
+    def save_state(self, state: TrainingState) -> None:
+        """Save the state that an interrupted training resumes from, and remove all but the newest two."""
+        with self._explained(state.step):
+            path = self.path / STATE_FOLDER / f"step-{state.step:08d}.safetensors"
+            write_state(path, state, _identity(self.provenance))
+            for old in self._state_files()[STATES_KEPT:]:
+                old.unlink(missing_ok=True)
+        self._step_saved = state.step
+
+    def remove_states(self) -> None:
+        """Remove the states of a training that has ended or starts again from step 0."""
+        folder = self.path / STATE_FOLDER
+        # A kill during a write leaves part of a state under a hidden name.
+        for path in (*self._state_files(), *folder.glob(".step-*")):
+            path.unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _state_files(self) -> list[Path]:
+        """The states in the folder, newest first."""
+        return sorted((self.path / STATE_FOLDER).glob("step-*.safetensors"), reverse=True)
+
+    def _save(self, path: Path, model: HookedModel, progress: Mapping[str, Any]) -> None:
+        with self._explained(progress["step"]):
+            save_checkpoint(path, model, process=self.process, provenance=self.provenance | dict(progress))
+
+    def _check_identity(self, theirs: Mapping[str, Any]) -> None:
+        ours = _identity(self.provenance)
+        differing = [
+            f"{key}={theirs.get(key)!r}, now {ours.get(key)!r}"
+            for key in sorted(theirs.keys() | ours.keys())
+            if theirs.get(key) != ours.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"out={str(self.path)!r} holds another training ({'; '.join(differing)}): give another folder, or "
+                "replace it with resume=False."
+            )
+
+    @contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Add to an `OSError` what was saved before and how to continue."""
+        try:
+            yield
+        except OSError as error:
+            saved = "nothing had been saved" if self._step_saved is None else f"step {self._step_saved} was saved"
+            raise OSError(
+                error.errno,
+                f"Writing to {self.path} failed at step {step} ({error.strerror or error}); {saved}. Make room, then "
+                "call train again with the same folder",
+            ) from error
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the weights after each step."""
-    config = {key: value for key, value in provenance["training"].items() if key not in _FREE}
+    """The facts that decide the weights after each step; a resumed training must agree in them."""
+    free = ("max_seconds", "target_regret", "save_every", "checkpoints", "n_checkpoints", "checkpoints_in")
+    config = {key: value for key, value in provenance["training"].items() if key not in free}
     rest = ("process", "seed", "model", "initial_weights", "n_processes")
     return config | {key: provenance.get(key) for key in rest}

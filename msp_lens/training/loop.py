@@ -1,7 +1,7 @@
-"""The training loop, measured against the optimum at every step.
+"""The training loop, measured at every step against the optimum.
 
-Where the words of a step are known, so is what the optimal observer predicts after each prefix of them: the mean KL
-from it to the model is the regret, without the noise that a loss has from the tokens that happened to follow.
+The words of a step are known, and so is what the optimal observer predicts after each of their prefixes. The mean
+KL(optimal ‖ model) is the regret, without the noise that a loss has from the tokens that happened to follow.
 """
 
 from __future__ import annotations
@@ -10,37 +10,34 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from msp_lens._checks import check_at_least
+from msp_lens._distributed import agreed, is_main, process_count, share, total, wait
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
-from msp_lens.training.batches import Batch, Batches
+from msp_lens.training.batches import Batches
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.folder import RunFolder
-from msp_lens.training.loggers import Logger
-from msp_lens.training.metrics import MetricSums, gradient_norm, is_finite, weight_norm
+from msp_lens.training.metrics import Logger, MetricSums, Record, total_norm
 from msp_lens.training.optimizers import WeightAverage, WeightOptimizer
 from msp_lens.training.presets import recipe
 from msp_lens.training.regret import regret_by_position
 from msp_lens.training.resume import TrainingState
 from msp_lens.training.training_run import StoppedBy, TrainingRun, load_run
 from msp_lens.training.workers import Workers
-
-# Words on which a target regret is measured as training goes on, where there are more.
-EVALUATION_WORDS = 4_096
 
 
 def train(
@@ -61,23 +58,24 @@ def train(
     Under `accelerate launch` or `torchrun` each process takes its share of every batch, and the first one writes.
 
     Args:
-        process: What emits the tokens.
+        process: The process that emits the tokens.
         model: A model to train in place, or the config of a new one; by default the preset's.
-        preset: Name of a recipe; `"quick"` is about a minute on four cores.
-        config: How to train; by default the preset's.
-        seed: Seed of the initial weights and of the data. No process-wide random state is touched.
-        device: Where a new model goes. One that is given stays where it is.
-        out: Folder for `metrics.jsonl`, `model.safetensors`, checkpoints, and what an interrupted training needs.
-        resume: Whether a training that was interrupted in `out` is gone on with, from its last whole state and bit for
-            bit as if nothing had happened, and one that ended is returned. Otherwise it is removed and begun anew.
-        log_to: Takes each record of the metrics as well: `tensorboard_logger`, `wandb_logger`, or any function.
+        preset: Name of a recipe; `"quick"` takes about a minute on four cores.
+        config: How to train; by default the preset's training.
+        seed: Seed of the initial weights and the data. No global random state is touched.
+        device: Device of a new model. A given model stays where it is.
+        out: Folder for `metrics.jsonl`, `model.safetensors`, checkpoints and the state of an interrupted training.
+        resume: Whether to resume a training that was interrupted in `out`, with the same result bit for bit as if it
+            had not been, and to return one that ended there. If False, it is removed and training starts from step 0.
+        log_to: A function that also receives each record of the metrics: `tensorboard_logger(…)`, `wandb_logger(…)`,
+            or any other.
         progress: Whether to show a progress bar.
 
     Raises:
         KeyError: if there is no such preset.
-        ValueError: before the first step, if the model does not fit the process or `out` holds another training, naming
-            how it differs; later, if the loss stops being a number, naming the step.
-        OSError: if `out` can't be written to or its disk is full; what was saved before can be gone on from.
+        ValueError: before the first step, if the model does not fit the process, or if `out` holds another training
+            (the message names the differences); later, if the loss is no longer finite.
+        OSError: if `out` can't be written to or its disk is full; the training can be resumed from the last save.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -92,182 +90,197 @@ def train(
         model = build_model(model or chosen.model, seed=seed, device=device)
     n_ctx = context_length(model)
     if n_ctx is None:
-        raise ValueError("The model does not say how long its context is: it needs cfg.n_ctx to be trained.")
+        raise ValueError("The length of the model's context is not known: set model.cfg.n_ctx to train it.")
     check_fits(model, process, n_ctx)
     checkpoint_steps = config.checkpoint_steps(n_ctx)
     if checkpoint_steps and out is None:
-        raise ValueError(f"TrainingConfig(checkpoints={config.checkpoints!r}) keeps models in a folder: give out=.")
-
+        raise ValueError(f"checkpoints={config.checkpoints!r} needs a folder to keep models in: give out=.")
     workers = Workers(model)
-    share = workers.share(config.batch_size)
-    folder = RunFolder(out, process, _provenance(model, process, config, seed, workers)) if out is not None else None
-    state = None
-    if folder is not None:
-        if workers.is_main:
+    check_at_least("batch_size", config.batch_size, process_count(), f"a word for each of {process_count()} processes")
+
+    folder = state = None
+    if out is not None:
+        folder = RunFolder(out, process, _provenance(model, process, config, seed))
+        if is_main():
             folder.check(model, len(checkpoint_steps))
             if not resume:
                 folder.clear()
-        workers.wait()
+        wait()
         if folder.has_ended():
-            return _ended(model, folder)
+            return _ended(folder.path, model)
         state = folder.resume()
-        workers.wait()
+        wait()
+    if not is_main():
+        folder, log_to, progress = None, None, False
+    if state is not None and progress:
+        tqdm.write(f"Resuming at step {state.step} of {config.steps}, saved in {out}.", file=sys.stderr)
 
-    training = Training(model, process, config, n_ctx, workers=workers)
-    if state is not None:
-        training.restore(state)
-        if progress and workers.is_main:
-            message = f"Going on from step {state.step} of {config.steps}, as saved in {out}."
-            tqdm.write(message, file=sys.stderr)
-    batches = Batches(
-        process,
-        config.batch_size,
-        n_ctx,
-        seed=seed,
-        share=share,
-        n_ready=training.step,
-        state=state.tensors["generator"] if state else None,
-    )
-    _run(training, batches, folder if workers.is_main else None, log_to if workers.is_main else None, progress=progress)
-
+    training = Training(model, process, config, n_ctx, seed=seed, workers=workers, state=state)
+    stopped_by = _run(training, folder, log_to, progress=progress)
     if training.average is not None:
         training.average.copy_to(model)
     model.train(False)
-    shown = "Evaluating" if progress and workers.is_main else None
+    shown = "Evaluating" if progress else None
     regret = regret_by_position(model, words(process, n_ctx=n_ctx, seed=seed), progress=shown)
-    stopped_by = cast(StoppedBy, training.stopped_by())
-    if folder is not None and workers.is_main:
+    if folder is not None:
         folder.save_model(model, training.progress() | {"stopped_by": stopped_by, "regret": regret.tolist()})
         if stopped_by == "steps":
             folder.remove_states()
-    workers.wait()
+    wait()
     return TrainingRun(
-        model,
-        process,
-        config,
-        tuple(training.metrics),
-        regret,
-        training.optimum,
-        seed,
-        training.seconds,
-        training.step,
-        stopped_by,
-        state.step if state else None,
-        Path(out) if out is not None else None,
+        model=model,
+        process=process,
+        config=config,
+        metrics=tuple(training.metrics),
+        regret=regret,
+        optimum=training.optimum,
+        seed=seed,
+        seconds=training.seconds,
+        step=training.step,
+        stopped_by=stopped_by,
+        resumed_from=state.step if state else None,
+        folder=Path(out) if out is not None else None,
     )
 
 
-def _run(
-    training: Training, batches: Batches, folder: RunFolder | None, log_to: Logger | None, *, progress: bool
-) -> None:
-    """Step after step until something says stop, logging and saving on the way."""
-    config = training.config
-    checkpoint_steps = set(config.checkpoint_steps(training.n_ctx))
+def _run(training: Training, folder: RunFolder | None, log_to: Logger | None, *, progress: bool) -> StoppedBy:
+    """Make step after step until the training ends, logging and saving on the way; returns why it ended."""
+    config, model = training.config, training.model
+    checkpoint_steps = config.checkpoint_steps(training.n_ctx)
     if folder is not None:
-        folder.cut_metrics(training.metrics)
+        folder.write_metrics(training.metrics)
         if training.step == 0 and 0 in checkpoint_steps:
-            folder.save_checkpoint(training.model, training.progress())
+            folder.save_checkpoint(model, training.progress())
     optimum = float(training.optimum.mean())
-    shown = progress and training.workers.is_main
-    with tqdm(total=config.steps, initial=training.step, desc="Training", unit="step", disable=not shown) as bar:
-        supply = iter(batches)
-        while training.stopped_by() is None:
-            is_logged = training.advance(next(supply))
+    stopped_by = training.stopped_by()
+    with tqdm(total=config.steps, initial=training.step, desc="Training", unit="step", disable=not progress) as bar:
+        while stopped_by is None:
+            record = training.advance()
+            stopped_by = training.stopped_by()
             bar.update()
-            ended = training.stopped_by() is not None
-            if is_logged:
-                record = training.metrics[-1]
-                bar.set_postfix_str(
-                    f"loss {optimum + record['regret']:.4f}, optimum {optimum:.4f}, regret {record['regret']:.1e} nats"
-                )
+            if record is not None:
+                regret = record["regret"]
+                bar.set_postfix_str(f"loss {optimum + regret:.4f}, optimum {optimum:.4f}, regret {regret:.1e} nats")
                 if folder is not None:
                     folder.append(record)
                 if log_to is not None:
                     log_to(record)
             if folder is None:
                 continue
+            ended = stopped_by is not None
             if training.step in checkpoint_steps or (ended and checkpoint_steps):
                 with training.averaged():
-                    folder.save_checkpoint(training.model, training.progress())
+                    folder.save_checkpoint(model, training.progress())
             if training.step % config.save_every == 0 or ended:
                 training.check_weights()
-                folder.save_state(training.state(batches))
+                folder.save_state(training.state())
                 if not ended:
                     with training.averaged():
-                        folder.save_model(training.model, training.progress())
+                        folder.save_model(model, training.progress())
+    return stopped_by
 
 
 class Training:
-    """A training between two of its steps.
+    """A training between two of its steps, from the start or from the state of an interrupted one.
 
     Attributes:
-        step: Optimizer steps made.
-        seconds: Spent on them, those before an interruption included.
+        step: Number of optimizer steps made.
+        seconds: Time spent on them, including those before an interruption.
         metrics: The records so far.
         optimum: The least possible loss at each position.
     """
 
     def __init__(
-        self, model: HookedModel, process: Process, config: TrainingConfig, n_ctx: int, *, workers: Workers
+        self,
+        model: HookedModel,
+        process: Process,
+        config: TrainingConfig,
+        n_ctx: int,
+        *,
+        seed: int,
+        workers: Workers,
+        state: TrainingState | None = None,
     ) -> None:
         self.model, self.process, self.config, self.n_ctx, self.workers = model, process, config, n_ctx, workers
         self.optimum = optimal_losses(process, n_ctx)
         self.optimizer = WeightOptimizer(model, config)
         self.average = WeightAverage(model, config.averaging) if config.averaging is not None else None
-        self.step, self.seconds, self.metrics = 0, 0.0, cast(list[dict[str, Any]], [])
+        self.step, self.seconds = 0, 0.0
+        self.metrics: list[Record] = []
         self._sums = MetricSums(n_ctx)
+        if state is not None:
+            self.step, self.seconds, self.metrics = state.step, state.seconds, list(state.metrics)
+            load_weights(model, state.part("model"))
+            self.optimizer.restore(state.part("optimizer"))
+            if self.average is not None:
+                self.average.restore(state.part("average"))
+            self._sums.restore(state.part("sums"))
+        self._batches = Batches(
+            process,
+            config.batch_size,
+            n_ctx,
+            seed=seed,
+            share=share(config.batch_size),
+            n_ready=self.step,
+            state=state.tensors["generator"] if state is not None else None,
+        )
+        self._supply = iter(self._batches)
         self._device = model_device(model)
-        self._clock = time.perf_counter()
-        self._logged_at = (0, 0.0)
+        self._logged_at = (self.step, self.seconds)
         self._evaluation: BeliefDataset | None = None
+        self._clock = time.perf_counter()
         model.train()
 
-    def advance(self, batch: Batch) -> bool:
-        """Make one step; whether its end was recorded in the metrics.
+    def advance(self) -> Record | None:
+        """Make one step; returns the record of the steps since the last one, if it is due.
 
         Raises:
-            ValueError: if the loss is no finite number.
+            ValueError: if the loss is not finite.
         """
-        config, batch = self.config, batch.to(self._device)
+        config = self.config
+        batch = next(self._supply).to(self._device)
         rate = config.learning_rate_at(self.step)
-        self.optimizer.set_learning_rate(rate)
-        log_probabilities = self._log_probabilities(batch.tokens)
+        is_mixed = config.mixed_precision is not None
+        with torch.autocast(self._device.type, dtype=torch.bfloat16) if is_mixed else nullcontext():
+            logits = self.workers.forward(batch.tokens)
+        # To the model, tokens that the process never emits are improbable but not impossible.
+        at_least_float32 = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        log_probabilities = at_least_float32.log_softmax(-1)[..., : self.process.n_tokens]
         part = batch.loss(log_probabilities)
         self.optimizer.zero_grad()
         self.workers.backward(part)
-        loss = self.workers.total(part.detach())
+        loss = total(part.detach())
         self.step += 1
         if not math.isfinite(float(loss)):
             raise ValueError(self._diverged(f"The loss became {float(loss)}"))
-        is_logged = self.step % config.log_every == 0 or self.step == config.steps
-        norm = gradient_norm(self.model) if is_logged else None
+        is_due = self.step % config.log_every == 0 or self.step == config.steps
+        gradient_norm = total_norm(parameter.grad for parameter in self.model.parameters()) if is_due else None
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.set_learning_rate(rate)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model, self.step)
-        self._sums.add(loss, self.workers.total(batch.regret(log_probabilities.detach())))
+        self._sums.add(loss, total(batch.regret(log_probabilities.detach())))
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
-        if is_logged:
-            self._record(rate, norm)
-        return is_logged
+        return self._record(rate, gradient_norm) if is_due else None
 
     def stopped_by(self) -> StoppedBy | None:
-        """What says stop, if something does; the same in all processes."""
+        """Why the training ends here, if it does; the same in all processes."""
         config = self.config
         if self.step >= config.steps:
             return "steps"
         if config.target_regret is not None and self.metrics:
             evaluated = self.metrics[-1].get("evaluated_regret", math.inf)
-            if self.workers.agreed(evaluated <= config.target_regret):
+            if agreed(evaluated <= config.target_regret):
                 return "regret"
-        if config.max_seconds is not None and self.workers.agreed(self.seconds >= config.max_seconds):
+        if config.max_seconds is not None and agreed(self.seconds >= config.max_seconds):
             return "seconds"
         return None
 
     def progress(self) -> dict[str, Any]:
-        """What a model saved now says of the moment."""
+        """The provenance of a model saved at this moment."""
         return {
             "step": self.step,
             "tokens": self.config.tokens_at(self.step, self.n_ctx),
@@ -275,12 +288,12 @@ class Training:
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def averaged(self) -> Any:
-        """Within this context the model has the weights that are to be its: averaged ones, if there are."""
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within this context the model has the weights to save or evaluate: the averaged ones, if there are any."""
         return self.average.in_force(self.model) if self.average is not None else nullcontext()
 
-    def state(self, batches: Batches) -> TrainingState:
-        """Everything that decides the steps to come."""
+    def state(self) -> TrainingState:
+        """Everything that decides the remaining steps."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "model": weights(self.model),
             "optimizer": self.optimizer.tensors,
@@ -288,31 +301,14 @@ class Training:
             "sums": self._sums.tensors,
         }
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        return TrainingState(self.step, self.seconds, self.metrics, tensors | {"generator": batches.state})
-
-    def restore(self, state: TrainingState) -> None:
-        """Go on from a state."""
-        load_weights(self.model, state.part("model"))
-        self.optimizer.restore(state.part("optimizer"))
-        if self.average is not None:
-            self.average.restore(state.part("average"))
-        self._sums.restore(state.part("sums"))
-        self.step, self.seconds, self.metrics = state.step, state.seconds, list(state.metrics)
-        self._logged_at = (self.step, self.seconds)
+        return TrainingState(self.step, self.seconds, self.metrics, tensors | {"generator": self._batches.state})
 
     def check_weights(self) -> None:
-        """Raise `ValueError` if a weight is no finite number: such a state is not to be saved."""
-        if not is_finite(self.model):
-            raise ValueError(self._diverged("The weights stopped being finite"))
+        """Raise `ValueError` if a weight is not finite, so that such a state is never saved."""
+        if not math.isfinite(total_norm(self.model.parameters())):
+            raise ValueError(self._diverged("A weight became infinite or NaN"))
 
-    def _log_probabilities(self, tokens: Tensor) -> Float[Tensor, "word pos token"]:
-        kind, is_mixed = self._device.type, self.config.mixed_precision is not None
-        with torch.autocast(kind, dtype=torch.bfloat16) if is_mixed else nullcontext():
-            logits = self.workers.forward(tokens)
-        # Tokens that the process lacks are improbable, but not impossible, to the model.
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)[..., : self.process.n_tokens]
-
-    def _record(self, rate: float, norm: float | None) -> None:
+    def _record(self, rate: float, gradient_norm: float | None) -> Record:
         step, seconds = self._logged_at
         self._logged_at = (self.step, self.seconds)
         record = {
@@ -320,8 +316,8 @@ class Training:
             "tokens": self.config.tokens_at(self.step, self.n_ctx),
             **self._sums.record(float(self.optimum.mean())),
             "learning_rate": rate,
-            "gradient_norm": norm,
-            "weight_norm": weight_norm(self.model),
+            "gradient_norm": gradient_norm,
+            "weight_norm": total_norm(self.model.parameters()),
             "tokens_per_second": self.config.tokens_at(self.step - step, self.n_ctx) / (self.seconds - seconds),
             "seconds": self.seconds,
         }
@@ -330,11 +326,12 @@ class Training:
             self._clock = time.perf_counter()
         self.metrics.append(record)
         self._sums = MetricSums(self.n_ctx)
+        return record
 
     def _evaluated_regret(self) -> float:
-        """The mean regret of the model as it would be saved now."""
+        """The mean regret of the model as it would be saved now, on all words or on 4,096 of them."""
         if self._evaluation is None:
-            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=EVALUATION_WORDS)
+            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=4_096)
         with self.averaged():
             return float(regret_by_position(self.model, self._evaluation).mean())
 
@@ -345,23 +342,21 @@ class Training:
         )
 
 
-def _provenance(
-    model: HookedModel, process: Process, config: TrainingConfig, seed: int, workers: Workers
-) -> dict[str, Any]:
+def _provenance(model: HookedModel, process: Process, config: TrainingConfig, seed: int) -> dict[str, Any]:
     return {
         "training": config.to_dict(),
         "process": process.fingerprint,
         "model": config_fields(model) | {"class": type(model).__name__},
         "initial_weights": model_fingerprint(model),
         "seed": seed,
-        "n_processes": workers.count,
+        "n_processes": process_count(),
         "versions": versions(),
     }
 
 
-def _ended(model: HookedModel, folder: RunFolder) -> TrainingRun:
-    """The training that lies in the folder, in the model given."""
-    ended = load_run(folder.path)
+def _ended(folder: Path, model: HookedModel) -> TrainingRun:
+    """The training that ended in the folder, its weights loaded into the given model."""
+    ended = load_run(folder)
     load_weights(model, weights(ended.model))
     model.train(False)
     return replace(ended, model=model)

@@ -1,4 +1,4 @@
-"""The presets: a model and how to train it, by name."""
+"""The presets: a model and how to train it, by name. `tests/benchmarks/what_was_tried.md` says how they were chosen."""
 
 from __future__ import annotations
 
@@ -22,50 +22,23 @@ class Recipe:
 
 
 def paper_model(process: Process) -> ModelConfig:
-    """The paper's architectures: for RRXOR the wider one that gives its published figure, else Mess3's."""
+    """The paper's architecture for Mess3, or for RRXOR the wider one that its published figure needs."""
     if process.name == "rrxor":
         return ModelConfig(d_vocab=process.n_tokens, d_model=128, n_heads=4, d_head=16, d_mlp=512)
     return ModelConfig(d_vocab=process.n_tokens)
 
 
 def quick(process: Process) -> Recipe:
-    """About a minute on four cores, to well below 1e-3 nats of regret on the processes of the catalog."""
+    """About a minute on four cores; the regret falls well below 1e-3 nats on the processes of the catalog."""
     rate = 2e-3 if process.name == "rrxor" else 3e-3
     return Recipe(paper_model(process), TrainingConfig(steps=1500, learning_rate=rate))
 
 
 def paper(process: Process) -> Recipe:
-    """Towards the paper's result, a loss within 1.0002 of the least possible one, in minutes instead of 56 hours.
+    """A loss within 1.0002 of the least possible one, as in the paper, in minutes instead of 56 hours.
 
-    What was tried, with linear decay to 0; mean regret in nats, milliseconds a step on one thread of a hand-written
-    model of the same shape (RRXOR's last row: of a HookedTransformer), on a busy machine:
-
-    | Mess3 | words a step | steps | regret | ms |
-    |---|---|---|---|---|
-    | AdamW, 3e-3 | 256 | 400 | 7.5e-4 | 43 |
-    | AdamW, 1e-2 | 256 | 400 | 8.0e-4 | 46 |
-    | AdamW, 3e-3, initial weights of .02 | 256 | 400 | 6.8e-4 | 46 |
-    | AdamW, 3e-3 | 64 | 1,600 | 6.5e-4 | 14 |
-    | AdamW, 3e-3 | 256 | 1,500 | 3.3e-4 | 45 |
-    | Muon, 3e-3 | 256 | 400 | 6.7e-4 | 51 |
-    | Muon, 1e-2 | 256 | 400 | 8.4e-4 | 54 |
-    | Muon, 3e-3 | 256 | 700 | 6.2e-4 | 53 |
-    | Muon, 5e-3 | 256 | 700 | 6.6e-4 | 50 |
-    | Muon, 5e-3 | 128 | 1,200 | 4.5e-4 | 29 |
-    | Muon, 4e-3 | 128 | 4,000 | 2.3e-4 | 29 |
-    | Muon, 3e-3 | 256 | 1,500 | 2.4e-4 | 57 |
-    | Muon, 3e-3 | 256 | 3,000 | 1.3e-4 | 57 |
-
-    | RRXOR | words a step | steps | regret | ms |
-    |---|---|---|---|---|
-    | AdamW, 2e-3 | 2,048 | 300 | 6.8e-4 | 405 |
-    | Muon, 3e-3 | 2,048 | 300 | 4.0e-4 | 452 |
-    | Muon, 3e-3 | 256 | 400 | 1.3e-3 | 155 |
-    | Muon, 3e-3 (loss ratio 1.00016) | 4,096 | 700 | 9.0e-5 | 383 |
-
-    Muon is worth its extra time. RRXOR has but 436 words of ten tokens, so that with repeats merged (see `batches`) a
-    step of thousands of words costs little more than one of hundreds. A fused AdamW step takes 1 ms where a foreach one
-    takes 4. Compiling takes 70 s and makes passes a sixth faster: not worth it for minutes.
+    Muon reaches a lower regret than AdamW in the same time. RRXOR has only 436 words of ten tokens, and repeated words
+    are merged, so that a step of thousands of words costs little more than one of hundreds.
     """
     if process.name == "rrxor":
         training = TrainingConfig(steps=700, batch_size=4096, optimizer="muon", learning_rate=3e-3)
@@ -75,7 +48,7 @@ def paper(process: Process) -> Recipe:
 
 
 def shai2024(process: Process) -> Recipe:
-    """Exactly as in the paper: plain SGD, 1,000,000 steps of 64 words; it took about 56 hours.
+    """The paper's own training: plain SGD, 1,000,000 steps of 64 words, about 56 hours.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), appendix.
     """
@@ -100,7 +73,7 @@ def recipe(preset: str, process: Process) -> Recipe:
 
     Raises:
         KeyError: if there is no such preset.
-        TypeError: if the process is none.
+        TypeError: if `process` is not a Process.
 
     Example:
         >>> from msp_lens.processes.catalog import mess3
@@ -108,7 +81,7 @@ def recipe(preset: str, process: Process) -> Recipe:
         64
     """
     if not isinstance(process, Process):
-        raise TypeError(f"{process!r} is no Process: make one, with msp.mess3(x=0.05, a=0.85) for instance.")
+        raise TypeError(f"process={process!r} is not a Process: give one, such as msp.mess3(x=0.05, a=0.85).")
     if preset not in PRESETS:
-        raise KeyError(f"No preset {preset!r}; there is {', '.join(PRESETS)}.")
+        raise KeyError(f"No preset {preset!r}: choose one of {', '.join(map(repr, PRESETS))}.")
     return PRESETS[preset](process)

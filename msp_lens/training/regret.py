@@ -2,8 +2,8 @@
 
     regret(t) = E KL(P(next | x_0 … x_t) ‖ model's)  =  cross-entropy(t) - h_{t+2}
 
-in nats, the expectation over words by their probability. Unlike a loss it has a floor of 0, and it is exact: every
-possible word is visited, and the optimal next-token distribution stands in for the next token.
+in nats, the expectation over words by their probability. Unlike a loss it has a floor of 0. It is exact where every
+possible word is visited, because the optimal next-token distribution stands in for the next token.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def regret_by_position(
 def batch_regret(
     logits: Tensor, dataset: BeliefDataset, words: slice, *, token_map: TokenMap | None = None
 ) -> Float64[Tensor, "pos"]:
-    """The share of the regret that some of the dataset's words contribute, given the model's logits for them.
+    """The part of the regret that these words of the dataset contribute, given the model's logits for them.
 
-    Under a token map, whose symbols must follow each other at once, what the model expects of tokens that are no
-    symbols counts against it.
+    Under a token map, whose symbols must be single, adjacent tokens, probability that the model gives to any other
+    token adds to its regret.
     """
     optimal = next_token_probabilities(dataset.process, dataset.beliefs[words])
     token_map = token_map or TokenMap.identity(dataset.process.n_tokens)

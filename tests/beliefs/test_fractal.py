@@ -72,5 +72,5 @@ def test_bad_requests_are_refused(mess3):
     points = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)).double()
     with pytest.raises(ValueError, match="too few scales"):
         box_counting_dimension(points)
-    with pytest.raises(ValueError, match="at least 3 distances above 0"):
+    with pytest.raises(ValueError, match="at least 3 different distances above 0"):
         correlation_dimension(points, scales=[0.1, -0.2, 0.3])

@@ -82,14 +82,14 @@ def test_infinitely_many_mixed_states_are_said_to_be(mess3):
     assert "perhaps infinitely many" in repr(found)
     assert len(found) == 364  # 1 + 3 + … + 243: shortest words first
     assert not found.is_recurrent.any()
-    with pytest.raises(ValueError, match="do not close within 364"):
+    with pytest.raises(ValueError, match=r"The first 364 mixed states of .* lead to further ones"):
         found.to_process()
 
     coarse = presentation(mess3, tolerance=0.05)
     assert coarse.is_complete
     assert not coarse.is_finite
     assert 0.01 < coarse.merge_error <= 0.05
-    assert "stand within" in repr(coarse)
+    assert "represent more mixed states to within" in repr(coarse)
     assert coarse.to_process().n_states == len(coarse)
 
 

@@ -1,12 +1,12 @@
-"""How long does the paper's result take, and how much of a step is ours?
+"""How long does the paper's result take, and how much of a step is the library's own work?
 
     python -m tests.benchmarks.training [PRESET] [STEPS]
 
-For Mess3 and RRXOR: the preset's training to its end (or for STEPS steps), with the regret and loss ratio reached, in
-exact expectation over all words. Beside it the time of a step of that training; of the bare step, forward, loss,
-backward and optimizer on batches that are at hand; and of a hand-written floor, a plain torch module of the same shape
+For Mess3 and RRXOR, it runs the preset's training to its end (or for STEPS steps) and prints the regret and loss ratio
+reached, in exact expectation over all words. It prints three times for a step: of that training; of the bare step
+(forward, loss, backward and optimizer on batches made before); and of a floor, a plain torch module of the same shape
 with PyTorch's fused attention, under the same optimizer. `OMP_NUM_THREADS` limits the threads: on a shared machine
-fewer are faster.
+fewer are faster. `what_was_tried.md` holds earlier results.
 """
 
 import os
@@ -49,7 +49,7 @@ class FloorBlock(nn.Module):
 
 
 class Floor(nn.Module):
-    """The least that a transformer of this shape has to do."""
+    """The least work that a transformer of this shape can do."""
 
     def __init__(self, config):
         super().__init__()
@@ -66,7 +66,7 @@ class Floor(nn.Module):
 
 
 def seconds_of_a_step(model, config, batches):
-    """Forward, loss, backward and optimizer, on batches that are at hand: the median of many."""
+    """The median time of forward, loss, backward and optimizer, on batches made before."""
     optimizer = WeightOptimizer(model, config)
     times = []
     for batch in batches:
@@ -79,7 +79,7 @@ def seconds_of_a_step(model, config, batches):
 
 
 def measure(process, preset, steps):
-    """Train, time, and print."""
+    """Train, time and print one process."""
     chosen = recipe(preset, process)
     config = chosen.training if steps is None else replace(chosen.training, steps=steps)
     supply = iter(Batches(process, config.batch_size, chosen.model.n_ctx, seed=0))
@@ -96,7 +96,7 @@ def measure(process, preset, steps):
 
 
 def main():
-    """Both processes."""
+    """Measure both processes."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     preset = sys.argv[1] if len(sys.argv) > 1 else "paper"
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else None

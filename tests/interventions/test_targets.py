@@ -4,14 +4,12 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import msp_lens as msp
-from msp_lens.interventions import TARGETS, continuations, filter_from, nearest_words, to_simplex
+from msp_lens.interventions import TARGETS, nearest_words
 from msp_lens.interventions.targets import counterfactual, emission_kernel, resolve_targets, vertex
 from msp_lens.interventions.targets import given as given_belief
-from tests.brute_force import joint, random_processes
+from tests.brute_force import joint
 
 PROCESSES = [msp.mess3(), msp.rrxor(), msp.z1r()]
 
@@ -130,42 +128,10 @@ def test_targets_by_name():
         resolve_targets("verteks")
     with pytest.raises(ValueError, match="targets is empty"):
         resolve_targets([])
-    with pytest.raises(ValueError, match="back=4: words of 3 tokens"):
+    with pytest.raises(ValueError, match=r"back=4: give 1 \(the last token\) to 3"):
         counterfactual(msp.mess3(), msp.mess3().sample(4, 3, seed=0), generator(), back=4)
     with pytest.raises(ValueError, match="None of the 4 words stays possible"):
         counterfactual(msp.golden_mean(p=1.0), torch.tensor([[1, 0, 1]] * 4), generator())
-
-
-@given(process=random_processes(), seed=st.integers(0, 1000), split=st.integers(1, 4))
-def test_filtering_from_a_words_belief_is_filtering_on(process, seed, split):
-    words = process.sample(6, 5, seed=seed)
-    whole = msp.filter_beliefs(process, words)
-    onward = filter_from(process, whole[:, split - 1], words[:, split:])
-    torch.testing.assert_close(onward, whole[:, split - 1 :])
-
-
-@given(process=random_processes(), seed=st.integers(0, 1000))
-def test_continuations_follow_from_the_belief(process, seed):
-    beliefs = torch.softmax(torch.randn(20, process.n_states, generator=generator(seed)).double(), dim=1)
-    tokens = continuations(process, beliefs, 4, generator=generator(seed))
-    assert torch.isfinite(filter_from(process, beliefs, tokens)).all()
-
-
-def test_continuations_are_drawn_as_expected():
-    process = msp.mess3()
-    belief = torch.tensor([[0.7, 0.1, 0.2]], dtype=torch.float64)
-    tokens = continuations(process, belief.expand(20_000, -1), 2, generator=generator())
-    counts = torch.bincount(tokens[:, 0] * 3 + tokens[:, 1], minlength=9) / 20_000
-    pairs = torch.einsum("i,xij,yjk->xy", belief[0], process.transitions, process.transitions).flatten()
-    torch.testing.assert_close(counts.double(), pairs, atol=0.01, rtol=0)
-
-
-def test_impossible_continuations_are_refused():
-    certain = torch.eye(3, dtype=torch.float64)[:1]
-    with pytest.raises(ValueError, match=r"Word 0: after its belief .* tokens \[1\] are impossible for z1r"):
-        filter_from(msp.z1r(), certain, torch.tensor([[1, 0]]))
-    with pytest.raises(ValueError, match="outside the vocabulary"):
-        filter_from(msp.z1r(), certain, torch.tensor([[2]]))
 
 
 def test_the_nearest_word_leads_there():
@@ -173,15 +139,3 @@ def test_the_nearest_word_leads_there():
     dataset = msp.all_words(process, 5)
     found = nearest_words(process, dataset.beliefs[:, -1], 5)
     torch.testing.assert_close(msp.filter_beliefs(process, found)[:, -1], dataset.beliefs[:, -1], rtol=0, atol=0)
-
-
-@given(st.lists(st.lists(st.floats(-3, 3), min_size=3, max_size=3), min_size=1, max_size=8))
-def test_the_nearest_point_of_the_simplex(points):
-    read = torch.tensor(points, dtype=torch.float64)
-    nearest = to_simplex(read)
-    assert (nearest >= 0).all()
-    torch.testing.assert_close(nearest.sum(dim=1), torch.ones(len(read), dtype=torch.float64))
-    # No point of a grid of the simplex is nearer.
-    grid = torch.tensor([(i, j, 20 - i - j) for i in range(21) for j in range(21 - i)], dtype=torch.float64) / 20
-    assert ((read - nearest).norm(dim=1) <= torch.cdist(read, grid).amin(dim=1) + 1e-9).all()
-    torch.testing.assert_close(to_simplex(nearest), nearest)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from msp_lens.moments import reduce as distributed
+from msp_lens import _distributed as distributed
 from msp_lens.moments.grid import MomentsGrid
 from msp_lens.moments.moments import Moments, load_all
+from msp_lens.moments.reduce import reduce_all, reduce_grid
 from tests.two_processes import run_two
 
 N_WORDS = 401
@@ -25,7 +26,7 @@ def data():
 
 def grid_of_share():
     blocks, weights, cells = data()
-    words = distributed.shard(N_WORDS)
+    words = distributed.share(N_WORDS)
     grid = MomentsGrid([("h",)], targets=("b",), n_cells=3)
     grid.update({name: block[words] for name, block in blocks.items()}, weights[words], cells[words])
     return grid, weights[words].sum()
@@ -39,18 +40,16 @@ def worker(index, folder):
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=index, world_size=2)
     grid, total = grid_of_share()
-    reduced = distributed.reduce_grid(grid)
+    reduced = reduce_grid(grid)
     save_all(
         distributed.own_path(Path(folder) / "moments.safetensors"),
         reduced.parts(),
-        tensors={"total": distributed.reduce_sum(total.unsqueeze(0))},
+        tensors={"total": distributed.total(total.unsqueeze(0))},
     )
     # Refusals must come in every process, before a collective call that the other would wait in for ever.
     for parts in ([Moments({"h": 2 + index})], [Moments({"h": 2})] * (1 + index)):
         with pytest.raises(ValueError, match="differ in number or width"):
-            distributed.reduce_all(parts)
-    with pytest.raises(ValueError, match="1 words for 2 processes"):
-        distributed.shard(1)
+            reduce_all(parts)
     dist.destroy_process_group()
 
 
@@ -73,18 +72,4 @@ def test_two_processes_give_the_moments_of_one(tmp_path):
 
 def test_one_process_is_left_alone():
     moments = Moments({"h": 2}).update(torch.eye(2), torch.ones(2))
-    assert distributed.reduce_all([moments])[0] is moments
-    assert distributed.shard(7) == slice(0, 7)
-    assert (distributed.process_index(), distributed.process_count()) == (0, 1)
-    assert distributed.own_path("a/b.safetensors") == Path("a/b.safetensors")
-
-
-@pytest.mark.parametrize(("n_words", "count"), [(7, 3), (3, 3), (100, 8)])
-def test_shares_cover_the_words_once_and_evenly(monkeypatch, n_words, count):
-    shares = []
-    monkeypatch.setattr(distributed, "process_count", lambda: count)
-    for index in range(count):
-        monkeypatch.setattr(distributed, "process_index", lambda index=index: index)
-        shares.append(range(n_words)[distributed.shard(n_words)])
-    assert [word for share in shares for word in share] == list(range(n_words))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert reduce_all([moments])[0] is moments

@@ -4,17 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.optimize import minimize
 from sklearn.linear_model import LinearRegression
 
 import msp_lens as msp
+from msp_lens.beliefs import nearest_distribution
 from msp_lens.models.activations import stream_activations
 from msp_lens.probing.geometry import (
     belief_angles,
     effective_dimension,
-    nearest_distribution,
     unembedding_agreement,
     variance_share,
 )
@@ -39,23 +36,9 @@ def rows_of(model, report, label):
     return activations[dataset.is_first].double(), dataset.prefix_beliefs[ids], weights
 
 
-@given(st.lists(st.floats(-3, 3), min_size=2, max_size=5))
-def test_the_nearest_distribution_is_that_of_a_general_optimizer(point):
-    found = nearest_distribution(torch.tensor([point], dtype=torch.float64))[0].numpy()
-    assert found.sum() == pytest.approx(1)
-    assert (found >= 0).all()
-    best = minimize(
-        lambda x: ((x - point) ** 2).sum(),
-        np.full(len(point), 1 / len(point)),
-        bounds=[(0, 1)] * len(point),
-        constraints={"type": "eq", "fun": lambda x: x.sum() - 1},
-    )
-    assert ((found - point) ** 2).sum() <= best.fun + 1e-6
-
-
 @pytest.mark.parametrize("degrees", [0.0, 1e-6, 30.0, 90.0])
 def test_the_largest_angle_between_belief_subspaces(report, degrees):
-    """Two planes that share one direction, the second tilted about it; beliefs sum to 1, so a plane needs three states."""
+    """Two planes that share one direction, the second tilted about it; a plane takes three states, which sum to 1."""
 
     def probe(*directions):
         plane = torch.tensor(directions, dtype=torch.float64)

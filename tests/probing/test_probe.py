@@ -143,7 +143,7 @@ def test_save_and_load(report, tmp_path, model):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match="is damaged"):
         msp.BeliefProbe.load(path)
-    with pytest.raises(ValueError, match="not an msp_lens probe"):
+    with pytest.raises(ValueError, match="not a probe of msp_lens"):
         msp.BeliefProbe.load(msp.save_checkpoint(tmp_path, model))
     with pytest.raises(FileNotFoundError, match=r"no file .*none"):
         msp.BeliefProbe.load(tmp_path / "none.safetensors")

@@ -71,7 +71,7 @@ def test_whole_words_are_held_out_by_sequence(dataset):
     ("make", "message"),
     [
         (lambda dataset: as_split("word"), "split='word': choose one of 'prefix'"),
-        (lambda dataset: Split("prefix", subtree_depth=2), "only 'subtree' takes a depth"),
+        (lambda dataset: Split("prefix", subtree_depth=2), "only split='subtree' takes a depth"),
         (lambda dataset: Split("subtree", subtree_depth=0), "subtree_depth=0: give at least 1"),
         (lambda dataset: Split(n_folds=1), "n_folds=1: give at least 2"),
         (lambda dataset: split_rows(dataset, Split("subtree", subtree_depth=5), "probability"), "give at most 4"),
@@ -146,7 +146,7 @@ def test_rows_of_no_model_make_a_report_that_says_it_has_no_controls():
         report.increments()
     with pytest.raises(ValueError, match="by_position=True"):
         report.by_position()
-    with pytest.raises(ValueError, match="No penalty was chosen"):
+    with pytest.raises(ValueError, match="solver='ridge'"):
         report.by_penalty()
 
 

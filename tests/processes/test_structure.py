@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 
 import msp_lens as msp
-from msp_lens.processes import structure
+from msp_lens.processes import StateClass, structure
 from tests import brute_force
 
 
@@ -67,10 +67,10 @@ def test_classes():
     for origin, destination in [(0, 1), (1, 0), (1, 2), (2, 3), (3, 2), (4, 4), (0, 4)]:
         chain[0, origin, destination] = 1.0
     process = msp.Process(chain / chain.sum(dim=2, keepdim=True), states="ABCDE", initial=[1.0, 0, 0, 0, 0])
-    assert structure.communicating_classes(process) == (
-        structure.StateClass(("A", "B"), False),
-        structure.StateClass(("C", "D"), True),
-        structure.StateClass(("E",), True),
+    assert process.communicating_classes() == (
+        StateClass(("A", "B"), False),
+        StateClass(("C", "D"), True),
+        StateClass(("E",), True),
     )
     assert not process.is_irreducible
     assert msp.rrxor().is_irreducible
@@ -107,7 +107,7 @@ def test_rrxors_beliefs_do_not():
     assert (result.belief_dimensions, result.next_token_dimensions) == (4, 1)
     assert not result.beliefs_follow_from_next_token
     assert "emission rank 2 of 5; next-token probabilities show 1 of the 4 dimensions" in repr(result)
-    assert "no affine function" in repr(result)
+    assert "not an affine function" in repr(result)
 
 
 @given(brute_force.random_processes(max_states=3, max_tokens=3))
@@ -124,4 +124,4 @@ def test_degeneracy_is_what_a_regression_finds(process):
 
 
 def test_a_coin_has_nothing_to_know():
-    assert "one belief only" in repr(msp.coin().degeneracy())
+    assert "only one belief" in repr(msp.coin().degeneracy())

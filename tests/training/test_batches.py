@@ -13,13 +13,19 @@ def take(batches, n):
 
 
 @pytest.mark.parametrize("process", [msp.rrxor(), msp.mess3(x=0.05, a=0.85), msp.coin()])
-def test_merging_repeats_leaves_loss_and_gradient(process):
+def test_merging_repeats_leaves_loss_and_gradient(process, monkeypatch):
     n_ctx, size = 5, 300
-    batches = Batches(process, size, n_ctx, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    words = process.sample(batches.steps_per_draw * size, n_ctx + 1, generator=generator).split(size)
+    draws = []
+    sample = msp.Process.sample
+
+    def recorded(*args, **options):
+        draws.append(sample(*args, **options))
+        return draws[-1]
+
+    monkeypatch.setattr(msp.Process, "sample", recorded)
+    taken = take(Batches(process, size, n_ctx, seed=0), 3)
     model = msp.build_model(msp.ModelConfig(d_vocab=process.n_tokens + 1, n_layers=1, d_model=16, n_ctx=n_ctx))
-    for batch, drawn in zip(take(batches, 3), words[:3], strict=True):
+    for batch, drawn in zip(taken, draws[0].split(size)[:3], strict=True):
         assert len(batch.tokens) == len(torch.unique(drawn[:, :-1], dim=0)) < size
         log_probabilities = model(batch.tokens).log_softmax(-1)[..., : process.n_tokens]
         loss = batch.loss(log_probabilities)
@@ -59,7 +65,7 @@ def test_shares_make_up_the_batch(mess3):
 
 
 @pytest.mark.parametrize("n_taken", [0, 3, 50, 57])
-def test_a_state_goes_on_with_the_same_words(n_taken):
+def test_a_state_continues_with_the_same_words(n_taken):
     process = msp.z1r()
     batches = Batches(process, 8, 4, seed=0)
     supply = iter(batches)

@@ -31,8 +31,8 @@ def test_other_schedules():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps=0"),
-        ({"steps": 5, "learning_rate": 0.0}, r"learning_rate=0\.0"),
+        ({"steps": 0}, "steps=0: give at least 1"),
+        ({"steps": 5, "learning_rate": 0.0}, r"learning_rate=0\.0: give a number above 0"),
         ({"steps": 5, "batch_size": -1}, "batch_size=-1"),
         ({"steps": 5, "averaging": 1.0}, r"averaging=1\.0.*below 1"),
         ({"steps": 5, "momentum": -0.1}, r"momentum=-0\.1"),
@@ -75,7 +75,7 @@ def test_checkpoints_are_kept_on_a_list_or_a_schedule(options, steps):
 
 def test_tokens_beyond_the_end_are_refused():
     config = msp.TrainingConfig(steps=100, batch_size=8, checkpoints=(4001,), checkpoints_in="tokens")
-    with pytest.raises(ValueError, match="100 steps predict 4000 tokens, fewer than 4001"):
+    with pytest.raises(ValueError, match=r"checkpoints=\(4001,\): steps=100 predict only 4000 tokens"):
         config.checkpoint_steps(5)
 
 
@@ -95,7 +95,7 @@ def test_presets():
         assert recipe(preset, msp.mess3()).model == msp.ModelConfig(d_vocab=3)
         wide = recipe(preset, msp.rrxor()).model
         assert (wide.d_model, wide.n_heads, wide.d_head, wide.d_mlp) == (128, 4, 16, 512)
-    with pytest.raises(KeyError, match="'slow'; there is quick, paper, shai2024"):
+    with pytest.raises(KeyError, match="'slow': choose one of 'quick', 'paper', 'shai2024'"):
         recipe("slow", msp.mess3())
 
 

@@ -71,7 +71,7 @@ def test_the_folder_holds_metrics_and_the_model(tmp_path):
     assert loaded.fingerprint == model_fingerprint(run.model)
 
 
-def test_a_model_of_ones_own_is_trained_in_place():
+def test_a_given_model_is_trained_in_place():
     process = msp.z1r()
     model = msp.build_model(config(process), seed=0)
     before = model_fingerprint(model)
@@ -80,7 +80,7 @@ def test_a_model_of_ones_own_is_trained_in_place():
     assert model_fingerprint(model) != before
 
 
-def test_a_loss_that_is_no_number_stops_training():
+def test_a_loss_that_is_not_finite_stops_training():
     process = msp.z1r()
     model = msp.build_model(config(process), seed=0)
     with torch.no_grad():
@@ -258,7 +258,7 @@ def test_checkpoints_are_the_models_of_their_moments(tmp_path):
     assert four.process == process
     assert four.provenance["training"]["batch_size"] == 8
     assert four.provenance["versions"]["torch"] == torch.__version__
-    with pytest.raises(ValueError, match=r"checkpoints=\(0, 4\)\) keeps models in a folder: give out="):
+    with pytest.raises(ValueError, match=r"checkpoints=\(0, 4\) needs a folder .*: give out="):
         msp.train(process, config(process), config=training, progress=False)
 
 

@@ -1,4 +1,4 @@
-"""Killed at any moment, a training is gone on with as if nothing had happened: real SIGKILLs of real processes."""
+"""A training killed at any moment resumes as if nothing had happened: real SIGKILLs of real processes."""
 
 import json
 import os
@@ -12,11 +12,11 @@ import torch
 
 import msp_lens as msp
 from msp_lens.models import model_fingerprint
-from msp_lens.training import load_run, loop
-from msp_lens.training.resume import STATE_FOLDER
+from msp_lens.training import load_run, loop, resume
+from msp_lens.training.folder import STATE_FOLDER
 
 MODEL = {"n_layers": 1, "d_model": 8, "d_head": 4, "d_mlp": 8, "n_ctx": 3}
-# Everything that a state must hold: two optimizers, an average, draws that states fall in the middle of.
+# All that a state can hold: two optimizers, an average, and a generator in the middle of a draw.
 EVERYTHING = msp.TrainingConfig(
     steps=120,
     batch_size=16,
@@ -48,7 +48,7 @@ def lines(folder):
 
 
 def assert_same(folder, run, unbroken):
-    """The weights bit for bit, the records, and every checkpoint."""
+    """Assert equal weights, bit for bit, equal records and equal checkpoints."""
     assert model_fingerprint(run.model) == model_fingerprint(unbroken.model)
     assert untimed(run.metrics) == untimed(unbroken.metrics) == untimed(lines(folder))
     assert [c.step for c in run.checkpoints] == [c.step for c in unbroken.checkpoints] == [0, 1, 3, 11, 36, 120]
@@ -62,7 +62,7 @@ def unbroken(tmp_path_factory):
 
 
 def start(out):
-    """A training in a process of its own: a fork, which has torch imported already."""
+    """Start a training in another process: a fork, which has torch imported already."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -80,13 +80,13 @@ def test_killed_at_random_moments(unbroken, tmp_path):
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if not os.WIFSIGNALED(status):
-            # It had ended before the signal came: begin again.
+            # It had ended before the signal came: start over.
             assert load_run(tmp_path).step == EVERYTHING.steps
             msp.train(msp.coin(), config=msp.TrainingConfig(steps=1), out=tmp_path, resume=False, progress=False)
             (tmp_path / "model.safetensors").unlink()
             continue
         kills += 1
-    # As a kill in the midst of writing leaves it.
+    # A kill during a write leaves such a file.
     (tmp_path / STATE_FOLDER / ".step-00000099.safetensors.xyz").write_bytes(b"half")
     run = train(tmp_path)
     assert run.resumed_from > 0
@@ -95,18 +95,18 @@ def test_killed_at_random_moments(unbroken, tmp_path):
 
 
 class Killed(BaseException):
-    """As abrupt as a Python process can end itself."""
+    """Not an Exception, so that nothing catches it."""
 
 
 @pytest.fixture
 def interrupt_at(monkeypatch):
-    """Stops the training when it is about to make a certain step."""
+    """Stop the training when it is about to make a certain step."""
 
     def interrupt(step):
-        def advance(self, batch):
+        def advance(self):
             if self.step == step:
                 raise Killed
-            return whole(self, batch)
+            return whole(self)
 
         monkeypatch.setattr(loop.Training, "advance", advance)
 
@@ -122,13 +122,13 @@ def interrupted(out, interrupt_at, step):
     interrupt_at(None)
 
 
-def test_it_goes_on_and_says_so(unbroken, tmp_path, interrupt_at, capsys, global_state):
+def test_it_resumes_and_says_so(unbroken, tmp_path, interrupt_at, capsys, global_state):
     interrupted(tmp_path, interrupt_at, 50)
     assert lines(tmp_path)[-1]["step"] == 49
     run = train(tmp_path, progress=True)
     assert run.resumed_from == 45
-    assert "gone on with at step 45" in repr(run)
-    assert f"Going on from step 45 of 120, as saved in {tmp_path}." in capsys.readouterr().err
+    assert "resumed at step 45" in repr(run)
+    assert f"Resuming at step 45 of 120, saved in {tmp_path}." in capsys.readouterr().err
     assert_same(tmp_path, run, unbroken)
 
 
@@ -170,7 +170,7 @@ def test_another_training_is_refused_with_the_difference(unbroken, tmp_path, int
         msp.train(msp.even(), config=EVERYTHING, out=folder, model=msp.ModelConfig(d_vocab=2, **MODEL), seed=3)
 
 
-def test_beginning_anew_leaves_nothing_behind(tmp_path, interrupt_at):
+def test_starting_over_leaves_nothing_behind(tmp_path, interrupt_at):
     interrupted(tmp_path, interrupt_at, 50)
     (tmp_path / "notes.txt").write_text("mine")
     config = msp.TrainingConfig(steps=2, batch_size=4)
@@ -183,34 +183,28 @@ def test_beginning_anew_leaves_nothing_behind(tmp_path, interrupt_at):
     }
 
 
-def test_more_time_goes_on_where_time_ran_out(unbroken, tmp_path):
+def test_more_time_resumes_where_time_ran_out(unbroken, tmp_path):
     short = msp.TrainingConfig(**{**vars(EVERYTHING), "max_seconds": 1e-9})
     run = train(tmp_path, short)
     assert (run.step, run.stopped_by) == (1, "seconds")
     assert_same(tmp_path, train(tmp_path), unbroken)
 
 
-def test_a_full_disk_stops_it_and_it_goes_on_later(unbroken, tmp_path, monkeypatch):
-    from msp_lens.training import resume as state
-
+def test_a_full_disk_stops_it_and_it_resumes_later(unbroken, tmp_path, monkeypatch):
     def full(path, content):
         if path.name == "step-00000063.safetensors":
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    write = state.write_atomically
-    monkeypatch.setattr(state, "write_atomically", full)
-    with pytest.raises(OSError, match=r"failed at step 63 \(No space left on device\); step 54 is whole\. Make room"):
+    write = resume.write_atomically
+    monkeypatch.setattr(resume, "write_atomically", full)
+    with pytest.raises(OSError, match=r"failed at step 63 \(No space left on device\); step 54 was saved\. Make room"):
         train(tmp_path)
-    assert load_run_refused(tmp_path)
+    with pytest.raises(ValueError, match="has not ended: call train"):
+        load_run(tmp_path)
+    assert msp.load_checkpoint(tmp_path).provenance["step"] == 54
     monkeypatch.undo()
     assert_same(tmp_path, train(tmp_path), unbroken)
-
-
-def load_run_refused(folder):
-    with pytest.raises(ValueError, match="has not ended: call train"):
-        load_run(folder)
-    return msp.load_checkpoint(folder).provenance["step"] == 54
 
 
 def test_folders_that_cannot_be_written_are_refused_before_work(tmp_path, monkeypatch):
@@ -223,14 +217,14 @@ def test_folders_that_cannot_be_written_are_refused_before_work(tmp_path, monkey
         train(tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_leaves_the_last_good_state(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypatch):
     config = msp.TrainingConfig(steps=40, batch_size=8, save_every=10)
 
-    def advance(self, batch):
+    def advance(self):
         if self.step == 25:
             with torch.no_grad():
                 next(iter(self.model.parameters())).fill_(float("nan"))
-        return whole(self, batch)
+        return whole(self)
 
     whole = loop.Training.advance
     monkeypatch.setattr(loop.Training, "advance", advance)

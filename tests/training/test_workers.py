@@ -23,7 +23,7 @@ def train(folder):
 
 
 def worker(index, folder):
-    """What each process runs, in the environment that torchrun would give it."""
+    """The script of each process, in the environment that torchrun would give it."""
     with open(f"{folder}/port") as file:
         port = file.read()
     os.environ |= {
@@ -37,7 +37,7 @@ def worker(index, folder):
     assert torch.distributed.get_world_size() == 2
     with open(f"{folder}/fingerprint-{index}", "w") as file:
         file.write(msp.models.model_fingerprint(run.model))
-    with pytest.raises(ValueError, match="batch_size=1 for 2 processes"):
+    with pytest.raises(ValueError, match=r"batch_size=1: give at least 2 \(a word for each of 2 processes\)"):
         msp.train(msp.golden_mean(p=0.5), MODEL, config=msp.TrainingConfig(steps=1, batch_size=1), progress=False)
     torch.distributed.destroy_process_group()
 
@@ -65,4 +65,3 @@ def test_one_process_is_left_alone():
     model = msp.build_model(MODEL)
     workers = Workers(model)
     assert workers.forward is model
-    assert (workers.count, workers.index, workers.is_main, workers.share(7)) == (1, 0, True, slice(0, 7))

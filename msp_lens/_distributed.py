@@ -1,0 +1,90 @@
+"""The processes that share the work under `torchrun` or `accelerate launch`, and how they talk to each other.
+
+Every process runs the same script. Whatever is random is drawn alike in all of them, from the seed, and only then are
+the words shared out, so the number of processes changes no draw. Where torch.distributed is not initialized there is
+one process, number 0, and none of these functions communicates.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_initialized() -> bool:
+    """Whether torch.distributed has a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def process_count() -> int:
+    """How many processes share the work; 1 without torch.distributed."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def process_index() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this is process 0, the one that writes files and shows progress."""
+    return process_index() == 0
+
+
+def share(n: int) -> slice:
+    """The part of `n` words that this process takes: contiguous, and at most one word smaller than any other.
+
+    Raises:
+        ValueError: if there are fewer words than processes.
+    """
+    count, index = process_count(), process_index()
+    if n < count:
+        raise ValueError(f"{n} words for {count} processes: start at most {n} processes.")
+    return slice(n * index // count, n * (index + 1) // count)
+
+
+def own_path(path: str | Path) -> Path:
+    """A path for this process alone, `moments.0-of-2.safetensors`; the path itself if there is one process."""
+    path = Path(path)
+    count = process_count()
+    return path.with_suffix(f".{process_index()}-of-{count}{path.suffix}") if count > 1 else path
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of all processes' tensors, on this tensor's device; the tensor itself if there is one process."""
+    if process_count() == 1:
+        return tensor
+    summed = tensor.to(communication_device(), copy=True)
+    dist.all_reduce(summed)
+    return summed.to(tensor.device)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, stacked by process on the communication device; all have one shape."""
+    own = tensor.to(communication_device())
+    each = [torch.empty_like(own) for _ in range(process_count())]
+    dist.all_gather(each, own)
+    return torch.stack(each)
+
+
+def agreed(value: bool) -> bool:
+    """The main process's answer, in all processes."""
+    return bool(total(torch.tensor(float(value and is_main()))) > 0)
+
+
+def wait() -> None:
+    """Return once every process has called this."""
+    if process_count() > 1:
+        # A sum needs all processes. A barrier would have to be told its GPU under NCCL.
+        float(total(torch.zeros(())))
+
+
+def communication_device() -> torch.device:
+    """Where the process group wants its tensors: NCCL takes them only on the GPU."""
+    backends = dist.get_backend_config()
+    if "nccl" in backends and "gloo" not in backends:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
