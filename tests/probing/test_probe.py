@@ -225,7 +225,7 @@ def test_plot_shows_the_read_out_and_knows_its_model(report, model, mess3):
     stale = msp.probe(changed, mess3, progress=False)
     with torch.no_grad():
         next(iter(changed.parameters())).add_(0.1)
-    with pytest.raises(ValueError, match="weights have changed since it was probed"):
+    with pytest.raises(ValueError, match="has changed since it was probed"):
         stale.plot()
 
 
