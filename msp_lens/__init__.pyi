@@ -62,13 +62,17 @@ from .models import (
     save_checkpoint,
 )
 from .moments import (
+    OLS,
     BeliefRegressor,
     Moments,
     RandomProjection,
+    ReducedRank,
+    Ridge,
 )
 from .probing import (
     BeliefProbe,
     ProbeReport,
+    Split,
     probe,
     probe_rows,
     read_beliefs,
@@ -108,6 +112,7 @@ from .training import (
 __version__: str
 
 __all__ = [
+    "OLS",
     "BeliefDataset",
     "BeliefProbe",
     "BeliefRegressor",
@@ -119,6 +124,9 @@ __all__ = [
     "ProbeReport",
     "Process",
     "RandomProjection",
+    "ReducedRank",
+    "Ridge",
+    "Split",
     "Study",
     "SweepResult",
     "TokenDataset",

@@ -215,10 +215,14 @@ def probe(
     Example: msp-lens probe runs/mess3 --site '*_post' --untrained 3 --plot fractal.png
     """
     with _command(debug, plot):
+        from msp_lens.moments import ReducedRank
         from msp_lens.probing import probe as probe_model
 
+        if (rank is not None) != (solver == "reduced_rank"):
+            raise ValueError(f"--rank {rank} with --solver {solver}: reduced_rank needs a rank, and only it has one.")
+        solves = solver if rank is None else ReducedRank(rank)
         loaded, chosen = _model(model, process, param, device)
-        options = _run_options(model, weighting, seed) | {"split": split, "method": solver, "rank": rank}
+        options = _run_options(model, weighting, seed) | {"split": split, "solver": solves}
         report = probe_model(loaded.model, chosen, sites=_sites(site), untrained=untrained, **options)
         if out is not None:
             report.save(out)

@@ -138,7 +138,7 @@ def test_theory_is_told_and_drawn(tmp_path):
         (["probe", "nowhere"], "nowhere"),
         (["probe", "{trained}", "-p", "x=1"], "--param without --process"),
         (["probe", "{trained}", "--site", "9_post"], "no site '9_post'"),
-        (["probe", "{trained}", "--solver", "reduced_rank", "--rank", "0"], "rank=0: at least 1"),
+        (["probe", "{trained}", "--solver", "reduced_rank", "--rank", "0"], "rank=0: give at least 1"),
         (["probe", "{trained}", "--plot", "fractal.doc"], "pictures are .png"),
         (["intervene", "{trained}", "--edit", "wish"], "wish"),
         (["emergence", "."], "checkpoints"),

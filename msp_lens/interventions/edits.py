@@ -26,7 +26,7 @@ from torch import Tensor
 from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook
 from msp_lens.models.positions import Position, at_positions, check_position, writing
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
+from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
@@ -361,5 +361,5 @@ def read_decoder(probe: BeliefProbe) -> Float64[Tensor, "state feature"]:
     """
     weights = centered_weights(probe)
     read_covariance = weights.T @ site_moments(probe).covariance(probe.sites, probe.sites)
-    inverse, _ = pseudo_inverse(read_covariance @ weights)
+    inverse = torch.linalg.pinv(read_covariance @ weights, rtol=RANK_CUTOFF**2, hermitian=True)
     return inverse @ read_covariance

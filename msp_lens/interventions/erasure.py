@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_moments
-from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
+from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
@@ -70,7 +70,7 @@ def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     gaussian = _gaussian(int(kept.sum()), read_basis(probe).shape[1], generator)
     weights = (eigenvectors[:, kept] / eigenvalues[kept].sqrt()) @ gaussian
     read_covariance = weights.T @ covariance
-    inverse, _ = pseudo_inverse(read_covariance @ weights)
+    inverse = torch.linalg.pinv(read_covariance @ weights, rtol=RANK_CUTOFF**2, hermitian=True)
     return _projecting("erase random", probe, weights, inverse @ read_covariance)
 
 

@@ -1,31 +1,34 @@
 """The one idea: second moments of `[features | targets]`, and everything that is solved from them.
 
-It knows nothing of beliefs or networks: accumulate, merge, fold, solve, score.
+This room knows nothing of beliefs or networks: accumulate, merge, fold, solve, score.
 """
 
 from msp_lens.moments.estimator import BeliefRegressor
 from msp_lens.moments.grid import MomentsGrid, TooWideError
 from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.reduction import PrincipalComponents, RandomProjection
-from msp_lens.moments.scores import HeldOutScore, ProbeScores, Score, held_out_score, score
+from msp_lens.moments.scores import HeldOutScore, Score, score
 from msp_lens.moments.solve import LinearMap, Spectrum, decompose, least_squares
-from msp_lens.moments.solvers import Solver
+from msp_lens.moments.solvers import OLS, ReducedRank, Ridge, Solver, as_solver, choose_penalty
 
 __all__ = [
+    "OLS",
     "BeliefRegressor",
     "HeldOutScore",
     "LinearMap",
     "Moments",
     "MomentsGrid",
     "PrincipalComponents",
-    "ProbeScores",
     "RandomProjection",
+    "ReducedRank",
+    "Ridge",
     "Score",
     "Solver",
     "Spectrum",
     "TooWideError",
+    "as_solver",
+    "choose_penalty",
     "decompose",
-    "held_out_score",
     "least_squares",
     "merge_all",
     "score",

@@ -1,16 +1,16 @@
-"""Products of rows where float64 is slow or missing: exact, in float32.
+"""Gram matrices on devices where float64 is slow or missing, by exact products in float32.
 
-A device without fast float64 (Apple's, a consumer's graphics card) multiplies float32 matrices at speed, but a float32
-Gram loses what probes live on: its errors, 1e-7 of the largest entry, bury every direction whose singular value is
-below 3e-4 of the largest. So round the centered rows y instead, once, to fixed point, 32 bits below their column's
+A device without fast float64 (Apple's, or a consumer graphics card) multiplies float32 matrices fast, but a float32
+Gram matrix loses what probes need: its errors, 1e-7 of the largest entry, bury every direction whose singular value is
+below 3e-4 of the largest. So round the centered rows y once instead, to a fixed point 32 bits below their column's
 largest, and cut the bits into four slices of eight:
 
-    y ≈ s Σₖ 2^(-7-8k) qₖ,      qₖ whole numbers, |qₖ| ≤ 128,
+    y ≈ s Σₖ 2^(-7-8k) qₖ,      qₖ integers, |qₖ| ≤ 128,
     YᵀY ≈ s sᵀ Σₖₗ 2^(-14-8(k+l)) Qₖᵀ Qₗ.
 
-Each QₖᵀQₗ over 1,024 rows is a sum of whole numbers below 2²⁴, which float32 holds exactly (TensorFloat-32 and
-bfloat16 inputs too). The result is the exact Gram of rows rounded by 2⁻³² of their column's largest: an error in the
-*rows*, far beneath the float32 noise of the activations, so that rank and small directions stay what they were.
+Each QₖᵀQₗ over 1,024 rows is a sum of integers below 2²⁴, which float32 holds exactly (and so do TensorFloat-32 and
+bfloat16 inputs). The result is the exact Gram matrix of rows rounded by 2⁻³² of their column's largest: an error in the
+*rows*, far below the float32 noise of the activations, so that rank and small directions are preserved.
 
 Source: Ozaki, Ogita, Oishi & Rump 2012, "Error-free transformations of matrix multiplication".
 """
@@ -27,34 +27,33 @@ from torch import Tensor
 Accumulation = Literal["float64", "split"]
 
 N_SLICES = 4
-# 1,024 products of two whole numbers up to 2⁷ sum to at most 2²⁴.
+# 1,024 products of two integers up to 2⁷ sum to at most 2²⁴.
 ROWS_PER_PRODUCT = 1_024
-# At most four products of a level in each of 32 chunks stay below 2³¹, in int32.
+# At most four products per level in each of 32 chunks stay below 2³¹, in int32.
 ROWS_PER_SCATTER = 32 * ROWS_PER_PRODUCT
-
-# Compute capabilities of NVIDIA's cards whose float64 runs at half their float32 speed or better.
-_FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether the device holds float64 numbers at all."""
+    """Whether the device supports float64."""
     return device.type != "mps"
 
 
 def accumulation_for(device: torch.device) -> Accumulation:
-    """How moments are best accumulated on a device: `"float64"` where it is fast, else `"split"`."""
+    """How to accumulate moments on a device: `"float64"` where it is fast, else `"split"`."""
     if device.type == "cuda" and torch.version.hip is None:
-        return "float64" if torch.cuda.get_device_capability(device) in _FAST_FLOAT64 else "split"
+        # Compute capabilities of the NVIDIA cards whose float64 runs at half their float32 speed or better.
+        fast = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+        return "float64" if torch.cuda.get_device_capability(device) in fast else "split"
     return "float64" if has_float64(device) else "split"
 
 
 def split_scatters(
     rows: Float[Tensor, "row column"], weights: Float[Tensor, "row"]
 ) -> Iterator[tuple[float, Float64[Tensor, "column"], Float64[Tensor, "column column"]]]:
-    """Weight, mean and centered scatter of the rows, at most 32,768 rows at a time, without a float64 product.
+    """Weight, mean and centered scatter of at most 32,768 rows at a time, without a float64 product.
 
-    Computes in the rows' own dtype, float32 or float64, on their device. The means and scatters come on that
-    device if it holds float64, else on the CPU.
+    The computation is in the rows' own dtype, float32 or float64, on their device. Means and scatters are on that
+    device if it supports float64, else on the CPU.
     """
     for span, weight in zip(rows.split(ROWS_PER_SCATTER), weights.split(ROWS_PER_SCATTER), strict=True):
         total = float(weight.sum())
@@ -68,13 +67,13 @@ def _split_scatter(
 ) -> tuple[Float64[Tensor, "column"], Float64[Tensor, "column column"]]:
     share = weights / total
     reference = share @ rows
-    # A mean far from zero is off by rounding; the mean of what is left is less so.
+    # A mean far from zero is off by rounding; the mean of the remainder corrects it.
     reference = reference + share @ (rows - reference)
     root = weights.sqrt().unsqueeze(1)
     centered = (rows - reference) * root
     if rows.dtype == torch.float64:
         return reference, _exact_gram(centered)
-    # How far a float32 reference is off the mean, from the same products: the root weights are one column more.
+    # The offset of a float32 reference from the mean comes from the same products: the root weights are a last column.
     gram = _exact_gram(torch.cat([centered, root], dim=1))
     offset = gram[-1, :-1] / gram[-1, -1]
     scatter = gram[:-1, :-1] - torch.outer(offset, offset) * gram[-1, -1]
@@ -82,9 +81,9 @@ def _split_scatter(
 
 
 def _exact_gram(rows: Float[Tensor, "row column"]) -> Float64[Tensor, "column column"]:
-    """`rows.T @ rows` of the rows rounded to 2⁻³² of their column's largest."""
+    """`rows.T @ rows`, of rows rounded to 2⁻³² of their column's largest."""
     largest = rows.abs().amax(dim=0)
-    # A power of two just above the column's largest; below 2⁻⁹⁰ a float32 would overflow, and nothing is there.
+    # A power of two just above the column's largest, but not below 2⁻⁹⁰, where its reciprocal would overflow float32.
     exponent = torch.where(largest > 0, largest.log2().floor() + 1, 0.0).clamp(min=-90)
     scale = torch.exp2(-exponent)
     width = rows.shape[1]
@@ -97,7 +96,7 @@ def _exact_gram(rows: Float[Tensor, "row column"]) -> Float64[Tensor, "column co
                 levels[k + l] += product if k == l else product + product.T
     exact = levels if has_float64(rows.device) else levels.cpu()
     gram = torch.zeros(width, width, dtype=torch.float64, device=exact.device)
-    # Smallest first.
+    # Add the smallest first.
     for level in reversed(range(len(exact))):
         gram += exact[level].double() * 2.0 ** (-14 - 8 * level)
     unscale = scale.to(exact.device).double()
@@ -105,7 +104,7 @@ def _exact_gram(rows: Float[Tensor, "row column"]) -> Float64[Tensor, "column co
 
 
 def _slices(rows: Float[Tensor, "row column"]) -> list[Float[Tensor, "row column"]]:
-    """Whole numbers up to 128 in float32, each slice eight bits finer than the one before; `|rows| ≤ 1`."""
+    """Integers up to 128 in float32, each slice eight bits finer than the one before; `|rows| ≤ 1`."""
     slices = []
     rest, bits = rows, 7
     for _ in range(N_SLICES):

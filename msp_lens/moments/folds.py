@@ -1,6 +1,8 @@
-"""Folds: the rows are dealt into cells, each with moments of its own, and a fold is a union of cells.
+"""Folds of cross-validation, from moments: rows are dealt into cells, and a fold is a union of cells.
 
-All rows are the union of the folds and the bootstrap resamples cells, so that none of it takes a second pass.
+    moments of the training rows of fold k = merge of the moments of all other folds
+
+All rows are the union of the folds, and the bootstrap resamples cells, so none of this takes a second pass.
 """
 
 from __future__ import annotations
@@ -8,67 +10,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from msp_lens.moments.moments import Moments, merge_all
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The moments of sites that share a Gram, by cell and position.
+    """The moments of blocks that share a Gram matrix, by cell and position.
 
     Attributes:
-        parts: `parts[cell][position]`; one position where positions are not told apart.
-        n_folds: Cell c belongs to fold c mod n_folds.
+        parts: `parts[cell][position]`; there is one position if positions are not kept apart.
+        n_folds: Number of folds; cell c belongs to fold c mod n_folds.
     """
 
     parts: tuple[tuple[Moments, ...], ...]
     n_folds: int
 
-    @property
-    def filled(self) -> list[int]:
-        """Numbers of the cells that hold rows."""
-        return [c for c, row in enumerate(self.parts) if any(part.weight > 0 for part in row)]
+    @cached_property
+    def _filled(self) -> list[list[tuple[Moments, ...]]]:
+        """The parts of the cells that hold rows, by fold; folds without rows are left out."""
+        by_fold: dict[int, list[tuple[Moments, ...]]] = {}
+        for number, positions in enumerate(self.parts):
+            if any(part.weight > 0 for part in positions):
+                by_fold.setdefault(number % self.n_folds, []).append(positions)
+        return [by_fold[k] for k in sorted(by_fold)]
 
     @cached_property
-    def cells(self) -> list[Moments]:
-        """By cell, positions together; empty ones left out."""
-        merged = [positions[0] if len(positions) == 1 else merge_all(positions) for positions in self.parts]
-        return [cell for cell in merged if cell.weight > 0]
-
-    @cached_property
-    def fold_of_cell(self) -> Int[Tensor, "cell"]:
-        """The fold of each cell that is not empty, numbered without gaps."""
-        folds = [c % self.n_folds for c in self.filled]
-        return torch.tensor(folds).unique(return_inverse=True)[1]
-
-    @cached_property
-    def folds(self) -> list[Moments]:
-        """By fold."""
+    def cells(self) -> list[list[Moments]]:
+        """The moments by fold and cell; empty cells and folds are left out."""
         return [
-            merge_all([cell for cell, fold in zip(self.cells, self.fold_of_cell.tolist(), strict=True) if fold == k])
-            for k in range(int(self.fold_of_cell.max()) + 1)
+            [positions[0] if len(positions) == 1 else merge_all(positions) for positions in fold]
+            for fold in self._filled
         ]
 
     @cached_property
+    def folds(self) -> list[Moments]:
+        """The moments of each fold."""
+        return [merge_all(fold) for fold in self.cells]
+
+    @cached_property
     def whole(self) -> Moments:
-        """All rows."""
+        """The moments of all rows."""
         return merge_all(self.folds)
 
     def without(self, *folds: int) -> Moments:
-        """All rows but some folds'."""
+        """The moments of all rows outside these folds; merged, since subtracting from the whole would lose digits."""
         return merge_all([part for k, part in enumerate(self.folds) if k not in folds])
 
     @cached_property
     def by_fold_and_position(self) -> list[list[Moments]]:
-        """By fold and position."""
-        filled = [self.parts[c] for c in self.filled]
-        return [
-            [
-                merge_all([row[p] for row, fold in zip(filled, self.fold_of_cell.tolist(), strict=True) if fold == k])
-                for p in range(len(self.parts[0]))
-            ]
-            for k in range(len(self.folds))
-        ]
+        """The moments by fold and position."""
+        return [[merge_all(cells) for cells in zip(*fold, strict=True)] for fold in self._filled]

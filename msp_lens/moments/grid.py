@@ -1,7 +1,7 @@
-"""Many moments from one pass: groups of blocks, each beside the same targets, in cells such as folds.
+"""Many moments from one pass: groups of blocks, each joined with the same targets, in cells such as folds.
 
-Probing a model site by site needs each site's columns with the targets' and never one site's with another's:
-Σ d² numbers, where the joint matrix of all sites has (Σ d)². Only a concatenation needs its sites side by side.
+Fitting site by site needs the products of each site's columns with the targets, never of one site's with another's:
+Σ d² numbers, where the joint matrix of all sites has (Σ d)². Only a concatenation needs its sites jointly.
 """
 
 from __future__ import annotations
@@ -12,31 +12,32 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from msp_lens._checks import check_finite
 from msp_lens.moments.exact_products import Accumulation, has_float64
-from msp_lens.moments.moments import Moments, merge_all
+from msp_lens.moments.moments import Moments, check_weights, merge_all
 
-# All moments of a pass together; a laptop holds the model and its activations beside them, and decomposes them in
-# minutes at the most.
+# For all moments of a pass together: a laptop can hold these as well as the model and its activations, and decompose
+# them within minutes.
 MAX_BYTES = 2 * 2**30
 
 
 class TooWideError(ValueError):
-    """The moments asked for would not fit in memory."""
+    """The moments would take more memory than allowed."""
 
 
 class MomentsGrid:
     """Moments of several groups of blocks in several cells, accumulated in one pass.
 
     Args:
-        groups: Blocks wanted together: a site, or the sites of a concatenation. A group within another is taken
-            from it.
-        targets: Blocks that stand beside every group.
-        n_cells: How many cells the rows are dealt into.
-        max_bytes: Refuse to hold more than this.
-        accumulation: As for `Moments.update`; by default what the blocks' device does fast.
+        groups: Blocks wanted jointly: one site, or the sites of a concatenation. A group contained in another is
+            read from that one.
+        targets: Blocks joined with every group.
+        n_cells: Number of cells that rows are dealt into.
+        max_bytes: Largest memory that the moments may take.
+        accumulation: As for `Moments.update`; by default whichever is fast on the blocks' device.
 
     Attributes:
-        n_batches: Batches taken in.
+        n_batches: Number of batches added.
 
     Example:
         >>> grid = MomentsGrid([("0_post",), ("1_post",)], targets=("belief",), n_cells=2)
@@ -56,7 +57,7 @@ class MomentsGrid:
     ) -> None:
         if n_cells < 1 or not groups or not all(groups):
             raise ValueError(
-                f"n_cells={n_cells}, groups={list(groups)}: give at least one cell, and groups of at least one site."
+                f"n_cells={n_cells}, groups={list(groups)}: give at least one cell, and groups of at least one block."
             )
         self.groups = _outermost(groups)
         self.targets = tuple(targets)
@@ -64,7 +65,7 @@ class MomentsGrid:
         self.max_bytes = max_bytes
         self.accumulation: Accumulation | None = accumulation
         self.n_batches = 0
-        # By group and cell; built when the first batch says how wide its blocks are.
+        # By group and cell; built at the first batch, which shows how wide its blocks are.
         self.moments: list[list[Moments]] = []
 
     def update(
@@ -73,17 +74,17 @@ class MomentsGrid:
         weights: Float[Tensor, "row"],
         cells: Int[Tensor, "row"] | None = None,
     ) -> MomentsGrid:
-        """Take in a batch of rows; returns itself.
+        """Add a batch of rows, all of it or (on an error) none; returns the grid.
 
         Args:
-            blocks: The groups' blocks, each on any device, and the targets. Others are ignored.
+            blocks: The groups' blocks, each on any device, and the targets. Other blocks are ignored.
             weights: How much each row counts.
-            cells: Which cell each row belongs to, 0 … n_cells - 1; all to cell 0 by default.
+            cells: The cell of each row, 0 … n_cells - 1; cell 0 for all by default.
 
         Raises:
             KeyError: if a block is missing.
-            ValueError: if a number is not finite, naming the block and the batch; if a weight is negative or a cell
-                out of range; if a block's width changed.
+            ValueError: if a number is not finite (the message names block and batch), a weight is negative, a cell is
+                out of range, or a block's width changed.
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
         self._check(blocks, weights, cells)
@@ -105,16 +106,16 @@ class MomentsGrid:
         """The moments of these blocks in each cell, on the CPU.
 
         Raises:
-            KeyError: if no group holds them all side by side.
-            ValueError: if no rows were taken in.
+            KeyError: if no group holds all of them.
+            ValueError: if there were no rows yet.
         """
         if not self.moments:
-            raise ValueError("No rows yet: update the grid with a batch first.")
+            raise ValueError("The grid has no rows yet: update it with a batch first.")
         wanted = set(names) - set(self.targets)
         holding = [index for index, group in enumerate(self.groups) if wanted <= set(group)]
         if not holding:
             groups = "; ".join(", ".join(group) for group in self.groups)
-            raise KeyError(f"No group holds {', '.join(names)} side by side; the groups are: {groups}.")
+            raise KeyError(f"No group holds {', '.join(names)} jointly; the groups are: {groups}.")
         narrowest = min(holding, key=lambda index: sum(self.moments[index][0].blocks.values()))
         return [moments.select(names).cpu() for moments in self.moments[narrowest]]
 
@@ -123,21 +124,21 @@ class MomentsGrid:
         return merge_all(self.cells(names))
 
     def parts(self) -> dict[str, Moments]:
-        """All moments by a name of their group and cell, `"0/3"`: to be saved or reduced."""
+        """All moments by group and cell (`"0/3"`), to be saved or summed over processes."""
         return {f"{g}/{c}": moments for g, row in enumerate(self.moments) for c, moments in enumerate(row)}
 
     def restore(self, parts: Mapping[str, Moments], *, n_batches: int | None = None) -> MomentsGrid:
-        """Take on all moments that `parts` gave, here or in another run; returns itself.
+        """Replace all moments by those that `parts` returned, here or in another run; returns the grid.
 
         Raises:
-            ValueError: if they are not those of a grid with these groups, targets and cells.
+            ValueError: if the moments are not of a grid with these groups, targets and cells.
         """
         expected = [f"{g}/{c}" for g in range(len(self.groups)) for c in range(self.n_cells)]
         fits = list(parts) == expected and all(
             tuple(parts[f"{g}/0"].blocks) == (*group, *self.targets) for g, group in enumerate(self.groups)
         )
         if parts and not fits:
-            raise ValueError("These moments are of other groups, targets or cells: they belong to another pass.")
+            raise ValueError("These moments have other groups, targets or cells: they belong to another pass.")
         self.moments = [
             [parts[f"{g}/{c}"] for c in range(self.n_cells)] for g in range(len(self.groups) if parts else 0)
         ]
@@ -149,26 +150,22 @@ class MomentsGrid:
     ) -> None:
         for name in {name for group in self.groups for name in group} | set(self.targets):
             if name not in blocks:
-                raise KeyError(f"The rows lack the block {name!r}; they have {', '.join(blocks)}.")
+                raise KeyError(f"The rows have no block {name!r}; they have {', '.join(blocks)}.")
             if len(blocks[name]) != len(weights):
-                raise ValueError(f"{name!r} has {len(blocks[name])} rows, the weights {len(weights)}: give one a row.")
+                raise ValueError(
+                    f"{name!r} has {len(blocks[name])} rows, the weights {len(weights)}: give one weight per row."
+                )
             if self.moments:
                 known = next(row[0].blocks[name] for row in self.moments if name in row[0].blocks)
                 if blocks[name].shape[1] != known:
                     raise ValueError(
                         f"{name!r} has {blocks[name].shape[1]} columns; in earlier batches it had {known}."
                     )
-            # Before any moments change. A sum is finite only if all its terms are; the second look excuses overflow.
-            if not torch.isfinite(blocks[name].sum()) and not torch.isfinite(blocks[name]).all():
-                raise ValueError(
-                    f"Batch {self.n_batches}: rows must be finite: {name} holds NaN or infinity. Has the model "
-                    "diverged, or does it overflow in its dtype?"
-                )
-        if not torch.isfinite(weights).all() or (weights < 0).any():
-            raise ValueError(f"Batch {self.n_batches}: weights must be finite and ≥ 0: see how they were computed.")
+            check_finite(blocks[name], f"{name} in batch {self.n_batches}", "Check where the rows come from.")
+        check_weights(weights, f"Weights of batch {self.n_batches}")
         if cells is not None and len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:
             raise ValueError(
-                f"cells lie in {int(cells.min())} … {int(cells.max())}; this grid has 0 … {self.n_cells - 1}."
+                f"cells run from {int(cells.min())} to {int(cells.max())}; this grid has 0 … {self.n_cells - 1}."
             )
 
     def _build(self, blocks: Mapping[str, Tensor]) -> None:
@@ -183,7 +180,7 @@ class MomentsGrid:
         ]
 
     def _order(self, cells: Int[Tensor, "row"] | None, n_rows: int) -> tuple[Int[Tensor, "row"] | None, list[int]]:
-        """The rows sorted by cell (`None`: as they are), and how many each cell gets."""
+        """The order that sorts rows by cell (`None`: they are sorted), and the number of rows in each cell."""
         if cells is None or self.n_cells == 1:
             return None, [n_rows] + [0] * (self.n_cells - 1)
         cells = cells.cpu()
@@ -192,7 +189,7 @@ class MomentsGrid:
     def _joined(
         self, blocks: Mapping[str, Tensor], group: Sequence[str], device: torch.device, order: Tensor | None
     ) -> Float[Tensor, "row column"]:
-        """The group's blocks and the targets side by side, sorted, in memory of their own."""
+        """The group's blocks and the targets joined and sorted, in newly allocated memory."""
         precise = torch.float64 if has_float64(device) else torch.float32
         where = None if order is None else order.to(device)
         columns = [blocks[name].to(device) for name in (*group, *self.targets)]
@@ -214,10 +211,10 @@ def check_memory(
     n_cells: int = 1,
     max_bytes: int = MAX_BYTES,
 ) -> int:
-    """Bytes that the moments of these groups take.
+    """The number of bytes that the moments of these groups take.
 
     Raises:
-        TooWideError: a `ValueError`, if they are more than `max_bytes`.
+        TooWideError: a `ValueError`, if it exceeds `max_bytes`.
     """
     groups = _outermost(groups)
     joint = [sum(widths[name] for name in (*group, *targets)) for group in groups]
@@ -226,10 +223,10 @@ def check_memory(
         widest = max(range(len(groups)), key=lambda index: joint[index])
         features = sum(widths[name] for name in groups[widest])
         raise TooWideError(
-            f"{len(groups)} groups, the widest {len(groups[widest])} sites of {features:,} features together, need "
-            f"{_size(needed)} of moments ({joint[widest]:,}² numbers a cell, {n_cells} cells); the limit is "
-            f"{_size(max_bytes)}. Probe fewer sites together, or none (concatenate=False); or reduce each site first, "
-            "with RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
+            f"{len(groups)} groups, the widest of {len(groups[widest])} sites of {features:,} features together, need "
+            f"{_size(needed)} of moments ({joint[widest]:,}² numbers per cell, {n_cells} cells); the limit is "
+            f"{_size(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first with "
+            "RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
         )
     return needed
 
@@ -239,6 +236,6 @@ def _size(n_bytes: int) -> str:
 
 
 def _outermost(groups: Collection[Sequence[str]]) -> list[tuple[str, ...]]:
-    """The groups that no other one holds, in their order."""
+    """The groups that no other group contains, in their order."""
     distinct = list({frozenset(group): tuple(group) for group in reversed(list(groups))}.values())[::-1]
     return [group for group in distinct if not any(set(group) < set(other) for other in distinct)]

@@ -1,20 +1,20 @@
 """The one idea: everything said about a network follows from one pass of second moments.
 
-For rows z (activation features and targets side by side) with weights w, accumulate in float64
+For rows z (features and targets side by side) with weights w, accumulate in float64
 
     W = Σ w,    μ = Σ w z / W,    S = Σ w (z - μ)(z - μ)ᵀ,
 
-batch by batch, each batch centered on its own mean before it is multiplied; two accumulations merge by
+batch by batch, each batch centered on its own mean before it is multiplied. Two sets of moments merge by
 
     S = S₁ + S₂ + (W₁ W₂ / W)(μ₁ - μ₂)(μ₁ - μ₂)ᵀ        (Chan, Golub & LeVeque 1983).
 
-Memory is that of one matrix, however many rows went in, and the result is that of all rows at once.
+Memory is that of one matrix, however many rows there are, and the result is that of all rows at once.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxtyping import Float, Float64, Int
 from safetensors.torch import save
 from torch import Tensor
 
+from msp_lens._checks import check_finite
 from msp_lens._files import read_tensors, write_atomically
 from msp_lens.moments.exact_products import Accumulation, accumulation_for, has_float64, split_scatters
 
@@ -31,11 +32,11 @@ class Moments:
     """Weighted mean and centered second moments of rows made of named blocks of columns.
 
     Args:
-        blocks: Name to width, in the order of the columns: one block a site, one a kind of target.
-        device: Where they are held; on a device that has no float64, on the CPU.
+        blocks: Width of each block by name, in the order of the columns.
+        device: Where the moments are held; on the CPU if the device has no float64.
 
     Attributes:
-        n: Rows seen.
+        n: Number of rows seen.
         weight: Their total weight.
         mean: Weighted mean of each column.
         scatter: Centered sum of weighted outer products; divided by `weight` it is the covariance.
@@ -67,7 +68,7 @@ class Moments:
         mean: Float64[Tensor, "column"],
         scatter: Float64[Tensor, "column column"],
     ) -> Moments:
-        """Moments with these attributes, computed elsewhere."""
+        """Moments with these attributes, which were computed elsewhere."""
         moments = cls({})
         moments.blocks = dict(blocks)
         moments.n, moments.weight, moments.mean, moments.scatter = n, weight, mean, scatter
@@ -80,22 +81,23 @@ class Moments:
         *,
         accumulation: Accumulation | None = None,
     ) -> Moments:
-        """Take in a batch of rows, multiplied on their own device; returns itself.
+        """Add a batch of rows, multiplied on their own device; returns the moments.
 
         Args:
             rows: The blocks' columns side by side.
             weights: How much each row counts.
             accumulation: `"float64"`, or `"split"` for exact products in float32, whose result is that of rows
-                rounded to 2⁻³² of their column's largest (see `split_products`); by default what the device does
-                fast.
+                rounded to 2⁻³² of their column's largest (see `exact_products`); by default whichever is fast on
+                the device.
 
         Raises:
-            ValueError: if a weight is negative or a number not finite.
+            ValueError: if a weight is negative or a number is not finite.
         """
+        for name in self.blocks:
+            check_finite(rows[:, self.columns(name)], f"{name} after {self.n} rows", "Check where the rows come from.")
+        check_weights(weights)
         precise = torch.float64 if has_float64(rows.device) else torch.float32
         weights = weights.to("cpu", torch.float64)
-        if not torch.isfinite(weights).all() or (weights < 0).any():
-            raise ValueError("Weights must be finite and ≥ 0: see how they were computed.")
         return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation=accumulation)
 
     def absorb_rows(
@@ -105,31 +107,24 @@ class Moments:
         *,
         accumulation: Accumulation | None = None,
     ) -> Moments:
-        """`update` without its copy and its check of the weights: the rows' memory is overwritten.
+        """`update` without its copy and its checks: the rows' memory is overwritten.
 
         Args:
-            rows: float64, or float32 on a device that has nothing better.
+            rows: In float64, or in float32 on a device that has nothing better.
             weights: On the CPU.
             accumulation: As for `update`.
-
-        Raises:
-            ValueError: if a number is not finite.
         """
         total = float(weights.sum())
         if total == 0:
-            self._check_finite(rows)
             self.n += len(rows)
             return self
         if (accumulation or accumulation_for(rows.device)) == "split":
-            self._check_finite(rows)
             for weight, mean, scatter in split_scatters(rows, weights):
                 self._absorb(0, weight, mean, scatter)
             self.n += len(rows)
             return self
         weights = weights.to(rows.device)
         mean = weights @ rows / total
-        # A NaN or infinity anywhere in a column, under whatever weight, shows in its mean.
-        self._check_finite(mean)
         rows.sub_(mean).mul_(weights.sqrt().unsqueeze(1))
         if rows.device == self.scatter.device:
             self.scatter.addmm_(rows.T, rows)
@@ -137,14 +132,6 @@ class Moments:
         else:
             self._absorb(len(rows), total, mean, rows.T @ rows)
         return self
-
-    def _check_finite(self, columns: Float[Tensor, "*row column"]) -> None:
-        if not torch.isfinite(columns).all():
-            wrong = ~torch.isfinite(columns.reshape(-1, columns.shape[-1])).all(dim=0).cpu()
-            blocks = [name for name in self.blocks if wrong[self.columns(name)].any()]
-            raise ValueError(
-                f"Rows must be finite: look for NaN or infinity in {', '.join(blocks)}, in the rows from {self.n} on."
-            )
 
     def merge(self, other: Moments) -> Moments:
         """The moments of both sets of rows together, as a new object.
@@ -161,7 +148,7 @@ class Moments:
         mean: Float64[Tensor, "column"],
         scatter: Float64[Tensor, "column column"] | None = None,
     ) -> None:
-        """Add moments to these; `scatter` is `None` where it has been added already."""
+        """Add other moments; `scatter` is `None` if it has been added already."""
         self.n += n
         if weight == 0:
             return
@@ -174,7 +161,7 @@ class Moments:
         self.weight = total
 
     def columns(self, names: str | Sequence[str]) -> Int[Tensor, "column"]:
-        """Indices of the columns of one or several blocks, in the order given.
+        """The indices of the columns of one or several blocks, in the order given.
 
         Raises:
             KeyError: if there is no such block.
@@ -187,7 +174,7 @@ class Moments:
         return torch.cat([torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted])
 
     def select(self, names: Sequence[str]) -> Moments:
-        """The moments of these blocks alone, in the order given: what one pass over just them would have found.
+        """The moments of these blocks alone, in the order given: what a pass over only them would have found.
 
         Raises:
             KeyError: if there is no such block.
@@ -202,25 +189,25 @@ class Moments:
         )
 
     def cpu(self) -> Moments:
-        """These moments on the CPU: themselves if they are there already."""
+        """The moments on the CPU; the same object if they are there already."""
         if self.mean.device.type == "cpu":
             return self
         return Moments.of(self.blocks, n=self.n, weight=self.weight, mean=self.mean.cpu(), scatter=self.scatter.cpu())
 
     def block_mean(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
-        """Weighted mean of the blocks' columns."""
+        """The weighted mean of the blocks' columns."""
         return self.mean[self.columns(names)]
 
     def covariance(self, rows: str | Sequence[str], columns: str | Sequence[str]) -> Float64[Tensor, "row column"]:
-        """Weighted population covariance between two groups of blocks, Σ = S / W."""
+        """The weighted population covariance between two groups of blocks, Σ = S / W."""
         return self.scatter[self.columns(rows)][:, self.columns(columns)] / self.weight
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-        """Write them to one safetensors file, whole or not at all.
+        """Write the moments to one safetensors file, atomically.
 
         Args:
             path: The file.
-            provenance: What they are moments of, JSON-ready: fingerprints, weighting, sites.
+            provenance: What the moments are of, JSON-ready: fingerprints, weighting, sites.
         """
         save_all(path, {"moments": self}, provenance=provenance)
         return Path(path)
@@ -235,7 +222,7 @@ class Moments:
         """
         parts, _, _ = load_all(path)
         if list(parts) != ["moments"]:
-            raise ValueError(f"{path} holds {len(parts)} moments, not one: read it with load_all(path).")
+            raise ValueError(f"{path} holds {len(parts)} moments, not one: load it with load_all(path).")
         return parts["moments"]
 
     def __repr__(self) -> str:
@@ -243,10 +230,10 @@ class Moments:
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """The moments of all the parts' rows together, as a new object; on the device of the first.
+    """The moments of all the parts' rows together, as a new object on the device of the first part.
 
     Raises:
-        ValueError: if their blocks differ or there are no parts.
+        ValueError: if the parts' blocks differ or there are no parts.
     """
     parts = list(parts)
     if not parts:
@@ -254,7 +241,7 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
     first = parts[0]
     for part in parts[1:]:
         if part.blocks != first.blocks:
-            raise ValueError(f"Only moments of the same blocks merge: {first.blocks} and {part.blocks} differ.")
+            raise ValueError(f"Blocks {first.blocks} and {part.blocks} differ: merge moments of the same blocks.")
     merged = Moments(first.blocks, device=first.mean.device)
     merged.n = sum(part.n for part in parts)
     filled = [part for part in parts if part.weight > 0]
@@ -272,28 +259,15 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
 
 
 def pooled_mean(means: Float64[Tensor, "part column"], weights: Float64[Tensor, "part"]) -> Float64[Tensor, "column"]:
-    """The mean of all rows from the parts' means, about the heaviest part's, so that an offset costs no digits."""
+    """The mean of all rows from the parts' means, taken about the heaviest part's so that an offset costs no digits."""
     reference = means[weights.argmax()]
     return reference + (weights / weights.sum()) @ (means - reference)
 
 
-def leave_one_out(parts: Sequence[Moments]) -> Iterator[Moments]:
-    """For each part, the moments of all the others' rows: what a fold's map is fitted on.
-
-    By merging alone, for subtracting a part from the whole would cancel digits; in three merges a part, whatever
-    their number.
-    """
-    if len(parts) < 2:
-        raise ValueError(f"{len(parts)} parts: leaving one out takes at least 2.")
-    after = [parts[-1]]
-    for part in parts[-2:0:-1]:
-        after.append(part.merge(after[-1]))
-    before = parts[0]
-    yield after.pop()
-    for part in parts[1:-1]:
-        yield before.merge(after.pop())
-        before = before.merge(part)
-    yield before
+def check_weights(weights: Float[Tensor, "row"], where: str = "Weights") -> None:
+    """Raise `ValueError` unless all weights are finite and at least 0."""
+    if not torch.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError(f"{where} must be finite and ≥ 0: check how they were computed.")
 
 
 def save_all(
@@ -303,27 +277,27 @@ def save_all(
     provenance: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write several moments to one safetensors file, whole or not at all.
+    """Write several moments to one safetensors file, atomically.
 
     Args:
         path: The file.
-        parts: By name.
-        provenance: What they are moments of, JSON-ready.
-        tensors: What else was summed along the way.
+        parts: The moments by name.
+        provenance: What the moments are of, JSON-ready.
+        tensors: Any other sums to keep with them.
     """
     described = {
         name: {"blocks": list(part.blocks.items()), "n": part.n, "weight": part.weight} for name, part in parts.items()
     }
     content = {f"tensors/{name}": tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()}
     for name, part in parts.items():
-        # The columns' mean and scatter, one above the other: safetensors refuses two views of one memory.
+        # Mean and scatter stacked into a new tensor: safetensors refuses two views of the same memory.
         content[f"moments/{name}"] = torch.cat([part.mean.unsqueeze(0), part.scatter]).cpu()
     header = json.dumps({"parts": described, "provenance": dict(provenance or {})})
     write_atomically(path, save(content, metadata={"msp_lens_moments": header}))
 
 
 def load_all(path: str | Path) -> tuple[dict[str, Moments], dict[str, Any], dict[str, Tensor]]:
-    """The moments, the provenance and the other tensors of a file that `save_all` wrote.
+    """The moments, the provenance and the other tensors in a file that `save_all` wrote.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -1,4 +1,4 @@
-"""A long pass over words, stopped and gone on with: what has been summed so far, and how far that is."""
+"""Resuming an interrupted pass: the sums so far and how far they go, in one file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from msp_lens.moments.moments import Moments, load_all, save_all
 
 @dataclass(frozen=True, eq=False)
 class PassProgress:
-    """How far an interrupted pass had come.
+    """The state of an interrupted pass.
 
     Attributes:
-        n_done: Words, or whatever the pass counts in, taken in so far; go on after them.
-        moments: Of those, for `MomentsGrid.restore`.
-        n_batches: Batches they came in.
-        sums: Whatever else the pass was adding up.
+        n_done: Number of words already processed; the pass continues after them.
+        moments: Their moments, for `MomentsGrid.restore`.
+        n_batches: Number of batches they came in.
+        sums: Other sums of the same pass.
     """
 
     n_done: int
@@ -33,13 +33,13 @@ class PassProgress:
 
 
 class PassCheckpoint:
-    """Keeps a pass's progress in one file, replaced atomically.
+    """Saves the progress of a pass to one file, atomically.
 
     Args:
-        path: The file; give each process its own (`distributed.own_path`).
-        description: What decides the pass's result, JSON-ready: fingerprints of model and data, sites, weighting,
-            folds, seed. A file of another pass is refused.
-        interval: Seconds between two savings.
+        path: The file; each process needs its own (`own_path`).
+        description: What determines the result of the pass, JSON-ready: fingerprints of model and data, sites,
+            weighting, folds, seed. A file of another pass is refused.
+        interval: Seconds between saves.
 
     Example:
         >>> import tempfile, torch
@@ -47,15 +47,14 @@ class PassCheckpoint:
         >>> checkpoint = PassCheckpoint(path, {"seed": 0}, interval=0)
         >>> grid = MomentsGrid([("h",)], targets=("b",))
         >>> _ = grid.update({"h": torch.eye(3), "b": torch.eye(3)[:, :1]}, torch.ones(3))
-        >>> checkpoint.save_if_due(grid, n_done=3)
-        True
+        >>> checkpoint.save(grid, n_done=3)
         >>> checkpoint.resume().n_done
         3
     """
 
     def __init__(self, path: str | Path, description: Mapping[str, Any], *, interval: float = 60.0) -> None:
         self.path = Path(path)
-        # As it will come back from the file: tuples as lists.
+        # As it comes back from the file, with lists for tuples.
         self.description = json.loads(json.dumps(dict(description)))
         self.interval = interval
         self._saved_at = time.monotonic()
@@ -64,13 +63,13 @@ class PassCheckpoint:
         """The progress in the file; `None` if there is no file yet.
 
         Raises:
-            ValueError: if the file is damaged, or of a pass that differs in its description.
+            ValueError: if the file is damaged, or belongs to a pass with another description.
         """
         if not self.path.exists():
             return None
         moments, saved, sums = load_all(self.path)
         if "pass" not in saved:
-            raise ValueError(f"{self.path} holds moments but no pass to go on with: give another path.")
+            raise ValueError(f"{self.path} holds moments but no pass to resume: give another path.")
         theirs = saved["pass"]
         differing = [
             f"{key}={theirs.get(key)!r}, now {self.description.get(key)!r}"
@@ -79,24 +78,17 @@ class PassCheckpoint:
         ]
         if differing:
             raise ValueError(
-                f"{self.path} is of another pass ({'; '.join(differing)}): give another path, or delete the file."
+                f"{self.path} belongs to another pass ({'; '.join(differing)}): give another path, or delete the file."
             )
         return PassProgress(saved["n_done"], moments, saved["n_batches"], sums)
 
     def save(self, grid: MomentsGrid, *, n_done: int, sums: Mapping[str, Tensor] | None = None) -> None:
-        """Write the progress now, whole or not at all."""
+        """Write the progress now."""
         provenance = {"pass": self.description, "n_done": n_done, "n_batches": grid.n_batches}
         save_all(self.path, grid.parts(), provenance=provenance, tensors=sums)
         self._saved_at = time.monotonic()
 
     @property
     def is_due(self) -> bool:
-        """Whether the interval has passed since the last saving."""
+        """Whether the interval has passed since the last save."""
         return time.monotonic() - self._saved_at >= self.interval
-
-    def save_if_due(self, grid: MomentsGrid, *, n_done: int, sums: Mapping[str, Tensor] | None = None) -> bool:
-        """`save`, if the interval has passed since the last time; whether it was."""
-        due = self.is_due
-        if due:
-            self.save(grid, n_done=n_done, sums=sums)
-        return due

@@ -1,17 +1,16 @@
-"""Fewer features a site: for concatenations whose moments would not fit in memory.
+"""Fewer features per site, for concatenations whose moments would not fit in memory.
 
-Each site's d columns become k of their own, before they reach the moments:
+The d columns of each site become k before they reach the moments:
 
-- `PrincipalComponents`: the k directions of largest variance, from moments of that site alone: a first pass, or a
-  first part of one over words in random order. What is lost is known: probes of the reduced site are in the same
-  moments as probes of the whole one.
-- `RandomProjection`: k directions drawn at random, orthonormal. It needs no look at the data, and its loss is known
-  beforehand: regressing on the projection explains of the targets, on average over draws and up to O(1/k),
+- `PrincipalComponents`: the k directions of largest variance, from the moments of that site alone (from an earlier
+  pass, or from the first part of one over words in random order).
+- `RandomProjection`: k random orthonormal directions. It needs no look at the data, and its loss is known beforehand:
+  on average over draws and up to O(1/k), regressing on the projection explains this much of the targets' variance:
 
       tr Σ_th (Σ_hh + λI)⁻¹ Σ_ht,    λ such that  tr Σ_hh (Σ_hh + λI)⁻¹ = k,
 
-  what a ridge of k degrees of freedom explains: nearly all where the activations' variance lies in much fewer than k
-  of d directions, k/d of it where it is spread evenly.
+  That is what ridge regression with k degrees of freedom explains: nearly everything if the activations' variance lies
+  in far fewer than k of the d directions, and k/d of it if the variance is spread evenly.
 
 Source: Dereziński, Liang, Liao & Mahoney 2020, "Precise expressions for random projections", theorem 1.
 """
@@ -34,24 +33,24 @@ from msp_lens.moments.solve import RANK_CUTOFF
 
 @runtime_checkable
 class FeatureReduction(Protocol):
-    """What makes a site's features fewer; anything with these two members will do."""
+    """Anything that reduces a site's features by these two methods."""
 
     def transform(self, site: str, activations: Float[Tensor, "row feature"]) -> Float[Tensor, "row column"]:
         """The reduced features, on the activations' device."""
         ...
 
     def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
-        """By which a site's `width` features are multiplied: folds a probe of the reduced ones back into one of all."""
+        """The matrix that multiplies a site's `width` features; times a map of the reduced ones, a map of all."""
         ...
 
 
 @dataclass(frozen=True)
 class RandomProjection:
-    """Orthonormal directions drawn at random, other ones at each site; a site of no more than `width` stays whole.
+    """Random orthonormal directions, different at each site; a site with at most `width` features stays whole.
 
     Attributes:
-        width: Features left of each site.
-        seed: Decides them, together with the site's name.
+        width: Number of features kept at each site.
+        seed: Seed of the directions, which also depend on the site's name.
 
     Example:
         >>> RandomProjection(16, seed=0).transform("3_post", torch.randn(5, 64)).shape
@@ -64,7 +63,7 @@ class RandomProjection:
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise ValueError(f"width={self.width}: leave at least 1 feature of a site.")
+            raise ValueError(f"width={self.width}: keep at least 1 feature per site.")
 
     def transform(self, site: str, activations: Float[Tensor, "row feature"]) -> Float[Tensor, "row column"]:
         """The activations along the site's directions, in their own dtype."""
@@ -73,7 +72,7 @@ class RandomProjection:
         return activations @ self.matrix(site, activations.shape[1]).to(activations)
 
     def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
-        """The site's directions as columns; the identity where there is nothing to reduce."""
+        """The site's directions as columns; the identity if there is nothing to reduce."""
         if width <= self.width:
             return torch.eye(width, dtype=torch.float64)
         if (site, width) not in self._matrices:
@@ -85,12 +84,12 @@ class RandomProjection:
         return self._matrices[site, width]
 
     def expected_r2(self, moments: Moments, site: str, targets: str | Sequence[str]) -> float:
-        """In-sample R² of a probe of the projected site, on average over seeds, from moments of the whole site.
+        """The average over seeds of the in-sample R² of a map from the projected site.
 
         Args:
-            moments: Of rows that hold the site, whole, and the targets.
-            site: The block to be projected.
-            targets: The blocks to be read.
+            moments: Moments of the whole site and the targets.
+            site: The block to project.
+            targets: The blocks to predict.
         """
         eigenvalues, basis = torch.linalg.eigh(moments.covariance(site, site))
         kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
@@ -102,10 +101,10 @@ class RandomProjection:
 
 
 def _penalty_of(eigenvalues: Float64[Tensor, "direction"], degrees_of_freedom: int) -> float:
-    """The λ at which Σ e / (e + λ) is so many degrees of freedom; 0 if there are no more directions than that."""
+    """The λ at which Σ e / (e + λ) is this number; 0 if there are no more directions than that."""
     if len(eigenvalues) <= degrees_of_freedom:
         return 0.0
-    # At the upper end each term is below e / λ, and their sum at most the degrees of freedom.
+    # At this λ each term is below e / λ, so their sum is at most the degrees of freedom.
     highest = float(eigenvalues.sum()) / degrees_of_freedom
 
     def excess(penalty: float) -> float:
@@ -119,8 +118,8 @@ class PrincipalComponents:
     """The directions of largest variance at each site; build it with `from_moments`.
 
     Attributes:
-        directions: By site, as columns, largest first.
-        kept_variance: By site, the share of its variance along them.
+        directions: The directions of each site as columns, largest variance first.
+        kept_variance: The share of each site's variance along them.
     """
 
     directions: Mapping[str, Float64[Tensor, "feature column"]]
@@ -131,14 +130,14 @@ class PrincipalComponents:
         """The `width` directions of largest variance of each site.
 
         Args:
-            moments: By site, of rows that hold it: `{site: grid.whole([site]) for site in sites}`.
-            width: Directions kept of each; a site of fewer keeps all.
+            moments: Moments of each site: `{site: grid.whole([site]) for site in sites}`.
+            width: Number of directions kept at each site; a site with fewer features keeps all.
 
         Raises:
             ValueError: if `width` is below 1.
         """
         if width < 1:
-            raise ValueError(f"width={width}: leave at least 1 direction of a site.")
+            raise ValueError(f"width={width}: keep at least 1 direction per site.")
         directions, kept = {}, {}
         for site, own in moments.items():
             eigenvalues, eigenvectors = torch.linalg.eigh(own.covariance(site, site))
@@ -150,15 +149,15 @@ class PrincipalComponents:
         """The activations along the site's directions, in their own dtype.
 
         Raises:
-            KeyError: if there were no moments of the site.
-            ValueError: if it has another number of features.
+            KeyError: if the site has no components here.
+            ValueError: if the site has another number of features.
         """
         return activations @ self.matrix(site, activations.shape[1]).to(activations)
 
     def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
         """The site's directions as columns; errors as for `transform`."""
         if site not in self.directions:
-            raise KeyError(f"No principal components of {site!r}; there are those of {', '.join(self.directions)}.")
+            raise KeyError(f"No principal components of {site!r}; there are some of {', '.join(self.directions)}.")
         if len(self.directions[site]) != width:
             raise ValueError(f"{site!r} has {width} features; its components are of {len(self.directions[site])}.")
         return self.directions[site]

@@ -25,8 +25,6 @@ from msp_lens.moments.moments import Moments
 # Singular values of the standardized features below this fraction of the largest are float32 noise: inverting them
 # gives huge weights that read well and steer nothing.
 RANK_CUTOFF = 1e-6
-# A column that varies by less than this fraction of its mean varies by rounding alone.
-CONSTANT = 1e-7
 
 Blocks: TypeAlias = str | Sequence[str]
 
@@ -50,16 +48,15 @@ class LinearMap:
 class Spectrum:
     """The eigendecomposition of some features' correlations, from which every solve on them starts.
 
-    Columns are standardized first, so that no feature is cut off for the unit it is measured in.
-
     Attributes:
-        moments: What it was taken from.
-        features: The blocks.
-        intercept: Whether the maps have one; without, moments are about 0.
-        scale: Standard deviation of each column (root mean square without intercept), infinite for constant ones.
-        eigenvalues: Of the correlations, ascending.
-        basis: Eigenvectors, a column each.
-        kept: Which of them are above the cut-off.
+        moments: The moments that were decomposed.
+        features: The blocks of the features.
+        intercept: Whether maps have an intercept; without one, second moments are about 0.
+        scale: What each column is divided by: its standard deviation (root mean square without an intercept), 1 where
+            columns are not standardized, infinity where a column is constant.
+        eigenvalues: Eigenvalues of the scaled columns' second moments, ascending.
+        basis: Their eigenvectors, one a column.
+        kept: Which of them are above the cutoff.
     """
 
     moments: Moments
@@ -72,17 +69,17 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """Directions above the cut-off."""
+        """How many directions are above the cutoff."""
         return int(self.kept.sum())
 
     def least_squares(self, targets: Blocks) -> LinearMap:
-        """The affine least-squares map to some targets, of least norm in standardized features."""
+        """The least-squares map to some targets, of least norm in the scaled features."""
         return self.ridge(targets, [0.0])[0]
 
     def ridge(self, targets: Blocks, penalties: Sequence[float]) -> list[LinearMap]:
-        """A map for each penalty λ: the least of `E|t - fB - c|² + λ Σ_j (s_j |B_j|)²`, s_j a feature's deviation.
+        """A map for each penalty λ, the minimum of `E|t - fB - c|² + λ Σ_j (s_j |B_j|)²`, s_j being a feature's scale.
 
-        Scikit-learn's `Ridge(alpha=λ W)` on standardized features, W being the rows' total weight.
+        This is scikit-learn's `Ridge(alpha=λ W)` on scaled features, W being the rows' total weight.
         """
         eigenvalues, basis = self.eigenvalues[self.kept], self.basis[:, self.kept]
         cross = second_moment(self.moments, self.features, targets, intercept=self.intercept)
@@ -98,12 +95,13 @@ class Spectrum:
             return torch.zeros(weights.shape[1], dtype=torch.float64)
         return self.moments.block_mean(targets) - self.moments.block_mean(self.features) @ weights
 
-    def reduced_rank(self, targets: Blocks, ranks: Sequence[int]) -> list[LinearMap]:
-        """The best map of each rank: least squares, its fit projected on that many leading directions.
+    def reduced_rank(self, targets: Blocks, ranks: Sequence[int], *, penalty: float = 0.0) -> list[LinearMap]:
+        """The best map of each rank: the ridge map, its fit projected on that many leading directions.
 
-        Source: Izenman 1975 (J. Multivariate Anal. 5), with all targets weighted alike.
+        Source: Izenman 1975 (J. Multivariate Anal. 5), with all targets weighted alike; with a penalty, Mukherjee &
+        Zhu 2011.
         """
-        full = self.least_squares(targets)
+        (full,) = self.ridge(targets, [penalty])
         fitted = full.weights.T @ second_moment(self.moments, self.features, targets, intercept=self.intercept)
         _, directions = torch.linalg.eigh((fitted + fitted.T) / 2)
         maps = []
@@ -114,22 +112,18 @@ class Spectrum:
             maps.append(LinearMap(weights, self._bias(weights, targets), min(rank, full.rank)))
         return maps
 
-    def jointly_with(self, others: Blocks, targets: Blocks, *, penalty: float | None = None) -> LinearMap:
-        """The map from the features *and* a few other columns, the latter's weights last.
+    def jointly_with(self, others: Blocks, targets: Blocks, *, penalty: float = 0.0) -> LinearMap:
+        """The map from the features *and* a few other columns, whose weights come last.
 
-        By Frisch, Waugh and Lovell: what the features leave of the targets, on what they leave of the others. So it
-        costs no second decomposition.
+        By the theorem of Frisch, Waugh and Lovell: regress what the features leave of the targets on what they leave of
+        the others. This takes no second decomposition.
 
         Args:
             others: The other columns.
             targets: What is predicted.
-            penalty: Ridge's, on the features alone; least squares if `None`.
+            penalty: Ridge penalty on the features alone.
         """
-
-        def alone(columns: Blocks) -> LinearMap:
-            return self.least_squares(columns) if penalty is None else self.ridge(columns, [penalty])[0]
-
-        of_targets, of_others = alone(targets).weights, alone(others).weights
+        of_targets, of_others = (self.ridge(columns, [penalty])[0].weights for columns in (targets, others))
 
         def left(rows: Blocks, columns: Blocks, weights: Tensor) -> Tensor:
             cross = second_moment(self.moments, self.features, columns, intercept=self.intercept)
@@ -137,7 +131,7 @@ class Spectrum:
 
         own = second_moment(self.moments, others, others, intercept=self.intercept).diagonal()
         scale = torch.where(own > 0, own, math.inf).sqrt()
-        # What is left of a column that follows from the features is rounding: cut against its own size.
+        # What is left of a column that follows from the features is rounding: cut it off by the column's own size.
         eigenvalues, basis = torch.linalg.eigh(left(others, others, of_others) / torch.outer(scale, scale))
         kept = eigenvalues > 1e-9
         inverse = (basis[:, kept] / eigenvalues[kept]) @ basis[:, kept].T / torch.outer(scale, scale)
@@ -149,21 +143,29 @@ class Spectrum:
 
 
 def decompose(
-    moments: Moments, features: Blocks, *, rank_cutoff: float = RANK_CUTOFF, intercept: bool = True
+    moments: Moments,
+    features: Blocks,
+    *,
+    rank_cutoff: float = RANK_CUTOFF,
+    intercept: bool = True,
+    standardize: bool = True,
 ) -> Spectrum:
     """The spectrum of some features: standardize, then eigendecompose.
 
     Args:
-        moments: Of rows that hold them.
-        features: Blocks.
-        rank_cutoff: Directions of the standardized features with a singular value below this fraction of the largest
-            are left out.
-        intercept: Whether maps have one.
+        moments: Moments of rows that hold the features.
+        features: Their blocks.
+        rank_cutoff: Directions with a singular value below this fraction of the largest are left out.
+        intercept: Whether maps have an intercept.
+        standardize: Whether to scale columns to unit variance first, so that no feature is cut off for the unit it is
+            measured in.
     """
     gram = second_moment(moments, features, features, intercept=intercept)
-    variances = gram.diagonal()
-    smallest = (CONSTANT * moments.block_mean(features)) ** 2 if intercept else torch.zeros_like(variances)
-    scale = torch.where(variances > smallest.clamp(min=torch.finfo(torch.float64).tiny), variances, math.inf).sqrt()
+    squares = gram.diagonal()
+    # A column that varies by less than 1e-7 of its mean varies by rounding alone.
+    smallest = (1e-7 * moments.block_mean(features)) ** 2 if intercept else torch.zeros_like(squares)
+    varies = squares > smallest.clamp(min=torch.finfo(torch.float64).tiny)
+    scale = torch.where(varies, squares if standardize else torch.ones_like(squares), math.inf).sqrt()
     eigenvalues, basis = torch.linalg.eigh(gram / scale.unsqueeze(0) / scale.unsqueeze(1))
     kept = eigenvalues > max(float(eigenvalues[-1]), 0.0) * rank_cutoff**2
     return Spectrum(moments, features, intercept, scale, eigenvalues, basis, kept)
@@ -172,7 +174,7 @@ def decompose(
 def second_moment(
     moments: Moments, rows: Blocks, columns: Blocks, *, intercept: bool = True
 ) -> Float64[Tensor, "row column"]:
-    """Covariance between two groups of blocks, or, without intercept, their mean product."""
+    """Covariance between two groups of blocks or, without an intercept, their mean product."""
     covariance = moments.covariance(rows, columns)
     return covariance if intercept else covariance + torch.outer(moments.block_mean(rows), moments.block_mean(columns))
 
@@ -185,36 +187,14 @@ def least_squares(
     rank_cutoff: float = RANK_CUTOFF,
     intercept: bool = True,
 ) -> LinearMap:
-    """The affine least-squares map from some blocks to others.
-
-    Args:
-        moments: Of rows that hold both.
-        features: Blocks to map from.
-        targets: Blocks to map to.
-        rank_cutoff: Directions of the standardized features with a singular value below this fraction of the largest
-            are left out.
-        intercept: Whether the map has one.
-    """
+    """The least-squares map from some blocks to others; options as for `decompose`."""
     return decompose(moments, features, rank_cutoff=rank_cutoff, intercept=intercept).least_squares(targets)
-
-
-def pseudo_inverse(
-    covariance: Float64[Tensor, "feature feature"], rank_cutoff: float = RANK_CUTOFF
-) -> tuple[Float64[Tensor, "feature feature"], int]:
-    """Moore–Penrose inverse of a covariance, and its rank after the cut-off.
-
-    The cut-off is on singular values of the rows; the covariance's eigenvalues are their squares.
-    """
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
-    kept = eigenvalues > max(float(eigenvalues[-1]), 0.0) * rank_cutoff**2
-    basis = eigenvectors[:, kept]
-    return (basis / eigenvalues[kept]) @ basis.T, int(kept.sum())
 
 
 def mean_squared_errors(
     linear_map: LinearMap, moments: Moments, features: Blocks, targets: Blocks
 ) -> Float64[Tensor, "target"]:
-    """The map's mean squared error in each target on the rows of `moments`, fitted on them or not."""
+    """The map's mean squared error in each target on the rows of `moments`, whether fitted on them or not."""
     weights = linear_map.weights
     cross = moments.covariance(features, targets)
     residual = (
@@ -223,7 +203,7 @@ def mean_squared_errors(
         + (weights * (moments.covariance(features, features) @ weights)).sum(dim=0)
     )
     offset = moments.block_mean(targets) - moments.block_mean(features) @ weights - linear_map.bias
-    # Rounding may leave a perfect fit a hair below zero.
+    # Rounding may take a perfect fit slightly below zero.
     return (residual + offset**2).clamp(min=0)
 
 

@@ -1,93 +1,147 @@
-"""How a probe is solved for: least squares, ridge with its penalty chosen on held-out folds, or reduced rank."""
+"""How a map is solved for: least squares, ridge with a penalty chosen on held-out folds, or reduced rank.
+
+ridge's penalty:  λ* = argmin_λ Σ_k (squared error on fold k of the map fitted on the other folds with λ)
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import check_at_least
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.solve import (
-    RANK_CUTOFF,
-    Blocks,
-    LinearMap,
-    Spectrum,
-    decompose,
-    mean_squared_errors,
-)
-
-Method = Literal["ols", "ridge", "reduced_rank"]
-
-# Multiples of the standardized features' variance.
-PENALTIES = tuple(float(10**exponent) for exponent in np.arange(-12, 2.1, 0.5))
+from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, mean_squared_errors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solver:
-    """A method and its options.
+    """What `OLS`, `Ridge` and `ReducedRank` have in common.
 
     Attributes:
-        method: `"ols"`, `"ridge"` or `"reduced_rank"`.
-        rank: Rank of the map, for `"reduced_rank"` alone.
-        penalty: Ridge's λ, in units of the standardized features' variance; `None` chooses it on held-out folds.
-        intercept: Whether the map has one.
+        intercept: Whether maps have an intercept.
         rank_cutoff: Directions of the standardized features with a singular value below this fraction of the largest
             are left out.
-
-    Raises:
-        ValueError: if an option is out of range or goes with another method.
     """
 
-    method: str = "ols"
-    rank: int | None = None
-    penalty: float | None = None
+    name: ClassVar[str]
+
     intercept: bool = True
     rank_cutoff: float = RANK_CUTOFF
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"method={self.method!r}: choose one of {', '.join(map(repr, get_args(Method)))}.")
-        if (self.rank is not None) != (self.method == "reduced_rank"):
-            raise ValueError(
-                f"rank={self.rank} with method={self.method!r}: method='reduced_rank' needs a rank, and only it has "
-                "one (report.by_rank() shows every rank, whatever the method)."
-            )
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank={self.rank}: at least 1.")
-        if self.penalty is not None and (self.method != "ridge" or not self.penalty >= 0):
-            raise ValueError(f"penalty={self.penalty} with method={self.method!r}: a number ≥ 0, for method='ridge'.")
         if not 0 <= self.rank_cutoff < 1:
-            raise ValueError(f"rank_cutoff={self.rank_cutoff}: a fraction of the largest singular value, in [0, 1).")
+            raise ValueError(
+                f"rank_cutoff={self.rank_cutoff}: give a fraction of the largest singular value, in [0, 1)."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the options, JSON-ready."""
+        return {"name": self.name} | asdict(self)
 
     def decompose(self, moments: Moments, features: Blocks) -> Spectrum:
-        """The spectrum to solve from."""
+        """The spectrum that `solve` and `solve_jointly` start from."""
         return decompose(moments, features, rank_cutoff=self.rank_cutoff, intercept=self.intercept)
 
-    def solve(self, spectrum: Spectrum, targets: Blocks, penalty: float | None = None) -> LinearMap:
-        """The map to some targets; `penalty` is for ridge, where it was chosen."""
-        if self.method == "ridge":
-            return spectrum.ridge(targets, [self.penalty_in_force(penalty)])[0]
-        if self.rank is not None:
-            return spectrum.reduced_rank(targets, [self.rank])[0]
+    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
+        """The map from the spectrum's features to some targets."""
+        raise NotImplementedError
+
+    def solve_jointly(self, spectrum: Spectrum, others: Blocks, targets: Blocks) -> LinearMap:
+        """The map from the features and a few other columns, which no penalty or rank restricts."""
+        return spectrum.jointly_with(others, targets)
+
+
+@dataclass(frozen=True)
+class OLS(Solver):
+    """Ordinary least squares."""
+
+    name = "ols"
+
+    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
+        """The map from the spectrum's features to some targets."""
         return spectrum.least_squares(targets)
 
-    def solve_jointly(
-        self, spectrum: Spectrum, others: Blocks, targets: Blocks, penalty: float | None = None
-    ) -> LinearMap:
-        """The map from the features and a few other columns, which no penalty or rank restricts."""
-        in_force = self.penalty_in_force(penalty) if self.method == "ridge" else None
-        return spectrum.jointly_with(others, targets, penalty=in_force)
 
-    def penalty_in_force(self, chosen: float | None) -> float:
-        """Ridge's penalty: the one given, else the one chosen."""
-        return (self.penalty if chosen is None else chosen) or 0.0
+@dataclass(frozen=True)
+class Ridge(Solver):
+    """Ridge regression on standardized features.
+
+    Attributes:
+        penalty: λ, in units of the standardized features' variance; `None` leaves it to `choose_penalty`.
+
+    Raises:
+        ValueError: if the penalty is negative.
+    """
+
+    name = "ridge"
+
+    penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("penalty", self.penalty, 0)
+
+    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
+        """The map from the spectrum's features to some targets."""
+        return spectrum.ridge(targets, [self._chosen()])[0]
+
+    def solve_jointly(self, spectrum: Spectrum, others: Blocks, targets: Blocks) -> LinearMap:
+        """The map from the features and a few other columns, which no penalty restricts."""
+        return spectrum.jointly_with(others, targets, penalty=self._chosen())
+
+    def _chosen(self) -> float:
+        if self.penalty is None:
+            raise ValueError("penalty=None: choose one with choose_penalty() before solving.")
+        return self.penalty
+
+
+@dataclass(frozen=True)
+class ReducedRank(Solver):
+    """Reduced-rank regression: the least-squares map of at most this rank (Izenman 1975).
+
+    Attributes:
+        rank: Rank of the map. `report.by_rank()` shows every rank, whatever the solver.
+
+    Raises:
+        ValueError: if the rank is below 1.
+    """
+
+    name = "reduced_rank"
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("rank", self.rank, 1)
+
+    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
+        """The map from the spectrum's features to some targets."""
+        return spectrum.reduced_rank(targets, [self.rank])[0]
+
+
+def as_solver(value: Solver | str) -> Solver:
+    """The solver itself, or the one with default options that a name stands for.
+
+    Raises:
+        ValueError: if the string is not `"ols"` or `"ridge"`.
+
+    Example:
+        >>> as_solver("ridge")
+        Ridge(intercept=True, rank_cutoff=1e-06, penalty=None)
+    """
+    if isinstance(value, Solver):
+        return value
+    if value not in ("ols", "ridge"):
+        raise ValueError(f"solver={value!r}: choose 'ols', 'ridge', or a solver such as ReducedRank(2).")
+    return OLS() if value == "ols" else Ridge()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,21 +149,28 @@ class PenaltyChoice:
     """Penalties chosen on held-out folds.
 
     Attributes:
-        of_fold: For each fold, the best penalty by cross-validation *among the other folds*: a score of this fold under
-            it is honest, since the fold had no say in the choice.
-        overall: The best by cross-validation over all folds: the probe's own.
-        mse: Held-out mean squared error of each of `PENALTIES`, which `overall` minimizes.
+        of_fold: For each fold, the best penalty by cross-validation *among the other folds*. The fold had no say in the
+            choice, so its score under that penalty is honest.
+        overall: The best penalty by cross-validation over all folds.
+        mse_by_penalty: Pairs of a penalty and its held-out mean squared error, of which `overall` has the least.
     """
 
     of_fold: tuple[float, ...]
     overall: float
-    mse: tuple[float, ...]
+    mse_by_penalty: tuple[tuple[float, float], ...]
 
 
 def choose_penalty(
-    cells: Cells, features: Blocks, targets: str, solver: Solver, penalties: Sequence[float] = PENALTIES
+    cells: Cells, features: Blocks, targets: str, solver: Ridge, penalties: Sequence[float] | None = None
 ) -> PenaltyChoice:
-    """Choose ridge's penalty by nested cross-validation over folds; never on training error.
+    """Choose ridge's penalty by nested cross-validation over folds, never by training error.
+
+    Args:
+        cells: The moments of all folds.
+        features: Blocks to map from.
+        targets: Block to map to.
+        solver: Whose penalty is chosen.
+        penalties: Those to choose from; by default 10⁻¹² to 10², two a decade.
 
     Raises:
         ValueError: if there are fewer than 3 folds.
@@ -118,8 +179,10 @@ def choose_penalty(
     if len(folds) < 3:
         raise ValueError(
             f"{len(folds)} folds: choosing a penalty and scoring the choice honestly takes at least 3. Give more "
-            "folds, or penalty=."
+            "folds, or a penalty: Ridge(penalty)."
         )
+    if penalties is None:
+        penalties = [float(10**exponent) for exponent in np.arange(-12, 2.1, 0.5)]
 
     def errors(left_out: Sequence[int]) -> dict[int, Float64[Tensor, "penalty"]]:
         """Squared error on each fold left out, under each penalty."""
@@ -140,7 +203,7 @@ def choose_penalty(
         inner[pair[1]] += of_fold[pair[0]]
     outer = torch.stack([errors([k])[k] for k in range(len(folds))]).sum(dim=0)
     return PenaltyChoice(
-        tuple(penalties[i] for i in inner.argmin(dim=1).tolist()),
-        penalties[int(outer.argmin())],
-        tuple((outer / cells.whole.weight).tolist()),
+        of_fold=tuple(penalties[i] for i in inner.argmin(dim=1).tolist()),
+        overall=penalties[int(outer.argmin())],
+        mse_by_penalty=tuple(zip(penalties, (outer / cells.whole.weight).tolist(), strict=True)),
     )

@@ -10,6 +10,7 @@ from msp_lens.probing.given_rows import batch_rows, cache_rows
 from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, Rows, model_rows, sampled_rows
+from msp_lens.probing.splits import Split
 from msp_lens.probing.windows import TokenWindows
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ProbeReport",
     "RowBatch",
     "Rows",
+    "Split",
     "TokenWindows",
     "TransferScore",
     "batch_rows",

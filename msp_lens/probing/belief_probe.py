@@ -33,9 +33,10 @@ from msp_lens.models.hooked import HookedModel, check_fits, context_length, edit
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Position, at_positions, check_position
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.scores import ProbeScores, ratio
-from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, pseudo_inverse
+from msp_lens.moments.scores import ratio
+from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
 from msp_lens.probing.given_rows import taken
+from msp_lens.probing.probe_scores import ProbeScores
 from msp_lens.processes.process import Process
 
 
@@ -350,7 +351,8 @@ def fit_probe(
         read_map: The map from activation to belief; by default least squares.
         rank_cutoff: Directions with a singular value below this fraction of the largest are dropped.
     """
-    belief_inverse, _ = pseudo_inverse(moments.covariance(BELIEF, BELIEF), rank_cutoff)
+    # Eigenvalues of a covariance are squares of singular values.
+    belief_inverse = torch.linalg.pinv(moments.covariance(BELIEF, BELIEF), rtol=rank_cutoff**2, hermitian=True)
     return BeliefProbe(
         sites=tuple(sites),
         widths=tuple(moments.blocks[site] for site in sites),

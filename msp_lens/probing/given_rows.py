@@ -1,4 +1,4 @@
-"""Rows of activations that are at hand: a cache's, or those of one's own batches, whatever they were read from."""
+"""Rows of given activations: those in a cache, or your own batches from any source."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from msp_lens._checks import check_finite
 from msp_lens.data.labelled import BELIEF, LabelledTokens
 from msp_lens.models.activations import words_per_batch
 from msp_lens.models.sites import Site, SiteIndex, Sites
-from msp_lens.probing.rows import RowBatch, Rows, check_finite, labelled_batch
+from msp_lens.probing.rows import CHECK_THE_MODEL, RowBatch, Rows, labelled_batch
 
-# One's own batch: activations by site, targets, and perhaps weights and groups.
+# A batch from a user's iterator: activations by site, targets, and optionally weights and groups.
 Batch: TypeAlias = tuple[Any, ...]
 
 
 def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_size: int | None = None) -> Rows:
-    """Activations that are at hand: an `ActivationCache`, or a mapping of hook names to tensors.
+    """The activations in an `ActivationCache`, or in a mapping of hook names to tensors.
 
     Args:
-        cache: `[word, pos, d_model]` at each hook (of heads, `[word, pos, head, d_head]`), for all of `data.tokens`.
-        data: The tokens that the model read, and what is to be found.
-        sites: As for `find_sites`, among the cache's names; by default its residual stream, of a mapping all it holds.
+        cache: `[word, pos, d_model]` at each hook (for heads, `[word, pos, head, d_head]`), for all of `data.tokens`.
+        data: The tokens that the model read, and the targets.
+        sites: As for `find_sites`, among the cache's names; by default its residual stream, or everything in a mapping.
         batch_size: Words in one batch of rows.
 
     Raises:
@@ -44,8 +45,8 @@ def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_s
     for name, values in activations.items():
         if values.ndim != 3 or values.shape[:2] != shape:
             raise ValueError(
-                f"{name} has activations of shape {tuple(values.shape)} in the cache; for these tokens it needs "
-                f"({shape[0]}, {shape[1]}, d_model). Cache all the words, with their batch dimension."
+                f"{name} has activations of shape {tuple(values.shape)} in the cache; these tokens need "
+                f"({shape[0]}, {shape[1]}, d_model): cache all words, with the batch dimension."
             )
 
     def batches() -> Iterator[RowBatch]:
@@ -57,26 +58,26 @@ def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_s
 
 
 def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
-    """Rows of one's own iterator, whatever it reads: it is gone through once, and held one batch at a time.
+    """Rows from your own iterator, which is consumed once and held one batch at a time.
 
     Args:
         batches: Tuples `(activations, targets)`, `(activations, targets, weights)` or `(activations, targets, weights,
-            groups)`. Activations are a mapping or an `ActivationCache`, `[row, feature]` or `[word, pos, feature]`;
-            targets a mapping, or one tensor for `"belief"`, of the same leading shape. Weights (or `None`: all alike)
-            and groups are `[row]`, or `[word]` or `[word, pos]`. Rows of one group are held out together; by default
-            those of one word, or each row by itself.
-        sites: Which of the activations, as for `find_sites`; by default all of a mapping's.
+            groups)`. Activations are a mapping or an `ActivationCache` of `[row, feature]` or `[word, pos, feature]`;
+            targets are a mapping, or one tensor for `"belief"`, of the same leading shape. Weights (`None` for equal
+            ones) and groups are `[row]`, or `[word]` or `[word, pos]`. Rows of one group are held out together; by
+            default those of one word, or each row by itself.
+        sites: Which activations to use, as for `find_sites`; by default everything in a mapping.
 
     Raises:
-        ValueError: if there is no batch, or one of them has other shapes, names or widths than it should, or a number
-            that is not finite; the message names the batch, and the site or target.
+        ValueError: if there is no batch, or a batch has wrong shapes, names or widths or a number that is not finite;
+            the message names the batch, and the site or target.
         KeyError: if a batch lacks a site.
-        TypeError: if a batch is no such tuple.
+        TypeError: if a batch is not such a tuple.
     """
     source = iter(batches)
     first = next(source, None)
     if first is None:
-        raise ValueError("batches is empty: there is nothing to fit. An iterator can be gone through once.")
+        raise ValueError("batches is empty, so there is nothing to fit: an iterator can be used only once.")
     activations, _, weights, groups = _parts(first, 0)
     names = _cached_sites(activations, sites)
     head = _own_batch(first, names, 0, 0)
@@ -87,12 +88,12 @@ def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
         "weighting": "row" if weights is None else "given",
         "groups": "given" if groups is not None else "word" if by_word else "row",
     }
-    # Once it has been gone through, nothing is left of it.
+    # Emptied by the first iteration.
     rest = [source]
 
     def checked() -> Iterator[RowBatch]:
         if not rest:
-            raise ValueError("These rows come from an iterator, which has been gone through: make it and them anew.")
+            raise ValueError("These rows come from an iterator that has been used up: make new rows from a new one.")
         remaining = rest.pop()
         seen = _n_own_groups(head, by_word)
         yield head
@@ -100,7 +101,7 @@ def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
             rows = _own_batch(batch, names, number, seen)
             if _widths(rows) != _widths(head):
                 raise ValueError(
-                    f"Batch {number} has widths {_widths(rows)}, the first has {_widths(head)}: give all the same."
+                    f"Batch {number} has widths {_widths(rows)}, the first has {_widths(head)}: give the same in all."
                 )
             seen += _n_own_groups(rows, by_word)
             yield rows
@@ -109,39 +110,37 @@ def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
 
 
 def taken(activations: Any, site: str) -> Float[Tensor, "*batch feature"]:
-    """A site's features in a mapping or cache of hooks' activations.
+    """The features of a site in a mapping or cache of activations.
 
     Raises:
-        KeyError: if it is not there.
+        KeyError: if the site is not there.
     """
     if site in activations.keys():  # noqa: SIM118 (an ActivationCache is not a container)
         values = activations[site]
         return values if values.ndim == 2 else Site(site).take(values)
     found = Site.parse(site)
     if found.hook not in activations.keys():  # noqa: SIM118
-        raise KeyError(f"There are no activations of {site!r}; there are those of {', '.join(activations.keys())}.")
+        raise KeyError(f"There are no activations of {site!r}; there are some of {', '.join(activations.keys())}.")
     return found.take(activations[found.hook])
 
 
 def _cached_sites(cache: Any, sites: Sites) -> tuple[str, ...]:
-    """The sites asked for in a mapping or cache; all of a mapping's by default, and the residual stream of a cache's.
-
-    Twin names in a cache share their memory.
-    """
+    """The requested sites of a mapping or cache; by default all of a mapping, and the residual stream of a cache."""
     if not hasattr(cache, "keys"):
         kind = type(cache).__name__
-        raise TypeError(f"Activations are a mapping of sites to tensors, or an ActivationCache, not a {kind}.")
+        raise TypeError(f"Activations must be a mapping of sites to tensors, or an ActivationCache, not a {kind}.")
     if sites is None and isinstance(cache, Mapping):
         if not cache:
             raise ValueError("There are no activations: give at least one site.")
         return tuple(cache)
     tensors = {name: cache[name] for name in cache.keys()}  # noqa: SIM118
+    # Different names of one place share its memory.
     places = {name: (values.data_ptr(), values.shape, values.stride()) for name, values in tensors.items()}
     return SiteIndex(places, of="The cache").find(sites)
 
 
 def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int) -> RowBatch:
-    """A tuple of one's own as rows, checked."""
+    """A user's tuple as rows, after checks."""
     activations, targets, weights, groups = _parts(batch, number)
     values = {name: taken(activations, name) for name in names}
     shape = values[names[0]].shape[:-1]
@@ -149,9 +148,9 @@ def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int
         if features.shape[:-1] != shape or len(shape) > 2:
             raise ValueError(
                 f"Batch {number}: {name} has shape {tuple(features.shape)}; it needs [row, feature] or [word, pos, "
-                f"feature], alike at all sites ({names[0]} has {tuple(values[names[0]].shape)})."
+                f"feature], the same at all sites ({names[0]} has {tuple(values[names[0]].shape)})."
             )
-        check_finite(features, f"{name} in batch {number}")
+        check_finite(features, f"{name} in batch {number}", CHECK_THE_MODEL)
     n_rows = shape.numel()
     own = torch.arange(len(values[names[0]])) + first_group
     by_word = own.unsqueeze(1).expand(shape) if len(shape) == 2 else own
@@ -166,7 +165,7 @@ def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int
         positions=positions.flatten(),
     )
     if (rows.weights < 0).any():
-        raise ValueError(f"Batch {number}: weights holds {float(rows.weights.min()):g}; weights are ≥ 0.")
+        raise ValueError(f"Batch {number}: weights holds {float(rows.weights.min()):g}: give weights ≥ 0.")
     return rows
 
 
@@ -174,7 +173,7 @@ def _parts(batch: Any, number: int) -> tuple[Any, Any, Tensor | None, Tensor | N
     """A batch's activations, targets, weights and groups."""
     if not isinstance(batch, tuple) or not 2 <= len(batch) <= 4:
         kind = f"a tuple of {len(batch)}" if isinstance(batch, tuple) else f"a {type(batch).__name__}"
-        raise TypeError(f"Batch {number} is {kind}: give (activations, targets), and perhaps weights and groups.")
+        raise TypeError(f"Batch {number} is {kind}: give (activations, targets), then weights and groups if any.")
     activations, targets, weights, groups = (*batch, None, None)[:4]
     return activations, targets, weights, groups
 
@@ -183,25 +182,25 @@ def _own_target(name: str, target: Any, shape: torch.Size, number: int) -> Float
     if not isinstance(target, Tensor) or not target.is_floating_point():
         kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(
-            f"Batch {number}: target {name!r} is {kind}; targets are tensors of floating-point numbers. Classes become "
-            "such by one_hot(classes, n_classes)."
+            f"Batch {number}: target {name!r} is {kind}: give a tensor of floating-point numbers; encode classes with "
+            "one_hot(classes, n_classes)."
         )
     wide = target.unsqueeze(-1) if target.shape == shape else target
     if wide.ndim != len(shape) + 1 or wide.shape[:-1] != shape:
         raise ValueError(
-            f"Batch {number}: target {name!r} has shape {tuple(target.shape)}; it needs {tuple(shape)}, as the "
-            "activations have, and the target's numbers: [row, target] or [word, pos, target]."
+            f"Batch {number}: target {name!r} has shape {tuple(target.shape)}; it needs the activations' "
+            f"{tuple(shape)} and a last dimension: [row, target] or [word, pos, target]."
         )
-    check_finite(wide, f"target {name!r} in batch {number}", remedy="check the data.")
+    check_finite(wide, f"target {name!r} in batch {number}", "Check the data.")
     return wide.detach().cpu().double().reshape(shape.numel(), -1)
 
 
 def _own_numbers(name: str, values: Tensor, shape: torch.Size, number: int) -> Tensor:
     if values.shape not in (shape, shape[:1]):
         raise ValueError(
-            f"Batch {number}: {name} has shape {tuple(values.shape)}; it needs {tuple(shape)}, a row's each."
+            f"Batch {number}: {name} has shape {tuple(values.shape)}; it needs {tuple(shape)}, one number per row."
         )
-    check_finite(values, f"{name} in batch {number}", remedy="check the data.")
+    check_finite(values, f"{name} in batch {number}", "Check the data.")
     values = values.detach().cpu()
     return (values.unsqueeze(1) if values.ndim < len(shape) else values).expand(shape).flatten()
 

@@ -1,6 +1,7 @@
-"""Moments by cell: the rows are dealt into cells of groups, a cell to a fold, and every cell keeps moments of its own.
+"""One pass over rows: groups of rows are dealt into cells, and every cell has its own moments.
 
-Folds are unions of cells, all rows the union of folds, and the bootstrap resamples cells: no second pass for any of it.
+A fold is a union of cells, all rows are the union of folds, and the bootstrap resamples cells, so none of it takes a
+second pass.
 """
 
 from __future__ import annotations
@@ -12,25 +13,21 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from msp_lens._checks import check_finite
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES, MomentsGrid, check_memory
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduce import reduce_grid
-from msp_lens.probing.rows import RowBatch, check_finite
+from msp_lens.probing.rows import CHECK_THE_MODEL, RowBatch
 from msp_lens.probing.splits import CELLS_PER_FOLD, deal
-
-# Above this many bytes of moments, positions and then cells are given up.
-MOMENTS_BUDGET = 2**29
-# Rows wait until they fill this many bytes: moments of a few rows cost as much as those of many.
-BUFFER_BYTES = 2**27
 
 
 @runtime_checkable
 class Observer(Protocol):
-    """What else is summed up in the same pass."""
+    """Other sums over the same pass."""
 
     def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
-        """Take in a batch and the cell of each of its rows."""
+        """Add a batch, given the cell of each of its rows."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -38,25 +35,25 @@ class Observer(Protocol):
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from sums that `state` gave."""
+        """Continue from sums that `state` returned."""
         ...
 
     def reduce(self) -> None:
-        """Add the sums of all processes, where there are several."""
+        """Add the sums of all processes, if there are several."""
         ...
 
 
 class Accumulator:
-    """Takes in batches of rows, a buffer at a time, and keeps the moments of every cell.
+    """Sums batches of rows, one buffer at a time, into the moments of every cell.
 
     Args:
-        panels: Groups of sites that share a Gram.
-        n_folds: Folds of the cross-validation.
-        n_groups: How many groups of rows there are, if that is known.
-        n_positions: Tell apart this many positions, if memory allows.
-        seed: Seed of the dealing.
-        max_bytes: Refuse to hold more than this.
-        progress: Of an interrupted pass, to go on from.
+        panels: Groups of sites that share a Gram matrix.
+        n_folds: Number of folds of the cross-validation.
+        n_groups: Number of groups of rows, if known.
+        n_positions: Number of positions to keep apart, if memory allows.
+        seed: Seed for dealing groups into cells.
+        max_bytes: Largest memory that the moments may take.
+        progress: An interrupted pass to continue.
     """
 
     def __init__(
@@ -84,10 +81,10 @@ class Accumulator:
         self._n_batches = 0
 
     def update(self, batch: RowBatch) -> Int[Tensor, "row"]:
-        """Take in a batch; returns the cell of each of its rows.
+        """Add a batch; returns the cell of each of its rows.
 
         Raises:
-            ValueError: if an activation or a target is NaN or infinite; the message names the site and the batch.
+            ValueError: if an activation or a target is not finite; the message names the site, the batch and its words.
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
         sites = list(dict.fromkeys(site for panel in self.panels for site in panel))
@@ -106,15 +103,16 @@ class Accumulator:
         self._waiting.append((kept, cells))
         self._bytes += sum(batch.features[site].numel() * batch.features[site].element_size() for site in sites)
         self._n_batches += 1
-        if self._bytes >= BUFFER_BYTES:
+        # Moments of a few rows cost as much as those of many, so rows wait until they fill this many bytes.
+        if self._bytes >= 2**27:
             self.flush()
         return cells
 
     def finish(self) -> dict[tuple[str, ...], Cells]:
-        """The cells of each panel, all processes' rows in them.
+        """The cells of each panel, with the rows of all processes.
 
         Raises:
-            ValueError: if there were no rows, or only one group of them.
+            ValueError: if the rows with weight fall into fewer than two folds.
         """
         self.flush()
         grid = None if self.grid is None else reduce_grid(self.grid)
@@ -129,11 +127,11 @@ class Accumulator:
             )
             for group, row in zip(grid.groups if grid else (), grid.moments if grid else (), strict=True)
         }
-        n_filled = min((len({c % self.n_folds for c in cells.filled}) for cells in panels.values()), default=0)
+        n_filled = min((len(cells.folds) for cells in panels.values()), default=0)
         if n_filled < 2:
             raise ValueError(
-                f"The rows fall into {n_filled} fold: there are too few groups with weight to hold any out. Give "
-                "more rows, or groups that tell them apart."
+                f"The rows fill {n_filled} of {self.n_folds} folds: there are too few groups with weight to hold any "
+                "out. Give more rows, or more groups."
             )
         return panels
 
@@ -143,11 +141,13 @@ class Accumulator:
         size = sum(sum(widths[name] for name in (*panel, *targets)) ** 2 * 8 for panel in self.panels)
         n_cells = self.n_folds * CELLS_PER_FOLD
         positions = self.n_positions or 1
-        if n_cells * positions * size > MOMENTS_BUDGET:
+        # Above this many bytes of moments, some cells, then positions, then more cells are given up.
+        budget = 2**29
+        if n_cells * positions * size > budget:
             n_cells = self.n_folds * 2
-        if n_cells * positions * size > MOMENTS_BUDGET:
+        if n_cells * positions * size > budget:
             positions, self.n_positions = 1, None
-        if n_cells * size > MOMENTS_BUDGET:
+        if n_cells * size > budget:
             n_cells = self.n_folds
         check_memory(self.panels, widths, targets=targets, n_cells=n_cells, max_bytes=self.max_bytes)
         self.n_cells = n_cells
@@ -156,13 +156,13 @@ class Accumulator:
             self.grid.restore(self.progress.moments, n_batches=self.progress.n_batches)
 
     def flush(self) -> None:
-        """Take the waiting rows into the moments."""
+        """Add the waiting rows to the moments."""
         if not self._waiting or self.grid is None:
             return
         batches = [batch for batch, _ in self._waiting]
         keys = torch.cat([cells for _, cells in self._waiting])
         if self.n_positions is not None:
-            # What precedes the first symbol (-1) counts with the first.
+            # The prior, before the first symbol (-1), counts as the first position.
             positions = torch.cat([batch.positions.cpu() for batch in batches]).clamp(min=0)
             keys = keys * self.n_positions + positions
         blocks = {site: torch.cat([b.features[site] for b in batches]) for site in batches[0].features}
@@ -174,9 +174,9 @@ class Accumulator:
         words = f" (words {int(batch.words.min())} to {int(batch.words.max())})" if len(batch) else ""
         place = f"batch {self._n_batches}{words}"
         for site in sites:
-            check_finite(batch.features[site], f"{site} in {place}")
+            check_finite(batch.features[site], f"{site} in {place}", CHECK_THE_MODEL)
         for name, values in batch.targets.items():
-            check_finite(values, f"the target {name!r} in {place}", remedy="check the data.")
+            check_finite(values, f"the target {name!r} in {place}", "Check the data.")
 
 
 def accumulate(
@@ -186,9 +186,9 @@ def accumulate(
     *,
     checkpoint: PassCheckpoint | None = None,
 ) -> Mapping[tuple[str, ...], Cells]:
-    """One pass: every batch to the accumulator, and to observers with its rows' cells and the number of cells.
+    """One pass: every batch goes to the accumulator and, with its rows' cells, to the observers.
 
-    With a checkpoint, what has been summed is saved from time to time; batches then say which words they are of.
+    With a checkpoint, the sums so far are saved from time to time; batches must then know their words.
     """
     for batch in batches:
         cells = accumulator.update(batch)

@@ -1,6 +1,6 @@
-"""Rows: what a probe is fitted on, an activation and its target each, batch by batch.
+"""Rows, which probes are fitted on: an activation and its target each, one batch at a time.
 
-Whatever the rows come from (a process, given tokens, a cache, one's own iterator), fitting sees only these.
+Wherever rows come from (a process, given tokens, a cache, your own iterator), this is all that fitting sees.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, 
 from msp_lens.models.sites import Sites
 from msp_lens.processes.process import Process
 
-LOOK_INTO_THE_MODEL = (
-    "the model has diverged, or overflows in its dtype. Check its weights, or run it in a wider dtype (float32)."
+# What to do about activations that are not finite.
+CHECK_THE_MODEL = (
+    "The model has diverged or overflows in its dtype: check its weights, or run it in a wider dtype (float32)."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class RowBatch:
-    """Some rows.
+    """A batch of rows.
 
     Attributes:
-        features: Activations by site, on the device they came from, and whatever other features a control reads.
-        targets: Targets by name, the beliefs under `"belief"`.
+        features: Activations by site, on the device they came from.
+        targets: Targets by name; beliefs are `"belief"`.
         weights: How much each row counts.
         groups: Rows of one group are held out together.
-        words: Which word of the data each row belongs to; -1 where that means nothing.
-        positions: Which position of the word; -1 where that means nothing.
-        output: What the model returned for the batch of words, where a model was run.
-        batch_words: Which words of the data that batch was, where a model was run.
+        words: The word of the data that each row belongs to; -1 if there are no words.
+        positions: The position in the word; -1 if there are no words.
+        output: What the model returned for the batch of words, if a model was run.
+        batch_words: The words of the data in that batch, if a model was run.
     """
 
     features: Mapping[str, Float[Tensor, "row feature"]]
@@ -56,15 +57,14 @@ class RowBatch:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Batches of rows to go through, and what they are.
+    """An iterable of batches of rows, with their description.
 
-    Going through them anew runs the model anew; rows of one's own iterator can be gone through once.
+    Each iteration runs the model again; rows from your own iterator can be iterated over once.
 
     Attributes:
         sites: The sites of every batch's features.
-        description: Where the rows come from, as JSON-ready values: words, weighting, positions, whether they are the
-            population.
-        source: Makes the iterator.
+        description: Where the rows come from, JSON-ready: words, weighting, positions, whether they are the population.
+        source: Returns a new iterator.
     """
 
     sites: tuple[str, ...]
@@ -92,16 +92,15 @@ def model_rows(
 
     Args:
         model: Any hooked model.
-        data: Tokens and targets; of a `BeliefDataset`, each distinct prefix by its probability.
+        data: Tokens with targets, or a `BeliefDataset`, whose distinct prefixes count by their probability.
         sites: As for `find_sites`.
-        words: Read only this stretch of the words; all by default.
+        words: The range of words to read; all by default.
         batch_size: Words in one forward pass.
         progress: Title of a progress bar.
 
     Raises:
-        KeyError: if the model lacks a site, before it is run.
-        ValueError: if the model cannot read the tokens, before it is run; if an activation is NaN or infinite, naming
-            site and words.
+        KeyError: if the model lacks a site; before it is run.
+        ValueError: if the model cannot read the tokens; before it is run.
 
     Example:
         >>> from msp_lens.data import all_words
@@ -142,19 +141,19 @@ def sampled_rows(
     chunk_size: int | None = None,
     progress: str | None = None,
 ) -> Rows:
-    """The activations after words drawn from a process, drawn as they are needed: memory does not grow with them.
+    """The activations on words drawn from a process as they are needed, so that memory does not grow with their number.
 
-    Every draw counts the same, as under `weighting="probability"`. The same prefix has the same group wherever it is
-    drawn, so that folds of groups hold it out as a whole. Whoever goes through them may stop at any batch.
+    Every draw counts the same, as with `weighting="probability"`. A prefix belongs to the same group wherever it is
+    drawn, so that it is held out as a whole. You may stop at any batch.
 
     Args:
         model: Any hooked model.
-        process: What to draw from.
-        n_words: How many draws at most.
+        process: The process to draw from.
+        n_words: The largest number of words to draw.
         seed: Seed of the draws.
-        n_ctx: Symbols in a word; by default as many as the model's context has room for.
+        n_ctx: Number of symbols in a word; by default as many as fit the model's context.
         sites: As for `find_sites`.
-        positions: Which of a word's symbols are rows: a slice, numbers or a mask `[pos]`.
+        positions: Which of a word's positions are rows: a slice, numbers or a mask `[pos]`.
         token_map: How the model reads the symbols.
         batch_size: Words in one forward pass.
         chunk_size: Words drawn at once.
@@ -162,14 +161,14 @@ def sampled_rows(
 
     Raises:
         KeyError: if the model lacks a site.
-        ValueError: if the model cannot read the words, or an option is out of range; before it is run.
+        ValueError: if the model cannot read the words, or an option is out of range; before the model is run.
     """
     names = find_sites(model, sites)
     length = word_length(model, n_ctx, token_map=token_map)
     check_fits(model, process, length, token_map=token_map)
-    # Checks its options now; nothing is drawn until it is gone through.
+    # This checks the options; nothing is drawn until the words are iterated over.
     stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size)
-    # One word shows whether the positions are possible, before any work is done.
+    # One word shows whether the positions are possible before any work is done.
     (one_word,) = stream_words(process, 1, length, seed=seed)
     tried = LabelledTokens.from_beliefs(replace(one_word, positions=positions, token_map=token_map)).description
     description = {key: value for key, value in tried.items() if key != "rows"} | {
@@ -212,15 +211,7 @@ def labelled_batch(data: LabelledTokens, words: slice, activations: Mapping[str,
 def _at(
     activation: Float[Tensor, "batch pos feature"], words: Int[Tensor, "row"], columns: Int[Tensor, "row"]
 ) -> Float[Tensor, "row feature"]:
-    # Rows are distinct places in order, so as many as there are means all of them: a view will do.
+    # Rows are distinct places in order, so if there are as many rows as places, a view is enough.
     if len(words) == activation.shape[0] * activation.shape[1]:
         return activation.flatten(0, 1)
     return activation[words.to(activation.device), columns.to(activation.device)]
-
-
-def check_finite(values: Tensor, where: str, *, remedy: str = LOOK_INTO_THE_MODEL) -> None:
-    """Raise `ValueError` saying where, and what to do, if a number is NaN or infinite."""
-    # A sum is finite only if its terms are: one pass without a mask, save where it overflows.
-    if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
-        row = int((~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero()[0])
-        raise ValueError(f"NaN or infinity at {where}, row {row} of its {len(values)}: {remedy}")

@@ -1,4 +1,4 @@
-"""What is held out together: rows fall into groups that are never torn apart, and groups are dealt into cells."""
+"""What is held out together: rows belong to groups that stay whole, and groups are dealt into the cells of folds."""
 
 from __future__ import annotations
 
@@ -8,61 +8,85 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import check_at_least, check_choice
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, label_rows
 
-Split = Literal["prefix", "sequence", "subtree"]
+SplitName = Literal["prefix", "sequence", "subtree"]
 
-# Cells for each fold: enough for a bootstrap over cells.
+# Cells in each fold: enough for a bootstrap over cells.
 CELLS_PER_FOLD = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is held out together, and in how many folds.
+
+    - `"prefix"`: every distinct prefix is one row, in a group by itself. Two rows with the same prefix are the same
+      activation, so no held-out row has been fitted on; its neighbors in the tree of words have.
+    - `"sequence"`: every position of every word is a row, and a word is a group: the usual split of data into
+      sequences. Words share their beginnings, so held-out rows at early positions *have* been fitted on.
+    - `"subtree"`: every distinct prefix is one row, held out with all words that begin with the same `subtree_depth`
+      tokens. This is the strictest split, since whole regions of the belief simplex may be unseen. A shorter prefix
+      belongs to the first subtree below it.
+
+    Attributes:
+        by: `"prefix"`, `"sequence"` or `"subtree"`.
+        n_folds: Number of folds of the cross-validation.
+        subtree_depth: Number of first tokens that the words of a subtree share; by default the smallest number that
+            gives enough subtrees.
+
+    Raises:
+        ValueError: if there is no such split, or an option is out of range or belongs to another split.
+    """
+
+    by: SplitName = "prefix"
+    n_folds: int = 5
+    subtree_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.by, get_args(SplitName))
+        check_at_least("n_folds", self.n_folds, 2, "cross-validation needs at least two folds")
+        check_at_least("subtree_depth", self.subtree_depth, 1)
+        if self.subtree_depth is not None and self.by != "subtree":
+            raise ValueError(f"subtree_depth={self.subtree_depth}: only split='subtree' takes a depth.")
+
+
+def as_split(value: Split | str) -> Split:
+    """The split itself, or the one with default options that a name stands for."""
+    return value if isinstance(value, Split) else Split(value)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
-    """Which rows of a dataset there are, how much each counts, and what each is held out with.
+    """Which rows a dataset has, how much each counts, and what each is held out with.
 
     Attributes:
-        is_row: Where there is a row. Without repetition of prefixes, except where whole words are held out.
-        weights: How much each counts; they sum to 1 over the rows.
-        groups: A number for each row's group, 0 … n_groups - 1.
-        n_groups: How many there are.
-        words: What a group is, in words.
+        is_row: Where there is a row. Prefixes are not repeated, except if whole words are held out.
+        weights: How much each row counts; the weights of all rows sum to 1.
+        groups: The number of each row's group, 0 … n_groups - 1.
+        n_groups: Number of groups.
+        group: What a group is, for the report.
     """
 
-    is_row: Tensor
+    is_row: Bool[Tensor, "word pos"]
     weights: Float64[Tensor, "word pos"]
     groups: Int[Tensor, "word pos"]
     n_groups: int
-    words: str
+    group: str
 
 
-def split_rows(
-    dataset: BeliefDataset, split: str, weighting: Weighting, *, subtree_depth: int | None = None, n_folds: int = 5
-) -> SplitRows:
+def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting) -> SplitRows:
     """The rows of a dataset and their groups.
 
-    - `"prefix"`: every distinct prefix once, each a group of its own. Two rows with the same prefix are the same
-      activation, so nothing held out has been seen; its neighbors in the tree of words have.
-    - `"sequence"`: every position of every word, a word a group: the usual split of data into sequences. Words share
-      their beginnings, so held-out rows at early positions *have* been seen.
-    - `"subtree"`: every distinct prefix once, held out with all words that begin with the same `subtree_depth` tokens:
-      the strictest, since whole regions of the belief simplex may be unseen. A shorter prefix belongs to the first
-      subtree below it.
-
     Raises:
-        ValueError: if there is no such split, or it has fewer than two groups.
+        ValueError: if the subtree depth exceeds the words, or there are fewer than two groups.
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split={split!r}: choose one of {', '.join(map(repr, get_args(Split)))}.")
-    if subtree_depth is not None and (split != "subtree" or not 1 <= subtree_depth <= dataset.n_ctx):
-        raise ValueError(
-            f"subtree_depth={subtree_depth} with split={split!r}: it is the number of first tokens, from 1 to "
-            f"{dataset.n_ctx}, that words of a subtree share, and goes with split='subtree'."
-        )
+    split = as_split(split)
     weights = dataset.prefix_weights(weighting)[dataset.prefix_ids]
-    if split == "sequence":
+    if split.by == "sequence":
         counts = torch.bincount(dataset.prefix_ids.flatten(), minlength=dataset.n_prefixes)
         if weighting == "prefix":
             weights = weights / counts[dataset.prefix_ids]
@@ -71,28 +95,30 @@ def split_rows(
             weights = (by_word / by_word.sum() / dataset.n_ctx).unsqueeze(1).expand_as(dataset.tokens)
         groups = torch.arange(len(dataset)).unsqueeze(1).expand_as(dataset.tokens)
         rows = SplitRows(torch.ones_like(dataset.is_first), weights, groups, len(dataset), "word")
-    elif split == "subtree":
+    elif split.by == "subtree":
         # Words that begin alike are neighbors: a subtree begins where one of its first tokens is new.
         within = dataset.is_first.cumsum(dim=0) - 1
         sizes = within[-1] + 1
-        enough = (sizes >= CELLS_PER_FOLD * n_folds).nonzero().flatten().tolist()
-        depth = subtree_depth or (enough[0] + 1 if enough else dataset.n_ctx)
+        enough = (sizes >= CELLS_PER_FOLD * split.n_folds).nonzero().flatten().tolist()
+        depth = split.subtree_depth or (enough[0] + 1 if enough else dataset.n_ctx)
+        if depth > dataset.n_ctx:
+            raise ValueError(f"subtree_depth={depth}: give at most {dataset.n_ctx}, the number of tokens in a word.")
         groups = within[:, depth - 1].unsqueeze(1).expand_as(dataset.tokens)
         rows = SplitRows(dataset.is_first, weights, groups, int(sizes[depth - 1]), f"subtree of {depth} tokens")
     else:
         rows = SplitRows(dataset.is_first, weights, dataset.prefix_ids, dataset.n_prefixes, "prefix")
     if rows.n_groups < 2:
         raise ValueError(
-            f"split={split!r} leaves {rows.n_groups} group ({rows.words}): nothing can be held out. Give longer words "
-            "or another split."
+            f"split={split.by!r} leaves {rows.n_groups} group ({rows.group}), so nothing can be held out: give longer "
+            "words or another split."
         )
     return rows
 
 
 def deal(groups: Int[Tensor, "row"], n_cells: int, *, n_groups: int | None, seed: int) -> Int[Tensor, "row"]:
-    """The cell of each group: dealt evenly where their number is known, else by a hash of the group's number.
+    """The cell of each group: dealt evenly if the number of groups is known, else by a hash of the group's number.
 
-    Either way it depends on the group and the seed alone, not on the order or the batches in which rows come.
+    Either way the cell depends on the group and the seed alone, not on the order or the batches of the rows.
     """
     if n_groups is not None:
         return (_shuffled(n_groups, seed) % n_cells)[groups.cpu()]
@@ -115,7 +141,7 @@ def labelled_rows(
     targets: Mapping[str, Float64[Tensor, "prefix target"]],
     prior: Mapping[str, Float64[Tensor, "target"]],
 ) -> LabelledTokens:
-    """The rows as a model reads them; see `label_rows`. The prior counts as often as words begin."""
+    """The rows as a model reads them; see `label_rows`. The prior's row counts as much as all first positions do."""
     return label_rows(
         dataset,
         is_row=rows.is_row,
@@ -124,5 +150,5 @@ def labelled_rows(
         targets=targets,
         prior=prior,
         prior_weight=float(rows.weights[:, 0][rows.is_row[:, 0]].sum()),
-        description={"draws": dataset.n_draws},
+        description={"draws": dataset.n_draws, "groups": rows.group},
     )

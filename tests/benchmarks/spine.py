@@ -65,7 +65,7 @@ def probing(process):
     """Seven probes with five folds, shuffled control and regret."""
     model = mess3_model()
     started = time.perf_counter()
-    report = msp.probe(model, process, weights=WEIGHTING, progress=False)
+    report = msp.probe(model, process, weighting=WEIGHTING, progress=False)
     took = time.perf_counter() - started
     errors = [probe.scores.in_sample.mse for probe in report.probes]
     return {"msp_lens: 7 probes, held out, shuffled, regret": took, "errors": errors}

@@ -19,7 +19,7 @@ def random_report(random_model, mess3):
 
 @pytest.fixture(scope="session")
 def published_report(published_model, mess3):
-    return msp.probe(published_model, mess3, progress=False, n_folds=2)
+    return msp.probe(published_model, mess3, split=msp.probing.Split(n_folds=2), progress=False)
 
 
 @pytest.fixture

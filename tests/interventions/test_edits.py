@@ -11,8 +11,9 @@ import msp_lens as msp
 from msp_lens import interventions as edits
 from msp_lens.interventions.edits import read_decoder
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.scores import HeldOutScore, ProbeScores, Score
+from msp_lens.moments.scores import HeldOutScore, Score
 from msp_lens.probing.belief_probe import fit_probe
+from msp_lens.probing.probe_scores import ProbeScores
 
 PERFECT = ProbeScores(Score(1.0, 0.0, 1), HeldOutScore(1.0, 0.0, 1))
 

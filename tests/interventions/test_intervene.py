@@ -149,7 +149,7 @@ def test_random_weights_show_no_recovery_beyond_their_placebo(mess3):
     for seed in range(10):
         config = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=32, d_head=8, d_mlp=64, n_ctx=5)
         model = msp.build_model(config, seed=seed)
-        report = msp.probe(model, mess3, sites=["0_post", "1_post"], progress=False, n_folds=2)
+        report = msp.probe(model, mess3, sites=["0_post", "1_post"], split=msp.probing.Split(n_folds=2), progress=False)
         assert report["1_post"].scores.in_sample.r2 > 0.7
         results = msp.intervene(model, mess3, probes=report, positions=4, n_words=200)
         assert results.to_dataframe()["above_placebo"].isna().all()
@@ -285,6 +285,6 @@ def test_the_error_of_a_ratio():
 
 def test_a_probe_through_a_token_map_is_no_probe_of_the_symbols_themselves(mess3):
     model = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=5), seed=0)
-    report = msp.probe(model, mess3, token_map=msp.TokenMap([5, 3, 7]), progress=False)
+    report = msp.probe(model, msp.words(mess3, n_ctx=5, token_map=msp.TokenMap([5, 3, 7])), progress=False)
     with pytest.raises(ValueError, match="was fitted through a token map"):
         msp.intervene(model, mess3, probes=report)

@@ -115,7 +115,7 @@ def test_bad_parameters_and_rows_are_refused():
         BeliefRegressor().fit(X, y, -weights)
     with pytest.raises(ValueError, match="weights are zero"):
         BeliefRegressor().fit(X, y, 0 * weights)
-    with pytest.raises(ValueError, match="60 rows: give one a row"):
+    with pytest.raises(ValueError, match="60 rows: give one per row"):
         BeliefRegressor().fit(X, y, weights[:5])
     with pytest.raises(ValueError, match="2 targets; in earlier rows it had 3"):
         BeliefRegressor().fit(X, y).partial_fit(X, y[:, :2])

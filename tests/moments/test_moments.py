@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import msp_lens as msp
 from msp_lens.moments import Moments, merge_all
-from msp_lens.moments.moments import leave_one_out, load_all, save_all
+from msp_lens.moments.moments import load_all, save_all
 
 BLOCKS = {"h": 3, "b": 2}
 
@@ -85,7 +85,7 @@ def test_blocks_are_found_in_any_order():
 
 def test_bad_rows_are_refused():
     rows, weights = rows_and_weights(4, 4)
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="infinity at h"):
         Moments(BLOCKS).update(rows / 0, weights)
     with pytest.raises(ValueError, match="≥ 0"):
         Moments(BLOCKS).update(rows, -weights)
@@ -104,24 +104,9 @@ def test_selected_blocks_are_those_of_a_pass_over_them_alone():
         selected.select(["c"])
 
 
-@given(st.integers(0, 1000), st.integers(2, 6))
-def test_leaving_one_out_is_merging_the_others(seed, n_parts):
-    rows, weights = rows_and_weights(4 * n_parts, seed, offset=1e5)
-    parts = [Moments(BLOCKS).update(rows[k::n_parts], weights[k::n_parts]) for k in range(n_parts)]
-    others = list(leave_one_out(parts))
-    assert len(others) == n_parts
-    for k, other in enumerate(others):
-        expected = merge_all(parts[:k] + parts[k + 1 :])
-        torch.testing.assert_close(other.scatter, expected.scatter)
-        torch.testing.assert_close(other.mean, expected.mean)
-        assert other.n == expected.n == 4 * (n_parts - 1)
-
-
-def test_nothing_to_merge_or_leave_out_is_refused():
+def test_nothing_to_merge_is_refused():
     with pytest.raises(ValueError, match="no moments to merge"):
         merge_all([])
-    with pytest.raises(ValueError, match="1 parts: leaving one out takes at least 2"):
-        list(leave_one_out([Moments(BLOCKS)]))
 
 
 def test_rows_are_left_as_they_were():
@@ -150,9 +135,9 @@ def test_what_is_not_finite_names_its_block():
     rows[2, 4] = float("nan")
     moments = Moments(BLOCKS).update(rows[:2], weights[:2])
     for accumulation in ("float64", "split"):
-        with pytest.raises(ValueError, match="NaN or infinity in b, in the rows from 2 on"):
+        with pytest.raises(ValueError, match="NaN or infinity at b after 2 rows, row 0 of 2"):
             moments.update(rows[2:], weights[2:], accumulation=accumulation)
-    with pytest.raises(ValueError, match="infinity in h"):
+    with pytest.raises(ValueError, match="infinity at h"):
         moments.update(torch.full((1, 5), float("inf"))[:, :5] * torch.tensor([1, 1, 1, 0.1, 0.1]), torch.zeros(1))
     assert moments.n == 2
 

@@ -74,7 +74,7 @@ def test_principal_components_keep_the_most_variance():
 
     all_of_them = PrincipalComponents.from_moments({"h": moments}, 100)
     assert r2(all_of_them.transform("h", h), b)[0] == pytest.approx(r2(h, b)[0], abs=1e-9)
-    with pytest.raises(KeyError, match="No principal components of 'other'; there are those of h"):
+    with pytest.raises(KeyError, match="No principal components of 'other'; there are some of h"):
         components.transform("other", h)
     with pytest.raises(ValueError, match="'h' has 3 features; its components are of 60"):
         components.transform("h", h[:, :3])

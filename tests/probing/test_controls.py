@@ -110,7 +110,7 @@ def test_twins_that_cannot_be_built_are_refused_before_any_work(model, mess3):
             return self.hook_embed(self.embed(tokens))
 
     with pytest.raises(ValueError, match=r"built from model\.cfg, which Bare lacks.*untrained=\[model"):
-        msp.probe(Bare(), mess3, sites="hook_embed", n_ctx=5, untrained=1, progress=False)
+        msp.probe(Bare(), msp.words(mess3, n_ctx=5), sites="hook_embed", untrained=1, progress=False)
     with pytest.raises(ValueError, match="untrained=-1"):
         msp.probe(model, mess3, untrained=-1, progress=False)
     other = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, n_ctx=5), seed=1)

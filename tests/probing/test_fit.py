@@ -14,6 +14,7 @@ from msp_lens.models.activations import stream_activations
 from msp_lens.moments import RandomProjection, TooWideError
 from msp_lens.probing import batch_rows, cache_rows, probe_rows, sampled_rows
 from msp_lens.probing import fit as fitting
+from msp_lens.probing.splits import Split
 from tests import hooked_models
 from tests.two_processes import run_two
 
@@ -32,7 +33,7 @@ def report(model, mess3):
 def test_any_hooked_model_is_probed_as_scikit_learn_would(kind, mess3):
     network = hooked_models.build(kind)
     sites = ["hook_embed", "hook_state.1"] if kind == "own" else ["0_mid", "1_mlp_out", "L1H1"]
-    found = msp.probe(network, mess3, sites=sites, n_ctx=4, progress=False)
+    found = msp.probe(network, msp.words(mess3, n_ctx=4), sites=sites, progress=False)
     dataset = found.dataset
     for probe in found.probes:
         (batch,) = stream_activations(network, dataset.tokens, probe.sites, batch_size=len(dataset))
@@ -63,15 +64,17 @@ def test_given_tokens_with_given_targets(model):
     tokens = torch.randint(0, 3, (300, 5), generator=generator)
     here, following = one_hot(tokens, 3), one_hot(tokens[:, 1:], 3)
     data = LabelledTokens.from_tokens(tokens, {"this token": here, "next token": following}, positions=slice(-1))
-    read = msp.probe(model, data, target="this token", progress=False)
+    read = msp.probe(model, data.only("this token"), progress=False)
     assert read["0_pre"].scores.held_out.r2 > 0.999
     # What a window of one token tells is no merit of the network.
     assert read.controls.best("0_pre").held_out.r2 > 0.999
     assert abs(read.skill("0_pre")) < 0.1 or read.skill("0_pre") <= 0
-    unread = msp.probe(model, data, target="next token", progress=False)
+    unread = msp.probe(model, data.only("next token"), progress=False)
     assert all(probe.scores.held_out.r2 < 0.02 for probe in unread.probes)
-    with pytest.raises(KeyError, match=r"No target 'board'.*this token, next token"):
-        msp.probe(model, data, target="board", progress=False)
+    with pytest.raises(ValueError, match=r"targets 'this token', 'next token': choose one, data\.only\('this token'\)"):
+        msp.probe(model, data, progress=False)
+    beliefs = LabelledTokens.from_tokens(tokens, {"this token": here, "belief": here}, positions=slice(-1))
+    assert msp.probe(model, beliefs, progress=False).provenance["target"] == "belief"
 
 
 def test_a_cache_and_own_batches_give_the_same_probes(model, mess3, report):
@@ -96,8 +99,9 @@ def test_a_larger_vocabulary_is_read_by_its_token_map(mess3):
     """The same words in other ids, with separators, after a start: beliefs are probed where their symbol was read."""
     network = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=2, d_model=24, d_head=8, d_mlp=32, n_ctx=8), seed=1)
     token_map = TokenMap([5, 3, 7], bos=0, separator=[8])
-    found = msp.probe(network, mess3, token_map=token_map, sites="1_post", progress=False)
-    dataset = msp.all_words(mess3, found.provenance["n_ctx"])
+    dataset = msp.words(mess3, n_ctx=token_map.longest_word(8), token_map=token_map)
+    assert dataset.n_ctx == 4
+    found = msp.probe(network, dataset, sites="1_post", progress=False)
     tokens, columns = token_map.encode(dataset.tokens)
     (batch,) = stream_activations(network, tokens, "1_post", batch_size=len(tokens))
     (activations,) = batch.activations.values()
@@ -112,7 +116,7 @@ def test_a_larger_vocabulary_is_read_by_its_token_map(mess3):
     assert found.provenance["token_map"]["symbols"] == token_map.to_dict()["symbols"]
 
     with_prior = TokenMap([5, 3, 7], bos=0, include_prior=True)
-    prior = msp.probe(network, mess3, token_map=with_prior, n_ctx=4, sites="1_post", progress=False)
+    prior = msp.probe(network, msp.words(mess3, n_ctx=4, token_map=with_prior), sites="1_post", progress=False)
     assert prior["1_post"].scores.in_sample.n == 3 + 9 + 27 + 81 + 1
     assert found.regret is None
 
@@ -120,7 +124,7 @@ def test_a_larger_vocabulary_is_read_by_its_token_map(mess3):
 def test_a_report_through_a_token_map_can_be_looked_at_and_loaded(mess3, tmp_path):
     network = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
     token_map = TokenMap([5, 3, 7], bos=0)
-    found = msp.probe(network, mess3, token_map=token_map, progress=False)
+    found = msp.probe(network, msp.words(mess3, n_ctx=4, token_map=token_map), progress=False)
     read = msp.read_beliefs(network, found.dataset, [found["0_post"]])[0]
     weights = found.dataset.prefix_weights("probability")
     mse = float((weights @ (read - found.dataset.prefix_beliefs) ** 2).mean())
@@ -139,12 +143,12 @@ def test_a_report_through_a_token_map_can_be_looked_at_and_loaded(mess3, tmp_pat
 
 
 def test_there_are_no_more_folds_than_groups(model, mess3):
-    found = msp.probe(model, mess3, n_ctx=2, n_folds=10_000, controls=False, progress=False)
+    found = msp.probe(model, msp.words(mess3, n_ctx=2), split=Split(n_folds=10_000), controls=False, progress=False)
     assert found.provenance["n_folds"] == 3 + 9
 
 
 def test_positions_choose_rows(model, mess3):
-    found = msp.probe(model, mess3, positions=slice(2, None), progress=False)
+    found = msp.probe(model, msp.words(mess3, n_ctx=5, positions=slice(2, None)), progress=False)
     assert found["0_post"].scores.in_sample.n == 27 + 81 + 243
 
 
@@ -152,7 +156,7 @@ def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatc
     monkeypatch.setattr(fitting, "MAX_WORDS", 100)
     monkeypatch.setattr(fitting, "FIRST_WORDS", 50)
     monkeypatch.setattr(fitting, "MAX_TOKENS", 8_000)
-    wide = msp.probe(model, mess3, n_words=50, progress=False)
+    wide = msp.probe(model, msp.words(mess3, n_ctx=5, n_words=50), progress=False)
     assert not all(probe.scores.held_out.is_within(0.01) for probe in wide.probes)
     found = msp.probe(model, mess3, progress=False)
     assert not found.provenance["is_population"]
@@ -173,7 +177,7 @@ def test_drawn_rows_stream(model, mess3, report):
 def test_a_concatenation_too_wide_is_refused_and_can_be_reduced(model, mess3, report):
     with pytest.raises(TooWideError, match=r"limit is .*RandomProjection"):
         msp.probe(model, mess3, max_bytes=100_000, progress=False)
-    reduced = msp.probe(model, mess3, reduction=RandomProjection(12, seed=0), progress=False)
+    reduced = msp.probe(model, mess3, concatenate=RandomProjection(12, seed=0), progress=False)
     assert reduced["0_post"].scores.held_out == report["0_post"].scores.held_out
     whole, fewer = report["concatenated"], reduced["concatenated"]
     assert fewer.widths == whole.widths
@@ -247,18 +251,20 @@ def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
     with model.hooks(fwd_hooks=[("hook_embed", never)]):
         for options, message in [
             ({"sites": "2_post"}, "2_post"),
-            ({"n_folds": 1}, "n_folds=1"),
-            ({"n_words": 1}, "n_words=1"),
-            ({"n_ctx": 9}, "n_ctx=9 is longer"),
-            ({"positions": [7]}, "7 is outside"),
-            ({"method": "reduced_rank", "rank": 0}, "rank"),
+            ({"split": "halves"}, "split='halves': choose one of 'prefix'"),
+            ({"solver": "lasso"}, "solver='lasso': choose 'ols'"),
+            ({"by_position": "each"}, "by_position='each': choose one of False, True, 'own'"),
+            ({"data": msp.words(mess3, n_ctx=9)}, "n_ctx=9 is longer"),
+            ({"data": msp.words(mess3, n_ctx=4, token_map=TokenMap([5, 3, 7]))}, "vocabulary"),
+            ({"split": Split("subtree", subtree_depth=6)}, "subtree_depth=6: give at most 5"),
             ({"untrained": -1}, "untrained=-1"),
-            ({"token_map": TokenMap([5, 3, 7])}, "vocabulary"),
-            ({"target": "board"}, "only LabelledTokens"),
         ]:
             with pytest.raises((ValueError, KeyError), match=message):
-                msp.probe(model, mess3, progress=False, **options)
+                msp.probe(model, **({"data": mess3} | options), progress=False)
         # Past the checks of annotated calls, as a user would meet it.
-        for wrong, message in [((torch.nn.Linear(2, 2), mess3), "no hooked model"), ((model, "mess3"), "nothing to")]:
+        for wrong, message in [
+            ((torch.nn.Linear(2, 2), mess3), "has no hook_dict"),
+            ((model, "mess3"), "data='mess3': give a Process"),
+        ]:
             with pytest.raises((TypeError, jaxtyping.TypeCheckError), match=f"{message}|Type-check"):
                 msp.probe(*wrong, progress=False)

@@ -91,7 +91,7 @@ def test_the_table_of_geometry(model, report):
 
 
 def test_a_trained_networks_unembedding_reads_what_its_probe_implies(published_model, mess3, report, model):
-    trained = msp.probe(published_model, mess3, n_ctx=6, controls=False, by_position=False, progress=False)
+    trained = msp.probe(published_model, msp.words(mess3, n_ctx=6), controls=False, by_position=False, progress=False)
     agreement = unembedding_agreement(trained["ln_final"], published_model, mess3)
     assert agreement > 0.9
     assert abs(unembedding_agreement(report["ln_final"], model, mess3)) < agreement

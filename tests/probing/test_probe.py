@@ -181,13 +181,11 @@ def test_bad_requests_are_refused_before_any_work(small_model, mess3):
     with pytest.raises(KeyError, match="no site '5_post'"):
         msp.probe(small_model, mess3, sites="5_post")
     with pytest.raises(ValueError, match="n_ctx=6 is longer than the model's context of 5"):
-        msp.probe(small_model, mess3, n_ctx=6)
-    with pytest.raises(ValueError, match="n_folds=1"):
-        msp.probe(small_model, mess3, n_folds=1)
+        msp.probe(small_model, msp.words(mess3, n_ctx=6))
+    with pytest.raises(ValueError, match="n_folds=1: give at least 2"):
+        msp.probe(small_model, mess3, split=msp.probing.Split(n_folds=1))
     with pytest.raises(ValueError, match="vocabulary has 3 tokens, p emits 4"):
         msp.probe(small_model, msp.Process(torch.full((4, 1, 1), 0.25), name="p"))
-    with pytest.raises(ValueError, match="leave n_ctx out"):
-        msp.probe(small_model, msp.all_words(mess3, 4), n_ctx=5)
 
 
 def test_the_report_is_a_mapping_by_site_and_label(report):

@@ -17,7 +17,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def report(model, mess3):
-    return msp.probe(model, mess3, own_positions=True, progress=False)
+    return msp.probe(model, mess3, by_position="own", progress=False)
 
 
 def lines(figure):
@@ -124,7 +124,7 @@ def test_a_word_is_read_through_the_token_map(mess3):
     """The same word in the model's own ids, with a separator between symbols."""
     network = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=8), seed=1)
     token_map = msp.TokenMap([5, 3, 7], bos=0, separator=[8])
-    found = msp.probe(network, mess3, token_map=token_map, sites="0_post", progress=False)
+    found = msp.probe(network, msp.words(mess3, n_ctx=4, token_map=token_map), sites="0_post", progress=False)
     word = (found.dataset.tokens[:, :3] == torch.tensor([0, 2, 1])).all(dim=1).nonzero()[0, 0]
     (read,) = msp.read_beliefs(network, found.dataset, [found["0_post"]])
     told = re.findall(r'title="A (-?[\d.]+), B (-?[\d.]+), C (-?[\d.]+)"', found.plot.word("ACB", "0_post").html)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import msp_lens as msp
+from msp_lens.moments import OLS, ReducedRank, Ridge
 from msp_lens.probing import score_probe
 
 
@@ -15,7 +16,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def report(model, mess3):
-    return msp.probe(model, mess3, own_positions=True, progress=False)
+    return msp.probe(model, mess3, by_position="own", progress=False)
 
 
 def test_save_and_load(report, model, mess3, tmp_path):
@@ -104,25 +105,25 @@ def test_splits_from_lenient_to_strict(model, mess3):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("solver", "says"),
     [
-        ({"method": "ridge"}, "chosen on held-out folds"),
-        ({"method": "ridge", "penalty": 0.1}, "ridge with penalty 0.1"),
-        ({"method": "reduced_rank", "rank": 1}, "rank 1, by reduced-rank"),
-        ({"intercept": False}, "mess3"),
+        ("ridge", "chosen on held-out folds"),
+        (Ridge(0.1), "ridge with penalty 0.1"),
+        (ReducedRank(1), "rank 1, by reduced-rank"),
+        (OLS(intercept=False), "mess3"),
     ],
 )
-def test_other_ways_to_solve(model, mess3, report, options, says):
-    found = msp.probe(model, mess3, sites=["0_post", "1_post"], **options, by_position=False, progress=False)
+def test_other_ways_to_solve(model, mess3, report, solver, says):
+    found = msp.probe(model, mess3, sites=["0_post", "1_post"], solver=solver, by_position=False, progress=False)
     assert says in " ".join(repr(found).split())
     ordinary, other = report["1_post"].scores, found["1_post"].scores
     assert other.in_sample.r2 <= ordinary.in_sample.r2 + 1e-9
-    assert other.held_out.r2 > (0 if "rank" in options else 0.2)
-    if options == {"method": "ridge"}:
+    assert other.held_out.r2 > (0 if solver == ReducedRank(1) else 0.2)
+    if solver == "ridge":
         table = found.by_penalty()
         assert table.loc["1_post"].idxmin() == other.penalty
         assert other.held_out.r2 > ordinary.held_out.r2 - 0.05
-    if "rank" in options:
+    if solver == ReducedRank(1):
         assert found["1_post"].read_map.rank == 1
         assert other.held_out.r2 == pytest.approx(found.by_rank().loc["1_post", 1])
 

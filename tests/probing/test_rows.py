@@ -145,13 +145,13 @@ def test_batches_that_are_none_are_refused_at_once():
         batch_rows(iter([H]))
     with pytest.raises(TypeError, match="ActivationCache, not a Tensor"):
         batch_rows(iter([(H, B)]))
-    with pytest.raises(ValueError, match="alike at all sites"):
+    with pytest.raises(ValueError, match="the same at all sites"):
         batch_rows([({"h": H, "g": H[:5]}, B)])
     with pytest.raises(KeyError, match="no activations of 'h'"):
         list(batch_rows([({"h": H}, B), ({"g": H}, B)]))
     rows = batch_rows([({"h": H}, B)])
     list(rows)
-    with pytest.raises(ValueError, match="has been gone through"):
+    with pytest.raises(ValueError, match="has been used up"):
         list(rows)
 
 

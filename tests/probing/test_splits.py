@@ -6,7 +6,7 @@ from msp_lens.moments.moments import merge_all
 from msp_lens.probing import probe_rows
 from msp_lens.probing.one_pass import Accumulator, accumulate
 from msp_lens.probing.rows import RowBatch
-from msp_lens.probing.splits import deal, split_rows
+from msp_lens.probing.splits import Split, as_split, deal, split_rows
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_rows_weigh_a_prefix_alike_however_they_are_split(dataset, split, weight
 
 
 def test_subtrees_hold_together_all_words_that_begin_alike(dataset):
-    rows = split_rows(dataset, "subtree", "probability", subtree_depth=2)
+    rows = split_rows(dataset, Split("subtree", subtree_depth=2), "probability")
     assert rows.n_groups == 9
     for word, group in zip(dataset.tokens, rows.groups, strict=True):
         assert (group == 3 * word[0] + word[1]).all()
@@ -58,7 +58,7 @@ def test_subtrees_hold_together_all_words_that_begin_alike(dataset):
     owners = {}
     for prefix, group in zip(dataset.prefix_ids[rows.is_row].tolist(), rows.groups[rows.is_row].tolist(), strict=True):
         assert owners.setdefault(prefix, group) == group
-    assert split_rows(dataset, "subtree", "probability", n_folds=5).n_groups == 27
+    assert split_rows(dataset, "subtree", "probability").n_groups == 27
 
 
 def test_whole_words_are_held_out_by_sequence(dataset):
@@ -68,13 +68,18 @@ def test_whole_words_are_held_out_by_sequence(dataset):
 
 
 @pytest.mark.parametrize(
-    ("split", "depth", "message"),
-    [("word", None, "split='word': choose one of 'prefix'"), ("prefix", 2, "goes with split='subtree'"),
-     ("subtree", 5, "from 1 to 4")],
-)  # fmt: skip
-def test_splits_that_cannot_be_are_refused(dataset, split, depth, message):
+    ("make", "message"),
+    [
+        (lambda dataset: as_split("word"), "split='word': choose one of 'prefix'"),
+        (lambda dataset: Split("prefix", subtree_depth=2), "only split='subtree' takes a depth"),
+        (lambda dataset: Split("subtree", subtree_depth=0), "subtree_depth=0: give at least 1"),
+        (lambda dataset: Split(n_folds=1), "n_folds=1: give at least 2"),
+        (lambda dataset: split_rows(dataset, Split("subtree", subtree_depth=5), "probability"), "give at most 4"),
+    ],
+)
+def test_impossible_splits_are_refused(dataset, make, message):
     with pytest.raises(ValueError, match=message):
-        split_rows(dataset, split, "probability", subtree_depth=depth)
+        make(dataset)
 
 
 def test_one_group_cannot_be_held_out():
@@ -114,7 +119,7 @@ def test_moments_of_cells_and_positions_are_those_of_their_rows():
         mean = batch.weights[here] @ rows[here] / batch.weights[here].sum()
         torch.testing.assert_close(found.mean, mean)
     assert cells.whole.n == 200
-    assert merge_all(cells.cells).weight == pytest.approx(float(batch.weights.sum()))
+    assert merge_all(cell for fold in cells.cells for cell in fold).weight == pytest.approx(float(batch.weights.sum()))
 
 
 def test_batches_change_nothing():
@@ -146,7 +151,7 @@ def test_rows_of_no_model_make_a_report_that_says_it_has_no_controls():
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_numbers_that_are_none_name_the_site_and_the_batch(wrong):
+def test_numbers_that_are_not_finite_name_the_site_and_the_batch(wrong):
     batch = rows_of()
     broken = part(batch, slice(100, 200))
     broken.features["b"][3, 1] = wrong
