@@ -120,16 +120,9 @@ def train(
     if training.average is not None:
         training.average.copy_to(model)
     model.train(False)
-<<<<<<< HEAD
-    shown = "Evaluating" if progress and workers.is_main else None
-    regret = regret_by_position(model, words(process, n_ctx=n_ctx, seed=seed), progress=shown)
-    stopped_by = cast(StoppedBy, training.stopped_by())
-    if folder is not None and workers.is_main:
-=======
     shown = "Evaluating" if progress else None
-    regret = regret_by_position(model, words_for(process, n_ctx, seed=seed), progress=shown)
+    regret = regret_by_position(model, words(process, n_ctx=n_ctx, seed=seed), progress=shown)
     if folder is not None:
->>>>>>> main
         folder.save_model(model, training.progress() | {"stopped_by": stopped_by, "regret": regret.tolist()})
         if stopped_by == "steps":
             folder.remove_states()
@@ -338,11 +331,7 @@ class Training:
     def _evaluated_regret(self) -> float:
         """The mean regret of the model as it would be saved now, on all words or on 4,096 of them."""
         if self._evaluation is None:
-<<<<<<< HEAD
-            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=EVALUATION_WORDS)
-=======
-            self._evaluation = words_for(self.process, self.n_ctx, seed=0, max_words=4_096)
->>>>>>> main
+            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=4_096)
         with self.averaged():
             return float(regret_by_position(self.model, self._evaluation).mean())
 
