@@ -287,7 +287,7 @@ def intervene(
             positions=position or None,
             edits=edit or None,
             targets=target or "another word",
-            n=pairs,
+            n_words=pairs,
             seed=seed,
         )
         if plot is not None:

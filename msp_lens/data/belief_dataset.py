@@ -5,9 +5,9 @@ found at (word, position). Words are kept in lexicographic order, so that words 
 Three weightings say how much a row counts:
 
 - `"probability"`: by the prefix's probability (its frequency, in sampled words). The population answer.
-- `"sequence"`: every distinct full-length word alike, so a prefix counts once for each word that begins with it. The
-  convention of Shai et al. 2024.
-- `"prefix"`: every distinct prefix alike.
+- `"sequence"`: every distinct full-length word counts the same, so a prefix counts once for each word that
+  begins with it. The convention of Shai et al. 2024.
+- `"prefix"`: every distinct prefix counts the same.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class LabelledTokens:
                 `one_hot`. A single tensor is `"belief"`.
             positions: Which positions are rows: a slice, numbers (negative ones from the end), or a mask, `[pos]` or
                 `[word, pos]`; all by default.
-            weighting: How much each row counts, `[word]` or `[word, pos]`; all alike by default.
+            weighting: How much each row counts, `[word]` or `[word, pos]`; the same for all by default.
             groups: Rows of one group are held out together, `[word]` or `[word, pos]`; by default rows with the same
                 prefix, which are the same activation of a causal model.
 
@@ -122,16 +122,9 @@ class LabelledTokens:
         if tokens.numel() == 0:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give at least one word of one token.")
         tokens = tokens.cpu()
-        described = {
-            "weighting": "row" if weighting is None else "given",
-            "groups": "prefix" if groups is None else "given",
-            "positions": described_positions(positions),
-        }
         mask = position_mask(positions, tokens)
-        if weighting is None:
-            weighting = torch.ones(len(tokens), dtype=torch.float64)
-        by_prefix = prefix_hashes(tokens).unique(return_inverse=True)[1] if groups is None else groups
-        group_of = _per_position("groups", by_prefix, tokens)
+        row_weights = torch.ones(len(tokens), dtype=torch.float64) if weighting is None else weighting
+        row_groups = prefix_hashes(tokens).unique(return_inverse=True)[1] if groups is None else groups
         named = targets if isinstance(targets, Mapping) else {BELIEF: targets}
         words, columns = mask.nonzero(as_tuple=True)
         return cls(
@@ -140,15 +133,17 @@ class LabelledTokens:
             columns=columns,
             positions=columns,
             targets={name: _target_rows(name, values, tokens, words, columns) for name, values in named.items()},
-            weights=_per_position("weighting", weighting, tokens)[mask].double(),
-            groups=group_of[mask].long(),
+            weights=_per_position("weighting", row_weights, tokens)[mask].double(),
+            groups=_per_position("groups", row_groups, tokens)[mask].long(),
             description={
                 "source": "tokens",
                 "words": len(tokens),
                 "n_ctx": tokens.shape[1],
                 "is_population": False,
                 "rows": len(words),
-                **described,
+                "weighting": "row" if weighting is None else "given",
+                "groups": "prefix" if groups is None else "given",
+                "positions": described_positions(positions),
             },
         )
 

@@ -1,11 +1,11 @@
-"""From a process's symbols to the tokens of a model with a vocabulary of its own.
+"""How a model with a vocabulary of its own reads the symbols of a process.
 
 A word x_0 x_1 … becomes
 
     [BOS] [prompt …] ⟨x_0⟩ [separator …] ⟨x_1⟩ [separator …] …
 
-where ⟨x⟩ is one token or several. The belief after symbol x_t belongs to the position of ⟨x_t⟩'s last token: the first
-at which the model can know it. The prior belief belongs to the position before ⟨x_0⟩.
+where ⟨x⟩ is one token or several. The belief after symbol x_t belongs to the position of ⟨x_t⟩'s last token, the first
+at which the model can know x_t. The prior belief belongs to the position before ⟨x_0⟩.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ class TokenMap:
     """How a model reads a process's symbols.
 
     Args:
-        symbols: The token ids of each of the process's symbols, in its order: a number, or several.
-        bos: A token before everything.
-        prompt: Tokens after it and before the first symbol.
+        symbols: For each of the process's symbols, in order, its token id or ids.
+        bos: A token before everything else.
+        prompt: Tokens after `bos` and before the first symbol.
         separator: Tokens between two symbols.
-        include_prior: Whether the position before the first symbol is a row too, with the belief before any symbol. It
-            is one row like no other, and heavy: held out, least squares predicts it badly, ridge less so.
+        include_prior: Whether the position before the first symbol is a row, too, with the belief before any symbol.
+            This row is unlike any other and has a large weight: least squares predicts it badly when it is held out,
+            ridge less so.
 
     Raises:
-        ValueError: if an id is negative, if two symbols cannot be told apart (one's ids begin the other's), or if
-            there is no position for the prior.
+        ValueError: if an id is negative, if the ids of one symbol begin with those of another (a model could not tell
+            the two apart), or if there is no position for the prior.
 
     Example:
         >>> spaced = TokenMap(symbols=(64, 65), bos=50256, separator=(220,))
@@ -62,7 +63,7 @@ class TokenMap:
         separator: Sequence[int] = (),
         include_prior: bool = False,
     ) -> None:
-        # Frozen, and lenient in what it takes: single ids stand for sequences of one.
+        # A dataclass's own __init__ would not accept a single id in place of a sequence of ids.
         ids = tuple(tuple(_ids(symbol)) for symbol in symbols)
         for field, value in (
             ("symbols", ids),
@@ -73,6 +74,26 @@ class TokenMap:
         ):
             object.__setattr__(self, field, value)
         self._validate()
+
+    def _validate(self) -> None:
+        every = list(itertools.chain(*self.symbols, self.start, self.separator))
+        if not self.symbols or not all(self.symbols):
+            raise ValueError(f"symbols={self.symbols}: give at least one token id for each of the process's symbols.")
+        if min(every) < 0:
+            raise ValueError(f"Token id {min(every)} in the token map: give ids of at least 0.")
+        ordered = sorted(range(len(self.symbols)), key=lambda k: self.symbols[k])
+        for first, second in itertools.pairwise(ordered):
+            if self.symbols[second][: len(self.symbols[first])] == self.symbols[first]:
+                raise ValueError(
+                    f"Symbols {first} and {second} have ids {list(self.symbols[first])} and "
+                    f"{list(self.symbols[second])}: one begins with the other, so a model that has read the shorter "
+                    "one cannot tell them apart. Give the symbols ids that do not begin with each other."
+                )
+        if self.include_prior and not self.start:
+            raise ValueError(
+                "include_prior=True, but no token comes before the first symbol, where the prior belief would be: "
+                "give bos= or prompt=."
+            )
 
     @classmethod
     def identity(cls, n_symbols: int, *, bos: int | None = None, include_prior: bool = False) -> TokenMap:
@@ -91,21 +112,23 @@ class TokenMap:
         include_prior: bool = False,
         several_tokens: bool = False,
     ) -> TokenMap:
-        """The map that spells each symbol as a text.
+        """The map that writes each symbol as a text.
 
         Args:
-            tokenizer: Anything with `encode(text)` or `tokenizer(text)`: of transformers, tokenizers or tiktoken.
-            symbols: A text for each of the process's symbols; for most tokenizers best with the space before it,
+            tokenizer: Anything with `encode(text)` or `tokenizer(text)`, such as those of transformers, tokenizers and
+                tiktoken.
+            symbols: A text for each of the process's symbols; most tokenizers need a space before it,
                 `[" A", " B", " C"]`.
             separator: A text between two symbols.
-            prompt: A text before the first.
-            bos: An id, `True` for the tokenizer's own (`bos_token_id`), none by default.
+            prompt: A text before the first symbol.
+            bos: A token id, or `True` for the tokenizer's own `bos_token_id`; none by default.
             include_prior: As for `TokenMap`.
-            several_tokens: Whether a symbol may take more than one token.
+            several_tokens: Whether a symbol may be more than one token.
 
         Raises:
-            ValueError: if a symbol is no token or more than one, if two are alike, or if the tokenizer would split
-                the joined text otherwise than the symbols one by one.
+            ValueError: if a symbol is not exactly one token (or at least one, with `several_tokens`), if the ids of
+                one symbol begin with those of another, or if the tokenizer splits the joined text differently from the
+                single symbols.
             TypeError: if the tokenizer cannot be called in either way.
         """
         texts = [str(symbol) for symbol in symbols]
@@ -113,13 +136,13 @@ class TokenMap:
         for text, found in zip(texts, ids, strict=True):
             if not found or (len(found) > 1 and not several_tokens):
                 raise ValueError(
-                    f"The symbol {text!r} is {len(found)} tokens to the tokenizer, {found}: spell it as one token "
-                    "(often with a space before it), or allow several_tokens=True."
+                    f"For the tokenizer, the symbol {text!r} is {len(found)} tokens, {found}: write it as one token "
+                    "(often with a space before it), or set several_tokens=True."
                 )
         if bos is True:
             bos = getattr(tokenizer, "bos_token_id", None)
             if bos is None:
-                raise ValueError("bos=True, but the tokenizer has no bos_token_id: give an id, or leave it out.")
+                raise ValueError("bos=True, but the tokenizer has no bos_token_id: give a token id, or omit bos.")
         made = cls(
             ids,
             bos=None if bos is False else bos,
@@ -133,30 +156,10 @@ class TokenMap:
             if (joined := _encode(tokenizer, text)) != expected:
                 raise ValueError(
                     f"The tokenizer splits {text!r} into {joined}, but symbol by symbol it is {expected}: the model "
-                    "would read what it never met. Spell the symbols otherwise, e.g. with a space before each and no "
-                    "separator; or give the ids that you mean to TokenMap(...)."
+                    "would read tokens that it never saw in training. Write the symbols differently, e.g. with a space "
+                    "before each and no separator, or give the ids to TokenMap(...)."
                 )
         return made
-
-    def _validate(self) -> None:
-        every = list(itertools.chain(*self.symbols, self.start, self.separator))
-        if not self.symbols or not all(self.symbols):
-            raise ValueError(f"symbols={self.symbols}: give at least one token id for each of the process's symbols.")
-        if min(every) < 0:
-            raise ValueError(f"Token id {min(every)} in the token map: ids are ≥ 0.")
-        ordered = sorted(range(len(self.symbols)), key=lambda k: self.symbols[k])
-        for first, second in itertools.pairwise(ordered):
-            if self.symbols[second][: len(self.symbols[first])] == self.symbols[first]:
-                raise ValueError(
-                    f"Symbols {first} and {second} have ids {list(self.symbols[first])} and "
-                    f"{list(self.symbols[second])}: one begins with the other, so that having read the shorter a "
-                    "model cannot tell them apart. Give each symbol ids of its own."
-                )
-        if self.include_prior and not self.start:
-            raise ValueError(
-                "include_prior=True, but no token comes before the first symbol, where the prior belief would be: "
-                "give bos= or prompt=."
-            )
 
     @property
     def start(self) -> tuple[int, ...]:
@@ -165,12 +168,12 @@ class TokenMap:
 
     @cached_property
     def d_vocab(self) -> int:
-        """The vocabulary that a model needs at least: the largest id, and 1."""
+        """The smallest vocabulary that a model needs: the largest id plus 1."""
         return 1 + max(itertools.chain(*self.symbols, self.start, self.separator))
 
     @property
     def is_identity(self) -> bool:
-        """Whether words are already as the model reads them."""
+        """Whether the model reads the symbols themselves."""
         return self == TokenMap(range(len(self.symbols)))
 
     def length(self, n_symbols: int) -> int:
@@ -178,27 +181,27 @@ class TokenMap:
         return len(self.start) + n_symbols * max(map(len, self.symbols)) + (n_symbols - 1) * len(self.separator)
 
     def longest_word(self, n_ctx: int) -> int:
-        """The most symbols whose tokens are sure to fit a context of `n_ctx`."""
+        """The most symbols whose tokens always fit in a context of `n_ctx`."""
         each = max(map(len, self.symbols)) + len(self.separator)
         return max(0, (n_ctx - len(self.start) + len(self.separator)) // each)
 
     def check_reads(self, process: Process) -> None:
-        """Raise `ValueError` unless there are ids for each of the process's symbols, and for no other."""
+        """Raise `ValueError` unless the map has as many symbols as the process."""
         if len(self.symbols) != process.n_tokens:
             raise ValueError(
-                f"The token map has {len(self.symbols)} symbols, {process.name} emits {process.n_tokens}: give each of "
-                "its tokens an id."
+                f"The token map has {len(self.symbols)} symbols, {process.name} emits {process.n_tokens}: give ids for "
+                "each of them."
             )
 
     def encode(self, words: Int[Tensor, "word symbol"]) -> tuple[Int[Tensor, "word pos"], Int[Tensor, "word symbol"]]:
         """Words of symbols as the model reads them.
 
         Returns:
-            The tokens, and for each symbol the column of its last token. Where symbols differ in length, shorter
-            words are filled up on the right, where a causal model's earlier positions do not see it.
+            The tokens, and the column of each symbol's last token. If symbols differ in length, shorter words are
+            padded on the right, which a causal model's earlier positions do not see.
 
         Raises:
-            ValueError: if there are symbols that the map has no ids for.
+            ValueError: if the map has no ids for a symbol.
         """
         if words.numel() and (int(words.min()) < 0 or int(words.max()) >= len(self.symbols)):
             raise ValueError(
@@ -224,12 +227,12 @@ class TokenMap:
 
     @property
     def predicts_symbols(self) -> bool:
-        """Whether each symbol is one token and the next follows at once, so that a prediction is of a symbol."""
+        """Whether each symbol is one token and no separator follows it, so that the model predicts symbols."""
         return not self.separator and all(len(ids) == 1 for ids in self.symbols)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TokenMap:
-        """The map that `to_dict` described."""
+        """The map from the values of `to_dict`."""
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,15 +251,17 @@ def _ids(value: Any) -> list[int]:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text, without special tokens; by duck typing."""
+    """The ids of a text, without special tokens."""
     call = getattr(tokenizer, "encode", tokenizer)
     if not callable(call):
-        raise TypeError(f"A {type(tokenizer).__name__} is no tokenizer: it needs encode(text) or to be called.")
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}: give a tokenizer, with encode(text) or callable on a text."
+        )
     found: Any
     try:
         found = call(text, add_special_tokens=False)
     except TypeError:
-        # tiktoken's adds none unless it is asked to.
+        # tiktoken has no such option, and adds no special tokens by default.
         found = call(text)
     found = getattr(found, "ids", found)
     return _ids(found["input_ids"] if hasattr(found, "keys") else found)

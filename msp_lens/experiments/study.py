@@ -19,8 +19,8 @@ from msp_lens.data import Weighting, check_weighting
 from msp_lens.formation.emergence import Emergence
 from msp_lens.formation.emergence import emergence as probe_checkpoints
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
-from msp_lens.interventions.findings import Findings
-from msp_lens.interventions.intervene import InterventionReport, intervene
+from msp_lens.interventions.intervene import intervene
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
 from msp_lens.models.build import ModelConfig, config_fields, versions
@@ -64,10 +64,10 @@ class Study:
     training: TrainingRun
     report: ProbeReport
     interventions: InterventionReport | None
-    persistence: Findings | None
-    necessity: Findings | None
-    bayes_consistency: Findings | None
-    prediction_consistency: Findings | None
+    persistence: InterventionReport | None
+    necessity: InterventionReport | None
+    bayes_consistency: InterventionReport | None
+    prediction_consistency: InterventionReport | None
     skipped: dict[str, str]
     folder: Path
     emergence: Emergence | None = None
@@ -270,11 +270,11 @@ def _experiments(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What each experiment found, or why it refused: not each question can be asked of each process."""
     # Fewer words than by default: the main table apart, these are to add seconds to a run.
-    short: dict[str, Any] = {"probes": report, "max_words": 2000, "seed": seed}
-    experiments: dict[str, Callable[[], InterventionReport | Findings]] = {
+    short: dict[str, Any] = {"probes": report, "n_words": 2000, "seed": seed}
+    experiments: dict[str, Callable[[], InterventionReport]] = {
         "interventions": lambda: intervene(model, process, probes=report, seed=seed),
-        "persistence": lambda: persistence(model, process, probes=report, n=500, seed=seed),
-        "necessity": lambda: necessity(model, process, probes=report, max_words=500, seed=seed),
+        "persistence": lambda: persistence(model, process, probes=report, n_words=500, seed=seed),
+        "necessity": lambda: necessity(model, process, probes=report, n_words=500, seed=seed),
         "bayes_consistency": lambda: bayes_consistency(model, process, **short),
         "prediction_consistency": lambda: prediction_consistency(model, process, **short),
     }

@@ -215,7 +215,7 @@ def _steered(
         probes=single,
         edits="steer",
         positions=position,
-        n=n_pairs,
+        n_words=n_pairs,
         seed=seed,
         batch_size=batch_size,
     )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from msp_lens._files import read_json, write_json
 from msp_lens.data import BeliefDataset, words
 from msp_lens.formation.emergence_report import Emergence, Snapshot
-from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import SavedCheckpoint
@@ -53,7 +51,7 @@ def load_emergence(
             each["step"],
             each["tokens"],
             ProbeReport.load(path.parent / _probes_file(each["step"])),
-            _interventions(each["interventions"]),
+            InterventionReport.from_dict(each["interventions"]) if each["interventions"] else None,
         )
         for each in saved["snapshots"]
     )
@@ -63,15 +61,6 @@ def load_emergence(
         process, n_ctx = Process.from_dict(provenance["process"]), provenance["n_ctx"]
         dataset = words(process, n_ctx=n_ctx, max_words=provenance["max_words"], seed=provenance["seed"])
     return Emergence(snapshots, provenance, tuple(checkpoints), dataset)
-
-
-def _interventions(saved: dict[str, Any] | None) -> InterventionReport | None:
-    if saved is None:
-        return None
-    rows: list[dict[str, Any]] = [
-        {key: math.nan if value is None else value for key, value in row.items()} for row in saved["results"]
-    ]
-    return InterventionReport(tuple(InterventionResult(**row) for row in rows), saved["provenance"])
 
 
 def _probes_file(step: int) -> str:

@@ -202,7 +202,7 @@ class Emergence:
         steered = self.snapshots[0].interventions
         if steered is None:
             raise ValueError("No beliefs were written: call emergence(…, interventions=True).")
-        chosen = sites or tuple(dict.fromkeys(result.site for result in steered.results))[-MANY_PANELS:]
+        chosen = sites or tuple(steered.values("site"))[-MANY_PANELS:]
         columns = ("R² held out", "steer", "placebo", "donor")
         return plot_use(self._tokens, *(self._curves(column, chosen) for column in columns))
 
@@ -380,12 +380,12 @@ def _scored(in_sample: bool) -> str:
 def _recoveries(report: InterventionReport | None) -> dict[str, dict[str, float]]:
     """By site: what steering and its references recovered."""
     found: dict[str, dict[str, float]] = {}
-    for result in report.results if report else ():
-        columns = found.setdefault(result.site, {})
-        if result.edit in ("steer", "placebo", "donor"):
-            columns[result.edit] = result.recovery
-        if result.edit == "steer":
-            columns["used"] = result.above_placebo
+    for result in report.table.to_dict("records") if report else ():
+        columns = found.setdefault(result["site"], {})
+        if result["edit"] in ("steer", "placebo", "donor"):
+            columns[result["edit"]] = result["recovery"]
+        if result["edit"] == "steer":
+            columns["used"] = result["above_placebo"]
     return found
 
 

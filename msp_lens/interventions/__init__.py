@@ -11,18 +11,18 @@ from msp_lens.interventions.edits import (
     donor_belief,
     no_edit,
     patch,
+    placebo,
+    placebo_off_belief,
     pseudo_inverse_shift,
     steer,
     toward,
 )
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
-from msp_lens.interventions.findings import Findings
 from msp_lens.interventions.intervene import intervene
-from msp_lens.interventions.intervention_report import InterventionReport, InterventionResult
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.menu import EDITS, Material
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
-from msp_lens.interventions.placebos import placebo, placebo_off_belief
 from msp_lens.interventions.targets import TARGETS, Targets, nearest_words
 
 __all__ = [
@@ -30,9 +30,7 @@ __all__ = [
     "TARGETS",
     "Centroids",
     "Edit",
-    "Findings",
     "InterventionReport",
-    "InterventionResult",
     "Material",
     "Targets",
     "applying",

@@ -1,4 +1,4 @@
-"""Centroids: the mean activation of all prefixes that lead to a belief, or to one in the same small cell."""
+"""Centroids: the mean activation of all prefixes that lead to the same belief, or to the same small cell of beliefs."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def belief_centroids(
     width: float = 0.01,
     batch_size: int | None = None,
 ) -> Centroids:
-    """The centroids of activations, prefixes weighted by their probability; one pass, memory by the number of cells.
+    """The centroids of activations, prefixes weighted by probability, in one pass; memory grows with the cells only.
 
     Args:
         model: Any hooked model.
-        dataset: The words whose prefixes are gathered.
+        dataset: The words whose prefixes are averaged.
         sites: Hook names or labels; by default all residual sites.
-        width: Beliefs are of one cell if each coordinate rounds to the same multiple of this. Where beliefs are few
-            a cell is a belief.
+        width: Beliefs share a cell if each coordinate rounds to the same multiple of this. If the process has few
+            beliefs, each has its own cell.
         batch_size: Words in one forward pass.
 
     Raises:
@@ -55,7 +55,7 @@ def belief_centroids(
         ValueError: if the width is not positive, or the model does not fit the dataset.
     """
     if not width > 0:
-        raise ValueError(f"width={width:g}: a cell of beliefs has a width above 0.")
+        raise ValueError(f"width={width:g}: give a number above 0 (the width of a cell of beliefs).")
     check_fits(model, dataset.process, dataset.n_ctx)
     names = find_sites(model, sites)
     beliefs, weights = dataset.prefix_beliefs, dataset.prefix_weights("probability")

@@ -1,17 +1,18 @@
-"""Does the network's belief move as beliefs do? Two experiments that edit nothing.
+"""Does the network's belief behave as a belief should? Two experiments that edit nothing.
 
-Commutation. Take the belief read before a token, apply the process's own update, compare with the belief read after:
+Bayes consistency: take the belief read before a token, apply the process's own update, and compare the result with the
+belief read after the token,
 
-    E |U_x(b̂_t) - b̂_{t+1}|²,    U_x(b) = b T[x] / (b T[x] 1),    against the null of a copy, E |b̂_t - b̂_{t+1}|².
+    E |U_x(b̂_t) - b̂_{t+1}|²,    U_x(b) = b T[x] / (b T[x] 1),    with the null of a copy, E |b̂_t - b̂_{t+1}|².
 
-Nothing is fitted beside the probes. The unembedding. Compare the next-token probabilities that the read belief implies,
-b̂ E, with the model's own.
+Prediction consistency: compare the next-token probabilities that the belief read implies, b̂ E, with the model's own.
+Nothing is fitted but the probes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
@@ -24,75 +25,70 @@ from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.nearest import nearest_belief
 from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.engine import OverWords, Probes
-from msp_lens.interventions.findings import Findings
+from msp_lens.interventions.intervention_report import InterventionReport
+from msp_lens.interventions.preparation import OverWords, Probes
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
-from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
-
-EVERY_TOKEN = "all"
 
 
 def bayes_consistency(
     model: HookedModel,
-    process: Process | BeliefDataset,
+    data: Process | BeliefDataset,
     *,
     probes: Probes,
-    max_words: int = 20_000,
+    n_words: int = 20_000,
     seed: int = 0,
     batch_size: int | None = None,
-) -> Findings:
-    """Whether updating the belief read at a position gives the belief read at the next, by site and token.
+) -> InterventionReport:
+    """Whether updating the belief read at one position gives the belief read at the next, by site and token.
 
-    Read beliefs are first taken to the nearest point of the simplex. Steps at which the token is impossible for the
-    belief read have no update; they are left out, and their share given.
+    Beliefs read are first moved to the nearest point of the simplex. If the token is impossible for the belief read,
+    there is no update; such steps are left out, and their share is given.
 
     Args:
         model: The model that the probes were fitted on.
-        process: What it was trained on, or a `BeliefDataset` to average over.
+        data: The process it was trained on, or a `BeliefDataset` to average over.
         probes: A report (its single sites are taken) or probes of single sites.
-        max_words: Every possible word of the model's context where there are at most this many, else as many drawn.
-        seed: Seed of the words, if need be.
+        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
+        seed: Seed of drawn words.
         batch_size: Words in one forward pass.
 
     Returns:
-        A row for each site and token, and for all tokens together: mean squared error per coordinate of the update,
-        of the copy-last-belief null, and of the read belief itself against the true one; `skill`, 1 - update / copy.
+        A row for each site and token, and for all tokens together. Mean squared errors per coordinate: `update`, of the
+        updated belief; `copy`, of the belief before the token, unchanged; `read`, of the belief read after the token,
+        compared with the true one. `skill` is 1 - update / copy, `undefined` the share of steps without an update,
+        `weight` the share of all steps.
 
     Raises:
-        ValueError: if a probe is of another model, the model does not fit the process, or words have one token.
+        ValueError: if an option is too small, a probe belongs to another model, the model does not fit the process, or
+            words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    begun = OverWords.begin(model, process, probes, max_words=max_words, seed=seed)
-    dataset, chosen, process = begun.dataset, begun.probes, begun.dataset.process
+    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
+    dataset, process = prepared.dataset, prepared.dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
-    sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in chosen}
-    for words, read, _ in _reads(model, dataset, chosen, batch_size):
+    sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in prepared.probes}
+    for words, read, _ in _reads(model, prepared, batch_size):
         tokens = dataset.tokens[words, 1:].flatten()
         truth = dataset.beliefs[words, 1:].flatten(0, 1)
         steps = dataset.n_ctx - 1
         weights = (dataset.word_weights[words] / steps).repeat_interleave(steps)
-        for probe, beliefs in zip(chosen, read, strict=True):
+        for label, beliefs in read.items():
             before, after = beliefs[:, :-1].flatten(0, 1), beliefs[:, 1:].flatten(0, 1)
             updated = follow(process, before, tokens.unsqueeze(1))[:, 1]
             defined = ~updated.isnan().any(dim=1)
-            columns = torch.stack(
-                [
-                    torch.where(defined, _squared(updated, after), 0.0),
-                    torch.where(defined, _squared(before, after), 0.0),
-                    torch.where(defined, _squared(after, truth), 0.0),
-                    defined.double(),
-                    torch.ones_like(weights),
-                ],
-                dim=1,
-            )
-            sums[probe.label].index_add_(0, tokens, columns * weights.unsqueeze(1))
+            pairs = ((updated, after), (before, after), (after, truth))
+            errors = ((first - second).square().mean(dim=1) for first, second in pairs)
+            columns = [torch.where(defined, error, 0.0) for error in errors]
+            columns += [defined.double(), torch.ones_like(weights)]
+            sums[label].index_add_(0, tokens, torch.stack(columns, dim=1) * weights.unsqueeze(1))
+    every_token = "all"
     records = []
     for label, by_token in sums.items():
-        for token, row in zip((EVERY_TOKEN, *process.tokens), (by_token.sum(dim=0), *by_token), strict=True):
+        for token, row in zip((every_token, *process.tokens), (by_token.sum(dim=0), *by_token), strict=True):
             update, copy, reading = (row[:3] / row[3]).tolist()
             records.append(
                 {
@@ -100,115 +96,108 @@ def bayes_consistency(
                     "token": token,
                     "update": update,
                     "copy": copy,
-                    "skill": 1 - update / copy if copy > 0 else torch.nan,
+                    "skill": 1 - update / copy if copy > 0 else math.nan,
                     "read": reading,
                     "undefined": 1 - float(row[3] / row[4]),
                     "weight": float(row[4]),
                 }
             )
-    left = {row["site"]: 1 - row["skill"] for row in records if row["token"] == EVERY_TOKEN}
+    left = {row["site"]: 1 - row["skill"] for row in records if row["token"] == every_token}
     known = [f"{100 * share:.1f} % at {site}" for site, share in left.items() if not math.isnan(share)]
     notes = (
-        f"The process's own update leaves of the copy's error {', '.join(known)}."
+        f"Of the copy's error, the process's own update leaves {', '.join(known)}."
         if known
-        else "No belief read moves at all: a copy has no error that an update could spare.",
-        f"{begun.description}. Mean squared error per coordinate, words weighted by probability.",
-        "update: the belief read before the token, moved by the process's own update, against the belief read after. "
-        "copy: the belief read before as it is. skill: 1 - update / copy. read: the belief read after against the true "
-        "one; an update can hardly do better than about twice that. By token in to_dataframe().",
+        else "No belief read moves at all: a copy has no error that an update could reduce.",
+        f"{prepared.description}. Mean squared error per coordinate, words weighted by probability.",
+        "update: the belief read before the token, moved by the process's own update, compared with the belief read "
+        "after it. copy: the belief read before the token, unchanged. skill: 1 - update / copy. read: the belief read "
+        "after the token, compared with the true one; an update can hardly do better than about twice that. By token "
+        "in to_dataframe().",
         "Nothing is fitted but the probes. A small error shows that the beliefs read at neighboring positions agree "
-        "with the process's dynamics, as they must where both are read well; not that the network computes one from "
-        "the other.",
+        "with the process's dynamics, as they must if both are read well; it does not show that the network computes "
+        "one from the other.",
     )
-    return Findings(
-        title="Commutation: read, then update, or update, then read",
+    return InterventionReport(
+        title="Bayes consistency: the belief read, then updated, and the belief read after the token",
         table=pd.DataFrame(records),
+        keys=("site", "token"),
         notes=notes,
-        provenance=begun.provenance,
-        shown={"token": [EVERY_TOKEN]},
+        provenance=prepared.provenance,
+        shown={"token": [every_token]},
     )
 
 
 def prediction_consistency(
     model: HookedModel,
-    process: Process | BeliefDataset,
+    data: Process | BeliefDataset,
     *,
     probes: Probes,
-    max_words: int = 20_000,
+    n_words: int = 20_000,
     seed: int = 0,
     batch_size: int | None = None,
-) -> Findings:
+) -> InterventionReport:
     """Whether the model's own predictions are those that the belief read at each site implies, b̂ E.
 
-    Read beliefs are first taken to the nearest point of the simplex. Arguments as for `bayes_consistency`.
+    Beliefs read are first moved to the nearest point of the simplex. Arguments as for `bayes_consistency`.
 
     Returns:
-        A row for each site: mean KL(implied ‖ model), KL(optimal ‖ implied), KL(optimal ‖ model), and as a null
-        KL(average ‖ model), the average being how often each token comes whatever was seen; nats.
+        A row for each site, mean KL in nats: `implied_to_model`, KL(implied ‖ model); `optimal_to_implied`;
+        `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
 
     Raises:
-        ValueError: if a probe is of another model, or the model does not fit the process.
+        ValueError: if an option is too small, a probe belongs to another model, or the model does not fit the process.
         KeyError: if the model lacks a probe's site.
     """
-    begun = OverWords.begin(model, process, probes, max_words=max_words, seed=seed)
-    dataset, chosen, process = begun.dataset, begun.probes, begun.dataset.process
+    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
+    dataset, process = prepared.dataset, prepared.dataset.process
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
-    totals = torch.zeros(len(chosen), 4, dtype=torch.float64)
-    for words, read, logits in _reads(model, dataset, chosen, batch_size):
+    totals = {probe.label: torch.zeros(4, dtype=torch.float64) for probe in prepared.probes}
+    for words, read, logits in _reads(model, prepared, batch_size):
         weights = dataset.word_weights[words] / dataset.n_ctx
         predicted = logits.cpu().double().log_softmax(dim=-1)[..., : process.n_tokens]
-        for index, beliefs in enumerate(read):
-            implied = _distribution(next_token_probabilities(process, beliefs))
+        for label, beliefs in read.items():
+            # The belief read of a generalized process may imply probabilities below 0.
+            implied = next_token_probabilities(process, beliefs).clamp(min=0)
+            implied = implied / implied.sum(dim=-1, keepdim=True)
             divergences = (
                 kl_divergence(implied, predicted),
-                # A read belief may rule out what is possible; no prediction is quite so sure.
+                # A belief read may rule out what is possible; no prediction is quite so sure.
                 kl_divergence(optimal[words], implied.clamp(min=1e-6).log()),
                 kl_divergence(optimal[words], predicted),
                 kl_divergence(average.expand_as(predicted), predicted),
             )
-            totals[index] += torch.stack([weights @ kl.sum(dim=1) for kl in divergences])
+            totals[label] += torch.stack([weights @ kl.sum(dim=1) for kl in divergences])
     columns = ("implied_to_model", "optimal_to_implied", "optimal_to_model", "average_to_model")
-    records = [
-        {"site": probe.label} | dict(zip(columns, row, strict=True))
-        for probe, row in zip(chosen, totals.tolist(), strict=True)
-    ]
+    records = [{"site": label} | dict(zip(columns, row.tolist(), strict=True)) for label, row in totals.items()]
     nearest = min(records, key=lambda row: row["implied_to_model"])
     notes = (
         f"At {nearest['site']} the belief read implies what the model says to within {nearest['implied_to_model']:.3g} "
-        f"nats; a prediction that takes no notice of the words is {nearest['average_to_model']:.3g} away.",
-        f"{begun.description}. KL in nats, mean over positions, words weighted by probability.",
+        f"nats; a prediction that ignores the words is {nearest['average_to_model']:.3g} away.",
+        f"{prepared.description}. KL in nats, mean over positions, words weighted by probability.",
         "implied_to_model: KL(b̂ E ‖ model's), 0 if the model says what the belief read there implies. "
         "optimal_to_implied and optimal_to_model: the regret of each. average_to_model: the null, of a prediction that "
-        "takes no notice of the words.",
+        "ignores the words.",
         "Agreement shows that the belief read accounts for the predictions, not that they are made from it: intervene.",
     )
-    return Findings(
+    return InterventionReport(
         title="Next-token probabilities implied by the belief read, and the model's own",
         table=pd.DataFrame(records),
+        keys=("site",),
         notes=notes,
-        provenance=begun.provenance,
+        provenance=prepared.provenance,
     )
 
 
 def _reads(
-    model: HookedModel, dataset: BeliefDataset, probes: Sequence[BeliefProbe], batch_size: int | None
-) -> Iterator[tuple[slice, list[Float64[Tensor, "word pos state"]], Tensor]]:
+    model: HookedModel, prepared: OverWords, batch_size: int | None
+) -> Iterator[tuple[slice, dict[str, Float64[Tensor, "word pos state"]], Tensor]]:
     """Batches of words with the beliefs that each probe reads along them, and the model's logits."""
-    sites = list(dict.fromkeys(probe.sites[0] for probe in probes))
+    dataset = prepared.dataset
+    sites = list(dict.fromkeys(probe.sites[0] for probe in prepared.probes))
     for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
-        read = [
-            nearest_belief(dataset.process, probe.predict(batch.activations[probe.sites[0]]).cpu().double())
-            for probe in probes
-        ]
-        yield batch.words, read, batch.output
-
-
-def _distribution(implied: Float64[Tensor, "word pos token"]) -> Float64[Tensor, "word pos token"]:
-    # What is read of a generalized process's belief may imply probabilities below 0.
-    positive = implied.clamp(min=0)
-    return positive / positive.sum(dim=-1, keepdim=True)
-
-
-def _squared(first: Float64[Tensor, "step state"], second: Float64[Tensor, "step state"]) -> Float64[Tensor, "step"]:
-    return (first - second).square().mean(dim=1)
+        read = {
+            probe.label: probe.predict(batch.activations[probe.sites[0]]).cpu().double() for probe in prepared.probes
+        }
+        nearest = {label: nearest_belief(dataset.process, beliefs) for label, beliefs in read.items()}
+        yield batch.words, nearest, batch.output

@@ -1,4 +1,4 @@
-"""The edits that write a belief: what becomes of an activation h when the belief b' is to stand in it.
+"""The edits that write a belief: each replaces an activation h by one that holds the belief b'.
 
     steer             h + (b' - b) D                       b read from h, or the true one
     patch             μ_h + (b' - μ_b) D
@@ -7,9 +7,10 @@
     donor             h of a run that held b'
     donor's belief    h + (b̂(donor) - b̂(h)) D
     centroid          the mean h of all prefixes whose belief is nearest b'
+    placebo           a random step, as long as another edit's
 
-W is the probe (b̂ = h W + c), D = Σ_bb⁺ Σ_bh its decoder; all are solved from the probe's moments. None of them proves
-by itself that the network uses its belief: each is set beside no edit, a placebo of its length and a donor.
+W is the probe (b̂ = h W + c) and D = Σ_bb⁺ Σ_bh its decoder; all are solved from the probe's moments. No edit proves by
+itself that the network uses its belief, so each is compared with no edit, a placebo of the same length and a donor.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook, context_length, editing
-from msp_lens.models.positions import Position, at_positions, check_position
+from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook
+from msp_lens.models.positions import Position, at_positions, check_position, writing
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -31,14 +32,15 @@ from msp_lens.probing.belief_probe import BeliefProbe
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What becomes of a site's activation, given the belief to be written: a function with a name and a place.
+    """A named change of one site's activation, given the belief to be written.
 
-    Usable as it is, as a TransformerLens hook (`edit.hook(...)`), or on a model (`with applying(model, edit, ...)`).
+    Call it on activations, use it as a TransformerLens hook (`edit.hook(...)`), or apply it to a model
+    (`with applying(model, edit, ...)`).
 
     Attributes:
-        name: What it is called in tables.
+        name: Its name in tables.
         probe: The probe of the site that it edits.
-        function: From activations `[word, pos, d_model]` and beliefs `[word, pos, state]` to new activations.
+        function: Maps activations `[word, pos, d_model]` and beliefs `[word, pos, state]` to new activations.
         writes: Whether it writes the belief; if not, the belief is ignored.
     """
 
@@ -50,8 +52,8 @@ class Edit:
     def __post_init__(self) -> None:
         if len(self.probe.sites) != 1:
             raise ValueError(
-                f"{self.probe!r} reads {len(self.probe.sites)} sites at once; an edit is made at one. "
-                f"Take the probe of one site, e.g. report[{self.probe.sites[-1]!r}]."
+                f"{self.probe!r} reads {len(self.probe.sites)} sites at once, and an edit changes one: "
+                f"take the probe of one site, e.g. report[{self.probe.sites[-1]!r}]."
             )
 
     @property
@@ -65,7 +67,7 @@ class Edit:
         """The activation that replaces `activation`.
 
         Raises:
-            ValueError: if the activation is not of the probe's width, a belief is needed and none is given, or the
+            ValueError: if the activation does not have the probe's width, a belief is needed and none is given, or the
                 function returns another shape.
         """
         if activation.shape[-1] != self.probe.widths[0]:
@@ -88,8 +90,18 @@ class Edit:
             raise ValueError(f"{self.name!r} writes a belief: give belief=.")
         return belief
 
+    def checked_belief(self, belief: Tensor | Sequence | None) -> Tensor | None:
+        """The belief as a float64 tensor, for this edit to write.
+
+        Raises:
+            ValueError: if it is not a belief of the probe's process, or one is needed and none is given.
+        """
+        checked = None if belief is None else self.probe.checked_belief(belief)
+        self._belief(checked)
+        return checked
+
     def scaled(self, strength: float) -> Edit:
-        """The edit made in part, h + λ (edit(h) - h): at 0 nothing changes, at 1 everything the edit changes."""
+        """A part of the edit, h + λ (edit(h) - h): λ = 0 changes nothing, λ = 1 is the whole edit."""
         if strength == 1:
             return self
         return replace(self, function=lambda h, belief: h + strength * (self.function(h, belief) - h))
@@ -98,16 +110,15 @@ class Edit:
         """The edit at some positions, as a function of the site's whole activation `[word, pos, d_model]`.
 
         Args:
-            position: One, several, a slice or all (`None`) alike for every word; an integer tensor `[word, pos]` for
-                each word its own; a boolean one to mark them along whole words.
+            position: One position, several, a slice or all (`None`), the same for every word; or an integer tensor
+                `[word, pos]` or a boolean mask over whole words, different for each.
             belief: `[state]`, `[word, state]`, or `[word, pos, state]` over the edited positions.
 
         Raises:
-            ValueError: if the belief is none of this probe's, or the position none at all.
+            ValueError: if the belief does not belong to this probe, or the position is invalid.
         """
         check_position(position, None)
-        target = self._belief(belief if belief is None else self.probe.checked_belief(belief))
-        return at_positions(self, position, target)
+        return at_positions(self, position, self.checked_belief(belief))
 
     def hook(self, position: Position = None, belief: Tensor | Sequence | None = None) -> HookFunction:
         """The edit as `hook(activation, hook)`, for `model.run_with_hooks(fwd_hooks=[(edit.site, edit.hook(...))])`."""
@@ -125,122 +136,114 @@ def applying(
     *,
     position: Position = None,
 ) -> Iterator[None]:
-    """Within, the model runs with these edits made, at one site or several at once.
+    """Within the context, the model runs with these edits, at one site or at several at once.
 
-    Gradients flow, also to a `belief` that requires them. Only these hooks are removed at the end, also when an
-    exception flies; modes and gradients stay as they are. That the weights are those the probes were fitted on is not
-    checked, since other weights may be what one wants to try; `probe.check_applies` says.
+    Gradients flow, also to a `belief` that requires them. On leaving, also by an exception, only these hooks are
+    removed; training mode and gradient settings are left alone. Whether the probes were fitted on the model's present
+    weights is not checked, since trying other weights may be the point; `probe.check_applies` tells.
 
     Args:
         model: The model to edit.
-        edits: One edit, or several of different sites. Of one site, nest two contexts: the outer comes first.
-        belief: What the edits write: `[state]` for all words alike, `[word, state]` for each its own, or
-            `[word, pos, state]` over the edited positions. Edits that only erase need none.
-        position: Which positions: one, several, a slice or all (`None`) alike for every word; an integer tensor
-            `[word, pos]` for each word its own; a boolean one to mark them along whole words.
+        edits: One edit, or several of different sites. To edit one site twice, nest two contexts; the outer edit is
+            made first.
+        belief: What the edits write: `[state]` for all words, `[word, state]` for each word, or `[word, pos, state]`
+            over the edited positions. Edits that only erase need none.
+        position: One position, several, a slice or all (`None`), the same for every word; or an integer tensor
+            `[word, pos]` or a boolean mask over whole words, different for each.
 
     Raises:
-        ValueError: if a belief or position is not one, or two edits are of one site; during the forward pass, if
-            they do not fit the batch.
+        ValueError: if a belief or position is invalid, or two edits share a site; during the forward pass, if they do
+            not fit the batch.
         KeyError: if the model lacks a site.
     """
     chosen = [edits] if isinstance(edits, Edit) else list(edits)
     sites = [edit.site for edit in chosen]
     if not chosen or len(set(sites)) != len(sites):
         raise ValueError(f"edits={chosen}: give at least one, and no two of the same site (nest two contexts instead).")
-    check_position(position, context_length(model))
-    with editing(model, {edit.site: edit.at(position, belief) for edit in chosen}):
+    *_, target = [edit.checked_belief(belief) for edit in chosen]
+    with writing(model, {edit.site: edit for edit in chosen}, position, target):
         yield
 
 
 def no_edit(probe: BeliefProbe) -> Edit:
-    """The activation itself: what the network does when left alone."""
+    """The activation unchanged: what the network does when left alone."""
     return Edit("none", probe, lambda h, belief: h, writes=False)
 
 
 def steer(probe: BeliefProbe, *, current: Float[Tensor, "*batch state"] | None = None) -> Edit:
-    """`h + (b' - b) D`: move all that varies with the belief from the current one to b', keep the rest.
+    """`h + (b' - b) D`: move everything that varies with the belief from the current belief to b', and keep the rest.
 
-    Does not prove that the network reads all it moves: D moves every feature that is correlated with the belief.
+    Success does not prove that the network reads everything that moved: D moves every feature that is correlated with
+    the belief.
 
     Args:
-        probe: Of the site to edit.
-        current: The belief b held now, in the shape of the belief to be written; by default b̂, read from h. Where
-            several sites are edited at once leave it out: a later site has been moved by the earlier ones already.
+        probe: The probe of the site to edit.
+        current: The current belief b, in the shape of the belief to be written; by default b̂, read from h. Leave it
+            out when several sites are edited at once: the earlier edits have moved the later sites already.
 
     Source: the regression of activation on belief, from the moments of one pass.
     """
-
-    def edit(h: Tensor, belief: Tensor) -> Tensor:
-        held = probe.predict(h) if current is None else current.to(h)
-        return h + (belief - held) @ probe.decoder.to(h)
-
-    return Edit("steer" if current is None else "steer from true", probe, edit)
+    name = "steer" if current is None else "steer from true"
+    return Edit(name, probe, lambda h, belief: probe.steered(h, belief, current=current))
 
 
 def patch(probe: BeliefProbe) -> Edit:
-    """`μ_h + (b' - μ_b) D`: the mean activation given the belief, by linear regression, in place of everything.
+    """`μ_h + (b' - μ_b) D`: the mean activation given the belief, by linear regression, replaces the whole activation.
 
-    Where it works, what else the activation held was not needed *at this position*; later ones may still miss it. Does
-    not prove that the network reads the belief as one. Source: as for `steer`.
+    Success shows that nothing else in the activation was needed *at this position*; later positions may still miss it.
+    It does not prove that the network reads the belief as one. Source: as for `steer`.
     """
-
-    def edit(h: Tensor, belief: Tensor) -> Tensor:
-        mean, mean_belief, decoder = (t.to(h) for t in (probe.activation_mean, probe.belief_mean, probe.decoder))
-        return (mean + (belief - mean_belief) @ decoder).expand_as(h)
-
-    return Edit("patch", probe, edit)
+    return Edit("patch", probe, probe.patched)
 
 
 def pseudo_inverse_shift(probe: BeliefProbe) -> Edit:
-    """`h + (b' - b̂) W⁺`: the least change of h after which the probe reads b'.
+    """`h + (b' - b̂) W⁺`: the smallest change of h after which the probe reads b'.
 
-    The obvious edit, and the wrong one: it leaves behind whatever else is correlated with the belief, so its failure
-    does not show that the belief is unused. Source: Moore–Penrose inverse of the probe's centered rows.
+    This is the obvious edit and the wrong one: it leaves behind everything else that is correlated with the belief, so
+    its failure does not show that the belief is unused. Source: Moore–Penrose inverse of the probe's centered rows.
     """
-    inverse = torch.linalg.pinv(centered_weights(probe), rtol=RANK_CUTOFF)
-    return Edit("pseudo-inverse", probe, lambda h, belief: h + (belief - probe.predict(h)) @ inverse.to(h))
+    return _read_shift("pseudo-inverse", probe, torch.linalg.pinv(centered_weights(probe), rtol=RANK_CUTOFF))
 
 
 def covariance_shift(probe: BeliefProbe) -> Edit:
-    """`h + (b' - b̂) D̂`: of all changes after which the probe reads b', the least by the data's own measure.
+    """`h + (b' - b̂) D̂`: of all changes after which the probe reads b', the smallest in the data's own metric.
 
-    Least in Mahalanobis distance, δ Σ_hh⁺ δᵀ; D̂ is how activations move with the belief *read* in them. Differs from
-    `steer` only as far as the probe errs. Proves no more than `steer` does. Source: least norm under a metric; the
-    moments of one pass.
+    The metric is the Mahalanobis distance, δ Σ_hh⁺ δᵀ; D̂ is how activations move with the belief *read* in them. It
+    differs from `steer` only as far as the probe errs, and proves no more than `steer` does. Source: least norm under a
+    metric; the moments of one pass.
 
     Raises:
         ValueError: if the probe has no moments.
     """
-    decoder = read_decoder(probe)
-    return Edit("covariance", probe, lambda h, belief: h + (belief - probe.predict(h)) @ decoder.to(h))
+    return _read_shift("covariance", probe, read_decoder(probe))
+
+
+def _read_shift(name: str, probe: BeliefProbe, directions: Float64[Tensor, "state feature"]) -> Edit:
+    like = conversions(directions)
+    return Edit(name, probe, lambda h, belief: h + (belief - probe.predict(h).to(h)) @ like(h)[0])
 
 
 def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> Edit:
     """The activation of another run, in which the network itself held the target belief: the ceiling of every edit.
 
-    It brings all that the donor's word left there, not the belief alone: that it works shows that the site carries what
-    the prediction needs, not what that is. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
+    It brings everything that the donor's word left there, not the belief alone: success shows that the site carries
+    what the prediction needs, not what that is. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
 
     Args:
-        probe: Of the site to edit.
+        probe: The probe of the site to edit.
         activations: The donor's, `[word, pos, d_model]` over the edited positions.
     """
     return Edit("donor", probe, lambda h, belief: activations.to(h).expand_as(h))
 
 
 def donor_belief(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> Edit:
-    """`h + (b̂(donor) - b̂(h)) D`: of the donor's activation only the belief read in it; arguments as for `donor`.
+    """`h + (b̂(donor) - b̂(h)) D`: only the belief read in the donor's activation; arguments as for `donor`.
 
-    Beside the whole donor it shows how much of the donor's effect goes with the belief; D moves all that is correlated
-    with it, so it does not show that the belief itself is what acts. Source: as for `donor`, within a subspace as in
-    Geiger et al. 2023 (arXiv 2303.02536), here solved from moments, not trained.
+    Compared with the whole donor, it shows how much of the donor's effect goes with the belief. D moves everything that
+    is correlated with the belief, so it does not show that the belief itself acts. Source: as for `donor`, within a
+    subspace as in Geiger et al. 2023 (arXiv 2303.02536), here solved from moments, not trained.
     """
-
-    def edit(h: Tensor, belief: Tensor) -> Tensor:
-        return h + (probe.predict(activations.to(h)) - probe.predict(h)) @ probe.decoder.to(h)
-
-    return Edit("donor belief", probe, edit)
+    return Edit("donor belief", probe, lambda h, belief: probe.steered(h, probe.predict(activations.to(h))))
 
 
 def centroid(
@@ -250,21 +253,82 @@ def centroid(
 ) -> Edit:
     """The mean activation of all prefixes whose belief is nearest b': `patch` without linearity.
 
-    Where it does better than `patch`, activations bend as the belief moves. It averages over positions and all else
-    that the prefixes differ in, and does not prove that the network needs none of that later. Beliefs and activations
-    of the cells come from `belief_centroids`.
+    Where it does better than `patch`, activations bend as the belief moves. It averages over positions and over
+    everything else in which the prefixes differ, and does not prove that the network needs none of that later.
+
+    Args:
+        probe: The probe of the site to edit.
+        beliefs: Mean belief of each cell, from `belief_centroids`.
+        activations: Mean activation of each cell at the site, from `belief_centroids`.
     """
+    like = conversions(beliefs, activations)
 
     def edit(h: Tensor, belief: Tensor) -> Tensor:
-        nearest = torch.cdist(belief.reshape(-1, belief.shape[-1]), beliefs.to(belief)).argmin(dim=1)
-        return activations.to(h)[nearest].reshape(*belief.shape[:-1], -1).expand_as(h)
+        cells, means = like(h)
+        nearest = torch.cdist(belief.reshape(-1, belief.shape[-1]), cells).argmin(dim=1)
+        return means[nearest].reshape(*belief.shape[:-1], -1).expand_as(h)
 
     return Edit("centroid", probe, edit)
 
 
 def toward(edit: Edit, belief: Float[Tensor, "*batch state"]) -> Edit:
-    """The edit, but writing `belief` whatever is asked for: a null if that is a wrong belief."""
+    """The edit, but always writing `belief`, whatever target is asked for: a null if that is a wrong belief."""
     return replace(edit, name="wrong belief", function=lambda h, _: edit.function(h, belief.to(h)), writes=False)
+
+
+def placebo(edit: Edit, *, generator: torch.Generator) -> Edit:
+    """A step as long as `edit`'s in a uniformly random direction, drawn for each word and position.
+
+    Whatever any push of that size does is no evidence for the edit. A random direction mostly leaves the space where
+    activations lie, so doing better than this placebo is a minimum: see also `placebo_off_belief` and `toward` a wrong
+    belief.
+    """
+    return _random_step("placebo", edit, generator, avoid=None)
+
+
+def placebo_off_belief(edit: Edit, *, generator: torch.Generator) -> Edit:
+    """A step as long as `edit`'s that leaves the belief alone: in a random direction orthogonal to W and D.
+
+    Raises:
+        ValueError: if W and D span the site's whole activation.
+    """
+    probe = edit.probe
+    written = probe.decoder - probe.decoder.mean(dim=0)
+    directions, singular_values, _ = torch.linalg.svd(torch.cat([centered_weights(probe), written.T], dim=1), False)
+    # W and D differ in scale: only rounding errors are left out.
+    avoided = directions[:, singular_values > singular_values[0] * 1e-10]
+    if avoided.shape[1] >= avoided.shape[0]:
+        raise ValueError(
+            f"{probe!r}: its weights and decoder span all {avoided.shape[0]} dimensions of the site, so no direction "
+            "leaves the belief alone: use the plain placebo."
+        )
+    return _random_step("placebo off belief", edit, generator, avoid=avoided)
+
+
+def _random_step(
+    name: str, edit: Edit, generator: torch.Generator, *, avoid: Float64[Tensor, "feature rank"] | None
+) -> Edit:
+    def step(h: Tensor, belief: Tensor) -> Tensor:
+        length = (edit.function(h, belief) - h).norm(dim=-1, keepdim=True)
+        direction = torch.randn(h.shape, dtype=torch.float64, generator=generator, device=generator.device).cpu()
+        if avoid is not None:
+            direction = direction - direction @ avoid @ avoid.T
+        return h + length * (direction / direction.norm(dim=-1, keepdim=True)).to(h)
+
+    return Edit(name, edit.probe, step, writes=edit.writes)
+
+
+def conversions(*tensors: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The tensors on the device and in the dtype of an activation; each conversion is made once and kept."""
+    kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def like(activation: Tensor) -> tuple[Tensor, ...]:
+        key = (activation.device, activation.dtype)
+        if key not in kept:
+            kept[key] = tuple(tensor.to(activation) for tensor in tensors)
+        return kept[key]
+
+    return like
 
 
 def site_moments(probe: BeliefProbe) -> Moments:
@@ -275,8 +339,8 @@ def site_moments(probe: BeliefProbe) -> Moments:
     """
     if probe.moments is None:
         raise ValueError(
-            f"{probe!r} has no moments, which this edit is solved from: fit it with msp.probe, or load one that was "
-            "saved with its moments. steer, patch and pseudo_inverse_shift need none."
+            f"{probe!r} has no moments, and this edit is solved from them: fit the probe with msp.probe, or load one "
+            "that was saved with its moments. steer, patch and pseudo_inverse_shift need none."
         )
     return probe.moments
 
@@ -290,7 +354,7 @@ def centered_weights(probe: BeliefProbe) -> Float64[Tensor, "feature state"]:
 def read_decoder(probe: BeliefProbe) -> Float64[Tensor, "state feature"]:
     """How activations move with the belief *read* in them, `D̂ = (Wᵀ Σ_hh W)⁺ Wᵀ Σ_hh`.
 
-    `W D̂` is the oblique projection onto all that is correlated with the belief read: what LEACE erases.
+    `W D̂` is the oblique projection onto everything that is correlated with the belief read: what LEACE erases.
 
     Raises:
         ValueError: if the probe has no moments.

@@ -1,88 +1,112 @@
-"""What the experiments share: how each begins, checked; edited runs; and ratios of means with their errors."""
+"""The engine of the experiments that write beliefs: words with targets, edited runs, and what the edits did.
+
+A target belief b' is written at position t, at one site or several. Later tokens may follow. At each position t + k the
+model's next-token distribution is compared with that of two optimal observers:
+
+    KL(b'_{t+k} E ‖ model's)    small if the network acts on what was written,
+    KL(b_{t+k} E ‖ model's)     small if it ignores it,
+
+with b' the target and b the actual belief, both filtered through the tokens after t. `intervene` lets no token follow;
+`persistence` does.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens.data import BeliefDataset, TokenMap, words
+from msp_lens._checks import check_at_least, check_batch_size
+from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
+from msp_lens.beliefs.information import kl_divergence
+from msp_lens.beliefs.trajectories import continuations, follow
+from msp_lens.data import words as words_of
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
-from msp_lens.interventions.menu import EditMaker, resolve_edits
+from msp_lens.interventions.menu import REFERENCES, EditMaker, Material, resolve_edits
+from msp_lens.interventions.preparation import Probes, group_label, single_site_probes
 from msp_lens.interventions.targets import TargetMaker, resolve_targets
-from msp_lens.models.activations import TOKENS_PER_BATCH, stream_activations
-from msp_lens.models.hooked import HookedModel, check_fits, evaluating, find_sites, model_device, word_length
-from msp_lens.models.model_files import model_fingerprint
-from msp_lens.models.positions import Position, check_position
+from msp_lens.models.activations import stream_activations, words_per_batch
+from msp_lens.models.hooked import HookedModel, check_fits
+from msp_lens.models.positions import Position
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 
-TOGETHER = "all sites"
 
-Probes = ProbeReport | BeliefProbe | Sequence[BeliefProbe]
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Words whose beliefs are edited from a position on, and the beliefs involved there.
+
+    Attributes:
+        words: The words, which go on after the edited position.
+        donors: Words of the same length that lead to the targets and go on alike.
+        target: The beliefs to be written.
+        actual: The beliefs that the words lead to; NaN where the tokens that follow are impossible.
+        wrong: The beliefs of third words.
+        start: The (first) edited position.
+        generator: Source of the placebos' directions.
+    """
+
+    words: Int[Tensor, "word pos"]
+    donors: Int[Tensor, "word pos"]
+    target: Float64[Tensor, "word later state"]
+    actual: Float64[Tensor, "word later state"]
+    wrong: Float64[Tensor, "word later state"]
+    start: int
+    generator: torch.Generator
+
+
+def draw_course(
+    process: Process, position: int, target_maker: TargetMaker, *, n_after: int = 0, n_words: int, seed: int
+) -> Course:
+    """Draw words, their targets, third words and the tokens that follow, in this order.
+
+    The tokens that follow are drawn as an observer with the target belief expects them, so that they are possible.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    words = process.sample(n_words, position + 1, generator=generator)
+    made = target_maker(process, words, generator)
+    words = words[made.words]
+    third = process.sample(len(words), position + 1, generator=generator)
+    following = continuations(process, made.beliefs, n_after, generator=generator)
+    actual, wrong = (follow(process, filter_beliefs(process, each)[:, -1], following) for each in (words, third))
+    return Course(
+        words=torch.cat([words, following], dim=1),
+        donors=torch.cat([made.donors, following], dim=1),
+        target=follow(process, made.beliefs, following),
+        actual=actual,
+        # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
+        wrong=torch.where(wrong.isnan(), process.initial, wrong),
+        start=position,
+        generator=generator,
+    )
+
+
+# Quantities of each word and later position: KL to target, KL to actual, displacement along the way, the way squared.
+_Measured = Float64[Tensor, "quantity word later"]
 
 
 @dataclass(frozen=True, eq=False)
-class OverWords:
-    """How an experiment over whole words begins: the words with their beliefs, and the probes of single sites."""
+class Engine:
+    """A model with the probes, edits and targets of an experiment, all checked."""
 
-    dataset: BeliefDataset
-    probes: list[BeliefProbe]
-    seed: int
-
-    @classmethod
-    def begin(
-        cls, model: HookedModel, process: Process | BeliefDataset, probes: Probes, *, max_words: int, seed: int
-    ) -> OverWords:
-        """Every possible word of the model's context, or `max_words` drawn; a `BeliefDataset` as it is.
-
-        Raises:
-            ValueError: if the model does not fit the process, or a probe is not of this model and process.
-            KeyError: if the model lacks a probe's site.
-        """
-        if isinstance(process, BeliefDataset):
-            dataset = process
-        else:
-            n_ctx = word_length(model, otherwise="a dataset")
-            dataset = words(process, n_ctx=n_ctx, max_words=max_words, seed=seed)
-        check_fits(model, dataset.process, dataset.n_ctx)
-        return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
-
-    @property
-    def description(self) -> str:
-        """Which words they are, for a note."""
-        count = "every possible word" if self.dataset.is_population else f"{len(self.dataset):,} distinct sampled words"
-        return f"{self.dataset.process!r}; {count} of {self.dataset.n_ctx} tokens"
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Process, words and seed."""
-        return {
-            "process": self.dataset.process.to_dict(),
-            "words": len(self.dataset),
-            "is_population": self.dataset.is_population,
-            "seed": self.seed,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Writing:
-    """How an experiment that writes beliefs begins: the probes, the edits and the targets, all by name."""
-
+    model: HookedModel
+    process: Process
     probes: list[BeliefProbe]
     edits: dict[str, EditMaker]
     targets: dict[str, TargetMaker]
     centroids: Centroids | None
+    batch_size: int | None
 
     @classmethod
-    def begin(
+    def prepare(
         cls,
         model: HookedModel,
         process: Process,
@@ -90,148 +114,176 @@ class Writing:
         *,
         edits: str | Sequence[str] | Mapping[str, EditMaker] | None,
         targets: str | Sequence[str] | Mapping[str, Any] | Tensor,
-        length: int,
-        n: int,
+        n_ctx: int,
+        n_words: int,
         seed: int,
         batch_size: int | None,
-    ) -> Writing:
-        """For `n` words of `length` tokens; centroids are gathered only where an edit wants them.
+    ) -> Engine:
+        """For `n_words` words of `n_ctx` tokens; centroids are computed only if an edit needs them.
 
         Raises:
-            ValueError: if the process is generalized, the model does not fit it, there are too few words, or a probe is
-                not of this model and process.
+            ValueError: if the process is generalized, an option is too small, the model does not fit the process, or a
+                probe belongs to another model or process.
             KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
         """
+        check_at_least("n_words", n_words, 2, "a standard error needs two words")
+        check_batch_size(batch_size)
+        check_fits(model, process, n_ctx)
         if process.is_generalized:
             raise ValueError(
                 f"{process!r}: the beliefs of a generalized process are no distributions, and edits write "
-                "distributions over hidden states. Probe it, or ask msp.necessity, "
-                "msp.bayes_consistency, msp.prediction_consistency."
+                "distributions over hidden states. Probe it, or use msp.necessity, msp.interventions.bayes_consistency "
+                "or msp.interventions.prediction_consistency."
             )
-        if n < 2:
-            raise ValueError(f"n={n}: at least 2 pairs are needed for a standard error.")
-        check_fits(model, process, length)
         chosen = single_site_probes(model, process, probes)
         makers, target_makers = resolve_edits(edits), resolve_targets(targets)
         centroids = None
         if "centroid" in makers:
             sites = [probe.sites[0] for probe in chosen]
-            centroids = belief_centroids(model, words(process, n_ctx=length, seed=seed), sites, batch_size=batch_size)
-        return cls(chosen, makers, target_makers, centroids)
+            centroids = belief_centroids(model, words_of(process, n_ctx=n_ctx, seed=seed), sites, batch_size=batch_size)
+        return cls(model, process, chosen, makers, target_makers, centroids, batch_size)
 
+    def run(
+        self,
+        course: Course,
+        groups: Sequence[Sequence[BeliefProbe]],
+        *,
+        spans: Sequence[int] = (1,),
+        strengths: Sequence[float] = (1.0,),
+    ) -> pd.DataFrame:
+        """Make every edit at each group of sites, over each span of positions, at each strength.
 
-def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> list[BeliefProbe]:
-    """The probes of single sites, of this model and process, in the order of the forward pass.
+        Args:
+            course: The words and beliefs.
+            groups: Probes of the sites that are edited together.
+            spans: Numbers of positions to edit, from the course's first on.
+            strengths: How much of each edit to make; the references are always made whole, too.
 
-    Raises:
-        ValueError: if there is none, one reads several sites, two read the same, or one is of another model or process.
-        KeyError: if the model lacks a probe's site.
-    """
-    if isinstance(probes, BeliefProbe):
-        chosen = [probes]
-    elif isinstance(probes, ProbeReport):
-        chosen = [probe for probe in probes.probes if len(probe.sites) == 1]
-    else:
-        chosen = list(probes)
-    for probe in chosen:
-        if len(probe.sites) > 1:
+        Returns:
+            A row for each site (or group), span, edit, strength and number of tokens `after` the first edited position,
+            averaged over words; its measures are described at `InterventionReport`.
+        """
+        measured: dict[tuple[str, int, str, float], list[_Measured]] = {}
+        sites = [probe.sites[0] for probe in self.probes]
+        reader, read_site = self.probes[-1], sites[-1]
+        optima = [next_token_probabilities(self.process, beliefs) for beliefs in (course.target, course.actual)]
+        # Where the tokens that follow are impossible there is no actual belief, and an edit away from it does nothing.
+        actual = torch.where(course.actual.isnan(), course.target, course.actual)
+        later = slice(course.start, None)
+        size = words_per_batch(self.batch_size, course.words.shape[1])
+        for first in range(0, len(course.words), size):
+            rows = slice(first, first + size)
+            words, target = course.words[rows], course.target[rows]
+            _, donor = self._forward(course.donors[rows], sites=sites)
+            plain, held = self._forward(words, sites=[read_site])
+            before = self._read(held, course.start)
+            way = target - before
+            for group in groups:
+                # Only the probe of a later site tells what became of an edit.
+                watched = [] if reader in group else [read_site]
+                for span in spans:
+                    places = slice(course.start, course.start + span)
+                    materials = [
+                        Material(
+                            actual=actual[rows, :span],
+                            wrong=course.wrong[rows, :span],
+                            donor=donor[probe.sites[0]][:, places],
+                            centroids=self.centroids,
+                            generator=course.generator,
+                        )
+                        for probe in group
+                    ]
+                    for name, strength, edits in self._edits(group, materials, strengths):
+                        predicted, after = plain, held
+                        if name != "none":
+                            predicted, after = self._forward(words, edits, target[:, :span], places, sites=watched)
+                        moved = torch.full_like(way, math.nan)
+                        if watched:
+                            moved = (self._read(after, course.start) - before) * way
+                        quantities = [
+                            *(kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima),
+                            moved.sum(dim=-1),
+                            way.square().sum(dim=-1),
+                        ]
+                        key = (group_label(group), span, name, strength)
+                        measured.setdefault(key, []).append(torch.stack(quantities))
+        return _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()})
+
+    def _edits(
+        self, group: Sequence[BeliefProbe], materials: Sequence[Material], strengths: Sequence[float]
+    ) -> Iterator[tuple[str, float, list[Edit]]]:
+        """Each edit of the group's sites at each strength."""
+        for name, maker in self.edits.items():
+            whole = [maker(probe, material) for probe, material in zip(group, materials, strict=True)]
+            # The references are always made whole, too; no edit has no parts.
+            scales = [1.0] if name == "none" else [*strengths]
+            scales = scales if 1.0 in scales or name not in REFERENCES else [*scales, 1.0]
+            for strength in scales:
+                yield name, strength, [edit.scaled(strength) for edit in whole]
+
+    def _read(self, activations: Mapping[str, Tensor], start: int) -> Float64[Tensor, "word later state"]:
+        """The beliefs that the latest site's probe reads from a position on."""
+        values = activations[self.probes[-1].sites[0]][:, start:]
+        read = self.probes[-1].predict(values.flatten(0, 1)).cpu().double()
+        return read.unflatten(0, values.shape[:2])
+
+    def _forward(
+        self,
+        tokens: Int[Tensor, "word pos"],
+        edits: Sequence[Edit] = (),
+        belief: Tensor | None = None,
+        position: Position = None,
+        *,
+        sites: Sequence[str],
+    ) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
+        """Log-probabilities of the process's next tokens, and activations at some sites, in one (edited) forward pass.
+
+        Raises:
+            ValueError: if the model does not return next-token logits.
+        """
+        with applying(self.model, edits, belief, position=position) if edits else nullcontext():
+            (batch,) = stream_activations(self.model, tokens, sites, batch_size=len(tokens))
+        logits, n_tokens = batch.output, self.process.n_tokens
+        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < n_tokens:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
-                f"{probe!r} reads {len(probe.sites)} sites; an edit is made at one: give single sites' probes."
+                f"The model returned {got}; interventions are judged by next-token logits [word, pos, token] over at "
+                f"least {n_tokens} tokens."
             )
-    if not chosen:
-        raise ValueError("probes is empty: give a report, or at least one probe of a single site.")
-    sites = find_sites(model, [probe.sites[0] for probe in chosen])
-    fingerprint = model_fingerprint(model)
-    for probe in chosen:
-        check_probe(probe, process, fingerprint)
-    order = _firing_order(model, sites)
-    return sorted(chosen, key=lambda probe: order.index(probe.sites[0]))
+        return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
 
 
-def check_probe(probe: BeliefProbe, process: Process, fingerprint: str) -> None:
-    """Raise `ValueError` if the probe is known to be of another model, or its beliefs of another process."""
-    if probe.n_states != process.n_states or probe.provenance.get("process_fingerprint") not in (
-        None,
-        process.fingerprint,
-    ):
-        raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")
-    if probe.provenance.get("model_fingerprint") not in (None, fingerprint):
-        raise ValueError(
-            f"{probe!r} was fitted on a model with other weights (fingerprint "
-            f"{probe.provenance['model_fingerprint']}, this model's is {fingerprint}): probe this model first."
-        )
-    token_map = probe.provenance.get("token_map")
-    if token_map is not None and not TokenMap.from_dict(token_map).is_identity:
-        raise ValueError(
-            f"{probe!r} was fitted through a token map, but experiments give a model the symbols themselves: steer it "
-            "on tokens of its own instead, with probe.steer(model, belief, position=…)."
-        )
+def _table(measured: Mapping[tuple[str, int, str, float], _Measured]) -> pd.DataFrame:
+    """Averages over words, with standard errors, each compared with no edit, the placebo and the donor."""
+
+    def recovery(site: str, span: int, edit: str, strength: float, after: int) -> tuple[float, float]:
+        left_alone = measured[site, span, "none", 1.0][0, :, after]
+        return ratio(left_alone - measured[site, span, edit, strength][0, :, after], left_alone)
+
+    records = []
+    for (site, span, edit, strength), quantities in measured.items():
+        for after in range(quantities.shape[2]):
+            to_target, to_actual, moved, way = quantities[:, :, after]
+            left_alone = measured[site, span, "none", 1.0][:, :, after]
+            recovered = recovery(site, span, edit, strength, after)
+            references = [recovery(site, span, name, 1.0, after) for name in ("placebo", "donor")]
+            acts = acts_on_belief(_mean(left_alone[1])[0], _mean(left_alone[0])[0])
+            records.append(
+                {"site": site, "edit": edit, "strength": strength, "span": span, "after": after}
+                | dict(zip(("kl_to_target", "kl_to_target_error"), _mean(to_target), strict=True))
+                | dict(zip(("kl_to_actual", "kl_to_actual_error"), _mean(to_actual), strict=True))
+                | dict(zip(("recovery", "recovery_error"), recovered, strict=True))
+                | {"above_placebo": _above(recovered[0], *references) if acts else math.nan}
+                | dict(zip(("displacement", "displacement_error"), ratio(moved, way), strict=True))
+                | {"n": len(to_target)}
+            )
+    return pd.DataFrame(records)
 
 
-def _firing_order(model: HookedModel, sites: Sequence[str]) -> list[str]:
-    """The sites in the order in which a forward pass reaches them: found by making one."""
-    fired: list[str] = []
-
-    def note(name: str) -> Any:
-        return lambda activation, hook: fired.append(name)
-
-    with evaluating(model), model.hooks(fwd_hooks=[(site, note(site)) for site in sites]):
-        model(torch.zeros(1, 1, dtype=torch.int64, device=model_device(model)))
-    return [*dict.fromkeys(fired), *(site for site in sites if site not in fired)]
-
-
-def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -> list[int]:
-    """The positions to edit, counted from the start; by default one three quarters into the context.
-
-    Raises:
-        ValueError: if one is outside the context, there is none, or no default.
-    """
-    if positions is None and n_ctx is None:
-        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give positions=.")
-    if positions is None:
-        positions = n_ctx * 3 // 4 if n_ctx else 0
-    wanted = [positions] if isinstance(positions, int) else list(positions)
-    check_position(wanted, n_ctx)
-    if not wanted or (n_ctx is None and min(wanted) < 0):
-        raise ValueError(f"positions={wanted}: give at least one, counted from the start.")
-    return [position % n_ctx if n_ctx else position for position in wanted]
-
-
-def batches(tokens: Int[Tensor, "word pos"], batch_size: int | None) -> Iterator[slice]:
-    """The words of each forward pass; by default some 8,192 tokens' worth."""
-    n_words, length = tokens.shape
-    size = batch_size or max(1, TOKENS_PER_BATCH // length)
-    if size < 1:
-        raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")
-    return (slice(start, min(start + size, n_words)) for start in range(0, n_words, size))
-
-
-def run_edited(
-    model: HookedModel,
-    tokens: Int[Tensor, "word pos"],
-    edits: Sequence[Edit],
-    belief: Tensor | None = None,
-    *,
-    position: Position = None,
-    n_tokens: int,
-    sites: Sequence[str] = (),
-) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
-    """Log-probabilities of the process's next tokens, and the activations of some sites, in one edited forward pass.
-
-    Raises:
-        ValueError: if the model does not return next-token logits.
-    """
-    context = applying(model, edits, belief, position=position) if edits else nullcontext()
-    with context:
-        (batch,) = stream_activations(model, tokens, sites, batch_size=len(tokens))
-    logits = batch.output
-    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < n_tokens:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"The model returned {got}; interventions are judged by next-token logits [word, pos, token] over at least "
-            f"{n_tokens} tokens."
-        )
-    return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
+def _mean(values: Float64[Tensor, "word"]) -> tuple[float, float]:
+    """The mean over the words that have a value, and its standard error."""
+    known = values[~values.isnan()]
+    return float(known.mean()), float(known.std()) / len(known) ** 0.5 if len(known) > 1 else math.nan
 
 
 def ratio(numerator: Float64[Tensor, "word"], denominator: Float64[Tensor, "word"]) -> tuple[float, float]:
@@ -241,7 +293,22 @@ def ratio(numerator: Float64[Tensor, "word"], denominator: Float64[Tensor, "word
     """
     below = float(denominator.mean())
     if abs(below) < 1e-12:
-        return torch.nan, torch.nan
+        return math.nan, math.nan
     value = float(numerator.mean()) / below
     residual = numerator - value * denominator
     return value, float(residual.std() / len(residual) ** 0.5) / abs(below)
+
+
+def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
+    """Whether a model left alone is at least twice as near to the actual optimum as to the target's.
+
+    Otherwise there is nothing to recover. A network with random weights passes by chance only: its predictions are
+    about as far from the one as from the other.
+    """
+    return kl_to_actual < 0.5 * kl_to_target
+
+
+def _above(recovery: float, placebo: tuple[float, float], donor: tuple[float, float]) -> float:
+    """Recovery on the scale from the placebo (0) to the donor (1); NaN unless the donor surely recovers more."""
+    gain = donor[0] - placebo[0]
+    return (recovery - placebo[0]) / gain if gain > 2 * math.hypot(placebo[1], donor[1]) else math.nan

@@ -1,11 +1,12 @@
-"""The edits that take the belief away, or everything else.
+"""The edits that remove the belief, or everything else.
 
     erase (LEACE)     h - (h - μ_h) W D̂                    D̂ = (Wᵀ Σ_hh W)⁺ Wᵀ Σ_hh
     keep only         μ_h + (h - μ_h) W D̂  =  μ_h + (b̂ - μ_b) D̂
     project out       h - (h - μ_h) Q Qᵀ                   Q an orthonormal basis of W
 
-In whitened coordinates `W D̂ = Σ_hh^½ U Uᵀ Σ_hh^-½`, U an orthonormal basis of `Σ_hh^-½ Σ_hb`: the oblique projection of
-Belrose et al. 2023. So erasing and keeping split h - μ_h in two. Each erasure has its null: as many random dimensions.
+In whitened coordinates `W D̂ = Σ_hh^½ U Uᵀ Σ_hh^-½`, with U an orthonormal basis of `Σ_hh^-½ Σ_hb`: the oblique
+projection of Belrose et al. 2023. So erasing and keeping split h - μ_h in two. The null of each erasure removes as many
+random dimensions. Projections stay in factors, `[feature, rank]` and `[rank, feature]`.
 """
 
 from __future__ import annotations
@@ -14,52 +15,50 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens.interventions.edits import Edit, centered_weights, read_decoder, site_moments
+from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_moments
 from msp_lens.moments.solve import RANK_CUTOFF, pseudo_inverse
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
 def erase(probe: BeliefProbe) -> Edit:
-    """LEACE: the least change of h, by the data's own measure, that leaves no linear trace of the belief.
+    """LEACE: the smallest change of h, in the data's own metric, that leaves no linear trace of the belief.
 
-    Afterwards no affine probe of the site does better than a constant. That the loss rises shows that something
-    correlated with the belief was used, which need not be the belief. It can be read again at later sites, from
-    attention to other positions, unless those are edited too.
+    Afterwards no affine probe of the site does better than a constant. If the loss rises, something correlated with the
+    belief was used, which need not be the belief. The belief can be read again at later sites, from attention to other
+    positions, unless those are edited too.
 
     Raises:
         ValueError: if the probe has no moments.
 
     Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form" (arXiv 2306.03819), theorem 4.3.
     """
-    return _removing("erase", probe, centered_weights(probe) @ read_decoder(probe))
+    return _projecting("erase", probe, centered_weights(probe), read_decoder(probe))
 
 
 def keep_only(probe: BeliefProbe) -> Edit:
-    """Keep only the belief: all else in h becomes its mean given the belief read, `μ_h + (b̂ - μ_b) D̂`.
+    """Keep only the belief: everything else in h becomes its mean given the belief read, `μ_h + (b̂ - μ_b) D̂`.
 
-    The probe reads the same belief afterwards, exactly. That the loss stays shows that the belief read there is
-    enough at this site, not that the network computes with it as a belief. Source: the complement of LEACE.
+    Afterwards the probe reads exactly the same belief. If the loss stays, the belief read is enough at this site; that
+    does not show that the network computes with it as a belief. Source: the complement of LEACE.
 
     Raises:
         ValueError: if the probe has no moments.
     """
-    projection = centered_weights(probe) @ read_decoder(probe)
-    mean = probe.activation_mean
-    return Edit("keep only", probe, lambda h, _: mean.to(h) + (h - mean.to(h)) @ projection.to(h), writes=False)
+    return _projecting("keep only", probe, centered_weights(probe), read_decoder(probe), keep=True)
 
 
 def project_out(probe: BeliefProbe) -> Edit:
     """Project out the directions that the probe reads, `h - (h - μ_h) Q Qᵀ`.
 
-    What is correlated with the belief in other directions stays, and a fresh probe finds it: that the loss hardly
-    rises does not show that the belief is not needed. Source: one step of Ravfogel et al. 2020 (arXiv 2004.07667).
+    What is correlated with the belief in other directions stays, and a new probe finds it: if the loss hardly rises,
+    that does not show that the belief is not needed. Source: one step of Ravfogel et al. 2020 (arXiv 2004.07667).
     """
     basis = read_basis(probe)
-    return _removing("project out", probe, basis @ basis.T)
+    return _projecting("project out", probe, basis, basis.T)
 
 
 def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
-    """The null of `erase`: LEACE of as many random features of h, drawn evenly in whitened coordinates.
+    """The null of `erase`: LEACE of as many random features of h, drawn uniformly in whitened coordinates.
 
     Raises:
         ValueError: if the probe has no moments.
@@ -70,26 +69,43 @@ def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
     gaussian = _gaussian(int(kept.sum()), read_basis(probe).shape[1], generator)
     weights = (eigenvectors[:, kept] / eigenvalues[kept].sqrt()) @ gaussian
-    inverse, _ = pseudo_inverse(weights.T @ covariance @ weights)
-    return _removing("erase random", probe, weights @ inverse @ weights.T @ covariance)
+    read_covariance = weights.T @ covariance
+    inverse, _ = pseudo_inverse(read_covariance @ weights)
+    return _projecting("erase random", probe, weights, inverse @ read_covariance)
 
 
 def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
-    """The null of `project_out`: as many random orthonormal directions, drawn evenly."""
+    """The null of `project_out`: as many random orthonormal directions, drawn uniformly."""
     n_features, rank = read_basis(probe).shape
     random_basis, _ = torch.linalg.qr(_gaussian(n_features, rank, generator))
-    return _removing("project out random", probe, random_basis @ random_basis.T)
+    return _projecting("project out random", probe, random_basis, random_basis.T)
 
 
 def read_basis(probe: BeliefProbe) -> Float64[Tensor, "feature rank"]:
-    """An orthonormal basis of the directions that the probe reads; one fewer than the states, or less."""
+    """An orthonormal basis of the directions that the probe reads; their number is below that of the states."""
     directions, singular_values, _ = torch.linalg.svd(centered_weights(probe), full_matrices=False)
     return directions[:, singular_values > singular_values[0] * RANK_CUTOFF]
 
 
-def _removing(name: str, probe: BeliefProbe, projection: Float64[Tensor, "feature feature"]) -> Edit:
-    mean = probe.activation_mean
-    return Edit(name, probe, lambda h, _: h - (h - mean.to(h)) @ projection.to(h), writes=False)
+def _projecting(
+    name: str,
+    probe: BeliefProbe,
+    read: Float64[Tensor, "feature rank"],
+    write: Float64[Tensor, "rank feature"],
+    *,
+    keep: bool = False,
+) -> Edit:
+    """Remove `(h - μ_h) read write` from h, or keep nothing else."""
+    # An orthonormal first factor: the projection onto it loses nothing in single precision.
+    basis, triangle = torch.linalg.qr(read)
+    like = conversions(probe.activation_mean, basis, triangle @ write)
+
+    def edit(h: Tensor, _: Tensor) -> Tensor:
+        mean, first, second = like(h)
+        projected = ((h - mean) @ first) @ second
+        return mean + projected if keep else h - projected
+
+    return Edit(name, probe, edit, writes=False)
 
 
 def _gaussian(rows: int, columns: int, generator: torch.Generator) -> Float64[Tensor, "row column"]:

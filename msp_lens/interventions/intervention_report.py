@@ -1,112 +1,115 @@
-"""What an intervention found: a row for each site, position, edit, target and strength, and how to read it."""
+"""The result of an experiment: a table with its title and notes, and ways to select from it and to draw it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from msp_lens._tables import json_records, to_html, to_text
+from msp_lens._tables import TableView, json_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.style import ThemeName
 
-TITLE = "KL(target's optimum ‖ model), nats"
-MOST_COLUMNS = 8
-
 
 @dataclass(frozen=True)
-class InterventionResult:
-    """What one edit at one site and position did, averaged over words; KL in nats, errors standard errors over words.
+class Layout:
+    """How one measure of a table is spread out, for reading and for pictures.
 
     Attributes:
-        site: Short label of the edited site, or `"all sites"`.
-        position: The edited position, whose next-token distribution is judged.
-        edit: Which edit.
-        target: Which beliefs were written.
-        strength: How much of the edit was made, λ.
-        kl_to_target: Mean KL(target's optimum ‖ model).
-        kl_to_target_error: Its error.
-        kl_to_actual: Mean KL(actual optimum ‖ model).
-        kl_to_actual_error: Its error.
-        recovery: 1 - kl_to_target / that of no edit: 0 if nothing was gained, 1 if the model acts on the target.
-        recovery_error: Its error.
-        above_placebo: Recovery on a scale of the placebo (0) to the donor (1); NaN where there is nothing to recover:
-            where the donor itself recovers no more than the placebo, or the model left alone is not nearer by half to
-            the actual optimum than to the target's.
-        displacement: How far along the way from the actual to the target belief the model's belief moved, as read at
-            a later site by that site's own probe; NaN if no later site was read.
-        displacement_error: Its error.
-        n: Pairs of word and target.
+        rows: The keys that name the rows.
+        columns: The key whose values stand side by side.
+        value: The measure shown.
+        label: What the measure is, for an axis.
+        number: Its format.
+        shade: A measure from 0 to 1 that shades a notebook's cells.
+        across: The key along a picture's axis.
+        xlabel: If given, pictures show curves over `across`, with this label; otherwise bars.
+        chosen: Values of keys that a picture keeps to unless told otherwise.
     """
 
-    site: str
-    position: int
-    edit: str
-    target: str
-    strength: float
-    kl_to_target: float
-    kl_to_target_error: float
-    kl_to_actual: float
-    kl_to_actual_error: float
-    recovery: float
-    recovery_error: float
-    above_placebo: float
-    displacement: float
-    displacement_error: float
-    n: int
+    rows: list[str]
+    columns: str
+    value: str
+    label: str
+    number: str = ".3g"
+    shade: str | None = None
+    across: str = "site"
+    xlabel: str | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
-class InterventionReport:
-    """The results of an experiment, one row for each site, position, edit, target and strength.
+@dataclass(frozen=True, eq=False, repr=False)
+class InterventionReport(TableView):
+    """What an experiment found, one row for each result; KL and regrets in nats.
+
+    Where beliefs were written, the measures are averages over words, each with its standard error (`…_error`):
+
+    - `kl_to_target`: KL(target's optimum ‖ model), 0 if the model acts on the target.
+    - `kl_to_actual`: KL(actual optimum ‖ model), over the words whose actual belief allows the tokens that followed.
+    - `recovery`: 1 - kl_to_target / that of no edit: 0 if nothing was gained, 1 if the model acts on the target.
+    - `above_placebo`: recovery on the scale from the placebo (0) to the donor (1). It is NaN if there is nothing to
+      recover: if the donor recovers no more than the placebo, or the model left alone is not at least twice as near to
+      the actual optimum as to the target's.
+    - `displacement`: how far along the way from the belief read to the target belief the edit moved the belief that a
+      later site's own probe reads; NaN if no later site was read.
+    - `n`: words, each with its target.
+
+    The other experiments describe their measures themselves.
 
     Attributes:
-        results: The rows.
-        provenance: Process, number of pairs, seed, the site that displacement was read at.
+        title: What the numbers are, with their unit.
+        table: One row for each result.
+        keys: The columns that tell results apart; the other columns are measures.
+        notes: What the numbers cover, what they say and what they do not prove, a sentence or two each.
+        provenance: Process, words, seed and options.
+        layout: How the table is spread out; `None` shows it row by row.
+        shown: For some keys, the values that the display keeps to.
     """
 
-    results: tuple[InterventionResult, ...]
+    title: str
+    table: pd.DataFrame
+    keys: Sequence[str]
+    notes: Sequence[str]
     provenance: dict[str, Any]
+    layout: Layout | None = None
+    shown: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
-    def select(
-        self,
-        *,
-        site: str,
-        edit: str,
-        position: int | None = None,
-        target: str | None = None,
-        strength: float | None = None,
-    ) -> InterventionResult:
-        """The one result asked for; what is left out must be the same in all that fit.
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each result."""
+        return self.table.copy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-ready values; undefined numbers are `None`."""
+        return {
+            "title": self.title,
+            "results": json_records(self.table.to_dict(orient="records")),
+            "keys": list(self.keys),
+            "notes": list(self.notes),
+            "provenance": self.provenance,
+            "layout": asdict(self.layout) if self.layout else None,
+            "shown": dict(self.shown),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> InterventionReport:
+        """Rebuild a report from its `to_dict()`, also after a detour through JSON."""
+        rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in saved["results"]]
+        rest = {key: value for key, value in saved.items() if key not in ("results", "layout")}
+        return cls(table=pd.DataFrame(rows), layout=Layout(**saved["layout"]) if saved["layout"] else None, **rest)
+
+    def select(self, **where: Any) -> pd.Series:
+        """The one result in which these columns have these values; its measures are attributes, as `.kl_to_target`.
 
         Raises:
             KeyError: unless exactly one row fits.
         """
-        found = [
-            result
-            for result in self.results
-            if (result.site, result.edit) == (site, edit)
-            and position in (None, result.position)
-            and target in (None, result.target)
-            and strength in (None, result.strength)
-        ]
-        if len(found) != 1:
-            there = {
-                key: list(dict.fromkeys(getattr(r, key) for r in self.results))
-                for key in ("site", "edit", "position", "target", "strength")
-            }
-            raise KeyError(
-                f"{len(found)} results for site={site!r}, edit={edit!r}, position={position}, target={target!r}, "
-                f"strength={strength}; there are "
-                + "; ".join(f"{key} {', '.join(map(str, values))}" for key, values in there.items())
-                + "."
-            )
-        return found[0]
+        return pd.Series(self._rows(where, ()).iloc[0])
 
     def map(
         self, edit: str, *, value: str = "recovery", target: str | None = None, strength: float = 1.0
@@ -115,22 +118,15 @@ class InterventionReport:
 
         Args:
             edit: Which edit.
-            value: Any number of `InterventionResult`: `"recovery"`, `"kl_to_target"`, `"displacement"`, …
-            target: Which target; may be left out where there is one.
+            value: Any measure: `"recovery"`, `"kl_to_target"`, `"displacement"`, …
+            target: Which target, if there are several.
             strength: Which strength.
 
         Raises:
-            KeyError: if there are no such results, or they are of several targets.
+            KeyError: if there are no such results, or they have several targets.
         """
-        rows = [r for r in self.results if (r.edit, r.strength) == (edit, strength) and target in (None, r.target)]
-        if not rows or len({r.target for r in rows}) > 1:
-            raise KeyError(
-                f"{len(rows)} results for edit={edit!r}, target={target!r}, strength={strength}: name one target of "
-                f"{', '.join(self._values('target'))} and one edit of {', '.join(self._values('edit'))}."
-            )
-        table = pd.DataFrame([{"site": r.site, "position": r.position, "value": getattr(r, value)} for r in rows])
-        wide = table.pivot(index="site", columns="position", values="value")
-        return wide.loc[[site for site in self._values("site") if site in wide.index]]
+        rows = self._rows({"edit": edit, "target": target, "strength": strength}, ("site", "position"))
+        return _wide(rows, ["site"], "position", value)
 
     def curve(
         self,
@@ -141,164 +137,152 @@ class InterventionReport:
         position: int | None = None,
         target: str | None = None,
     ) -> pd.Series:
-        """One number for each strength λ, from no edit to the whole of it and beyond.
+        """One number for each strength λ, in ascending order.
 
         Raises:
-            KeyError: if there are no such results, or they are of several positions or targets.
+            KeyError: if there are no such results, or they have several positions or targets.
         """
-        rows = [
-            r
-            for r in self.results
-            if (r.edit, r.site) == (edit, site) and position in (None, r.position) and target in (None, r.target)
-        ]
-        strengths = [r.strength for r in rows]
-        if not rows or len(set(strengths)) < len(strengths):
-            raise KeyError(
-                f"{len(rows)} results for edit={edit!r}, site={site!r}, position={position}, target={target!r}: name "
-                f"one position of {self._values('position')} and one target of {', '.join(self._values('target'))}."
-            )
-        series = pd.Series([getattr(r, value) for r in rows], index=pd.Index(strengths, name="strength"), name=value)
-        return series.sort_index()
+        where = {"edit": edit, "site": site, "position": position, "target": target}
+        return pd.Series(self._rows(where, ("strength",)).set_index("strength")[value]).sort_index()
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row for each result."""
-        return pd.DataFrame([vars(result) for result in self.results])
+    @property
+    def plot(self) -> InterventionPlots:
+        """Pictures: `plot(...)` shows the numbers side by side; see also `plot.map(...)` and `plot.strengths(...)`."""
+        return InterventionPlots(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values; undefined numbers are `None`."""
-        return {"results": json_records(map(vars, self.results)), "provenance": self.provenance}
+    def values(self, key: str) -> list[Any]:
+        """The values of a column, each once, in order of appearance."""
+        return self.table[key].unique().tolist()
 
     def summary(self) -> list[str]:
-        """What the numbers are, what they say, and what they do not prove."""
-        given = self.provenance
-        reader = given.get("reader")
-        lines = [
-            self._contrast(),
-            f"{given['n']:,} words drawn from {given['process']['name']}, each with a target belief "
-            f"({', '.join(self._values('target'))}). KL(target's optimum ‖ model) in nats after each edit: 0 if the "
-            "network acts as if it held the target belief.",
-            "none: left alone. placebo: as large a step in a random direction. wrong belief: steered to a third "
-            "word's. donor: the activation of a run that held the target belief, the best any edit can do.",
-            "An edit that works shows that the belief there is enough to change what the network says, not that "
-            "nothing else is used. One that fails may be the wrong edit: the pseudo-inverse makes the least change "
-            "that the probe sees, the decoder (steer, patch) moves all that varies with the belief.",
-        ]
-        if not all(acts_on_belief(r.kl_to_actual, r.kl_to_target) for r in self.results if r.edit == "none"):
-            lines.append(
-                "Left alone, the model is hardly nearer to the actual optimum than to the target's: it does not act on "
-                "the belief (or the two beliefs predict alike), and recoveries say nothing, of either sign."
-            )
-        if reader is not None:
-            lines.append(f"Displacement is read at {reader}, by its own probe.")
-        return lines
+        """What the numbers cover, what they say and what they do not prove."""
+        return list(self.notes)
 
-    def _contrast(self) -> str:
-        """The edits side by side where steering, or else the donor, recovers most."""
-        whole = [r for r in self.results if r.strength == 1]
-        best = min(
-            (r for r in whole if r.edit == ("steer" if "steer" in self._values("edit") else "donor")),
-            key=lambda r: r.kl_to_target,
-        )
-        beside = [r for r in whole if (r.site, r.position, r.target) == (best.site, best.position, best.target)]
-        numbers = ", ".join(f"{r.edit} {_figure(r.kl_to_target)} ({_percent(r.recovery)})" for r in beside)
-        return f"At {best.site}, position {best.position}, KL to the target and share recovered: {numbers}."
+    def _rows(self, where: Mapping[str, Any], by: Sequence[str]) -> pd.DataFrame:
+        """The rows with these values (`None` allows any), told apart by the columns `by`."""
+        where = {column: value for column, value in where.items() if value is not None}
+        for column in (*where, *by):
+            if column not in self.table:
+                raise KeyError(f"No column {column!r}; there are {', '.join(self.table.columns)}.")
+        found = self.table
+        for column, value in where.items():
+            found = found.loc[found[column] == value]
+        undecided = [key for key in self.keys if key not in (*where, *by) and len(set(found[key])) > 1]
+        if undecided or found.empty:
+            asked = ", ".join(f"{column}={value!r}" for column, value in where.items())
+            there = "; ".join(f"{key} {', '.join(map(str, self.values(key)))}" for key in self.keys)
+            remedy = f"; choose by {', '.join(undecided)}" if undecided else ""
+            raise KeyError(f"{len(found)} results for {asked or 'the whole table'}{remedy}; there are {there}.")
+        return found
 
-    def plot(self, *, position: int | None = None, target: str | None = None, theme: ThemeName = "light") -> Figure:
-        """KL to the target's optimum at each site, a bar for each edit, at one position (by default the first)."""
-        from msp_lens.figures.edit_bars import plot_edits
+    def _shown(self) -> pd.DataFrame:
+        kept = pd.Series(True, index=self.table.index)
+        for column, values in self.shown.items():
+            kept &= self.table[column].isin(values)
+        return self.table.loc[kept]
 
-        chosen = self._values("position")[0] if position is None else position
-        named = self._values("target")[0] if target is None else target
-        values = {
-            edit: self.map(edit, value="kl_to_target", target=named)[chosen].to_dict() for edit in self._values("edit")
+    def _display(self) -> pd.DataFrame:
+        number = self.layout.number if self.layout else ".3g"
+
+        def text(value: Any) -> Any:
+            return "" if pd.isna(value) else f"{value:{number}}" if isinstance(value, float) else value
+
+        if self.layout is None:
+            # A column with the same value in every row is not shown.
+            constant = [column for column, values in self.shown.items() if len(values) == 1]
+            table = self._shown().drop(columns=constant)
+            return table.map(text).set_index(table.columns[0])
+        rows, columns = self.layout.rows, self.layout.columns
+        wide = _wide(self._shown(), rows, columns, self.layout.value).map(text)
+        return wide.reset_index(level=rows[1:]).rename_axis(columns=None)
+
+    def _shades(self) -> pd.DataFrame | None:
+        if self.layout is None or self.layout.shade is None:
+            return None
+        return _wide(self._shown(), self.layout.rows, self.layout.columns, self.layout.shade)
+
+    def _html_notes(self) -> list[str]:
+        shade = self.layout.shade if self.layout else None
+        return ([f"Cells are shaded by {shade.replace('_', ' ')}."] if shade else []) + self.summary()
+
+    def _title(self) -> str:
+        return self.title
+
+
+@dataclass(frozen=True, eq=False)
+class InterventionPlots:
+    """The pictures of a report; call it for the main one."""
+
+    report: InterventionReport
+
+    def __call__(self, *, theme: ThemeName = "light", **where: Any) -> Figure:
+        """The numbers side by side: bars over sites, or curves over the tokens since an edit.
+
+        Args:
+            theme: `"light"` or `"dark"`.
+            where: Keys that must have these values, if the table holds more than a picture can show.
+
+        Raises:
+            KeyError: if several rows would fall on one place; the message names the keys to choose by.
+        """
+        from msp_lens.figures.edit_bars import plot_edits, plot_strengths
+
+        report, layout = self.report, self.report.layout
+        if layout is None:
+            rows = report._rows(where, ("site",)).set_index("site")
+            series = {name: rows[name].to_dict() for name in rows.select_dtypes("float")}
+            return plot_edits(list(rows.index), series, ylabel=report.title, title=_caption(where), theme=theme)
+        where = {**layout.chosen, **where}
+        rows = report._rows(where, (layout.across, layout.columns))
+        series = {
+            str(name): part.set_index(layout.across)[layout.value].to_dict()
+            for name, part in rows.groupby(layout.columns, sort=False)
         }
-        return plot_edits(
-            self._values("site"),
-            values,
-            ylabel="KL to target's optimum (nats)",
-            title=f"position {chosen}, {named}",
-            theme=theme,
-        )
+        labels = {"ylabel": layout.label, "title": _caption(where)}
+        if layout.xlabel is None:
+            return plot_edits(rows[layout.across].unique().tolist(), series, **labels, theme=theme)
+        curves = {name: (list(heights), list(heights.values())) for name, heights in series.items()}
+        return plot_strengths(curves, **labels, xlabel=layout.xlabel, theme=theme)
 
-    def plot_map(
+    def map(
         self, edit: str = "steer", *, value: str = "recovery", target: str | None = None, theme: ThemeName = "light"
     ) -> Figure:
-        """One number for each site and position as a heat map; arguments as for `map`."""
+        """One number for each site and position as a heat map; arguments as for `InterventionReport.map`."""
         from msp_lens.figures.edit_bars import plot_heat_map
 
-        table = self.map(edit, value=value, target=target)
-        return plot_heat_map(
-            table.to_numpy(),
-            [str(s) for s in table.index],
-            [str(p) for p in table.columns],
-            title=f"{edit}: {value}",
-            theme=theme,
-        )
+        table = self.report.map(edit, value=value, target=target)
+        sites, positions = ([str(label) for label in axis] for axis in (table.index, table.columns))
+        return plot_heat_map(table.to_numpy(), sites, positions, title=f"{edit}: {value}", theme=theme)
 
-    def plot_strengths(
+    def strengths(
         self, *, site: str, position: int | None = None, target: str | None = None, theme: ThemeName = "light"
     ) -> Figure:
         """KL to the target's optimum against the strength λ, a curve for each edit."""
         from msp_lens.figures.edit_bars import plot_strengths
 
         curves = {
-            edit: self.curve(edit, site=site, position=position, target=target)
-            for edit in self._values("edit")
+            edit: self.report.curve(edit, site=site, position=position, target=target)
+            for edit in self.report.values("edit")
             if edit != "none"
         }
         return plot_strengths(
             {name: (list(curve.index), curve.tolist()) for name, curve in curves.items()},
-            ylabel="KL to target's optimum (nats)",
+            ylabel="KL to the target's optimum (nats)",
             title=f"edits at {site}",
             theme=theme,
         )
 
-    def _values(self, key: str) -> list:
-        return list(dict.fromkeys(getattr(result, key) for result in self.results))
 
-    def _display(self) -> pd.DataFrame:
-        """One line for each site and one column for each edit; the other way round where edits are many."""
-        wide, varying = self._wide("kl_to_target", _figure)
-        return wide.fillna("").reset_index(level=varying).rename_axis(columns=None)
-
-    def _wide(self, value: str, figure: Callable[[float], Any]) -> tuple[pd.DataFrame, list[str]]:
-        """A number of each result, in the display's places; and what varies beside site and edit."""
-        sites, targets = self._values("site"), self._values("target")
-        ordered = sorted(
-            self.results, key=lambda r: (sites.index(r.site), r.position, targets.index(r.target), r.strength)
-        )
-        table = pd.DataFrame([vars(result) for result in ordered])
-        table[value] = table[value].map(figure)
-        rows, columns = ("site", "edit") if len(self._values("edit")) <= MOST_COLUMNS else ("edit", "site")
-        # What does not vary is said once, with the table.
-        varying = [key for key in ("position", "target", "strength") if len(self._values(key)) > 1]
-        index = [rows, *varying]
-        wide = pd.DataFrame(table.set_index([*index, columns])[value].unstack(columns))
-        return wide.reindex(index=table.set_index(index).index.unique(), columns=self._values(columns)), varying
-
-    def _title(self) -> str:
-        constant = [f"{key} {self._values(key)[0]}" for key in ("position", "target") if len(self._values(key)) == 1]
-        return "; ".join([TITLE, *constant])
-
-    def __repr__(self) -> str:
-        return to_text(self._display(), title=self._title(), notes=self.summary())
-
-    def _repr_html_(self) -> str:
-        notes = ["Shaded by the share recovered.", *self.summary()]
-        return to_html(self._display(), title=self._title(), notes=notes, shades=self._wide("recovery", float)[0])
+def _wide(table: pd.DataFrame, rows: Sequence[str], columns: str, value: str) -> pd.DataFrame:
+    """One measure by rows and columns; numbers ascend, and names keep their order of appearance."""
+    keys = [*rows, columns]
+    names = [key for key in keys if not pd.api.types.is_numeric_dtype(table[key])]
+    ordered = table.assign(**{name: pd.Categorical(table[name], table[name].unique()) for name in names})
+    wide = ordered.set_index(keys)[value].sort_index().unstack(columns)
+    return pd.DataFrame(wide).set_axis(wide.columns.tolist(), axis=1)
 
 
-def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
-    """Whether a model left alone is nearer by half to the actual optimum than to another: else nothing is to recover.
-
-    A network with random weights is so by chance only: its predictions lie about as far from either.
-    """
-    return kl_to_actual < 0.5 * kl_to_target
-
-
-def _figure(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _percent(value: float) -> str:
-    return "–" if pd.isna(value) else f"{100 * value:.1f} %"
+def _caption(where: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:g}" if isinstance(value, int | float) else str(value) for key, value in where.items()
+    )

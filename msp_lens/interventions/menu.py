@@ -1,4 +1,4 @@
-"""The edits by name, as experiments and their tables call them."""
+"""The menu of edits: each by the name under which experiments and their tables know it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from msp_lens.interventions import edits as write
 from msp_lens.interventions import erasure
 from msp_lens.interventions.centroids import Centroids
 from msp_lens.interventions.edits import Edit
-from msp_lens.interventions.placebos import placebo, placebo_off_belief
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What edits of one site may be made of, beside the belief to be written, for a batch of words.
+    """What edits of one site may be made from, apart from the belief to be written, for a batch of words.
 
     Attributes:
         actual: The optimal observer's beliefs at the edited positions.
-        wrong: Beliefs of third words.
+        wrong: The beliefs of third words.
         donor: The site's activations in the donors' runs.
-        centroids: Of the site, where an edit wants them.
-        generator: Source of placebos' directions.
+        centroids: The site's centroids, if an edit needs them.
+        generator: Source of the placebos' directions.
     """
 
     actual: Float64[Tensor, "word pos state"]
@@ -47,8 +46,10 @@ def _centroid(probe: BeliefProbe, material: Material) -> Edit:
 
 EDITS: Mapping[str, EditMaker] = {
     "none": lambda probe, _: write.no_edit(probe),
-    "placebo": lambda probe, material: placebo(write.steer(probe), generator=material.generator),
-    "placebo off belief": lambda probe, material: placebo_off_belief(write.steer(probe), generator=material.generator),
+    "placebo": lambda probe, material: write.placebo(write.steer(probe), generator=material.generator),
+    "placebo off belief": lambda probe, material: write.placebo_off_belief(
+        write.steer(probe), generator=material.generator
+    ),
     "wrong belief": lambda probe, material: write.toward(write.steer(probe), material.wrong),
     "pseudo-inverse": lambda probe, _: write.pseudo_inverse_shift(probe),
     "covariance": lambda probe, _: write.covariance_shift(probe),
@@ -63,27 +64,27 @@ EDITS: Mapping[str, EditMaker] = {
     "erase": lambda probe, _: erasure.erase(probe),
 }
 
-# What every intervention stands beside: no edit, the floor and the ceiling.
+# Every intervention is compared with these: no edit, the floor and the ceiling.
 REFERENCES = ("none", "placebo", "donor")
-DEFAULT_EDITS = ("none", "placebo", "wrong belief", "pseudo-inverse", "steer", "patch", "donor")
 
 
 def resolve_edits(edits: str | Sequence[str] | Mapping[str, EditMaker] | None) -> dict[str, EditMaker]:
-    """Edit makers by name: those named, or one's own by name, and always the references; in the menu's order.
+    """Edit makers by name, in the menu's order: the edits asked for and always the references.
+
+    Args:
+        edits: Names from `EDITS`, or a mapping of names to your own makers; by default the usual ones.
 
     Raises:
         KeyError: if there is no edit of a name.
     """
     if edits is None:
-        edits = DEFAULT_EDITS
-    if isinstance(edits, Mapping):
-        wanted = dict(edits)
-    else:
+        edits = ("wrong belief", "pseudo-inverse", "steer", "patch")
+    if not isinstance(edits, Mapping):
         names = [edits] if isinstance(edits, str) else list(edits)
         for name in names:
             if name not in EDITS:
-                raise KeyError(f"No edit {name!r}; there are {', '.join(EDITS)}, and {{name: maker}} for one's own.")
-        wanted = {name: EDITS[name] for name in names}
-    wanted = {name: EDITS[name] for name in REFERENCES} | wanted
+                raise KeyError(f"No edit {name!r}; there are {', '.join(EDITS)}, or give {{name: maker}} for your own.")
+        edits = {name: EDITS[name] for name in names}
+    wanted = {name: EDITS[name] for name in REFERENCES} | dict(edits)
     order = [name for name in EDITS if name in wanted] + [name for name in wanted if name not in EDITS]
     return {name: wanted[name] for name in order}

@@ -1,7 +1,7 @@
 """Whether the belief is needed, and whether it is enough.
 
-The regret of the network when the belief is erased at every position, and when nothing but it is kept; against
-erasing as many random dimensions:
+The regret of the network is measured with the belief erased at every position, with nothing else kept, and, for
+comparison, with as many random dimensions erased:
 
     regret = E KL(optimal next token ‖ model's),    mean over positions, in nats.
 
@@ -11,125 +11,125 @@ erasing as many random dimensions:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
 
+from msp_lens._checks import check_at_least
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.edits import Edit, applying, no_edit
-from msp_lens.interventions.engine import TOGETHER, OverWords, Probes
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
-from msp_lens.interventions.findings import Findings
+from msp_lens.interventions.intervention_report import InterventionReport, Layout
+from msp_lens.interventions.preparation import ALL_SITES, OverWords, Probes, group_label
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import regret_by_position
 
-ABLATIONS = {"erase": erase, "project out": project_out, "keep only": keep_only}
-RANDOM_ABLATIONS = {"erase random": erase_random, "project out random": project_out_random}
-
 
 def necessity(
     model: HookedModel,
-    process: Process | BeliefDataset,
+    data: Process | BeliefDataset,
     *,
     probes: Probes,
     n_random: int = 3,
-    max_words: int = 2000,
+    n_words: int = 2000,
     seed: int = 0,
     batch_size: int | None = None,
-) -> Findings:
-    """Regret after erasing the belief, after keeping only it, and after erasing as many random dimensions.
+) -> InterventionReport:
+    """Regret with the belief erased, with only the belief kept, and with as many random dimensions erased.
 
-    At each site, and at all sites at once, at every position.
+    Edits are made at every position, at each site and at all sites at once.
 
     Args:
         model: The model that the probes were fitted on.
-        process: What it was trained on, or a `BeliefDataset` to take the regret over.
+        data: The process it was trained on, or a `BeliefDataset` to take the regret over.
         probes: A report (its single sites are taken) or probes of single sites.
-        n_random: Draws of the random erasures; their regrets' mean and standard deviation are given.
-        max_words: Every possible word of the model's context where there are at most this many, else as many drawn.
-        seed: Seed of the random dimensions and, if need be, of the words.
+        n_random: Draws of each random erasure.
+        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
+        seed: Seed of the random dimensions and of drawn words.
         batch_size: Words in one forward pass.
 
     Returns:
-        A row for each site and edit: mean regret over positions, the share of what context gives that is lost (the
-        regret over that of a predictor that knows only how often each token comes), and over random draws the
-        standard deviation.
+        A row for each site and edit: `regret`, the mean over positions; `share_lost`, the regret divided by that of a
+        predictor that knows only how often each token comes; for random erasures both are means over `draws` draws, and
+        `spread` is the standard deviation of the regret.
 
     Raises:
-        ValueError: if a probe has no moments or is of another model, the model does not fit the process, or its belief
-            never changes.
+        ValueError: if an option is too small, a probe has no moments or belongs to another model, the model does not
+            fit the process, or the belief never changes.
         KeyError: if the model lacks a probe's site.
     """
-    if n_random < 1:
-        raise ValueError(f"n_random={n_random}: at least 1 random erasure is needed to compare with.")
-    begun = OverWords.begin(model, process, probes, max_words=max_words, seed=seed)
-    dataset, chosen = begun.dataset, begun.probes
+    check_at_least("n_random", n_random, 1, "the belief is compared with random dimensions")
+    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
+    dataset, chosen = prepared.dataset, prepared.probes
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
-        raise ValueError(f"{begun.description}: the belief is the same after each of them, so nothing can be erased.")
-    groups = [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else [])
+        raise ValueError(
+            f"{prepared.description}: the belief is the same after each of them, so nothing can be erased. Choose a "
+            "process with more than one belief."
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def regret(edits: Sequence[Edit]) -> float:
         with applying(model, edits):
             return float(regret_by_position(model, dataset, batch_size=batch_size).mean())
 
-    untouched = regret([no_edit(chosen[0])])
+    left_alone = regret([no_edit(chosen[0])])
     worth = _worth_of_context(dataset)
+    ablations = {"erase": erase, "project out": project_out, "keep only": keep_only}
+    random_ablations = {"erase random": erase_random, "project out random": project_out_random}
     records = []
-    for group in groups:
-        label = group[0].label if len(group) == 1 else TOGETHER
-        regrets = {"none": [untouched]}
-        regrets |= {name: [regret([ablate(probe) for probe in group])] for name, ablate in ABLATIONS.items()}
-        for name, ablate in RANDOM_ABLATIONS.items():
+    for group in [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else []):
+        regrets = {"none": [left_alone]}
+        regrets |= {name: [regret([ablate(probe) for probe in group])] for name, ablate in ablations.items()}
+        for name, ablate in random_ablations.items():
             draws = ([ablate(probe, generator=generator) for probe in group] for _ in range(n_random))
             regrets[name] = [regret(edits) for edits in draws]
         for name, values in regrets.items():
             draws = torch.tensor(values, dtype=torch.float64)
-            spread = float(draws.std()) if len(draws) > 1 else math.nan
             records.append(
                 {
-                    "site": label,
+                    "site": group_label(group),
                     "edit": name,
                     "regret": float(draws.mean()),
                     "share_lost": float(draws.mean()) / worth if worth > 1e-12 else math.nan,
-                    "spread": spread,
+                    "spread": float(draws.std()) if len(draws) > 1 else math.nan,
                     "draws": len(values),
                 }
             )
+    table = pd.DataFrame(records)
+    title = "Regret with the belief erased, and with nothing else kept, nats"
     notes = (
-        _contrast(records),
-        f"{begun.description}, edited at every position. Mean regret over positions, nats; "
+        _contrast(table),
+        f"{prepared.description}, edited at every position. Mean regret over positions, nats; "
         f"a predictor that knows only how often each token comes has {worth:.3g}.",
-        "erase: LEACE, no linear trace of the belief is left. project out: only the probe's directions; what is "
-        "correlated with the belief elsewhere stays. keep only: all else becomes its mean given the belief. random: as "
-        f"many random dimensions, mean of {n_random} draws.",
-        "Erasing that costs shows that something linearly correlated with the belief was used, which need not be the "
-        "belief. Keeping only the belief at no cost shows that it is enough at that site.",
+        "erase: LEACE, no linear trace of the belief is left. project out: only the probe's directions are removed; "
+        "what is correlated with the belief in other directions stays. keep only: everything else becomes its mean "
+        f"given the belief. random: as many random dimensions, mean of {n_random} draws.",
+        "If erasing costs, something linearly correlated with the belief was used, which need not be the belief. If "
+        "keeping only the belief costs nothing, the belief is enough at that site.",
     )
-    return Findings(
-        title="Regret with the belief erased, and with nothing else kept, nats",
-        table=pd.DataFrame(records),
+    return InterventionReport(
+        title=title,
+        table=table,
+        keys=("site", "edit"),
         notes=notes,
-        provenance=begun.provenance | {"n_random": n_random},
-        spread=(["site"], "edit", "regret"),
-        shade="share_lost",
+        provenance=prepared.provenance | {"n_random": n_random},
+        layout=Layout(rows=["site"], columns="edit", value="regret", label=title, shade="share_lost"),
     )
 
 
-def _contrast(records: Sequence[Mapping[str, Any]]) -> str:
-    """The edits side by side at the site where the belief alone is most nearly enough."""
-    kept = [row for row in records if row["edit"] == "keep only" and row["site"] != TOGETHER]
-    site = min(kept, key=lambda row: row["regret"])["site"]
+def _contrast(table: pd.DataFrame) -> str:
+    """The edits side by side at the single site where the belief alone is most nearly enough."""
+    rows = table.set_index(["site", "edit"])
+    kept = rows["regret"].xs("keep only", level="edit").drop(ALL_SITES, errors="ignore")
+    site = kept.idxmin()
 
     def figure(edit: str) -> str:
-        (row,) = (row for row in records if (row["site"], row["edit"]) == (site, edit))
-        share = "" if math.isnan(row["share_lost"]) else f" ({100 * row['share_lost']:.1f} %)"
-        return f"{row['regret']:.3g}{share}"
+        regret, share = rows.loc[(site, edit), ["regret", "share_lost"]]
+        return f"{regret:.3g}" + ("" if math.isnan(share) else f" ({100 * share:.1f} %)")
 
     return (
         f"At {site}, regret and the share of what context gives that is lost: left alone {figure('none')}, belief "
@@ -139,7 +139,7 @@ def _contrast(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _worth_of_context(dataset: BeliefDataset) -> float:
-    """Regret of predicting each token by how often it comes, whatever was seen: what there is to lose."""
+    """Regret of predicting each token by its overall frequency: what there is to lose."""
     optimal = next_token_probabilities(dataset.process, dataset.beliefs)
     weights = dataset.word_weights[:, None, None]
     average = (weights * optimal).sum(dim=0).mean(dim=0)

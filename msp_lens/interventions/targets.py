@@ -1,8 +1,8 @@
 """Targets: the beliefs to be written in place of those that the words lead to.
 
-Each maker takes the process, the words (which end at the edited position) and a generator, and gives a `Targets`. A
-target is best where the network could have held it: another word's belief, or the counterfactual's. A belief no word
-leads to asks more, that the network treats the simplex as a whole.
+Each maker takes the process, the words (which end at the edited position) and a generator, and returns `Targets`. The
+best target is a belief that the network could have held: that of another word, or of a counterfactual one. A belief to
+which no word leads asks for more: that the network treats the simplex as a whole.
 """
 
 from __future__ import annotations
@@ -20,19 +20,15 @@ from msp_lens.beliefs.trajectories import draw_tokens
 from msp_lens.data import words as words_of
 from msp_lens.processes.process import Process, validated_distribution
 
-# A move in the emission kernel: directions tried for each word, and the least length that is a move at all.
-DIRECTIONS_TRIED = 64
-SMALLEST_MOVE = 1e-3
-
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Beliefs to be written, for those of some words that have one.
+    """Beliefs to be written, for those of the given words that have a target.
 
     Attributes:
-        words: Which of the given words these targets are for, as indices.
+        words: Indices of the words that have one.
         beliefs: The target of each.
-        donors: For each a word as long that leads to the target or, failing that, to the belief nearest to it.
+        donors: For each, a word of the same length that leads to the target or, failing that, to the nearest belief.
     """
 
     words: Int[Tensor, "target"]
@@ -52,16 +48,16 @@ def another_word(process: Process, words: Int[Tensor, "word pos"], generator: to
 def counterfactual(
     process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, back: int = 1
 ) -> Targets:
-    """The belief had the last token (or the `back`-th last) been another possible one; the rest of the word as it was.
+    """The belief if the last token (or the `back`-th from the end) had been another, the rest of the word unchanged.
 
-    The other token is drawn by its probability, given that the changed word is possible. Words of which no change
-    is possible have no target.
+    The other token is drawn by its probability, given that the changed word is possible. A word that has no possible
+    change has no target.
 
     Raises:
         ValueError: if the words are shorter than `back`, or none can be changed.
     """
     if not 1 <= back <= words.shape[1]:
-        raise ValueError(f"back={back}: words of {words.shape[1]} tokens have a last, …, {words.shape[1]}-th last one.")
+        raise ValueError(f"back={back}: give 1 (the last token) to {words.shape[1]} (the first of these words).")
     changed = words.cpu().unsqueeze(1).repeat(1, process.n_tokens, 1)
     changed[:, :, -back] = torch.arange(process.n_tokens)
     probabilities = process.word_probabilities(changed.flatten(0, 1)).reshape(len(words), process.n_tokens)
@@ -69,7 +65,7 @@ def counterfactual(
     able = (probabilities > 0).any(dim=1).nonzero().squeeze(1)
     if len(able) == 0:
         raise ValueError(
-            f"None of the {len(words)} words stays possible when its token {back} from the end is changed: choose "
+            f"None of the {len(words)} words stays possible when token {back} from its end is changed: choose "
             "another back=, or targets='another word'."
         )
     token = draw_tokens(probabilities[able], generator)
@@ -80,7 +76,7 @@ def counterfactual(
 def vertex(
     process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, state: int | str | None = None
 ) -> Targets:
-    """Certainty of one hidden state, by its name or number; by default of one drawn evenly for each word.
+    """Certainty of one hidden state, given by its name or number; by default a uniformly random one for each word.
 
     Raises:
         KeyError: if there is no such state.
@@ -99,10 +95,10 @@ def vertex(
 def given(
     process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, belief: Tensor | Sequence
 ) -> Targets:
-    """The belief given, `[state]` for all words alike or `[word, state]`.
+    """The given belief, `[state]` for all words or `[word, state]` for each word.
 
     Raises:
-        ValueError: if it is not a belief of the process, or not one for each word.
+        ValueError: if it is not a belief of the process, or there is not one for each word.
     """
     beliefs = torch.as_tensor(belief, dtype=torch.float64).detach().cpu()
     if beliefs.ndim == 1:
@@ -119,9 +115,9 @@ def given(
 
 
 def reachable(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
-    """A belief that some word of this length leads to, every possible word alike: also the improbable ones.
+    """The belief after a word of this length, every possible word being equally likely, improbable ones included.
 
-    Where there are more than 100,000 possible words, the distinct ones of a sample.
+    If there are more than 100,000 possible words, it is one of the distinct words of a sample.
     """
     dataset = words_of(process, n_ctx=words.shape[1], seed=_seed(generator))
     chosen = torch.randint(len(dataset), (len(words),), generator=generator, device=generator.device).cpu()
@@ -129,7 +125,7 @@ def reachable(process: Process, words: Int[Tensor, "word pos"], generator: torch
 
 
 def simplex(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
-    """A belief drawn evenly from the whole simplex (Dirichlet with all parameters 1)."""
+    """A belief drawn uniformly from the whole simplex (Dirichlet with all parameters 1)."""
     draws = torch.empty(len(words), process.n_states, dtype=torch.float64, device=generator.device)
     exponential = draws.exponential_(generator=generator).cpu()
     return _with_nearest_donors(process, words, exponential / exponential.sum(dim=1, keepdim=True))
@@ -138,24 +134,26 @@ def simplex(process: Process, words: Int[Tensor, "word pos"], generator: torch.G
 def emission_kernel(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
     """The actual belief moved so that the next token's probabilities stay: `b' = b + v`, `v E = 0`.
 
-    Of some directions drawn evenly in the kernel of the emission map the one in which the simplex reaches furthest,
-    all the way: beliefs on the simplex's faces have little room. Such a move should leave the next prediction as it
-    was and show only in later ones: what tells a belief from a next-token distribution. Words from whose belief there
-    is no such move have no target.
+    Several directions are drawn uniformly in the kernel of the emission map; the belief moves along the one with the
+    most room, to the simplex's face. (A belief on a face has little room.) Such a move should leave the next prediction
+    unchanged and show only in later ones, which tells a belief from a next-token distribution. A word whose belief has
+    no such move has no target.
 
     Raises:
-        ValueError: if the process has no such moves at all, its beliefs following from next-token probabilities.
+        ValueError: if there is no such move at all, since beliefs follow from next-token probabilities.
     """
+    directions_tried = 64
+    smallest_move = 1e-3
     left, singular_values, _ = torch.linalg.svd(process.emissions)
     rank = int((singular_values > singular_values[0] * 1e-9).sum())
     kernel = left[:, rank:].T
     beliefs = filter_beliefs(process, words)[:, -1]
-    shape = (DIRECTIONS_TRIED, len(words), len(kernel))
+    shape = (directions_tried, len(words), len(kernel))
     draws = torch.randn(shape, dtype=torch.float64, generator=generator, device=generator.device).cpu()
     directions = torch.nn.functional.normalize(draws, dim=-1) @ kernel
     room = _room(beliefs, directions) if len(kernel) else torch.zeros(shape[:2], dtype=torch.float64)
     furthest, which = room.max(dim=0)
-    able = (furthest > SMALLEST_MOVE).nonzero().squeeze(1)
+    able = (furthest > smallest_move).nonzero().squeeze(1)
     if len(able) == 0:
         raise ValueError(
             f"No belief of {process!r} after these words can move without changing the next token's probabilities "
@@ -177,7 +175,7 @@ TARGETS: Mapping[str, TargetMaker] = {
 
 
 def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -> dict[str, TargetMaker]:
-    """Target makers by name, from names in `TARGETS`, a mapping of one's own (names to makers or beliefs) or a belief.
+    """Target makers by name, from names in `TARGETS`, a mapping of names to makers or beliefs, or one belief.
 
     Raises:
         KeyError: if there is no target of a name.
@@ -189,9 +187,7 @@ def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -
         names = [targets] if isinstance(targets, str) else list(targets)
         for name in names:
             if name not in TARGETS:
-                raise KeyError(
-                    f"No target {name!r}; there are {', '.join(TARGETS)}, and {{name: belief}} for a given one."
-                )
+                raise KeyError(f"No target {name!r}; there are {', '.join(TARGETS)}, or give {{name: belief}}.")
         targets = {name: TARGETS[name] for name in names}
     if not targets:
         raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")
@@ -201,14 +197,14 @@ def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -
 def nearest_words(
     process: Process, beliefs: Float64[Tensor, "target state"], length: int, *, seed: int = 0
 ) -> Int[Tensor, "target pos"]:
-    """For each belief the word of `length` tokens that leads to it or, failing that, nearest to it.
+    """For each belief, the word of `length` tokens that leads to it or, failing that, nearest to it (Euclidean).
 
-    Among all possible words, or the distinct ones of a sample where there are more than 100,000; by Euclidean distance.
+    Searches all possible words or, if there are more than 100,000, the distinct ones of a sample.
     """
     dataset = words_of(process, n_ctx=length, seed=seed)
     held, inverse = dataset.beliefs[:, -1].unique(dim=0, return_inverse=True)
     a_word = torch.zeros(len(held), dtype=torch.int64).scatter_(0, inverse, torch.arange(len(inverse)))
-    # Differences squared, not products: an equal belief is at distance 0, not at a rounding error.
+    # Squared differences, not products, put an equal belief at distance 0 and not at a rounding error.
     exact = "donot_use_mm_for_euclid_dist"
     nearest = torch.cat([torch.cdist(part, held, compute_mode=exact).argmin(dim=1) for part in beliefs.split(256)])
     return dataset.tokens[a_word[nearest]]
@@ -231,7 +227,7 @@ def _with_nearest_donors(
 def _room(
     beliefs: Float64[Tensor, "word state"], directions: Float64[Tensor, "try word state"]
 ) -> Float64[Tensor, "try word"]:
-    """How far each direction can be followed on the simplex; directions sum to 0, so each shrinks some state."""
+    """How far each direction can be followed on the simplex; a direction sums to 0, so it shrinks some state."""
     shrinks = directions < -1e-12
     return torch.where(shrinks, beliefs / directions.abs().clamp(min=1e-12), torch.inf).amin(dim=-1)
 

@@ -1,11 +1,14 @@
-"""The one seam to TransformerLens: what a hooked model is, how to build one, how to keep it."""
+"""The one seam to TransformerLens: what a hooked model is, how to build, read, edit and save one."""
 
+from msp_lens.models.activations import ActivationBatch, stream_activations
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
 from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
+from msp_lens.models.positions import writing
 from msp_lens.models.sites import Site, Sites, site_label
 
 __all__ = [
+    "ActivationBatch",
     "Checkpoint",
     "HookedModel",
     "ModelConfig",
@@ -22,4 +25,6 @@ __all__ = [
     "save_checkpoint",
     "site_groups",
     "site_label",
+    "stream_activations",
+    "writing",
 ]

@@ -11,20 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from msp_lens._checks import check_batch_size
 from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device, site_index
 from msp_lens.models.sites import Site, Sites
-
-# Tokens in one forward pass: few enough for the activations of a small model to stay in a CPU's cache (measured: four
-# times as many take 1.6 times as long), enough to keep a small GPU busy.
-TOKENS_PER_BATCH = 8_192
 
 
 @dataclass(frozen=True, eq=False)
 class ActivationBatch:
-    """What one forward pass yields.
+    """The result of one forward pass.
 
     Attributes:
-        words: Which of the words these are.
+        words: The words that were read.
         activations: The activation at each site, on the model's device.
         output: What the model returned: its logits, for a language model.
     """
@@ -44,19 +41,20 @@ def stream_activations(
 ) -> Iterator[ActivationBatch]:
     """Run the model over the words and yield the sites' activations batch by batch.
 
-    Each forward pass is in evaluation mode without gradients; between passes the model is as it was. Hooks of
-    one's own stay in force, so a stream taken within `editing` is that of the edited model.
+    Each forward pass is in evaluation mode without gradients; between passes the model is in its former state. Other
+    hooks stay in force, so a stream taken within `editing` is that of the edited model.
 
     Args:
         model: Any hooked model.
         tokens: The words.
         sites: As for `find_sites`; `None` is the residual stream, an empty sequence none (outputs only).
-        batch_size: Words in one forward pass; by default some 8,192 tokens' worth.
+        batch_size: Words in one forward pass; by default about 8,192 tokens' worth.
         progress: Title of a progress bar; none by default.
 
     Raises:
         KeyError: if the model lacks a site, before the first forward pass.
-        ValueError: if a site turns out to have no activation for each word and position; the message names it.
+        ValueError: if `batch_size` is below 1; during a forward pass, if a site does not have one activation for each
+            word and position.
     """
     nothing = isinstance(sites, Sequence | Mapping) and not sites
     names = () if nothing else find_sites(model, sites)
@@ -64,14 +62,15 @@ def stream_activations(
 
 
 def words_per_batch(batch_size: int | None, n_ctx: int) -> int:
-    """The given batch size, or by default some 8,192 tokens' worth of words.
+    """The given batch size, or by default about 8,192 tokens' worth of words.
 
     Raises:
         ValueError: if it is below 1.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: a batch has at least 1 word.")
-    return batch_size or max(1, TOKENS_PER_BATCH // n_ctx)
+    check_batch_size(batch_size)
+    # Few enough tokens for the activations of a small model to stay in a CPU's cache (measured: four times as many
+    # take 1.6 times as long), enough to keep a small GPU busy.
+    return batch_size or max(1, 8_192 // n_ctx)
 
 
 def _stream(
@@ -84,7 +83,7 @@ def _stream(
     for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", leave=False):
         words = slice(start, min(start + size, len(tokens)))
         captured: dict[str, Tensor] = {}
-        # A hook is captured once, however many of its heads are sites.
+        # A hook is captured once, even if several of its heads are sites.
         hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in places.values()}]
         batch = tokens[words].to(device)
         with evaluating(model), model.hooks(fwd_hooks=hooks):
@@ -108,6 +107,6 @@ def _taken(site: Site, activation: Tensor, tokens: Int[Tensor, "batch pos"]) -> 
     if features.shape[:2] != tokens.shape:
         raise ValueError(
             f"{site.name} has activations of shape {tuple(activation.shape)} for tokens of shape "
-            f"{tuple(tokens.shape)}: a site has one for each word and position. Choose another."
+            f"{tuple(tokens.shape)}: choose a site with one activation for each word and position."
         )
     return features

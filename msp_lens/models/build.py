@@ -1,4 +1,4 @@
-"""Configure a model; the one module that knows TransformerLens's versions.
+"""Build a model; the one module that knows about TransformerLens's versions.
 
 TransformerLens 3 has `HookedTransformer`. TransformerLens 4 removed it for `TransformerBridge.boot_native`, which
 offers the same hooks under the same names.
@@ -17,9 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from msp_lens._checks import check_at_least
 from msp_lens.models.hooked import HookedModel
 
-# Buffers in a HookedTransformer's state that follow from its config.
+# Buffers in a HookedTransformer's state that its config determines.
 _DERIVED_BUFFERS = (".attn.mask", ".attn.IGNORE")
 
 
@@ -43,11 +44,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"ModelConfig({field}={getattr(self, field)}): {field} must be at least 1.")
+            check_at_least(field, getattr(self, field), 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by TransformerLens's names."""
+        """The fields under TransformerLens's names."""
         return dataclasses.asdict(self)
 
 
@@ -82,12 +82,12 @@ def build_model(
 
     Args:
         config: A `ModelConfig`, a mapping with TransformerLens's field names, or a TransformerLens config.
-        seed: Seed of the initial weights. The process-wide random state is left as it was.
-        device: Where the model goes.
-        bridge: Whether to build a `TransformerBridge` even where there is a `HookedTransformer`.
+        seed: Seed of the initial weights. The global random state does not change.
+        device: Where to put the model.
+        bridge: Whether to build a `TransformerBridge`; by default only if there is no `HookedTransformer`.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: if the device cannot be used.
 
     Example:
         >>> model = build_model(ModelConfig(d_vocab=3), seed=0)
@@ -97,7 +97,7 @@ def build_model(
     _check_device(device)
     fields = _fields(config)
     as_bridge = not has_hooked_transformer() if bridge is None else bridge
-    # Built on the CPU, so that a seed means the same weights on every device.
+    # Built on the CPU, so that a seed gives the same weights on every device.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
         torch.default_generator.manual_seed(seed)
@@ -123,13 +123,13 @@ def _build_bridge(fields: dict[str, Any]) -> Any:
     from transformer_lens.config import TransformerBridgeConfig
     from transformer_lens.model_bridge import TransformerBridge
 
-    # A HookedTransformer's config holds the scale in force, √d_head; a bridge's holds -1 for that default.
+    # A HookedTransformer's config holds the actual scale, √d_head; a bridge's holds -1 for this default.
     fields = {key: value for key, value in fields.items() if key not in ("attn_scale", "original_architecture")}
     return TransformerBridge.boot_native(TransformerBridgeConfig(**_known(TransformerBridgeConfig, fields)))
 
 
 def _known(config_class: type, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that this version's config class takes."""
+    """The fields that this version's config class accepts."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return {key: value for key, value in fields.items() if key in names} | {"device": "cpu", "seed": None}
 
@@ -142,7 +142,7 @@ def _fields(config: ModelConfig | Mapping[str, Any] | Any) -> dict[str, Any]:
 
 
 def config_fields(model: HookedModel) -> dict[str, Any]:
-    """The model's configuration as JSON-ready values, from which `build_model` makes one like it."""
+    """The model's configuration as JSON-ready values, from which `build_model` builds a model of the same kind."""
     cfg = cast(Any, model).cfg
     fields = {}
     for key, value in cfg.to_dict().items():
@@ -152,12 +152,12 @@ def config_fields(model: HookedModel) -> dict[str, Any]:
             fields[key] = value
         elif isinstance(value, float):
             fields[key] = float(value)
-    # Where it runs and how it was seeded are not part of what it is.
+    # The device and the seed do not describe the model.
     return {key: value for key, value in fields.items() if key not in ("device", "seed", "n_params", "n_devices")}
 
 
 def weights(model: HookedModel) -> dict[str, Tensor]:
-    """The model's state by name, on the CPU, without buffers that follow from its config."""
+    """The model's state by name, on the CPU, without the buffers that its config determines."""
     state = cast(Any, model).state_dict()
     return {
         name: tensor.detach().cpu().contiguous()
@@ -167,15 +167,15 @@ def weights(model: HookedModel) -> dict[str, Tensor]:
 
 
 def load_weights(model: HookedModel, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict of either TransformerLens version into the model, every weight accounted for.
+    """Load a state dict of either TransformerLens version into the model; every weight must have its place.
 
     Raises:
-        ValueError: if weights are missing, left over or of another shape.
+        ValueError: if weights are missing, left over or of another shape. The model is then unchanged.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED_BUFFERS)}
     module = cast(Any, model)
     if "embed.W_E" in state and "embed.W_E" not in module.state_dict():
-        # Only TransformerLens 4 has it, and only there can it be needed.
+        # Only TransformerLens 4 has this function, and only there is it needed.
         from transformer_lens.utilities.tl_checkpoint_conversion import (  # pyright: ignore[reportMissingImports]
             convert_tl_checkpoint,
         )
@@ -186,7 +186,7 @@ def load_weights(model: HookedModel, state: Mapping[str, Tensor]) -> None:
     misshapen = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     if missing or unexpected or misshapen:
         raise ValueError(
-            f"These weights are not this model's: missing {missing[:3]}, left over {unexpected[:3]}, of another shape "
+            f"These weights do not fit this model: missing {missing[:3]}, left over {unexpected[:3]}, of another shape "
             f"{misshapen[:3]}. Build the model with the config that the weights were saved with."
         )
     module.load_state_dict(state, strict=False)

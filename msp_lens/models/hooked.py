@@ -1,7 +1,7 @@
-"""What the library needs of a model: its protocol, and how it is run, read and edited.
+"""What the library needs from a model: its protocol, its sites, what it can read, and how to edit its activations.
 
-Anything hooked will do: `HookedTransformer`, `TransformerBridge`, a `HookedRootModule` of one's own. A model is
-known by the few members of `HookedModel`, never by its class.
+Any hooked model will do: a `HookedTransformer`, a `TransformerBridge`, or your own `HookedRootModule`. The library
+uses only the members of `HookedModel` and never asks for the class.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
+from msp_lens._checks import check_at_least
 from msp_lens.data.token_map import TokenMap
 from msp_lens.models.sites import Site, SiteIndex, Sites, site_label
 from msp_lens.processes.process import Process
@@ -33,13 +34,12 @@ __all__ = [
     "site_label",
 ]
 
-Activation: TypeAlias = Float[Tensor, "batch pos d_model"]
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 
 
 @runtime_checkable
 class HookedModel(Protocol):
-    """A causal transformer with TransformerLens hooks. Called on tokens `[batch, pos]`, it returns logits."""
+    """A causal network with TransformerLens hooks. Called on tokens `[batch, pos]`, it returns logits."""
 
     @property
     def hook_dict(self) -> Mapping[str, Any]:
@@ -68,32 +68,30 @@ class HookedModel(Protocol):
 
 
 def site_index(model: HookedModel) -> SiteIndex:
-    """The sites that the model offers, read off its own `hook_dict`.
+    """The sites of the model, from its own `hook_dict`.
 
     Raises:
-        TypeError: if it has none.
+        TypeError: if it has no `hook_dict`.
     """
     if not isinstance(getattr(model, "hook_dict", None), Mapping):
         raise TypeError(
-            f"A {type(model).__name__} is no hooked model: give a HookedTransformer, a TransformerBridge or any "
-            "HookedRootModule, which have a hook_dict."
+            f"A {type(model).__name__} has no hook_dict: give a HookedTransformer, a TransformerBridge or any other "
+            "HookedRootModule."
         )
     cfg = getattr(model, "cfg", None)
     return SiteIndex(
         {name: id(point) for name, point in model.hook_dict.items()},
         n_heads=getattr(cfg, "n_heads", None),
-        # Without normalization a bridge keeps the hook, on a module that does nothing.
+        # Without normalization, a bridge still has the hook, on a module that does nothing.
         normalizes=getattr(cfg, "normalization_type", "LN") is not None,
     )
 
 
 def residual_sites(model: HookedModel) -> tuple[str, ...]:
-    """The residual stream along the model: before the first layer, after each, and after the final LayerNorm.
-
-    A model without a final LayerNorm has no such site.
+    """The residual stream before the first layer, after each layer, and after the final LayerNorm if there is one.
 
     Raises:
-        ValueError: if the model has no residual-stream hooks at all.
+        ValueError: if the model has no residual-stream hooks.
     """
     return site_index(model).residual
 
@@ -104,24 +102,25 @@ def find_sites(model: HookedModel, sites: Sites) -> tuple[str, ...]:
     Args:
         model: Any hooked model.
         sites: One or several of: a hook's name; a label (`"2_post"`, `"embed"`, `"2_mlp_out"`, `"L2H1"`; `"final_post"`
-            is the last layer's output); a glob over labels or else names, as in `fnmatch` (`"*_post"`,
-            `"blocks.*.attn.hook_z[*]"`); a function of a hook's name; `"all"`, every residual and sublayer-output
-            site. `None` is the residual stream, as in `residual_sites`. Groups are those of `site_groups`.
+            is the last layer's output); a glob over labels or, if none matches, over names, as in `fnmatch`
+            (`"*_post"`, `"blocks.*.attn.hook_z[*]"`); a function of a hook's name; `"all"`, every residual and
+            sublayer-output site. `None` is the residual stream, as in `residual_sites`. Groups are those of
+            `site_groups`.
 
     Raises:
-        KeyError: if the model has no such site; the message lists those like it.
-        ValueError: if a site is named twice or none is.
+        KeyError: if the model has no such site; the message lists similar ones.
+        ValueError: if a site is named twice, or no site is named.
     """
     return site_index(model).find(sites)
 
 
 def site_groups(model: HookedModel, sites: Sites) -> dict[str, tuple[str, ...]]:
-    """What to read together: label to full names. A site by itself is a group of one.
+    """Which sites to read together: full names by label. A single site is a group of one.
 
     Args:
         model: Any hooked model.
         sites: As for `find_sites`. A sequence within a sequence is a group, `["embed", ["1_post", "2_post"]]`; in a
-            mapping, `{"early": ["0_post", "1_post"]}`, each value is one, under its key.
+            mapping, `{"early": ["0_post", "1_post"]}`, each value is a group, under its key.
 
     Raises:
         KeyError, ValueError: as for `find_sites`.
@@ -136,21 +135,20 @@ def site_groups(model: HookedModel, sites: Sites) -> dict[str, tuple[str, ...]]:
 
 
 def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: TokenMap | None = None) -> None:
-    """Raise `ValueError` if the model cannot read words of `n_ctx` of the process's symbols.
+    """Raise `ValueError` if the model cannot read words of `n_ctx` symbols of the process.
 
     Args:
-        model: What is to read them.
+        model: What reads the words.
         process: What emits them.
-        n_ctx: How many there are in a word.
-        token_map: How the model reads them; by default symbol 0 as token 0, and so on.
+        n_ctx: Symbols in a word.
+        token_map: How the model reads the symbols; by default symbol 0 as token 0, and so on.
     """
     if not isinstance(process, Process):
-        raise TypeError(f"process={process!r} is no Process: make one, with msp.mess3(x=0.05, a=0.85) for instance.")
-    if n_ctx < 1:
-        raise ValueError(f"n_ctx={n_ctx}: words have at least 1 token.")
+        raise TypeError(f"process={process!r}: give a Process, for example msp.mess3(x=0.05, a=0.85).")
+    check_at_least("n_ctx", n_ctx, 1, "the number of symbols in a word")
     token_map = token_map or TokenMap.identity(process.n_tokens)
     token_map.check_reads(process)
-    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    d_vocab = _vocabulary(model)
     if d_vocab is not None and d_vocab < token_map.d_vocab:
         if token_map.is_identity:
             raise ValueError(
@@ -175,34 +173,38 @@ def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: T
 
 def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> None:
     """Raise `ValueError` if a token is outside the model's vocabulary or words are longer than its context."""
-    d_vocab = getattr(getattr(model, "cfg", None), "d_vocab", None)
+    d_vocab = _vocabulary(model)
     if int(tokens.min()) < 0 or (d_vocab is not None and int(tokens.max()) >= d_vocab):
         raise ValueError(
-            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}; the model's are 0 to "
-            f"{'any' if d_vocab is None else d_vocab - 1}. Symbols of a process become them by a TokenMap."
+            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}; the model's are "
+            f"{'at least 0' if d_vocab is None else f'0 to {d_vocab - 1}'}. Map a process's symbols with a TokenMap."
         )
     longest = context_length(model)
     if longest is not None and tokens.shape[1] > longest:
         raise ValueError(
-            f"Words of {tokens.shape[1]} tokens are longer than the model's context of {longest}: cut them off."
+            f"Words of {tokens.shape[1]} tokens are longer than the model's context of {longest}: shorten them."
         )
 
 
 def context_length(model: HookedModel) -> int | None:
-    """The longest word the model reads, `cfg.n_ctx`, if it says."""
+    """The longest word that the model reads, `cfg.n_ctx`, if it has one."""
     return getattr(getattr(model, "cfg", None), "n_ctx", None)
+
+
+def _vocabulary(model: HookedModel) -> int | None:
+    return getattr(getattr(model, "cfg", None), "d_vocab", None)
 
 
 def word_length(
     model: HookedModel, n_ctx: int | None = None, *, token_map: TokenMap | None = None, otherwise: str = "n_ctx="
 ) -> int:
-    """How many symbols words have: as asked, by default as many as the model's context is sure to have room for.
+    """Symbols in a word: `n_ctx`, or by default as many as always fit in the model's context.
 
     Args:
-        model: What is to read them.
-        n_ctx: As asked.
-        token_map: How the model reads them; by default a token a symbol.
-        otherwise: What to give where the model does not say, for the message.
+        model: What reads the words.
+        n_ctx: The number asked for, if any.
+        token_map: How the model reads the symbols; by default one token each.
+        otherwise: What to give if the model has no context length, for the message.
 
     Raises:
         ValueError: if there is no default.
@@ -222,7 +224,7 @@ def model_device(model: HookedModel) -> torch.device:
 
 @contextmanager
 def evaluating(model: HookedModel) -> Iterator[None]:
-    """Evaluation mode and no gradients within; afterwards every module is in the mode it was in."""
+    """Run the model in evaluation mode without gradients; afterwards every module is in its former mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(False)
     try:
@@ -235,18 +237,18 @@ def evaluating(model: HookedModel) -> Iterator[None]:
 
 @contextmanager
 def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Within, the model runs with each site's activation replaced by what its edit makes of it.
+    """Run the model with each site's activation replaced by its edit of it.
 
-    Only these hooks are removed at the end, also when an exception flies.
+    At the end these hooks, and only these, are removed, even after an exception.
 
     Args:
         model: The model to edit.
-        edits: Site to a function from its activation to a new one of the same shape. A site is a hook's name, or a
-            head's (`"blocks.2.attn.hook_z[1]"`); of a hook with heads, the edit sees all heads side by side, as a
-            probe of that site does.
+        edits: For each site, a function from its activation to a new one of the same shape. A site is the name of a
+            hook or of a head (`"blocks.2.attn.hook_z[1]"`). For a hook with heads, the edit sees all heads side by
+            side, as a probe of that site does.
 
     Raises:
-        KeyError: if the model has no such hook.
+        KeyError: if the model has no such site.
         ValueError: during the forward pass, if an edit returns another shape.
     """
     index = site_index(model)
@@ -257,11 +259,11 @@ def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]])
 
 
 def checked_hook(site: Site | str, edit: Callable[[Tensor], Tensor]) -> HookFunction:
-    """An edit as a hook; it raises `ValueError` if the edit returns another shape, which a model would accept."""
+    """An edit as a hook, which raises `ValueError` if the edit returns another shape (a model would accept it)."""
     site = Site.parse(site) if isinstance(site, str) else site
 
     def hook(activation: Tensor, hook: Any) -> Tensor:
-        # A hook that is no site, such as an attention pattern, is edited whole.
+        # A hook that is not a site, such as an attention pattern, is edited as a whole.
         before = site.take(activation) if site.is_of_heads(activation) else activation
         edited = edit(before)
         if not isinstance(edited, Tensor) or edited.shape != before.shape:

@@ -1,7 +1,7 @@
-"""Models on disk: safetensors for the weights, with the JSON that says what they are in the same file's header.
+"""Models on disk: weights as safetensors, with their description as JSON in the header of the same file.
 
-A checkpoint is one file, replaced atomically, so weights and their description never part. It carries the model's
-config, the process, whatever provenance the caller adds, and a fingerprint of the weights.
+A checkpoint is one file, replaced atomically, so that weights and description always belong together. The description
+holds the model's config, the process, any provenance that the caller adds, and a fingerprint of the weights.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ MODEL_FILE = "model.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model loaded from disk and what was saved with it.
+    """A model loaded from disk, with everything that was saved with it.
 
     Attributes:
         model: The model, in evaluation mode.
-        process: What it was trained on, if that was saved.
-        provenance: What the saver added: training config, step, versions.
+        process: The process it was trained on, if that was saved.
+        provenance: What the caller of `save_checkpoint` added: training config, step, versions.
         fingerprint: Identifies the weights.
     """
 
@@ -63,7 +63,7 @@ def save_checkpoint(
     process: Process | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the model to `path` (a file, or a folder in which it is `model.safetensors`), whole or not at all."""
+    """Write the model to a file, or to `model.safetensors` in a folder, completely or not at all."""
     path = _model_file(path)
     state = weights(model)
     description = {
@@ -80,12 +80,12 @@ def save_checkpoint(
 def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
     """Load a model saved by `save_checkpoint` under either TransformerLens version.
 
-    Under TransformerLens 4 a HookedTransformer's weights are converted to a bridge's exactly; a bridge's weights
-    give a bridge under TransformerLens 3 too.
+    Under TransformerLens 4, a HookedTransformer's weights are converted exactly to a bridge's; a bridge's weights
+    give a bridge under TransformerLens 3, too.
 
     Args:
         path: The file, or the folder of a run.
-        device: Where the model goes.
+        device: Where to put the model.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -100,7 +100,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     description = json.loads(metadata["msp_lens"])
     if state_fingerprint(state) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")
-    # What a bridge saved only a bridge can hold; what a HookedTransformer saved can be either's.
+    # Only a bridge can hold a bridge's weights; either class can hold a HookedTransformer's.
     model = build_model(description["model"], device=device, bridge=True if "embed.weight" in state else None)
     load_weights(model, state)
     model.train(False)

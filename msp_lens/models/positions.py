@@ -1,40 +1,47 @@
-"""Positions: which activations of a batch of words an edit replaces, and the belief that it writes at each."""
+"""Write beliefs: change the activations at some positions of each word, given the belief to write at each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# One position, several, a slice or all (None) for every word alike; an integer tensor [word, pos] for each word its
-# own; a boolean tensor [word, pos] over the whole words for each word its own number of them.
+from msp_lens.models.hooked import HookedModel, context_length, editing
+
+# The same for every word: one position, several, a slice, or all (None). Different for each word: an integer tensor
+# [word, pos], or a boolean tensor [word, pos] over whole words.
 Position: TypeAlias = int | Sequence[int] | slice | Tensor | None
+
+# From activations and the beliefs to write (None if there are none) to new activations.
+Change: TypeAlias = Callable[[Tensor, Any], Tensor]
 
 
 def check_position(position: Position, n_ctx: int | None) -> None:
-    """Raise `ValueError` if a position is outside a context of `n_ctx`, or is not a position."""
+    """Raise `ValueError` if a position is outside a context of `n_ctx` tokens, or is not a position."""
     if isinstance(position, Tensor) and (position.is_floating_point() or position.ndim > 2):
         raise ValueError(
             f"position is a tensor of {position.dtype} and shape {tuple(position.shape)}: give integers [pos] for all "
-            "words alike or [word, pos] for each its own, or booleans [word, pos] over whole words."
+            "words or [word, pos] for each word, or booleans [word, pos] over whole words."
         )
     if position is None or isinstance(position, slice) or n_ctx is None or _is_mask(position):
         return
     for index in torch.as_tensor(position).flatten().tolist():
         if not -n_ctx <= index < n_ctx:
             raise ValueError(
-                f"position={index} is outside the context: choose one from 0 to {n_ctx - 1}, or negative from the end."
+                f"position={index} is outside the context: choose one from 0 to {n_ctx - 1}, or count from the end, -1 "
+                f"to -{n_ctx}."
             )
 
 
 def position_indices(position: Position, length: int) -> Int[Tensor, "pos"]:
-    """The positions, the same for every word, as indices into a word of `length` tokens.
+    """Positions that are the same for every word, as indices into a word of `length` tokens.
 
     Raises:
-        ValueError: if one is outside the word, or there is none.
+        ValueError: if one is outside the word, or there are none.
     """
     if position is None or isinstance(position, slice):
         indices = torch.arange(length)[position or slice(None)]
@@ -46,21 +53,51 @@ def position_indices(position: Position, length: int) -> Int[Tensor, "pos"]:
     return indices
 
 
-def at_positions(
-    change: Callable[[Tensor, Tensor], Tensor], position: Position, belief: Float[Tensor, "*batch state"]
-) -> Callable[[Tensor], Tensor]:
-    """`change(activation, belief)` at some positions of each word, as a function of the site's whole activation.
+@contextmanager
+def writing(
+    model: HookedModel,
+    changes: Mapping[str, Change],
+    position: Position = None,
+    belief: Float[Tensor, "*batch state"] | None = None,
+) -> Iterator[None]:
+    """Run the model with a change made at some positions of one or several sites: the one act of writing a belief.
+
+    Gradients flow, also to a `belief` that requires them. At the end these hooks, and only these, are removed, even
+    after an exception; the model's mode does not change.
 
     Args:
-        change: From activations `[word, pos, d_model]` at the edited positions and the beliefs `[word, pos, state]`
-            to be written there, to new activations.
-        position: Which positions.
-        belief: `[state]` for all words alike, `[word, state]` for each its own, or `[word, pos, state]`, its
-            positions the edited ones.
+        model: The model to edit.
+        changes: For each site, a function from the activations `[word, pos, d_model]` at the edited positions and the
+            beliefs `[word, pos, state]` to write there, to new activations.
+        position: Which positions: one, several, a slice or all (`None`), the same for every word; an integer tensor
+            `[word, pos]`, different for each word; or a boolean tensor that marks them along whole words.
+        belief: `[state]` for all words, `[word, state]` for each word, or `[word, pos, state]` for each edited
+            position; `None` if the changes ignore it.
 
-    Returns:
-        A function from `[word, pos, d_model]` to as many new activations. It raises `ValueError` if positions or
-        beliefs do not fit the batch it is given.
+    Raises:
+        KeyError: if the model lacks a site.
+        ValueError: if a position is outside the model's context; during the forward pass, if positions or beliefs do
+            not fit the batch, or a change returns another shape.
+
+    Example:
+        >>> from msp_lens.models.build import ModelConfig, build_model
+        >>> model, tokens = build_model(ModelConfig(d_vocab=3)), torch.zeros(1, 5, dtype=torch.int64)
+        >>> with writing(model, {"blocks.0.hook_resid_post": lambda h, belief: h + 1}, position=2):
+        ...     edited = model(tokens)
+        >>> (edited != model(tokens)).any(dim=-1).tolist()
+        [[False, False, True, True, True]]
+    """
+    check_position(position, context_length(model))
+    with editing(model, {site: at_positions(change, position, belief) for site, change in changes.items()}):
+        yield
+
+
+def at_positions(
+    change: Change, position: Position, belief: Float[Tensor, "*batch state"] | None
+) -> Callable[[Tensor], Tensor]:
+    """One change of `writing`, as a function of the site's whole activation `[word, pos, d_model]`.
+
+    It raises `ValueError` if positions or beliefs do not fit the batch that it is given.
     """
 
     def edited(activation: Float[Tensor, "word pos d_model"]) -> Float[Tensor, "word pos d_model"]:
@@ -96,12 +133,14 @@ def _grid(position: Position, n_words: int, length: int) -> Int[Tensor, "word po
     return position % length
 
 
-def _spread(belief: Float[Tensor, "*batch state"], n_words: int, n_positions: int) -> Float[Tensor, "word pos state"]:
-    # [state] and [word, state] gain the axes they lack.
+def _spread(belief: Float[Tensor, "*batch state"] | None, n_words: int, n_positions: int) -> Tensor | None:
+    """The beliefs as `[word, pos, state]`."""
+    if belief is None:
+        return None
     shaped = belief if belief.ndim == 3 else belief.reshape(-1, 1, belief.shape[-1])
     if shaped.shape[0] not in (1, n_words) or shaped.shape[1] not in (1, n_positions):
         raise ValueError(
             f"Beliefs of shape {tuple(belief.shape)} do not fit a batch of {n_words} words and {n_positions} edited "
-            "positions: give [state], [batch, state] or [batch, pos, state]."
+            "positions: give [state], [word, state] or [word, pos, state]."
         )
     return shaped.expand(n_words, n_positions, -1)

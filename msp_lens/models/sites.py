@@ -29,25 +29,11 @@ from torch import Tensor
 # group to concatenate; a mapping of names to groups; None, the residual stream.
 Sites: TypeAlias = str | Callable[[str], bool] | Sequence[Any] | Mapping[str, Any] | None
 
-ALL = "all"
-
-_LABELS = (
-    (r"hook_(embed|pos_embed)", "{0}"),
-    (r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", "{0}_{1}"),
-    (r"blocks\.(\d+)\.hook_(attn_out|mlp_out)", "{0}_{1}"),
-    (r"blocks\.(\d+)\.attn\.hook_([qkvz])", "{0}_{1}"),
-    (r"blocks\.(\d+)\.attn\.hook_z\[(\d+)\]", "L{0}H{1}"),
-    (r"ln_final\..*", "ln_final"),
-)
-# A bridge's `ln_final.hook_normalized` is off the path to the logits; its `hook_out` is on it.
-_FINAL = ("ln_final.hook_out", "ln_final.hook_normalized")
-# What an "all" takes of each layer, in the order of the forward pass.
+# What "all" takes of each layer, in the order of the forward pass.
 _PARTS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
-# [batch, head, query, key]: no activation of a position, though it may have the shape of one.
+# [batch, head, query, key]: not the activation of a position, though it may have the shape of one.
 _ATTENTION = re.compile(r".*hook_(pattern|attn_scores)")
-_GLOB = re.compile(r"[*?\[]")
 _HEAD = re.compile(r"(.+)\[(\d+|\*)\]")
-_HEAD_LABELS = re.compile(r"L[\d*?\[\]-]+H.*")
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,7 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> Site:
-        """The site of a full name; labels and globs are `SiteIndex.find`'s."""
+        """The site of a full name; `SiteIndex.find` resolves labels and globs."""
         found = _HEAD.fullmatch(name)
         return cls(found[1], int(found[2])) if found and found[2].isdigit() else cls(name)
 
@@ -87,7 +73,7 @@ class Site:
         """The site's features in its hook's activation: the head's, or those of all heads side by side. Not copied.
 
         Raises:
-            ValueError: if the activation is not `[batch, pos, feature]`, nor `[batch, pos, head, feature]`, or has
+            ValueError: if the activation is neither `[batch, pos, feature]` nor `[batch, pos, head, feature]`, or has
                 no such head.
         """
         shape = tuple(activation.shape)
@@ -104,7 +90,7 @@ class Site:
         return activation[:, :, self.head]
 
     def put(self, activation: Tensor, features: Float[Tensor, "batch pos feature"]) -> Tensor:
-        """The hook's activation with the site's features replaced; the given one stays as it is."""
+        """A new activation of the hook, with the site's features replaced."""
         if self.head is None:
             return features.reshape(activation.shape)
         result = activation.clone()
@@ -113,27 +99,35 @@ class Site:
 
 
 def site_label(name: str) -> str:
-    """A site's short label, in TransformerLens's style; its name where there is none.
+    """A site's short label, in TransformerLens's style; the name itself if it has no label.
 
     Example:
         >>> [site_label(name) for name in ("blocks.2.hook_resid_post", "ln_final.hook_out", "hook_embed")]
         ['2_post', 'ln_final', 'embed']
     """
-    for pattern, label in _LABELS:
+    labels = (
+        (r"hook_(embed|pos_embed)", "{0}"),
+        (r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", "{0}_{1}"),
+        (r"blocks\.(\d+)\.hook_(attn_out|mlp_out)", "{0}_{1}"),
+        (r"blocks\.(\d+)\.attn\.hook_([qkvz])", "{0}_{1}"),
+        (r"blocks\.(\d+)\.attn\.hook_z\[(\d+)\]", "L{0}H{1}"),
+        (r"ln_final\..*", "ln_final"),
+    )
+    for pattern, label in labels:
         if found := re.fullmatch(pattern, name):
             return label.format(*found.groups())
     return name
 
 
 class SiteIndex:
-    """The sites that a model, or a cache, offers, by name, label and pattern.
+    """The sites of a model, or of a cache, by name, label and pattern.
 
     Args:
-        places: Name to whatever tells its place from others. A bridge has several names for one hook point: they
-            have one place.
-        n_heads: Heads of a layer, if that is known.
+        places: Each name's place, as any value that tells places apart. A bridge has several names for one hook point;
+            these share a place.
+        n_heads: Heads in a layer, if known.
         normalizes: Whether there is a final LayerNorm that does anything.
-        of: What offers them, for messages.
+        of: Whose sites they are, for messages.
     """
 
     def __init__(
@@ -148,22 +142,23 @@ class SiteIndex:
         self.n_heads = n_heads
         self.of = of
         self._places = dict(places)
-        final = next((name for name in _FINAL if name in places), None)
+        # A bridge's `ln_final.hook_normalized` is off the path to the logits; its `hook_out` is on it.
+        final = next((name for name in ("ln_final.hook_out", "ln_final.hook_normalized") if name in places), None)
         self._final = [final] if final and normalizes else []
         self._layers = sorted({int(found[1]) for name in places if (found := re.match(r"blocks\.(\d+)\.", name))})
-        labelled = {site_label(name): name for name in self.names if not name.startswith("ln_final.")}
-        labelled |= {"ln_final": final} if final else {}
-        self.labels = {label: name for label, name in labelled.items() if label != name}
-        self.aliases = {}
-        if posts := [name for name in self.names if name.endswith("hook_resid_post")]:
-            self.aliases["final_post"] = posts[-1]
+        labeled = {site_label(name): name for name in self.names if not name.startswith("ln_final.")}
+        labeled |= {"ln_final": final} if final else {}
+        self.labels = {label: name for label, name in labeled.items() if label != name}
+        self._label_of = {name: label for label, name in self.labels.items()}
+        posts = [name for name in self.names if name.endswith("hook_resid_post")]
+        self.aliases = {"final_post": posts[-1]} if posts else {}
 
     @property
     def residual(self) -> tuple[str, ...]:
-        """The residual stream before the first layer, after each, and after the final LayerNorm.
+        """The residual stream before the first layer, after each layer, and after the final LayerNorm.
 
         Raises:
-            ValueError: if there are no residual-stream hooks at all.
+            ValueError: if there are no residual-stream hooks.
         """
         blocks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in self._layers)]
         sites = [name for name in blocks if name in self._places] + self._final
@@ -178,40 +173,45 @@ class SiteIndex:
     def all(self) -> tuple[str, ...]:
         """The residual stream and what each sublayer adds to it, in the order of the forward pass.
 
-        Each layer's `hook_resid_pre` but the first's is left out: it is the `hook_resid_post` of the layer below.
+        Only the first layer's `hook_resid_pre` is among them: a later layer's is the `hook_resid_post` of the layer
+        before.
         """
         parts = [f"blocks.{layer}.{part}" for layer in self._layers for part in _PARTS[bool(layer) :]]
         return tuple([name for name in parts if name in self._places] + self._final) or self.residual
 
     def find(self, sites: Sites) -> tuple[str, ...]:
-        """The full names of all the sites asked for, groups included, each once.
+        """The full names of all requested sites, including those of groups, each once.
 
         Raises:
-            KeyError: if there is no such site; the message lists those like it.
-            ValueError: if a site is named twice in one sequence, or none is.
-            TypeError: if something in `sites` is no name, function, sequence or mapping.
+            KeyError: if there is no such site; the message lists similar ones.
+            ValueError: if a site is named twice in one sequence, or no site is named.
+            TypeError: if something in `sites` is not a name, function, sequence or mapping.
         """
         return tuple(dict.fromkeys(name for group in self.groups(sites).values() for name in group))
 
     def groups(self, sites: Sites) -> dict[str, tuple[str, ...]]:
-        """What to read together: label to sites. A site by itself is a group of one.
+        """Which sites to read together, by label. A single site is a group of one.
 
         Args:
-            sites: As for `find`. In a sequence, a sequence within is a group, labelled `"1_post+2_post"`; in a
+            sites: As for `find`. In a sequence, a sequence within is a group, labeled `"1_post+2_post"`; in a
                 mapping, each value is a group under its key.
 
         Raises:
             KeyError, ValueError, TypeError: as for `find`.
         """
         if isinstance(sites, Mapping):
-            groups = {str(label): self._flat(members, sites) for label, members in sites.items()}
-        elif sites is None or isinstance(sites, str) or callable(sites) or not isinstance(sites, Sequence):
-            groups = _alone(self._flat(sites, sites))
+            groups = {str(label): self._members(members, sites) for label, members in sites.items()}
         else:
-            together = [item for item in sites if _is_group(item)]
-            groups = _alone(self._flat([item for item in sites if not _is_group(item)], sites, or_none=bool(together)))
+            items = _items(sites)
+            together = [item for item in items if _is_group(item)]
+            alone = [item for item in items if not _is_group(item)]
+            groups: dict[str, tuple[str, ...]] = {}
+            for name in self._members(alone, sites) if alone or not together else ():
+                label = site_label(name)
+                # Two names with one label keep their names.
+                groups[label if label not in groups else name] = (name,)
             for item in together:
-                members = self._flat(item, sites)
+                members = self._members(item, sites)
                 label = "+".join(site_label(name) for name in members)
                 if label in groups:
                     raise ValueError(f"sites={_shown(sites)}: {label} is asked for twice; name it once.")
@@ -220,30 +220,28 @@ class SiteIndex:
             raise ValueError(f"sites={_shown(sites)}: name at least one site, and none twice.")
         return groups
 
-    def _flat(self, sites: Any, whole: Any, *, or_none: bool = False) -> tuple[str, ...]:
-        """One sequence of sites, in the order given; patterns add those that are not there yet."""
-        items = sites if _is_group(sites) else [sites]
+    def _members(self, sites: Any, whole: Any) -> tuple[str, ...]:
+        """The sites of one group, in the order given; a pattern adds those that are not named in full."""
         found: dict[str, None] = {}
         exact: list[str] = []
-        for item in items:
-            if isinstance(item, str) and item != ALL and (name := self._exact(item)):
+        for item in _items(sites):
+            if isinstance(item, str) and item != "all" and (name := self._exact(item)):
                 exact.append(name)
                 found[name] = None
             else:
                 found |= dict.fromkeys(self._matching(item))
-        places = [self._place_of(name) for name in exact]
-        if (not found and not or_none) or len(set(places)) != len(places):
+        named = [self._place_of(name) for name in exact]
+        if not found or len(set(named)) != len(named):
             raise ValueError(f"sites={_shown(whole)}: name at least one site, and none twice.")
         for name in found:
             if _ATTENTION.fullmatch(name):
                 raise ValueError(
-                    f"{name} holds [batch, head, query, key], no activation of a position: choose another site."
+                    f"{name} holds [batch, head, query, key], not an activation at a position: choose another site."
                 )
-        named = set(places)
         return tuple(name for name in found if name in exact or self._place_of(name) not in named)
 
     def site(self, spelling: str) -> Site:
-        """The one site of a name or label.
+        """The site with this name or label.
 
         Raises:
             KeyError: if there is no such site, or the spelling is a pattern.
@@ -251,13 +249,13 @@ class SiteIndex:
         name = self._exact(spelling)
         if name is None:
             raise KeyError(f"{spelling!r} is a pattern: name one site, e.g. {self._matching(spelling)[0]!r}.")
-        return Site(name) if name in self._places else Site.parse(name)
+        return self._parsed(name)
 
     def _exact(self, spelling: str) -> str | None:
-        """The full name of a name or label; `None` for a pattern.
+        """The full name for a name or label; `None` for a pattern.
 
         Raises:
-            KeyError: if it is neither, nor a pattern.
+            KeyError: if it is none of these.
         """
         if spelling in self._places:
             return spelling
@@ -270,21 +268,21 @@ class SiteIndex:
             if (n_heads := self._heads(hook)) is not None and site.head >= n_heads:
                 raise KeyError(f"{self.of} has no site {spelling!r}: {hook} has heads 0 to {n_heads - 1}.")
             return Site(hook, site.head).name
-        if _GLOB.search(spelling):
+        if re.search(r"[*?\[]", spelling):
             return None
         raise KeyError(
             f"{self.of} has no site {spelling!r}{self._near(spelling)}. Its residual sites are "
             f"{_listed(self.labels, 40)}, and its hooks {_listed(self.names)}."
         )
 
-    def _matching(self, pattern: Any) -> list[str]:
-        """The sites of a glob, a function or `"all"`: in the order of the forward pass, each place once."""
+    def _matching(self, pattern: Any) -> Sequence[str]:
+        """The sites that a glob, a function or `"all"` selects: in the order of the forward pass, each place once."""
         if pattern is None:
-            return list(self.residual)
-        if pattern == ALL:
-            return list(self.all)
+            return self.residual
+        if pattern == "all":
+            return self.all
         if callable(pattern):
-            matched = self._once([name for name in self.names if pattern(name)])
+            matched = self._once(name for name in self.names if pattern(name))
         elif isinstance(pattern, str):
             matched = self._globbed(pattern)
         else:
@@ -293,21 +291,20 @@ class SiteIndex:
                 "name, or one level of sequences of them."
             )
         if not matched:
-            shown = repr(pattern) if isinstance(pattern, str) else "that function"
-            near = self._near(pattern) if isinstance(pattern, str) else ""
-            raise KeyError(f"{self.of} has no site that matches {shown}{near}. Its hooks are {_listed(self.names)}.")
+            shown = f"{pattern!r}{self._near(pattern)}" if isinstance(pattern, str) else "that function"
+            raise KeyError(f"{self.of} has no site that matches {shown}. Its hooks are {_listed(self.names)}.")
         return matched
 
     def _globbed(self, pattern: str) -> list[str]:
         in_brackets = _HEAD.fullmatch(pattern)
-        by_label = _HEAD_LABELS.fullmatch(pattern) is not None
+        by_label = re.fullmatch(r"L[\d*?\[\]-]+H.*", pattern) is not None
         if not in_brackets and not by_label:
             # "*_post" means the labels, not a layer's mlp.hook_post.
-            by_name = [name for name in self.names if fnmatchcase(name, pattern)]
-            return self._once([name for name in self.names if fnmatchcase(self._label(name), pattern)] or by_name)
+            labeled = [name for name in self.names if fnmatchcase(self._label_of.get(name, ""), pattern)]
+            return self._once(labeled or [name for name in self.names if fnmatchcase(name, pattern)])
         hooks = in_brackets[1] if in_brackets and not by_label else "blocks.*.attn.hook_z"
         heads = []
-        for hook in self._once([name for name in self.names if fnmatchcase(name, hooks)]):
+        for hook in self._once(name for name in self.names if fnmatchcase(name, hooks)):
             n_heads = self._heads(hook)
             if n_heads is None:
                 raise ValueError(
@@ -319,25 +316,23 @@ class SiteIndex:
             return [site.name for site in heads if fnmatchcase(site.label, pattern)]
         return [site.name for site in heads if in_brackets and in_brackets[2] in ("*", str(site.head))]
 
-    def _label(self, name: str) -> str:
-        """A name's label, where it is the one so labelled; else nothing."""
-        label = site_label(name)
-        return label if self.labels.get(label) == name else ""
-
     def _heads(self, hook: str) -> int | None:
-        # Keys and values may have fewer heads than queries; the activation itself will tell.
+        # Keys and values may have fewer heads than queries; the activation will show how many.
         return None if hook.endswith(("hook_k", "hook_v")) else self.n_heads
 
+    def _parsed(self, name: str) -> Site:
+        return Site(name) if name in self._places else Site.parse(name)
+
     def _place_of(self, name: str) -> tuple[Hashable, int | None]:
-        site = Site.parse(name) if name not in self._places else Site(name)
+        site = self._parsed(name)
         return self._places[site.hook], site.head
 
     def _once(self, names: Iterable[str]) -> list[str]:
-        """One name for each place: the labelled one of twins, else the first."""
+        """One name for each place: the one with a label, else the first."""
         kept: dict[Hashable, str] = {}
         for name in names:
             twin = kept.setdefault(self._places[name], name)
-            if self._label(name) and not self._label(twin):
+            if name in self._label_of and twin not in self._label_of:
                 kept[self._places[name]] = name
         return sorted(kept.values(), key=self.names.index)
 
@@ -346,21 +341,16 @@ class SiteIndex:
         return f"; near ones are {', '.join(near)}" if near else ""
 
 
-def _alone(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Each site by itself; two names of one label keep their names."""
-    groups: dict[str, tuple[str, ...]] = {}
-    for name in names:
-        label = site_label(name)
-        groups[label if label not in groups else name] = (name,)
-    return groups
-
-
 def _is_group(item: Any) -> bool:
     return isinstance(item, Sequence) and not isinstance(item, str)
 
 
+def _items(sites: Any) -> list[Any]:
+    return list(sites) if _is_group(sites) else [sites]
+
+
 def _order(name: str) -> tuple[float, int]:
-    """Sorts names in the order of the forward pass, as far as a name tells."""
+    """Sorts names in the order of the forward pass, as far as the names show it."""
     if name in ("hook_embed", "hook_pos_embed"):
         return -1.0, 0
     found = re.match(r"blocks\.(\d+)\.(.*)", name)
@@ -373,7 +363,7 @@ def _order(name: str) -> tuple[float, int]:
 
 
 def _shown(sites: Any) -> str:
-    return repr(list(sites) if isinstance(sites, Sequence) and not isinstance(sites, str) else sites)
+    return repr(list(sites) if _is_group(sites) else sites)
 
 
 def _listed(names: Iterable[str], limit: int = 12) -> str:

@@ -34,19 +34,20 @@ def main():
     positions = list(range(10))
     measured(
         f"full table: 6 sites × 10 positions × {len(EDITS)} edits, 1,000 words",
-        lambda: msp.intervene(model, process, probes=report, positions=positions, edits=list(EDITS), n=1000),
+        lambda: msp.intervene(model, process, probes=report, positions=positions, edits=list(EDITS), n_words=1000),
     )
     measured(
         "default table: 6 sites × 10 positions × 7 edits, 1,000 words",
-        lambda: msp.intervene(model, process, probes=report, positions=positions, n=1000),
+        lambda: msp.intervene(model, process, probes=report, positions=positions, n_words=1000),
     )
-    measured("persistence: 6 sites, 1,000 words", lambda: msp.persistence(model, process, probes=report, n=1000))
+    measured("persistence: 6 sites, 1,000 words", lambda: msp.persistence(model, process, probes=report, n_words=1000))
     measured("necessity: 6 sites and all, up to 2,000 words", lambda: msp.necessity(model, process, probes=report))
     measured(
         "Bayes consistency: 6 sites, up to 20,000 words", lambda: msp.bayes_consistency(model, process, probes=report)
     )
     measured(
-        "unembedding: 6 sites, up to 20,000 words", lambda: msp.prediction_consistency(model, process, probes=report)
+        "prediction consistency: 6 sites, up to 20,000 words",
+        lambda: msp.prediction_consistency(model, process, probes=report),
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

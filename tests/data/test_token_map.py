@@ -140,7 +140,7 @@ def test_the_tokenizers_own_bos():
     assert TokenMap.from_tokenizer(LikeTransformers(), [" a", " b"], bos=True).bos == 9
     with pytest.raises(ValueError, match="no bos_token_id"):
         TokenMap.from_tokenizer(LikeTiktoken(), [" a", " b"], bos=True)
-    with pytest.raises(TypeError, match="no tokenizer"):
+    with pytest.raises(TypeError, match="tokenizer is a object"):
         TokenMap.from_tokenizer(object(), [" a"])
 
 

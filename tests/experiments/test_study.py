@@ -61,7 +61,7 @@ def test_results_can_be_loaded_and_agree(study):
         assert findings[name] == found.to_dict()
         assert {row["site"] for row in findings[name]["results"]} >= {"0_pre", "0_post", "1_post", "ln_final"}
         assert found.title in repr(study)
-    again = msp.necessity(loaded.model, loaded.process, probes=again, max_words=500).to_dataframe()
+    again = msp.necessity(loaded.model, loaded.process, probes=again, n_words=500).to_dataframe()
     assert again["regret"].tolist() == pytest.approx(study.necessity.to_dataframe()["regret"].tolist(), rel=1e-4)
 
     config = json.loads((study.folder / "config.json").read_text())

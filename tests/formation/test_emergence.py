@@ -50,7 +50,7 @@ def test_each_row_is_what_probing_that_checkpoint_gives(run, found, mess3):
 def test_recoveries_are_those_of_the_experiment(run, found, mess3):
     last = msp.saved_checkpoints(run)[-1].load().model
     report = msp.probe(last, mess3, progress=False)
-    expected = msp.intervene(last, mess3, probes=report, edits="steer", n=200)
+    expected = msp.intervene(last, mess3, probes=report, edits="steer", n_words=200)
     rows = found.to_dataframe().query("step == 60").set_index("site")
     for edit in ("steer", "placebo", "donor"):
         assert rows.loc["1_post", edit] == pytest.approx(expected.select(site="1_post", edit=edit).recovery, rel=1e-6)

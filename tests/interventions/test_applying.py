@@ -197,7 +197,7 @@ class TestAfterAnException:
 
         for experiment in (msp.intervene, msp.persistence):
             with pytest.raises(ZeroDivisionError):
-                experiment(random_model, mess3, probes=random_report, edits={"fails": fails}, n=10)
+                experiment(random_model, mess3, probes=random_report, edits={"fails": fails}, n_words=10)
 
     def test_in_training_mode(self, random_model, random_report, mess3):
         def fails(probe, material):
@@ -205,7 +205,7 @@ class TestAfterAnException:
 
         random_model.train()
         with pytest.raises(ZeroDivisionError):
-            msp.intervene(random_model, mess3, probes=random_report, edits={"fails": fails}, n=10)
+            msp.intervene(random_model, mess3, probes=random_report, edits={"fails": fails}, n_words=10)
         assert all(module.training for module in random_model.modules())
 
 

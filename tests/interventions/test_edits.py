@@ -180,7 +180,7 @@ def test_placebos_are_as_long_as_the_edit(made, target):
 
 def test_a_site_that_is_all_belief_has_no_direction_off_it():
     probe, *_ = made_probe(width=4, n_states=3)
-    with pytest.raises(ValueError, match="fill all 4 dimensions"):
+    with pytest.raises(ValueError, match="span all 4 dimensions"):
         edits.placebo_off_belief(edits.steer(probe), generator=torch.Generator())
 
 
@@ -217,6 +217,20 @@ def test_edits_need_what_they_are_solved_from(made):
     for needy in (edits.erase, edits.keep_only, edits.covariance_shift):
         with pytest.raises(ValueError, match="has no moments"):
             needy(probe)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_keep_their_dtype(made, target, dtype):
+    probe, rows, *_ = made
+    generator = torch.Generator().manual_seed(0)
+    for make in (edits.steer, edits.patch, edits.pseudo_inverse_shift, edits.covariance_shift, edits.erase):
+        edit = make(probe)
+        exact = edit(rows, target)
+        for _ in range(2):
+            result = edit(rows.to(dtype), target)
+            assert result.dtype == dtype
+            torch.testing.assert_close(result.double(), exact, atol=20 * torch.finfo(dtype).eps, rtol=0)
+    assert edits.placebo(edits.steer(probe), generator=generator)(rows.to(dtype), target).dtype == dtype
 
 
 def test_saved_probes_edit_alike(random_report, tmp_path):

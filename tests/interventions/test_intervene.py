@@ -1,5 +1,7 @@
+import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def kl_to(process, belief, log_predicted):
 
 def test_no_edit_and_donor_are_what_they_say(random_model, random_report, mess3):
     """Against runs of the plain model: nothing edited, and the targets' own words."""
-    results = msp.intervene(random_model, mess3, probes=random_report, positions=3, n=200, seed=4)
+    results = msp.intervene(random_model, mess3, probes=random_report, positions=3, n_words=200, seed=4)
     generator = torch.Generator().manual_seed(4)
     words, targets = (mess3.sample(200, 4, generator=generator) for _ in range(2))
 
@@ -56,7 +58,7 @@ def test_an_edits_row_is_that_of_its_context(random_model, random_report, mess3)
     belief = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
     probes = [random_report["ln_final"], random_report["0_post"]]
     results = msp.intervene(
-        random_model, mess3, probes=probes, positions=2, edits=chosen, targets=belief, strengths=(0.5, 1.0), n=50
+        random_model, mess3, probes=probes, positions=2, edits=chosen, targets=belief, strengths=(0.5, 1.0), n_words=50
     )
     words = mess3.sample(50, 3, generator=torch.Generator().manual_seed(0))
     actual = msp.filter_beliefs(mess3, words)[:, -1]
@@ -99,7 +101,7 @@ def test_batches_make_no_difference(random_model, random_report, mess3):
                 probes=[random_report["0_post"], random_report["ln_final"]],
                 positions=3,
                 edits=chosen,
-                n=12,
+                n_words=12,
                 batch_size=batch_size,
                 **options,
             )
@@ -118,7 +120,14 @@ def test_batches_make_no_difference(random_model, random_report, mess3):
 
 def test_all_sites_at_once_is_their_edits_nested(random_model, random_report, mess3):
     results = msp.intervene(
-        random_model, mess3, probes=random_report, positions=3, edits=["steer"], targets="vertex", together=True, n=40
+        random_model,
+        mess3,
+        probes=random_report,
+        positions=3,
+        edits=["steer"],
+        targets="vertex",
+        together=True,
+        n_words=40,
     )
     generator = torch.Generator().manual_seed(0)
     words = mess3.sample(40, 4, generator=generator)
@@ -142,7 +151,7 @@ def test_random_weights_show_no_recovery_beyond_their_placebo(mess3):
         model = msp.build_model(config, seed=seed)
         report = msp.probe(model, mess3, sites=["0_post", "1_post"], progress=False, n_folds=2)
         assert report["1_post"].scores.in_sample.r2 > 0.7
-        results = msp.intervene(model, mess3, probes=report, positions=4, n=200)
+        results = msp.intervene(model, mess3, probes=report, positions=4, n_words=200)
         assert results.to_dataframe()["above_placebo"].isna().all()
         assert "it does not act on the belief" in " ".join(results.summary())
         beyond.append(
@@ -160,17 +169,17 @@ def test_results_are_reproducible_and_leave_the_model_alone(
     random_model, random_report, mess3, untouched, global_state
 ):
     probes = random_report["0_post"]
-    first, again = (msp.intervene(random_model, mess3, probes=probes, n=50, seed=1) for _ in range(2))
+    first, again = (msp.intervene(random_model, mess3, probes=probes, n_words=50, seed=1) for _ in range(2))
     assert first.to_dict() == again.to_dict()
-    other = msp.intervene(random_model, mess3, probes=probes, n=50, seed=2)
+    other = msp.intervene(random_model, mess3, probes=probes, n_words=50, seed=2)
     assert other.to_dict() != first.to_dict()
     random_model.train()
-    msp.intervene(random_model, mess3, probes=probes, n=10)
+    msp.intervene(random_model, mess3, probes=probes, n_words=10)
     assert all(module.training for module in random_model.modules())
 
 
 def test_tables_maps_and_figures(random_model, random_report, mess3):
-    results = msp.intervene(random_model, mess3, probes=random_report, positions=[1, -1], n=20)
+    results = msp.intervene(random_model, mess3, probes=random_report, positions=[1, -1], n_words=20)
     table = results.to_dataframe()
     assert len(table) == 4 * 2 * 7
     assert sorted(table["position"].unique()) == [1, 4]
@@ -193,12 +202,41 @@ def test_tables_maps_and_figures(random_model, random_report, mess3):
     with pytest.raises(KeyError, match="2 results for edit='steer', site='1_post'"):
         results.curve("steer", site="1_post")
     assert len(results.plot(position=4).axes[0].patches) == 4 * 7
-    assert results.plot_map("steer").axes[0].get_title() == "steer: recovery"
-    assert results.plot_strengths(site="0_post", position=1).axes[0].lines
+    assert results.plot.map("steer").axes[0].get_title() == "steer: recovery"
+    assert results.plot.strengths(site="0_post", position=1).axes[0].lines
     # Many edits stand one below the other.
-    many = msp.intervene(random_model, mess3, probes=random_report["0_post"], edits=list(EDITS), n=5)
+    many = msp.intervene(random_model, mess3, probes=random_report["0_post"], edits=list(EDITS), n_words=5)
     assert "donor belief" in repr(many)
     assert list(many._display().index) == list(EDITS)
+
+
+def test_a_report_survives_json(random_model, random_report, mess3):
+    """Undefined numbers, display and pictures included."""
+    found = msp.intervene(random_model, mess3, probes=random_report, strengths=(0.5, 1.0), n_words=20)
+    assert found.table["displacement"].isna().any()
+    again = msp.InterventionReport.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    pd.testing.assert_frame_equal(again.table, found.table)
+    assert again.to_dict() == found.to_dict()
+    assert repr(again) == repr(found)
+    assert again._repr_html_() == found._repr_html_()
+    assert len(again.plot().axes[0].patches) == len(found.plot().axes[0].patches) == 4 * 7
+
+
+def test_edits_made_only_in_part_are_shown_too(random_model, random_report, mess3):
+    found = msp.intervene(random_model, mess3, probes=random_report["0_post"], edits="steer", strengths=0.5, n_words=20)
+    assert found.select(site="0_post", edit="steer").strength == 0.5
+    assert found.select(site="0_post", edit="donor", strength=1.0).n == 20
+    assert "donor" in found.summary()[0]
+
+
+def test_a_dataset_stands_for_its_process_and_the_length_of_its_words(random_model, random_report, mess3):
+    dataset = msp.all_words(mess3, 4)
+    found = msp.intervene(random_model, dataset, probes=random_report["0_post"], n_words=20)
+    by_process = msp.intervene(random_model, mess3, probes=random_report["0_post"], positions=3, n_words=20)
+    pd.testing.assert_frame_equal(found.table, by_process.table)
+    lasting = msp.persistence(random_model, dataset, probes=random_report["0_post"], n_words=20)
+    # Three quarters into the words, but no later than the last position but one.
+    assert lasting.provenance["position"] == 2
 
 
 def test_one_target_for_each_kind(random_model, random_report, mess3):
@@ -207,7 +245,7 @@ def test_one_target_for_each_kind(random_model, random_report, mess3):
         mess3,
         probes=random_report["0_post"],
         targets={"certain": [1.0, 0, 0], "changed": msp.interventions.TARGETS["counterfactual"]},
-        n=10,
+        n_words=10,
     )
     assert results.provenance["targets"] == ["certain", "changed"]
     assert results.select(site="0_post", edit="steer", target="certain").n == 10
@@ -220,7 +258,7 @@ def test_bad_requests_are_refused(random_model, random_report, mess3):
 
     refused(ValueError, "position=5 is outside the context", positions=5)
     refused(ValueError, "reads 4 sites", probes=random_report["concatenated"])
-    refused(ValueError, "n=1", n=1)
+    refused(ValueError, "n_words=1: give at least 2", n_words=1)
     refused(ValueError, "probes is empty", probes=[])
     refused(ValueError, "positions=\\[\\]", positions=[])
     refused(KeyError, "No edit 'stear'; there are none, placebo", edits="stear")

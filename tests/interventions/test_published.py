@@ -73,7 +73,11 @@ def test_the_report_makes_the_contrast_plain(results):
 
 def test_one_early_position_does_not_carry_forward_and_the_trajectory_does(published_model, published_report, mess3):
     found = msp.persistence(
-        published_model, mess3, probes=[published_report[site] for site in ("1_post", "3_post")], position=5, n=500
+        published_model,
+        mess3,
+        probes=[published_report[site] for site in ("1_post", "3_post")],
+        position=5,
+        n_words=500,
     )
 
     def kl(edit, edited, after, site="1_post"):
@@ -96,7 +100,7 @@ def test_one_early_position_does_not_carry_forward_and_the_trajectory_does(publi
 
 def test_necessity_and_sufficiency(published_model, published_report, mess3):
     found = msp.necessity(
-        published_model, mess3, probes=[published_report["1_post"], published_report["3_post"]], max_words=1000
+        published_model, mess3, probes=[published_report["1_post"], published_report["3_post"]], n_words=1000
     )
 
     def regret(site, edit):
@@ -116,12 +120,12 @@ def test_necessity_and_sufficiency(published_model, published_report, mess3):
     assert regret("all sites", "keep only") < 0.03
 
 
-def test_commutation_and_the_unembedding(published_model, published_report, mess3):
-    found = msp.bayes_consistency(published_model, mess3, probes=published_report, max_words=2000)
+def test_the_two_consistencies(published_model, published_report, mess3):
+    found = msp.bayes_consistency(published_model, mess3, probes=published_report, n_words=2000)
     late, early = (found.select(site=site, token="all") for site in ("3_post", "0_pre"))
     assert late["skill"] > 0.99
     assert late["update"] < 0.05 * early["update"]
-    implied = msp.prediction_consistency(published_model, mess3, probes=published_report, max_words=2000)
+    implied = msp.prediction_consistency(published_model, mess3, probes=published_report, n_words=2000)
     assert implied.select(site="3_post")["implied_to_model"] < 1e-3
     assert implied.select(site="3_post")["optimal_to_model"] == pytest.approx(9.3e-5, rel=0.2)
     assert implied.select(site="3_post")["average_to_model"] > 0.28

@@ -16,7 +16,7 @@ def trained():
 
 def test_edits_work_at_the_last_layer_and_before(trained):
     process, model, report = trained
-    results = msp.intervene(model, process, probes=report, positions=7, n=500)
+    results = msp.intervene(model, process, probes=report, positions=7, n_words=500)
     for site in ("1_post", "0_post"):
         none, placebo, inverse, steer = (
             results.select(site=site, edit=edit) for edit in ("none", "placebo", "pseudo-inverse", "steer")
@@ -33,14 +33,20 @@ def test_edits_work_at_the_last_layer_and_before(trained):
 def test_moves_in_the_emission_kernel_show_only_later(trained):
     process, model, report = trained
     results = msp.intervene(
-        model, process, probes=report["1_post"], positions=6, targets="emission kernel", edits=["steer", "patch"], n=300
+        model,
+        process,
+        probes=report["1_post"],
+        positions=6,
+        targets="emission kernel",
+        edits=["steer", "patch"],
+        n_words=300,
     )
     for edit in ("steer", "patch"):
         row = results.select(site="1_post", edit=edit)
         # Target and actual belief have one optimum; the model keeps saying it.
         assert row.kl_to_target == pytest.approx(row.kl_to_actual, abs=1e-9)
         assert row.kl_to_target < 0.05
-    found = msp.persistence(model, process, probes=report, position=6, target="emission kernel", n=300)
+    found = msp.persistence(model, process, probes=report, position=6, target="emission kernel", n_words=300)
 
     def row(edit, after, site="1_post", edited="trajectory"):
         return found.select(site=site, edit=edit, edited=edited, after=after)

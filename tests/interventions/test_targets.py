@@ -128,7 +128,7 @@ def test_targets_by_name():
         resolve_targets("verteks")
     with pytest.raises(ValueError, match="targets is empty"):
         resolve_targets([])
-    with pytest.raises(ValueError, match="back=4: words of 3 tokens"):
+    with pytest.raises(ValueError, match=r"back=4: give 1 \(the last token\) to 3"):
         counterfactual(msp.mess3(), msp.mess3().sample(4, 3, seed=0), generator(), back=4)
     with pytest.raises(ValueError, match="None of the 4 words stays possible"):
         counterfactual(msp.golden_mean(p=1.0), torch.tensor([[1, 0, 1]] * 4), generator())

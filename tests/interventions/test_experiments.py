@@ -1,4 +1,4 @@
-"""Persistence, necessity, commutation and the unembedding against computations by hand; their tables and pictures."""
+"""Persistence, necessity and the two consistencies against computations by hand; their tables and pictures."""
 
 import json
 
@@ -11,7 +11,7 @@ from transformer_lens.hook_points import HookPoint
 import msp_lens as msp
 from msp_lens import interventions as edits
 from msp_lens.beliefs import continuations, filter_from, nearest_distribution
-from msp_lens.interventions import Findings
+from msp_lens.interventions import InterventionReport
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,13 @@ def activations(model, dataset, probe):
 def test_persistence_by_hand(random_model, random_report, mess3):
     probe = random_report["0_post"]
     found = msp.persistence(
-        random_model, mess3, probes=probe, position=2, edits=["steer", "patch"], target={"mine": [0.1, 0.2, 0.7]}, n=20
+        random_model,
+        mess3,
+        probes=probe,
+        position=2,
+        edits=["steer", "patch"],
+        target={"mine": [0.1, 0.2, 0.7]},
+        n_words=20,
     )
     # The same draws again, in the same order.
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +61,9 @@ def test_persistence_where_tokens_rule_the_actual_belief_out():
     process = msp.z1r()
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5))
     report = msp.probe(model, process, progress=False)
-    found = msp.persistence(model, process, probes=report, position=2, n=50, edits=list(edits.EDITS)).to_dataframe()
+    found = msp.persistence(
+        model, process, probes=report, position=2, n_words=50, edits=list(edits.EDITS)
+    ).to_dataframe()
     assert found[["kl_to_target", "kl_to_actual"]].notna().all().all()
 
 
@@ -78,7 +86,7 @@ def test_necessity_by_hand(random_model, random_report, mess3, dataset):
     assert found.select(site="1_post", edit="erase random")["spread"] > 0
 
 
-def test_commutation_by_hand(random_model, random_report, mess3, dataset):
+def test_bayes_consistency_by_hand(random_model, random_report, mess3, dataset):
     found = msp.bayes_consistency(random_model, dataset, probes=random_report)
     probe = random_report["1_post"]
     read = nearest_distribution(probe.predict(activations(random_model, dataset, probe)[0]).double())
@@ -129,7 +137,7 @@ def test_the_true_beliefs_commute(mess3, dataset):
     assert row["implied_to_model"] < 1e-9
     assert row["optimal_to_model"] < 1e-9
     # It acts on what is written, whichever way: there is nothing in it but the belief.
-    results = msp.intervene(model, mess3, probes=report["hook_beliefs"], positions=3, n=50)
+    results = msp.intervene(model, mess3, probes=report["hook_beliefs"], positions=3, n_words=50)
     for edit in ("steer", "patch", "pseudo-inverse", "donor"):
         assert results.select(site="hook_beliefs", edit=edit).recovery == pytest.approx(1, abs=1e-6)
     assert results.select(site="hook_beliefs", edit="steer").above_placebo == pytest.approx(1, abs=1e-6)
@@ -185,7 +193,7 @@ def test_a_belief_that_never_changes_cannot_be_erased():
     assert "No belief read moves" in found.summary()[0]
 
 
-def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
+def test_prediction_consistency_by_hand(random_model, random_report, mess3, dataset):
     probe = random_report["0_post"]
     values, logits = activations(random_model, dataset, probe)
     log_predicted = logits.double().log_softmax(-1)
@@ -203,15 +211,15 @@ def test_the_unembedding_by_hand(random_model, random_report, mess3, dataset):
     assert row["average_to_model"] == pytest.approx(mean_kl(third, log_predicted), rel=1e-5)
 
 
-def test_findings_show_what_they_hold(random_model, random_report, mess3, untouched, global_state):
+def test_reports_show_what_they_hold(random_model, random_report, mess3, untouched, global_state):
     options = {"probes": random_report["0_post"]}
-    findings = [
-        msp.persistence(random_model, mess3, n=10, **options),
-        msp.necessity(random_model, mess3, max_words=50, **options),
-        msp.bayes_consistency(random_model, mess3, max_words=50, **options),
-        msp.prediction_consistency(random_model, mess3, max_words=50, **options),
+    reports = [
+        msp.persistence(random_model, mess3, n_words=10, **options),
+        msp.necessity(random_model, mess3, n_words=50, **options),
+        msp.bayes_consistency(random_model, mess3, n_words=50, **options),
+        msp.prediction_consistency(random_model, mess3, n_words=50, **options),
     ]
-    for found, choice in zip(findings, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
+    for found, choice in zip(reports, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
         assert isinstance(found.to_dataframe(), pd.DataFrame)
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["title"] == found.title
         for text in (repr(found), found._repr_html_()):
@@ -221,19 +229,38 @@ def test_findings_show_what_they_hold(random_model, random_report, mess3, untouc
         # First of all comes what was found, in numbers.
         assert any(character.isdigit() for character in found.summary()[0])
         assert found.plot(**choice).axes
-    assert len(repr(findings[0]).splitlines()) < len(findings[0].table)
-    assert "background: rgba" in findings[0]._repr_html_()
-    assert "background: rgba" in findings[1]._repr_html_()
-    persisted = findings[0].select(site="0_post", edit="steer", edited="trajectory", after=1)
-    untouched = findings[0].select(site="0_post", edit="none", edited="trajectory", after=1)
+    assert len(repr(reports[0]).splitlines()) < len(reports[0].table)
+    assert "background: rgba" in reports[0]._repr_html_()
+    assert "background: rgba" in reports[1]._repr_html_()
+    persisted = reports[0].select(site="0_post", edit="steer", edited="trajectory", after=1)
+    untouched = reports[0].select(site="0_post", edit="none", edited="trajectory", after=1)
     assert persisted["recovery"] == pytest.approx(1 - persisted["kl_to_target"] / untouched["kl_to_target"])
-    with pytest.raises(KeyError, match=r"choose by site, edited"):
-        findings[0].plot()
+    with pytest.raises(KeyError, match=r"choose by edited; there are site 0_post; after 0, 1; edited one position, "):
+        reports[0].plot()
     with pytest.raises(KeyError, match=r"0 results for .*; there are site 0_post"):
-        findings[1].select(site="9_post")
+        reports[1].select(site="9_post")
     with pytest.raises(KeyError, match="No column 'layer'; there are site"):
-        findings[1].select(layer=3)
-    assert isinstance(findings[0], Findings)
+        reports[1].select(layer=3)
+    assert isinstance(reports[0], InterventionReport)
+
+
+@pytest.mark.parametrize(
+    "experiment", ["intervene", "persistence", "necessity", "bayes_consistency", "prediction_consistency"]
+)
+def test_numbers_too_small_are_refused_before_any_work(experiment, random_report, mess3):
+    """The model that would do the work is none at all."""
+    run = getattr(edits, experiment)
+    with pytest.raises(ValueError, match="batch_size=0: give at least 1"):
+        run(None, msp.all_words(mess3, 5), probes=random_report, batch_size=0)
+    with pytest.raises(ValueError, match="n_words=0: give at least"):
+        run(None, msp.all_words(mess3, 5), probes=random_report, n_words=0)
+
+
+def test_a_dataset_with_a_token_map_is_refused(random_model, random_report, mess3):
+    dataset = msp.words(mess3, n_ctx=5, token_map=msp.TokenMap([2, 0, 1]))
+    for experiment in (edits.intervene, edits.necessity):
+        with pytest.raises(ValueError, match="has a token map"):
+            experiment(random_model, dataset, probes=random_report)
 
 
 def test_bad_requests_are_refused(random_model, random_report, mess3):
