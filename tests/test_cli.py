@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from importlib import import_module
-from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner

@@ -124,7 +124,7 @@ def test_recurrent_classes_are_numbered():
 
 
 def test_a_generalized_process_is_no_chain():
-    with pytest.raises(ValueError, match="generalized process: its matrices are no probabilities"):
+    with pytest.raises(ValueError, match="generalized process: its matrices are not probabilities"):
         msp.bloch_walk().plot()
     assert msp.presentation(msp.bloch_walk(), max_states=6).plot(theme="dark").axes
 
