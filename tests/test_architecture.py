@@ -11,7 +11,7 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_random", "_files", "_tables", "_parallel", "_checks", "_distributed"),
+    ("_random", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
     ("figures",),
     ("moments",),
     ("processes",),

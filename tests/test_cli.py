@@ -56,7 +56,7 @@ def test_a_trained_model_is_probed(trained, tmp_path):
     assert [row["site"] for row in found["sites"]] == ["0_post", "1_post", "2_post", "3_post", "concatenated"]
     loaded = msp.ProbeReport.load(saved)
     assert loaded["1_post"].scores.held_out.r2 == found["sites"][1]["R² held out"]
-    assert loaded.provenance["method"] == "ridge"
+    assert loaded.provenance["solver"]["name"] == "ridge"
     assert picture.read_bytes().startswith(b"\x89PNG")
     other = call_here("probe", trained[0], "--process", "even", "--site", "3_post")
     assert "even(p=0.5)" in other.stdout

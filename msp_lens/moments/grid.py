@@ -148,7 +148,7 @@ class MomentsGrid:
     def _check(
         self, blocks: Mapping[str, Tensor], weights: Float[Tensor, "row"], cells: Int[Tensor, "row"] | None
     ) -> None:
-        for name in {name for group in self.groups for name in group} | set(self.targets):
+        for name in dict.fromkeys([name for group in self.groups for name in group] + list(self.targets)):
             if name not in blocks:
                 raise KeyError(f"The rows have no block {name!r}; they have {', '.join(blocks)}.")
             if len(blocks[name]) != len(weights):

@@ -35,8 +35,8 @@ from msp_lens.models.positions import Position, at_positions, check_position
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import ratio
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
-from msp_lens.probing.given_rows import taken
-from msp_lens.probing.probe_scores import ProbeScores
+from msp_lens.probing.cross_validation import ProbeScores
+from msp_lens.probing.rows import taken
 from msp_lens.processes.process import Process
 
 

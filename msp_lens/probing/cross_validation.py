@@ -1,13 +1,15 @@
 """Fit the probe of some sites and score it in every way at once, by cross-validation over folds of moments.
 
 Each fold takes one decomposition of the other folds' features. All maps solved from it (the probe, every rank, the
-probe of shuffled beliefs, the one with next-token probabilities) are evaluated by one product.
+probe of shuffled beliefs, the one with next-token probabilities) are evaluated by one product. `ProbeScores` is what
+comes out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -16,10 +18,9 @@ from torch import Tensor
 from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
-from msp_lens.moments.scores import HeldOutScore, Score, cell_errors, score_of
+from msp_lens.moments.scores import HeldOutScore, Score, cell_errors, from_json, score_of
 from msp_lens.moments.solve import LinearMap, Spectrum, mean_squared_errors, variances
 from msp_lens.moments.solvers import OLS, ReducedRank, Ridge, Solver, choose_penalty
-from msp_lens.probing.probe_scores import ProbeScores
 
 SHUFFLED = "shuffled belief"
 NEXT_TOKEN = "next token"
@@ -203,3 +204,39 @@ def next_token_score(cells: Cells, solver: Solver) -> tuple[Score, HeldOutScore]
     plain = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff)
     _, scores = evaluate(cells, (NEXT_TOKEN,), plain, extras=False)
     return scores.in_sample, scores.held_out
+
+
+@dataclass(frozen=True)
+class ProbeScores:
+    """How well one probe reads beliefs; what was not measured is `None` or empty.
+
+    Attributes:
+        in_sample: On the rows it was fitted on.
+        held_out: By cross-validation over groups of rows.
+        shuffled: In-sample score of a probe fitted to shuffled beliefs: what chance alone would show.
+        shuffled_held_out: The same, held out.
+        with_next_token: Held-out score of a map from the activations *and* the optimal next-token probabilities.
+        by_rank: Held-out scores of reduced-rank regression of rank 1, 2, …
+        by_rank_in_sample: The same, in-sample.
+        by_position: Held-out scores of this probe at each position, against the variance at that position.
+        by_position_own: Held-out scores of probes fitted to one position each.
+        penalty: Ridge's penalty. If it was chosen, `held_out` is for penalties chosen without the fold being scored.
+        mse_by_penalty: Pairs of a penalty and its held-out MSE. `penalty` has the least, so its MSE here is biased.
+    """
+
+    in_sample: Score
+    held_out: HeldOutScore
+    shuffled: Score | None = None
+    shuffled_held_out: HeldOutScore | None = None
+    with_next_token: HeldOutScore | None = None
+    by_rank: tuple[HeldOutScore, ...] = ()
+    by_rank_in_sample: tuple[Score, ...] = ()
+    by_position: tuple[HeldOutScore, ...] = ()
+    by_position_own: tuple[HeldOutScore, ...] = ()
+    penalty: float | None = None
+    mse_by_penalty: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProbeScores:
+        """Rebuild the scores from `dataclasses.asdict` of them, read back from JSON."""
+        return cls(**{key: from_json(value) for key, value in values.items()})

@@ -18,10 +18,9 @@ from msp_lens.moments.solve import LinearMap
 from msp_lens.moments.solvers import Solver, as_solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
 from msp_lens.probing.controls import Controls, ControlScore
-from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate, next_token_score
+from msp_lens.probing.cross_validation import NEXT_TOKEN, ProbeScores, evaluate, next_token_score
 from msp_lens.probing.one_pass import Accumulator, Observer, accumulate
 from msp_lens.probing.probe_report import ProbeReport
-from msp_lens.probing.probe_scores import ProbeScores
 from msp_lens.probing.probe_tables import Increment
 from msp_lens.probing.rows import RowBatch, Rows
 from msp_lens.probing.windows import TokenWindows

@@ -22,8 +22,7 @@ from msp_lens.models.model_files import model_fingerprint
 from msp_lens.moments.scores import from_json
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.controls import Controls, ControlScore, interval_text
-from msp_lens.probing.distances import Distances, distances
-from msp_lens.probing.geometry import Geometry, geometry
+from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
 from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_tables import Increment, ProbeTables
 from msp_lens.processes.process import Process
@@ -106,7 +105,7 @@ class ProbeReport(TableView, ProbeTables):
     ) -> Distances:
         """Distances between the beliefs read at a site, between true beliefs, and between next-token probabilities.
 
-        Runs the model once; see `msp_lens.probing.distances`. The default site is the single site with the best
+        Runs the model once; see `msp_lens.probing.geometry`. The default site is the single site with the best
         held-out R².
 
         Raises:

@@ -1,24 +1,27 @@
 """Rows, which probes are fitted on: an activation and its target each, one batch at a time.
 
-Wherever rows come from (a process, given tokens, a cache, your own iterator), this is all that fitting sees.
+Wherever rows come from, this is all that fitting sees: a model that reads words (`model_rows`, `sampled_rows`), a cache
+(`cache_rows`), or your own batches (`batch_rows`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import check_finite
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
+from msp_lens.data.labelled import BELIEF
 from msp_lens.data.row_positions import Positions
-from msp_lens.models.activations import stream_activations
+from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
-from msp_lens.models.sites import Sites
+from msp_lens.models.sites import Site, SiteIndex, Sites
 from msp_lens.processes.process import Process
 
 # What to do about activations that are not finite.
@@ -215,3 +218,201 @@ def _at(
     if len(words) == activation.shape[0] * activation.shape[1]:
         return activation.flatten(0, 1)
     return activation[words.to(activation.device), columns.to(activation.device)]
+
+
+# A batch from a user's iterator: activations by site, targets, and optionally weights and groups.
+Batch: TypeAlias = tuple[Any, ...]
+
+
+def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_size: int | None = None) -> Rows:
+    """The activations in an `ActivationCache`, or in a mapping of hook names to tensors.
+
+    Args:
+        cache: `[word, pos, d_model]` at each hook (for heads, `[word, pos, head, d_head]`), for all of `data.tokens`.
+        data: The tokens that the model read, and the targets.
+        sites: As for `find_sites`, among the cache's names; by default its residual stream, or everything in a mapping.
+        batch_size: Words in one batch of rows.
+
+    Raises:
+        KeyError: if the cache lacks a site.
+        ValueError: if an activation has the wrong shape, or is NaN or infinite.
+
+    Example:
+        >>> words = torch.tensor([[0, 1], [1, 1]])
+        >>> data = LabelledTokens.from_tokens(words, torch.randn(2, 2, 3))
+        >>> cache_rows({"hook_embed": torch.randn(2, 2, 8)}, data)
+        Rows(2 words from cache, at hook_embed)
+    """
+    names = _cached_sites(cache, sites)
+    size = words_per_batch(batch_size, data.n_ctx)
+    shape = tuple(data.tokens.shape)
+    activations = {name: taken(cache, name) for name in names}
+    for name, values in activations.items():
+        if values.ndim != 3 or values.shape[:2] != shape:
+            raise ValueError(
+                f"{name} has activations of shape {tuple(values.shape)} in the cache; these tokens need "
+                f"({shape[0]}, {shape[1]}, d_model): cache all words, with the batch dimension."
+            )
+
+    def batches() -> Iterator[RowBatch]:
+        for start in range(0, len(data.tokens), size):
+            words = slice(start, min(start + size, len(data.tokens)))
+            yield labelled_batch(data, words, {name: values[words] for name, values in activations.items()}, None)
+
+    return Rows(names, {**data.description, "source": "cache"}, batches)
+
+
+def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
+    """Rows from your own iterator, which is consumed once and held one batch at a time.
+
+    Args:
+        batches: Tuples `(activations, targets)`, `(activations, targets, weights)` or `(activations, targets, weights,
+            groups)`. Activations are a mapping or an `ActivationCache` of `[row, feature]` or `[word, pos, feature]`;
+            targets are a mapping, or one tensor for `"belief"`, of the same leading shape. Weights (`None` for equal
+            ones) and groups are `[row]`, or `[word]` or `[word, pos]`. Rows of one group are held out together; by
+            default those of one word, or each row by itself.
+        sites: Which activations to use, as for `find_sites`; by default everything in a mapping.
+
+    Raises:
+        ValueError: if there is no batch, or a batch has wrong shapes, names or widths or a number that is not finite;
+            the message names the batch, and the site or target.
+        KeyError: if a batch lacks a site.
+        TypeError: if a batch is not such a tuple.
+    """
+    source = iter(batches)
+    first = next(source, None)
+    if first is None:
+        raise ValueError("batches is empty, so there is nothing to fit: an iterator can be used only once.")
+    activations, _, weights, groups = _parts(first, 0)
+    names = _cached_sites(activations, sites)
+    head = _own_batch(first, names, 0, 0)
+    by_word = taken(activations, names[0]).ndim == 3
+    description = {
+        "source": "batches",
+        "is_population": False,
+        "weighting": "row" if weights is None else "given",
+        "groups": "given" if groups is not None else "word" if by_word else "row",
+    }
+    # Emptied by the first iteration.
+    rest = [source]
+
+    def checked() -> Iterator[RowBatch]:
+        if not rest:
+            raise ValueError("These rows come from an iterator that has been used up: make new rows from a new one.")
+        remaining = rest.pop()
+        seen = _n_own_groups(head, by_word)
+        yield head
+        for number, batch in enumerate(remaining, start=1):
+            rows = _own_batch(batch, names, number, seen)
+            if _widths(rows) != _widths(head):
+                raise ValueError(
+                    f"Batch {number} has widths {_widths(rows)}, the first has {_widths(head)}: give the same in all."
+                )
+            seen += _n_own_groups(rows, by_word)
+            yield rows
+
+    return Rows(names, description, checked)
+
+
+def taken(activations: Any, site: str) -> Float[Tensor, "*batch feature"]:
+    """The features of a site in a mapping or cache of activations.
+
+    Raises:
+        KeyError: if the site is not there.
+    """
+    if site in activations.keys():  # noqa: SIM118 (an ActivationCache is not a container)
+        values = activations[site]
+        return values if values.ndim == 2 else Site(site).take(values)
+    found = Site.parse(site)
+    if found.hook not in activations.keys():  # noqa: SIM118
+        raise KeyError(f"There are no activations of {site!r}; there are some of {', '.join(activations.keys())}.")
+    return found.take(activations[found.hook])
+
+
+def _cached_sites(cache: Any, sites: Sites) -> tuple[str, ...]:
+    """The requested sites of a mapping or cache; by default all of a mapping, and the residual stream of a cache."""
+    if not hasattr(cache, "keys"):
+        kind = type(cache).__name__
+        raise TypeError(f"Activations must be a mapping of sites to tensors, or an ActivationCache, not a {kind}.")
+    if sites is None and isinstance(cache, Mapping):
+        if not cache:
+            raise ValueError("There are no activations: give at least one site.")
+        return tuple(cache)
+    tensors = {name: cache[name] for name in cache.keys()}  # noqa: SIM118
+    # Different names of one place share its memory.
+    places = {name: (values.data_ptr(), values.shape, values.stride()) for name, values in tensors.items()}
+    return SiteIndex(places, of="The cache").find(sites)
+
+
+def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int) -> RowBatch:
+    """A user's tuple as rows, after checks."""
+    activations, targets, weights, groups = _parts(batch, number)
+    values = {name: taken(activations, name) for name in names}
+    shape = values[names[0]].shape[:-1]
+    for name, features in values.items():
+        if features.shape[:-1] != shape or len(shape) > 2:
+            raise ValueError(
+                f"Batch {number}: {name} has shape {tuple(features.shape)}; it needs [row, feature] or [word, pos, "
+                f"feature], the same at all sites ({names[0]} has {tuple(values[names[0]].shape)})."
+            )
+        check_finite(features, f"{name} in batch {number}", CHECK_THE_MODEL)
+    n_rows = shape.numel()
+    own = torch.arange(len(values[names[0]])) + first_group
+    by_word = own.unsqueeze(1).expand(shape) if len(shape) == 2 else own
+    named = targets if isinstance(targets, Mapping) else {BELIEF: targets}
+    positions = torch.arange(shape[1]).expand(shape) if len(shape) == 2 else torch.full(shape, -1)
+    rows = RowBatch(
+        features={name: features.detach().reshape(n_rows, -1) for name, features in values.items()},
+        targets={name: _own_target(name, target, shape, number) for name, target in named.items()},
+        weights=_own_numbers("weights", torch.ones(shape) if weights is None else weights, shape, number).double(),
+        groups=_own_numbers("groups", by_word if groups is None else groups, shape, number).long(),
+        words=by_word.flatten() if len(shape) == 2 else torch.full(shape, -1),
+        positions=positions.flatten(),
+    )
+    if (rows.weights < 0).any():
+        raise ValueError(f"Batch {number}: weights holds {float(rows.weights.min()):g}: give weights ≥ 0.")
+    return rows
+
+
+def _parts(batch: Any, number: int) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+    """A batch's activations, targets, weights and groups."""
+    if not isinstance(batch, tuple) or not 2 <= len(batch) <= 4:
+        kind = f"a tuple of {len(batch)}" if isinstance(batch, tuple) else f"a {type(batch).__name__}"
+        raise TypeError(f"Batch {number} is {kind}: give (activations, targets), then weights and groups if any.")
+    activations, targets, weights, groups = (*batch, None, None)[:4]
+    return activations, targets, weights, groups
+
+
+def _own_target(name: str, target: Any, shape: torch.Size, number: int) -> Float64[Tensor, "row target"]:
+    if not isinstance(target, Tensor) or not target.is_floating_point():
+        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise ValueError(
+            f"Batch {number}: target {name!r} is {kind}: give a tensor of floating-point numbers; encode classes with "
+            "one_hot(classes, n_classes)."
+        )
+    wide = target.unsqueeze(-1) if target.shape == shape else target
+    if wide.ndim != len(shape) + 1 or wide.shape[:-1] != shape:
+        raise ValueError(
+            f"Batch {number}: target {name!r} has shape {tuple(target.shape)}; it needs the activations' "
+            f"{tuple(shape)} and a last dimension: [row, target] or [word, pos, target]."
+        )
+    check_finite(wide, f"target {name!r} in batch {number}", "Check the data.")
+    return wide.detach().cpu().double().reshape(shape.numel(), -1)
+
+
+def _own_numbers(name: str, values: Tensor, shape: torch.Size, number: int) -> Tensor:
+    if values.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"Batch {number}: {name} has shape {tuple(values.shape)}; it needs {tuple(shape)}, one number per row."
+        )
+    check_finite(values, f"{name} in batch {number}", "Check the data.")
+    values = values.detach().cpu()
+    return (values.unsqueeze(1) if values.ndim < len(shape) else values).expand(shape).flatten()
+
+
+def _widths(rows: RowBatch) -> dict[str, int]:
+    return {name: values.shape[1] for name, values in (*rows.features.items(), *rows.targets.items())}
+
+
+def _n_own_groups(rows: RowBatch, by_word: bool) -> int:
+    return int(rows.words[-1] - rows.words[0]) + 1 if by_word and len(rows) else len(rows)

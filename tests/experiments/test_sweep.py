@@ -198,7 +198,7 @@ def test_plots(found):
     [
         ({"width": [1]}, {}, KeyError, "No setting 'width'; there are d_vocab, n_layers"),
         ({"d_model": []}, {}, ValueError, "d_model=\\[\\]: give at least one value"),
-        ({"d_model": [4, 0]}, {}, ValueError, "d_model must be at least 1"),
+        ({"d_model": [4, 0]}, {}, ValueError, "d_model=0: give at least 1"),
         ({"d_model": [4, 4]}, {}, ValueError, "is asked for twice"),
         ({}, {"preset": "slow"}, KeyError, "No preset 'slow'"),
         ({}, {"n_jobs": 0}, ValueError, "n_jobs=0"),

@@ -13,7 +13,7 @@ from msp_lens.interventions.edits import read_decoder
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import HeldOutScore, Score
 from msp_lens.probing.belief_probe import fit_probe
-from msp_lens.probing.probe_scores import ProbeScores
+from msp_lens.probing.cross_validation import ProbeScores
 
 PERFECT = ProbeScores(Score(1.0, 0.0, 1), HeldOutScore(1.0, 0.0, 1))
 

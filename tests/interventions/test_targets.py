@@ -114,7 +114,7 @@ def test_given_beliefs_are_checked():
     for bad, match in (
         ([0.5, 0.5], r"here \[3\] or \[4, 3\]"),
         (torch.ones(4, 3), "sums to 3"),
-        ([-0.5, 0.5, 1.0], "finite numbers ≥ 0"),
+        ([-0.5, 0.5, 1.0], "give numbers ≥ 0"),
         (torch.full((3, 3), 1 / 3), r"shape \(3, 3\)"),
     ):
         with pytest.raises(ValueError, match=match):

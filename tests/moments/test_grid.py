@@ -141,7 +141,11 @@ def test_bad_batches_are_refused_by_name():
     diverged["1_post"][4, 1] = float("nan")
     for bad, kind, message in (
         (lambda: grid.update(diverged, weights, cells), ValueError, "NaN or infinity at 1_post in batch 1, row 4 of 6"),
-        (lambda: grid.update({"0_post": blocks["0_post"]}, weights, cells), KeyError, "no block '1_post'"),
+        (
+            lambda: grid.update({"0_post": blocks["0_post"]}, weights, cells),
+            KeyError,
+            "The rows have no block '1_post'",
+        ),
         (lambda: grid.update(blocks, weights[:3], cells[:3]), ValueError, "6 rows, the weights 3"),
         (lambda: grid.update(blocks, -weights, cells), ValueError, "Weights of batch 1 must be finite and ≥ 0"),
         (lambda: grid.update(blocks, weights, cells + 3), ValueError, r"this grid has 0 … 2"),

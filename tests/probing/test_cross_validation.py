@@ -11,8 +11,7 @@ from sklearn.metrics import mean_squared_error, r2_score
 
 from msp_lens.moments import OLS, Moments, ReducedRank, Ridge
 from msp_lens.moments.folds import Cells
-from msp_lens.probing.cross_validation import evaluate
-from msp_lens.probing.probe_scores import ProbeScores
+from msp_lens.probing.cross_validation import ProbeScores, evaluate
 
 
 def problem(n, seed, *, offset=0.0, noise=0.1):

@@ -5,7 +5,7 @@ from scipy import stats
 from scipy.spatial.distance import pdist
 
 import msp_lens as msp
-from msp_lens.probing.distances import squared_correlation
+from msp_lens.probing.geometry import squared_correlation
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap
 from msp_lens.data.belief_dataset import prefix_hashes
 from msp_lens.probing.fit_rows import probe_rows
-from msp_lens.probing.given_rows import batch_rows, cache_rows
-from msp_lens.probing.rows import model_rows, sampled_rows
+from msp_lens.probing.rows import batch_rows, cache_rows, model_rows, sampled_rows
 from tests.hooked_models import KINDS, TRANSFORMERS, build
 
 SITES = ["embed", "0_post", "L1H1"]
