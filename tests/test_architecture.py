@@ -142,5 +142,7 @@ def test_the_face_is_whole():
 
 
 def test_rooms_load_on_first_use():
-    code = "import sys, msp_lens as msp; assert not any(m.startswith('msp_lens.') for m in sys.modules); msp.processes.z1r()"
-    subprocess.run([sys.executable, "-c", code + "; assert 'msp_lens.probing' not in sys.modules"], check=True)
+    code = "import sys, msp_lens as msp; assert not any(m.startswith('msp_lens.') for m in sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", code + "; msp.processes.z1r(); assert 'msp_lens.probing' not in sys.modules"], check=True
+    )
