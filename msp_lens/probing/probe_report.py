@@ -130,12 +130,7 @@ class ProbeReport(TableView, ProbeTables):
         Raises:
             ValueError: if the report was loaded without its model, or the model's weights have changed since.
         """
-        return geometry(
-            self.probes,
-            *self.run_on(),
-            weighting=self.provenance["weighting"],
-            batch_size=batch_size,
-        )
+        return geometry(self.probes, *self.run_on(), weighting=self.provenance["weighting"], batch_size=batch_size)
 
     def save(self, path: str | Path) -> Path:
         """Write the report atomically to one safetensors file, with its numbers as JSON in the header.
