@@ -15,7 +15,7 @@ from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.models.hooked import HookedModel
-from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
+from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.controls import ControlKind, Controls
 from msp_lens.probing.probe_tables import ProbeTables
 from msp_lens.processes.process import Process
@@ -41,7 +41,7 @@ class ProbePlots:
         regret_by_position: Regret of the model at each position, in nats.
         process: The process whose beliefs were probed.
         weighting: How much each prefix counts.
-        run_on: Returns the model that was probed and the words that it was probed on, after checking them.
+        run_on: Checks and returns the model that was probed and its words.
     """
 
     tables: ProbeTables
@@ -186,11 +186,7 @@ class ProbePlots:
 
 
 def window_scores(controls: Controls) -> pd.DataFrame:
-    """Held-out R² of windows of the last k tokens: one row for each k, one column for each kind of window.
-
-    Raises:
-        ValueError: if there are no windows among the controls.
-    """
+    """Held-out R² of windows of the last k tokens, one row for each k, or a `ValueError` if there are none."""
     kinds: dict[ControlKind, str] = {
         "window": "window of k tokens",
         "positioned window": "window and position",
@@ -206,11 +202,7 @@ def window_scores(controls: Controls) -> pd.DataFrame:
 
 
 def token_numbers(process: Process, word: Sequence[int | str]) -> list[int]:
-    """A word as token numbers, given as numbers or as the names of tokens.
-
-    Raises:
-        ValueError: if the process has no such token.
-    """
+    """The token numbers of a word given as numbers or names; `ValueError` if the process has no such token."""
     numbers = []
     for token in word:
         known = process.tokens.index(token) if isinstance(token, str) and token in process.tokens else token
@@ -239,11 +231,7 @@ def _first_places(dataset: BeliefDataset) -> tuple[Int[Tensor, "prefix"], Int[Te
 
 
 def _prefix_rows(dataset: BeliefDataset, word: Sequence[int]) -> list[int]:
-    """The numbers of a word's prefixes, shortest first.
-
-    Raises:
-        ValueError: if no word of the dataset begins with it.
-    """
+    """The numbers of a word's prefixes, shortest first."""
     if len(word) <= dataset.n_ctx:
         matches = (dataset.tokens[:, : len(word)] == torch.tensor(word)).all(dim=1).nonzero()
         if len(matches):
