@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
@@ -165,8 +165,7 @@ def belief_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
 def variance_share(probe: BeliefProbe) -> float:
     """The share of the activations' variance that moves with the belief, tr(Σ_hb Σ_bb⁺ Σ_bh) / tr Σ_hh.
 
-    This is how much of the stream the belief explains; R² is how much of the belief the stream explains. NaN if the
-    activations are constant.
+    How much of the stream the belief explains; R² is the reverse. NaN if the activations are constant.
     """
     total = float(_moments(probe).covariance(probe.sites, probe.sites).trace())
     return float(belief_covariance(probe).trace()) / total if total > 0 else math.nan
@@ -186,8 +185,7 @@ def effective_dimension(covariance: Float64[Tensor, "feature feature"]) -> float
 def belief_angles(probes: Sequence[BeliefProbe]) -> pd.DataFrame:
     """The largest principal angle between the belief subspaces of each pair of sites, in degrees.
 
-    The subspace holds the directions in which the mean activation moves with the belief. NaN if the sites have
-    different widths, or a subspace has no dimension.
+    The subspace is the span of the decoder's rows. NaN if the sites have different widths, or a subspace is empty.
     """
     labels = pd.Index([probe.label for probe in probes], name="site")
     bases = []
@@ -321,13 +319,22 @@ def distances(
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
     check_at_least("max_pairs", max_pairs, 1)
-    first, second, weights = _pairs(dataset.prefix_weights(weighting), max_pairs, torch.Generator().manual_seed(seed))
-    true = dataset.prefix_beliefs
+    n, weights, true = dataset.n_prefixes, dataset.prefix_weights(weighting), dataset.prefix_beliefs
+    is_every_pair = n * (n - 1) // 2 <= max_pairs
+    if is_every_pair:
+        first, second = torch.triu_indices(n, n, offset=1)
+        counts = weights[first] * weights[second]
+    else:
+        # Both prefixes are drawn by weight, and pairs of a prefix with itself are dropped.
+        cumulative, generator = weights.cumsum(dim=0), torch.Generator().manual_seed(seed)
+        uniform = torch.rand(2, max_pairs, dtype=torch.float64, generator=generator) * cumulative[-1]
+        drawn = torch.searchsorted(cumulative, uniform).clamp(max=n - 1)
+        first, second = drawn[:, drawn[0] != drawn[1]]
+        counts = torch.ones(len(first), dtype=torch.float64)
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
     spaces = (read, true, true @ dataset.process.emissions)
     represented, between_true, next_token = ((space[first] - space[second]).norm(dim=1) for space in spaces)
-    n_pairs = dataset.n_prefixes * (dataset.n_prefixes - 1) // 2
-    return Distances(probe.label, represented, between_true, next_token, weights, n_pairs <= max_pairs)
+    return Distances(probe.label, represented, between_true, next_token, counts / counts.sum(), is_every_pair)
 
 
 def squared_correlation(
@@ -336,21 +343,3 @@ def squared_correlation(
     """The R² of a weighted least-squares line through the pairs; NaN if either does not vary."""
     (spread_x, cross), (_, spread_y) = np.cov(x.numpy(), y.numpy(), aweights=weights.numpy(), ddof=0).tolist()
     return cross**2 / (spread_x * spread_y) if min(spread_x, spread_y) > NO_VARIANCE else math.nan
-
-
-def _pairs(
-    weights: Float64[Tensor, "prefix"], max_pairs: int, generator: torch.Generator
-) -> tuple[Int[Tensor, "pair"], Int[Tensor, "pair"], Float64[Tensor, "pair"]]:
-    """The two different prefixes of each pair, and how much the pair counts."""
-    n = len(weights)
-    if n * (n - 1) // 2 <= max_pairs:
-        first, second = torch.triu_indices(n, n, offset=1)
-        products = weights[first] * weights[second]
-        return first, second, products / products.sum()
-    # Both prefixes are drawn by weight, and pairs of a prefix with itself are dropped.
-    cumulative = weights.cumsum(dim=0)
-    uniform = torch.rand(2, max_pairs, dtype=torch.float64, generator=generator) * cumulative[-1]
-    first, second = torch.searchsorted(cumulative, uniform).clamp(max=n - 1)
-    different = first != second
-    first, second = first[different], second[different]
-    return first, second, torch.full((len(first),), 1 / len(first), dtype=torch.float64)

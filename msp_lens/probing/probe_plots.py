@@ -95,17 +95,14 @@ class ProbePlots:
     def word(self, word: Sequence[int | str], *sites: str, theme: ThemeName = "light") -> Html:
         """A word whose tokens are colored by the true belief after each, and by the beliefs read at these sites.
 
-        Args:
-            word: Token numbers or names: any word that the process can emit and that fits the model's context.
-            sites: Which sites to show.
-            theme: `"light"` or `"dark"`.
+        The word, in token numbers or names, may be any that the process can emit and that fits the model's context.
         """
         from msp_lens.figures.tokens import word_view
 
         dataset, one, read = self._read(sites, word)
         names = [dataset.process.tokens[token] for token in one.tokens[0].tolist()]
-        true, states, among = one.beliefs[0], dataset.process.states, dataset.prefix_beliefs
-        return word_view(names, {"true": true} | read, states=states, among=among, theme=theme)
+        beliefs, among = {"true": one.beliefs[0], **read}, dataset.prefix_beliefs
+        return word_view(names, beliefs, states=dataset.process.states, among=among, theme=theme)
 
     def readouts(self, word: Sequence[int | str]) -> Html:
         """What every probe reads after each token of a word, state by state, in circuitsvis's view."""

@@ -304,12 +304,12 @@ class ProbeReport(TableView, ProbeTables):
         shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
         shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
         shown["in-sample"] = table["R² in-sample"].map("{:.5f}".format)
-        if table["R² shuffled"].notna().any():
+        if bool(table["R² shuffled"].notna().any()):
             shown["shuffled"] = table["R² shuffled"].map("{:.3f}".format)
         if len(self.controls) > 0:
             shown["best control"] = table["R² best control"].map("{:.4f} ".format) + table["best control"].map(str)
             shown["skill"] = table["skill"].map(skill_text)
-        if table["beyond next token"].notna().any():
+        if bool(table["beyond next token"].notna().any()):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
         return shown

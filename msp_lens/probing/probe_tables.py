@@ -56,7 +56,7 @@ class ProbeTables(Mapping[str, BeliefProbe]):
     def skill(self, site: str) -> float:
         """The share of what the best control leaves unexplained that the site's probe explains, held out.
 
-        Negative if the control explains more. NaN if shuffled beliefs are the only control.
+        Negative if the control explains more. NaN if there are no controls other than shuffled beliefs.
         """
         probe = self[site]
         best, held_out = self.controls.best(probe.label), probe.scores.held_out
