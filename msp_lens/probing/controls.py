@@ -31,7 +31,7 @@ ControlKind = Literal["position", "window", "positioned window", "additive windo
 def shuffled_beliefs(dataset: BeliefDataset, *, generator: torch.Generator) -> Float64[Tensor, "prefix state"]:
     """The beliefs of all prefixes, randomly permuted among them.
 
-    A probe of these can only memorize: its in-sample R² is what few prefixes and many features give for free.
+    A probe of these can only memorize: its in-sample R² is how much of a real probe's R² memorizing alone explains.
     """
     return dataset.prefix_beliefs[torch.randperm(dataset.n_prefixes, generator=generator)]
 

@@ -200,10 +200,17 @@ class ProbeReport(TableView, ProbeTables):
 
     def summary(self) -> list[str]:
         """What the numbers were measured on and how far to trust them, one sentence or two in each note."""
+        given = self.provenance
+        by = {
+            "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
+            "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
+            "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
+        }.get(given.get("split", ""), "by the rows' groups")
         lines = [
             self._data_note(),
             "The table shows R² held out, with its 95 % interval, and R² in-sample; MSE is held out, per coordinate.",
-            self._split_note(),
+            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} cells of "
+            "groups, with the fitted maps fixed.",
             *self._overfitting_notes(),
             *self._control_notes(),
         ]
@@ -232,18 +239,6 @@ class ProbeReport(TableView, ProbeTables):
             words = f"{given['draws']:,} sampled words ({given['words']:,} distinct)"
         rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
         return f"{process}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weighting}."
-
-    def _split_note(self) -> str:
-        given = self.provenance
-        by = {
-            "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
-            "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
-            "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
-        }.get(given.get("split", ""), "by the rows' groups")
-        return (
-            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} cells of "
-            "groups, with the fitted maps fixed."
-        )
 
     def _overfitting_notes(self) -> list[str]:
         worse = [probe for probe in self.probes if probe.scores.held_out.r2 < 0 < probe.scores.in_sample.r2]

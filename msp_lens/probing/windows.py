@@ -50,7 +50,7 @@ class TokenWindows:
     ) -> None:
         self.tokens = tokens
         self.base = n_tokens + 1
-        # In longer contexts windows are not told apart by position.
+        # Longer contexts have one table for all positions.
         most_positions, table_entries = 64, 4_000_000
         n_ctx = tokens.shape[1]
         self.n_positions = n_ctx if n_ctx <= most_positions else 1
