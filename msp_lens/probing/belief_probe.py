@@ -5,16 +5,16 @@
     steer    h' = h + (b' - b̂) D               keeps what in h is not about the belief
     patch    h' = μ_h + (b' - μ_b) D           keeps nothing of h
 
-The decoder D is not the inverse of the probe W. W uses as little of the activation as tells beliefs apart; D describes
-how the whole activation moves with the belief. Shifting h by the pseudo-inverse of W leaves every other feature that is
-correlated with the belief unchanged, and the network's predictions hardly follow.
+D is not the inverse of W. W uses only what tells beliefs apart; D describes how the whole activation moves with the
+belief. A shift by the pseudo-inverse of W leaves every other feature that correlates with the belief unchanged, and the
+network's predictions hardly follow.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,9 +29,9 @@ from msp_lens._files import read_tensors, write_atomically
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
-from msp_lens.models.hooked import HookedModel, check_fits, context_length, editing, find_sites, site_label
+from msp_lens.models.hooked import HookedModel, check_fits, find_sites, site_label
 from msp_lens.models.model_files import model_fingerprint
-from msp_lens.models.positions import Position, at_positions, check_position
+from msp_lens.models.positions import Change, Position, writing
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import ratio
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
@@ -53,8 +53,8 @@ class BeliefProbe:
         belief_mean: μ_b, weighted like the rows.
         scores: In-sample and held-out scores, with those of shuffled beliefs, by rank and by position.
         provenance: Weighting, process and model fingerprints, and anything else the caller recorded.
-        moments: The moments that the probe was solved from, with blocks for its sites and for `"belief"`; edits are
-            solved from them too. `None` for a concatenation that was reduced or loaded from a file.
+        moments: The moments that the probe and its edits are solved from, with blocks for its sites and `"belief"`;
+            `None` for a concatenation that was reduced or loaded from a file.
         name: The name of a group of sites, if the user gave one.
     """
 
@@ -93,9 +93,15 @@ class BeliefProbe:
             ValueError: if the number of features differs from the probe's.
             KeyError: if a site is missing from the mapping.
         """
-        features = self._features(activations)
-        weights, bias = (t.to(features) for t in (self.read_map.weights, self.read_map.bias))
-        return features @ weights + bias
+        if not isinstance(activations, Tensor):
+            activations = torch.cat([taken(activations, site) for site in self.sites], dim=-1)
+        if activations.shape[-1] != sum(self.widths):
+            raise ValueError(
+                f"The activations have {activations.shape[-1]} features; this probe of {', '.join(self.sites)} reads "
+                f"{sum(self.widths)}."
+            )
+        features = activations if activations.dtype == torch.float64 else activations.float()
+        return features @ self.read_map.weights.to(features) + self.read_map.bias.to(features)
 
     def decode(self, beliefs: Tensor | Sequence) -> Float64[Tensor, "*batch feature"]:
         """The mean activation given a belief, `μ_h + (b - μ_b) D`.
@@ -131,26 +137,18 @@ class BeliefProbe:
         self, activation: Float[Tensor, "*batch feature"], belief: Tensor | Sequence
     ) -> Float[Tensor, "*batch feature"]:
         """`μ_h + (b' - μ_b) D`, whatever the activation was; dtype, device and checks as for `steered`."""
-        mean, belief_mean, decoder = (
-            values.to(activation) for values in (self.activation_mean, self.belief_mean, self.decoder)
-        )
-        return (mean + (torch.as_tensor(belief).to(activation) - belief_mean) @ decoder).expand_as(activation)
+        step = torch.as_tensor(belief).to(activation) - self.belief_mean.to(activation)
+        return (self.activation_mean.to(activation) + step @ self.decoder.to(activation)).expand_as(activation)
 
-    @contextmanager
     def steer(
-        self,
-        model: HookedModel,
-        belief: Tensor | Sequence,
-        *,
-        position: Position = None,
-        strength: float = 1.0,
-    ) -> Iterator[None]:
+        self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None, strength: float = 1.0
+    ) -> AbstractContextManager[None]:
         """Make the model act as if it held `belief`, as far as this site carries it, inside a `with` block.
 
-        At the given positions the site's activation h becomes `h + strength (b' - b̂) D`, where b̂ is the belief read
-        from h. Gradients flow to the model, and to `belief` if it requires them. Later positions still attend to the
-        unedited past, so steering one position in an early layer does not carry forward: to move the whole trajectory,
-        give every later position the belief filtered on from `belief`.
+        At the given positions h becomes `h + strength (b' - b̂) D`, where b̂ is the belief read from h. Gradients flow to
+        the model, and to `belief` if it requires them. Later positions still attend to the unedited past, so steering
+        one position in an early layer does not carry forward: to move the whole trajectory, give every later position
+        the belief filtered on from `belief`.
 
         Args:
             model: The model to steer. Its hooks are removed at the end, also after an exception.
@@ -160,32 +158,26 @@ class BeliefProbe:
             strength: 0 leaves the activation unchanged, 1 moves it all the way.
 
         Raises:
-            ValueError: if the belief has the wrong length or does not sum to 1, if a position is outside the context,
-                or if the probe reads several sites.
+            ValueError: if the belief or a position is invalid, or the probe reads several sites.
             KeyError: if the model lacks the probe's site.
         """
-        with self._writing(model, partial(self.steered, strength=strength), position, belief):
-            yield
+        return self._writing(model, partial(self.steered, strength=strength), position, belief)
 
-    @contextmanager
-    def patch(self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None) -> Iterator[None]:
+    def patch(
+        self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None
+    ) -> AbstractContextManager[None]:
         """Replace the site's activation by `μ_h + (b' - μ_b) D` inside a `with` block; arguments as for `steer`."""
-        with self._writing(model, self.patched, position, belief):
-            yield
+        return self._writing(model, self.patched, position, belief)
 
-    @contextmanager
     def _writing(
-        self, model: HookedModel, change: Any, position: Position, belief: Tensor | Sequence
-    ) -> Iterator[None]:
-        target = self.checked_belief(belief)
+        self, model: HookedModel, change: Change, position: Position, belief: Tensor | Sequence
+    ) -> AbstractContextManager[None]:
         if len(self.sites) != 1:
             raise ValueError(
                 f"This probe reads {len(self.sites)} sites at once, and an edit is made at one site. "
                 f"Take the probe of one site, e.g. report[{self.sites[-1]!r}]."
             )
-        check_position(position, context_length(model))
-        with editing(model, {self.sites[0]: at_positions(change, position, target)}):
-            yield
+        return writing(model, {self.sites[0]: change}, position, self.checked_belief(belief))
 
     def checked_belief(self, belief: Tensor | Sequence) -> Float64[Tensor, "*batch state"]:
         """`belief` as a float64 tensor.
@@ -195,12 +187,11 @@ class BeliefProbe:
         """
         beliefs = torch.as_tensor(belief).to("cpu", torch.float64)
         if beliefs.ndim == 0 or beliefs.shape[-1] != self.n_states:
-            raise ValueError(
-                f"belief has shape {tuple(beliefs.shape)}; this probe's beliefs have {self.n_states} states."
-            )
+            shape = tuple(beliefs.shape)
+            raise ValueError(f"belief has shape {shape}; this probe's beliefs have {self.n_states} states.")
         tolerance = 1e-4
-        sums = beliefs.sum(dim=-1)
-        wrong = ~((sums - 1).abs() <= tolerance) | (beliefs < -tolerance).any(dim=-1)
+        # NaN fails the first comparison.
+        wrong = ~((beliefs.sum(dim=-1) - 1).abs() <= tolerance) | (beliefs < -tolerance).any(dim=-1)
         if wrong.any():
             example = beliefs[wrong][0]
             raise ValueError(
@@ -212,8 +203,8 @@ class BeliefProbe:
     def check_applies(self, model: HookedModel, process: Process | None = None) -> list[str]:
         """Check that this probe can read a model, and return caveats, one sentence each.
 
-        Different weights (another checkpoint, another seed) are allowed but noted: the probe then measures how
-        similarly the two models represent beliefs.
+        Other weights (another checkpoint, another seed) are allowed but noted: the probe then measures how similarly
+        the two models represent beliefs.
 
         Raises:
             KeyError: if the model lacks a site.
@@ -233,26 +224,15 @@ class BeliefProbe:
                 f"This probe reads beliefs of process {fitted_on}, not of {process!r} ({process.fingerprint}). Probe "
                 "the model again with this process."
             )
-        notes = []
         known, found = self.provenance.get("model_fingerprint"), model_fingerprint(model)
         if known is None:
-            notes.append("It is not known which model the probe was fitted on.")
-        elif known != found:
-            notes.append(
-                f"The model's weights ({found}) are not those the probe was fitted on ({known}), so its scores do not "
-                "apply here. score_probe(probe, model, dataset) scores it on this model."
-            )
-        return notes
-
-    def _features(self, activations: Any) -> Tensor:
-        if not isinstance(activations, Tensor):
-            activations = torch.cat([taken(activations, site) for site in self.sites], dim=-1)
-        if activations.shape[-1] != sum(self.widths):
-            raise ValueError(
-                f"The activations have {activations.shape[-1]} features; this probe of {', '.join(self.sites)} reads "
-                f"{sum(self.widths)}."
-            )
-        return activations if activations.dtype == torch.float64 else activations.float()
+            return ["It is not known which model the probe was fitted on."]
+        if known == found:
+            return []
+        return [
+            f"The model's weights ({found}) are not those the probe was fitted on ({known}), so its scores do not "
+            "apply here. score_probe(probe, model, dataset) scores it on this model."
+        ]
 
     def save(self, path: str | Path) -> Path:
         """Write the probe atomically to one safetensors file, with its description in the header."""
@@ -262,25 +242,14 @@ class BeliefProbe:
 
     def description(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON-ready values."""
-        return {
-            "sites": self.sites,
-            "widths": self.widths,
-            "rank": self.read_map.rank,
-            "scores": asdict(self.scores),
-            "provenance": self.provenance,
-            "name": self.name,
-            "rows": {"n": self.moments.n, "weight": self.moments.weight} if self.moments else None,
-        }
+        plain = {key: getattr(self, key) for key in ("sites", "widths", "provenance", "name")}
+        rows = {"n": self.moments.n, "weight": self.moments.weight} if self.moments else None
+        return plain | {"rank": self.read_map.rank, "scores": asdict(self.scores), "rows": rows}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that `from_parts` needs, by name."""
-        tensors = {
-            "weights": self.read_map.weights,
-            "bias": self.read_map.bias,
-            "decoder": self.decoder,
-            "activation_mean": self.activation_mean,
-            "belief_mean": self.belief_mean,
-        }
+        tensors = {key: getattr(self, key) for key in ("decoder", "activation_mean", "belief_mean")}
+        tensors |= {"weights": self.read_map.weights, "bias": self.read_map.bias}
         # The moments of a concatenation can be large, and edits are made at single sites.
         if self.moments and len(self.sites) == 1:
             tensors["scatter"] = self.moments.select([*self.sites, BELIEF]).scatter
@@ -291,8 +260,7 @@ class BeliefProbe:
         """Load a probe saved by `save`.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged or does not hold a probe.
+            FileNotFoundError, ValueError: if there is no such file, or it is damaged or does not hold a probe.
         """
         tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
@@ -304,13 +272,9 @@ class BeliefProbe:
         """Rebuild a probe from its `description()` and `tensors()`."""
         moments = None
         if "scatter" in tensors:
-            moments = Moments.of(
-                {description["sites"][0]: description["widths"][0], BELIEF: len(tensors["belief_mean"])},
-                n=description["rows"]["n"],
-                weight=description["rows"]["weight"],
-                mean=torch.cat([tensors["activation_mean"], tensors["belief_mean"]]),
-                scatter=tensors["scatter"],
-            )
+            blocks = {description["sites"][0]: description["widths"][0], BELIEF: len(tensors["belief_mean"])}
+            mean = torch.cat([tensors["activation_mean"], tensors["belief_mean"]])
+            moments = Moments.of(blocks, **description["rows"], mean=mean, scatter=tensors["scatter"])
         return cls(
             sites=tuple(description["sites"]),
             widths=tuple(description["widths"]),
@@ -349,7 +313,7 @@ def fit_probe(
         scores: The probe's scores.
         provenance: What the probe should record about its data.
         read_map: The map from activation to belief; by default least squares.
-        rank_cutoff: Directions with a singular value below this fraction of the largest are dropped.
+        rank_cutoff: Drop directions whose singular value is below this fraction of the largest.
     """
     # Eigenvalues of a covariance are squares of singular values.
     belief_inverse = torch.linalg.pinv(moments.covariance(BELIEF, BELIEF), rtol=rank_cutoff**2, hermitian=True)
@@ -383,9 +347,7 @@ def read_beliefs(
         first = dataset.is_first[batch.words]
         prefixes = dataset.prefix_ids[batch.words][first]
         row, column = first.nonzero()[:, 0], columns[batch.words][first]
-        activations = {
-            site: values[row.to(values.device), column.to(values.device)] for site, values in batch.activations.items()
-        }
+        activations = {site: at[row.to(at.device), column.to(at.device)] for site, at in batch.activations.items()}
         for probe, beliefs in zip(probes, read, strict=True):
             beliefs[prefixes] = probe.predict(activations).cpu().double()
     return read
@@ -421,8 +383,7 @@ def score_probe(
     """How well a probe, without refitting, reads another model, another checkpoint or other words.
 
     Raises:
-        KeyError: if the model lacks a site.
-        ValueError: if a site has another width, or the probe reads the beliefs of another process.
+        KeyError, ValueError: as for `BeliefProbe.check_applies`.
     """
     notes = probe.check_applies(model, dataset.process)
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import pandas as pd
 import torch
@@ -25,16 +25,13 @@ from msp_lens.models.build import build_model, config_fields, weights
 from msp_lens.models.hooked import HookedModel, find_sites, model_device
 from msp_lens.moments.scores import HeldOutScore, Score
 
-ControlKind: TypeAlias = Literal[
-    "position", "window", "positioned window", "additive window", "next token", "untrained"
-]
+ControlKind = Literal["position", "window", "positioned window", "additive window", "next token", "untrained"]
 
 
 def shuffled_beliefs(dataset: BeliefDataset, *, generator: torch.Generator) -> Float64[Tensor, "prefix state"]:
     """The beliefs of all prefixes, randomly permuted among them.
 
-    A probe fitted to these can only memorize, which it does well with few prefixes and many features: its in-sample R²
-    says how much of a real probe's R² memorizing alone would explain.
+    A probe of these can only memorize: its in-sample R² is how much of a real probe's R² memorizing alone explains.
     """
     return dataset.prefix_beliefs[torch.randperm(dataset.n_prefixes, generator=generator)]
 
@@ -104,31 +101,24 @@ class Controls(TableView, Sequence[ControlScore]):
 
     def best(self, site: str) -> ControlScore | None:
         """The control with the highest held-out R² at a site, without rivals; `None` if there are no controls."""
-        candidates = [
-            each
-            for each in self.scores
-            if not each.is_rival and each.site in (None, site) and not math.isnan(each.held_out.r2)
-        ]
-        return max(candidates, key=lambda each: each.held_out.r2, default=None)
+        here = [each for each in self.scores if each.site in (None, site) and not each.is_rival]
+        scored = [each for each in here if not math.isnan(each.held_out.r2)]
+        return max(scored, key=lambda each: each.held_out.r2, default=None)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each control and site."""
-        rows = [
-            {
-                "control": each.name,
-                "site": each.site or "any",
-                "R² held out": each.held_out.r2,
-                "low": each.held_out.r2_interval[0],
-                "high": each.held_out.r2_interval[1],
-                "R² in-sample": each.in_sample.r2,
-                "MSE held out": each.held_out.mse,
-                "MSE in-sample": each.in_sample.mse,
-                "is rival": each.is_rival,
-            }
-            for each in self.scores
-        ]
-        columns = ["control", "site", "R² held out", "low", "high", "R² in-sample", "MSE held out", "MSE in-sample"]
-        return pd.DataFrame(rows, columns=[*columns, "is rival"]).set_index("control")
+        columns: dict[str, list] = {
+            "control": [each.name for each in self.scores],
+            "site": [each.site or "any" for each in self.scores],
+            "R² held out": [each.held_out.r2 for each in self.scores],
+            "low": [each.held_out.r2_interval[0] for each in self.scores],
+            "high": [each.held_out.r2_interval[1] for each in self.scores],
+            "R² in-sample": [each.in_sample.r2 for each in self.scores],
+            "MSE held out": [each.held_out.mse for each in self.scores],
+            "MSE in-sample": [each.in_sample.mse for each in self.scores],
+            "is rival": [each.is_rival for each in self.scores],
+        }
+        return pd.DataFrame(columns).set_index("control")
 
     def _title(self) -> str:
         return "Controls"
@@ -158,7 +148,7 @@ def untrained_twins(
 
     Args:
         model: The model to twin.
-        untrained: The number of twins to initialize from the model's config, or the twins themselves.
+        untrained: How many twins to initialize from the model's config, or the twins themselves.
         sites: Sites that the twins must have.
         seed: The k-th twin is initialized with seed + k, k = 1, 2, …
 
@@ -181,22 +171,15 @@ def _twin(model: HookedModel, seed: int) -> HookedModel:
     remedy = "Pass twins that you have initialized yourself: untrained=[model, …]."
     if not hasattr(getattr(model, "cfg", None), "to_dict"):
         raise ValueError(f"An untrained twin is built from model.cfg, which {type(model).__name__} lacks. {remedy}")
-    state = cast(Any, model).state_dict()
+    # Only a bridge has a weight of this name.
+    bridge = True if "embed.weight" in cast(Any, model).state_dict() else None
     try:
-        # Only a bridge has a weight of this name.
-        twin = build_model(
-            config_fields(model),
-            seed=seed,
-            device=model_device(model),
-            bridge=True if "embed.weight" in state else None,
-        )
+        twin = build_model(config_fields(model), seed=seed, device=model_device(model), bridge=bridge)
     except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         raise ValueError(f"No untrained twin could be built from the model's config: {error}. {remedy}") from error
     shapes, expected = ({name: tuple(t.shape) for name, t in weights(m).items()} for m in (twin, model))
     if shapes != expected:
         differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
-        raise ValueError(
-            f"The model's config does not determine its architecture: a model built from it differs in "
-            f"{', '.join(differing[:3])}. {remedy}"
-        )
+        told = "The model's config does not determine its architecture: a model built from it differs in"
+        raise ValueError(f"{told} {', '.join(differing[:3])}. {remedy}")
     return twin

@@ -5,14 +5,15 @@ effective dimension of a covariance Σ         (tr Σ)² / tr Σ²    (the parti
 what the unembedding reads, to first order    dp = dh W_U (diag p̄ - p̄ p̄ᵀ)
 what the probe implies it should read         dp = dh W E
 
-Distances between pairs of prefixes tell two accounts of a representation apart, since two prefixes may predict the same
-next token and still differ in everything after it:
+Two prefixes may predict the same next token and still differ in everything after it, so distances between pairs of
+prefixes tell two accounts of a representation apart:
 
     R² = corr(|b̂ - b̂'|, |b - b'|)²    against    corr(|b̂ - b̂'|, |p - p'|)²,    p = b E.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
@@ -44,13 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SimplexDistance:
-    """Euclidean distance of read-outs from the simplex of beliefs.
-
-    Attributes:
-        mean: Weighted mean distance.
-        largest: Largest distance.
-        share_outside: Total weight of the read-outs that lie outside the simplex.
-    """
+    """Euclidean distance of read-outs from the simplex: weighted mean, largest, and the weight of those outside it."""
 
     mean: float
     largest: float
@@ -93,30 +88,26 @@ class Geometry(TableView):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each site."""
-        return pd.DataFrame(
-            {
-                "site": each.site,
-                "variance share": each.variance_share,
-                "effective dimension": each.effective_dimension,
-                "belief dimension": each.belief_dimension,
-                "off simplex, mean": each.simplex.mean,
-                "off simplex, largest": each.simplex.largest,
-                "share outside": each.simplex.share_outside,
-                "unembedding": each.unembedding,
-            }
-            for each in self.sites
-        ).set_index("site")
+        columns = {
+            "variance share": [each.variance_share for each in self.sites],
+            "effective dimension": [each.effective_dimension for each in self.sites],
+            "belief dimension": [each.belief_dimension for each in self.sites],
+            "off simplex, mean": [each.simplex.mean for each in self.sites],
+            "off simplex, largest": [each.simplex.largest for each in self.sites],
+            "share outside": [each.simplex.share_outside for each in self.sites],
+            "unembedding": [each.unembedding for each in self.sites],
+        }
+        return pd.DataFrame(columns, index=pd.Index([each.site for each in self.sites], name="site"))
 
     def summary(self) -> list[str]:
         """How to read the table."""
-        neighbors = zip(self.angles.index[:-1], self.angles.index[1:], strict=True)
+        neighbors = itertools.pairwise(self.angles.index)
+        angles = ", ".join(f"{a}–{b} {self.angles.loc[a, b]:.0f}°" for a, b in neighbors)
         return [
             "Variance share: the share of the activations' variance that moves with the belief. Dimensions are "
             "participation ratios. Off simplex: Euclidean distance of read-outs from the nearest belief. Unembedding: "
             "correlation of its next-token reading, to first order, with the one that the probe implies.",
-            "Largest angle between the belief subspaces of neighboring sites: "
-            + ", ".join(f"{a}–{b} {self.angles.loc[a, b]:.0f}°" for a, b in neighbors)
-            + ".",
+            f"Largest angle between the belief subspaces of neighboring sites: {angles}.",
         ]
 
     def _title(self) -> str:
@@ -146,20 +137,24 @@ def geometry(
     Raises:
         ValueError: if a probe has no moments.
     """
+    # Smaller distances are rounding errors.
+    tolerance = 1e-6
+    shares = dataset.prefix_weights(weighting)
     single = [probe for probe in probes if len(probe.sites) == 1]
-    distances = simplex_distances(model, dataset, single, weighting=weighting, batch_size=batch_size)
-    sites = tuple(
-        SiteGeometry(
+    sites = []
+    for probe, read in zip(single, read_beliefs(model, dataset, single, batch_size=batch_size), strict=True):
+        distance = (read - nearest_distribution(read)).norm(dim=1)
+        outside = float(shares[distance > tolerance].sum())
+        site = SiteGeometry(
             probe.label,
             variance_share(probe),
             effective_dimension(_moments(probe).covariance(probe.sites, probe.sites)),
             effective_dimension(belief_covariance(probe)),
-            distance,
+            SimplexDistance(float(shares @ distance), float(distance.max()), outside),
             unembedding_agreement(probe, model, dataset.process, token_map=dataset.token_map),
         )
-        for probe, distance in zip(single, distances, strict=True)
-    )
-    return Geometry(sites, belief_angles(single))
+        sites.append(site)
+    return Geometry(tuple(sites), belief_angles(single))
 
 
 def belief_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
@@ -170,8 +165,7 @@ def belief_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
 def variance_share(probe: BeliefProbe) -> float:
     """The share of the activations' variance that moves with the belief, tr(Σ_hb Σ_bb⁺ Σ_bh) / tr Σ_hh.
 
-    This is how much of the stream the belief explains; R² is how much of the belief the stream explains. NaN if the
-    activations are constant.
+    How much of the stream the belief explains; R² is the reverse. NaN if the activations are constant.
     """
     total = float(_moments(probe).covariance(probe.sites, probe.sites).trace())
     return float(belief_covariance(probe).trace()) / total if total > 0 else math.nan
@@ -188,48 +182,23 @@ def effective_dimension(covariance: Float64[Tensor, "feature feature"]) -> float
     return total**2 / squares if squares > 0 else math.nan
 
 
-def belief_subspace(probe: BeliefProbe) -> Float64[Tensor, "feature dimension"]:
-    """An orthonormal basis of the directions in which the mean activation moves with the belief."""
-    _, sizes, directions = torch.linalg.svd(probe.decoder, full_matrices=False)
-    # Smaller directions are rounding errors.
-    kept = sizes > 1e-6 * sizes[0].clamp(min=torch.finfo(torch.float64).tiny)
-    return directions[kept].T
-
-
 def belief_angles(probes: Sequence[BeliefProbe]) -> pd.DataFrame:
     """The largest principal angle between the belief subspaces of each pair of sites, in degrees.
 
-    NaN if the sites have different widths, or a subspace has no dimension.
+    The subspace is the span of the decoder's rows. NaN if the sites have different widths, or a subspace is empty.
     """
-    labels, bases = [probe.label for probe in probes], [belief_subspace(probe).numpy() for probe in probes]
-    angles = [
-        [
-            float(np.rad2deg(subspace_angles(a, b).max())) if len(a) == len(b) and a.size and b.size else math.nan
-            for b in bases
-        ]
-        for a in bases
-    ]
-    return pd.DataFrame(angles, index=pd.Index(labels, name="site"), columns=pd.Index(labels, name="site"))
-
-
-def simplex_distances(
-    model: HookedModel,
-    dataset: BeliefDataset,
-    probes: Sequence[BeliefProbe],
-    *,
-    weighting: Weighting = "probability",
-    batch_size: int | None = None,
-) -> list[SimplexDistance]:
-    """How far each probe's read-outs lie from the simplex, over all prefixes of a dataset, in one pass of the model."""
-    # Distances below this are rounding errors.
-    tolerance = 1e-6
-    shares = dataset.prefix_weights(weighting)
-    found = []
-    for read in read_beliefs(model, dataset, probes, batch_size=batch_size):
-        distance = (read - nearest_distribution(read)).norm(dim=1)
-        outside = distance > tolerance
-        found.append(SimplexDistance(float(shares @ distance), float(distance.max()), float(shares[outside].sum())))
-    return found
+    labels = pd.Index([probe.label for probe in probes], name="site")
+    bases = []
+    for probe in probes:
+        _, sizes, directions = torch.linalg.svd(probe.decoder, full_matrices=False)
+        # Smaller directions are rounding errors.
+        kept = sizes > 1e-6 * sizes[0].clamp(min=torch.finfo(torch.float64).tiny)
+        bases.append(directions[kept].T.numpy())
+    angles = np.full((len(bases), len(bases)), math.nan)
+    for (i, a), (j, b) in itertools.product(enumerate(bases), repeat=2):
+        if len(a) == len(b) and a.size and b.size:
+            angles[i, j] = np.rad2deg(subspace_angles(a, b).max())
+    return pd.DataFrame(angles, index=labels, columns=labels)
 
 
 def unembedding_agreement(
@@ -243,14 +212,14 @@ def unembedding_agreement(
 
         tr(Aᵀ Σ_hh B) / √(tr(Aᵀ Σ_hh A) · tr(Bᵀ Σ_hh B)).
 
-    The softmax is not linear, so the correlation is below 1 even for a perfect predictor if its predictions vary much.
-    The softmax is taken over the process's symbols alone. NaN if the site does not feed the unembedding, if the model
-    has no `W_U` over the process's tokens, or if the model predicts other tokens between two symbols.
+    The softmax is over the process's symbols alone. It is not linear, so even a perfect predictor stays below 1 if its
+    predictions vary much. NaN if the site does not feed the unembedding, if the model has no `W_U` over the process's
+    tokens, or if it predicts other tokens between two symbols.
     """
     token_map = token_map or TokenMap.identity(process.n_tokens)
     unembedding = getattr(model, "W_U", None)
-    label = site_label(probe.sites[0])
-    if unembedding is None or len(probe.sites) > 1 or label != "ln_final" or not token_map.predicts_symbols:
+    is_read = len(probe.sites) == 1 and site_label(probe.sites[0]) == "ln_final"
+    if unembedding is None or not is_read or not token_map.predicts_symbols:
         return math.nan
     if unembedding.shape[0] != sum(probe.widths) or unembedding.shape[1] < token_map.d_vocab:
         return math.nan
@@ -275,7 +244,7 @@ def _moments(probe: BeliefProbe) -> Moments:
 
 @dataclass(frozen=True, eq=False)
 class Distances:
-    """Euclidean distances between the same pairs of prefixes in three spaces; computed by `distances`.
+    """Euclidean distances between the same pairs of prefixes in three spaces.
 
     Attributes:
         site: Label of the probe that read the beliefs.
@@ -307,16 +276,10 @@ class Distances:
         """Represented distances against true ones, and against those of next-token probabilities."""
         from msp_lens.figures.score_curves import plot_distances
 
-        return plot_distances(
-            self.represented.numpy(),
-            {
-                "true beliefs": (self.true.numpy(), self.r2_true),
-                "next-token probabilities": (self.next_token.numpy(), self.r2_next_token),
-            },
-            weights=self.weights.numpy(),
-            ylabel=f"distance between beliefs read at {self.site}",
-            theme=theme,
-        )
+        true, next_token = (self.true.numpy(), self.r2_true), (self.next_token.numpy(), self.r2_next_token)
+        against = {"true beliefs": true, "next-token probabilities": next_token}
+        ylabel, weights = f"distance between beliefs read at {self.site}", self.weights.numpy()
+        return plot_distances(self.represented.numpy(), against, weights=weights, ylabel=ylabel, theme=theme)
 
     def __repr__(self) -> str:
         pairs = f"{'all' if self.is_every_pair else 'sampled'} {len(self.weights):,} pairs"
@@ -356,40 +319,27 @@ def distances(
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
     check_at_least("max_pairs", max_pairs, 1)
-    first, second, weights = _pairs(dataset.prefix_weights(weighting), max_pairs, torch.Generator().manual_seed(seed))
-    true = dataset.prefix_beliefs
+    n, weights, true = dataset.n_prefixes, dataset.prefix_weights(weighting), dataset.prefix_beliefs
+    is_every_pair = n * (n - 1) // 2 <= max_pairs
+    if is_every_pair:
+        first, second = torch.triu_indices(n, n, offset=1)
+        counts = weights[first] * weights[second]
+    else:
+        # Both prefixes are drawn by weight, and pairs of a prefix with itself are dropped.
+        cumulative, generator = weights.cumsum(dim=0), torch.Generator().manual_seed(seed)
+        uniform = torch.rand(2, max_pairs, dtype=torch.float64, generator=generator) * cumulative[-1]
+        drawn = torch.searchsorted(cumulative, uniform).clamp(max=n - 1)
+        first, second = drawn[:, drawn[0] != drawn[1]]
+        counts = torch.ones(len(first), dtype=torch.float64)
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
     spaces = (read, true, true @ dataset.process.emissions)
     represented, between_true, next_token = ((space[first] - space[second]).norm(dim=1) for space in spaces)
-    n_pairs = dataset.n_prefixes * (dataset.n_prefixes - 1) // 2
-    return Distances(probe.label, represented, between_true, next_token, weights, n_pairs <= max_pairs)
+    return Distances(probe.label, represented, between_true, next_token, counts / counts.sum(), is_every_pair)
 
 
 def squared_correlation(
     x: Float64[Tensor, "pair"], y: Float64[Tensor, "pair"], weights: Float64[Tensor, "pair"]
 ) -> float:
     """The R² of a weighted least-squares line through the pairs; NaN if either does not vary."""
-    share = weights / weights.sum()
-    x, y = x - share @ x, y - share @ y
-    spread_x, spread_y = float(share @ x**2), float(share @ y**2)
-    if min(spread_x, spread_y) <= NO_VARIANCE:
-        return math.nan
-    return float(share @ (x * y)) ** 2 / (spread_x * spread_y)
-
-
-def _pairs(
-    weights: Float64[Tensor, "prefix"], max_pairs: int, generator: torch.Generator
-) -> tuple[Int[Tensor, "pair"], Int[Tensor, "pair"], Float64[Tensor, "pair"]]:
-    """The two different prefixes of each pair, and how much the pair counts."""
-    n = len(weights)
-    if n * (n - 1) // 2 <= max_pairs:
-        first, second = torch.triu_indices(n, n, offset=1)
-        products = weights[first] * weights[second]
-        return first, second, products / products.sum()
-    # Both prefixes are drawn by weight, and pairs of a prefix with itself are dropped.
-    cumulative = weights.cumsum(dim=0)
-    uniform = torch.rand(2, max_pairs, dtype=torch.float64, generator=generator) * cumulative[-1]
-    first, second = torch.searchsorted(cumulative, uniform).clamp(max=n - 1)
-    different = first != second
-    first, second = first[different], second[different]
-    return first, second, torch.full((len(first),), 1 / len(first), dtype=torch.float64)
+    (spread_x, cross), (_, spread_y) = np.cov(x.numpy(), y.numpy(), aweights=weights.numpy(), ddof=0).tolist()
+    return cross**2 / (spread_x * spread_y) if min(spread_x, spread_y) > NO_VARIANCE else math.nan

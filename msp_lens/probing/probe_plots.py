@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -15,7 +15,7 @@ from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.models.hooked import HookedModel
-from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
+from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.controls import ControlKind, Controls
 from msp_lens.probing.probe_tables import ProbeTables
 from msp_lens.processes.process import Process
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 class ProbePlots:
     """Pictures of probes: call it for the belief states, or one of its methods for another picture.
 
-    Those of belief states and words run the model once. They raise a `ValueError` if the report was loaded without its
-    model, or if the model's weights have changed since it was probed. Sites are hook names, labels or
-    `"concatenated"`, one panel or curve each; by default the single site with the best held-out R².
+    Pictures of belief states and words run the model once, and raise a `ValueError` if the report was loaded without
+    its model or the model's weights have changed since. Sites are hook names, labels or `"concatenated"`, one panel or
+    curve each; by default the single site with the best held-out R².
 
     Attributes:
         tables: The probes and their controls.
         regret_by_position: Regret of the model at each position, in nats.
         process: The process whose beliefs were probed.
         weighting: How much each prefix counts.
-        run_on: Returns the model that was probed and the words that it was probed on, after checking them.
+        run_on: Checks and returns the model that was probed and its words.
     """
 
     tables: ProbeTables
@@ -64,80 +64,53 @@ class ProbePlots:
         """
         from msp_lens.figures.simplex import plot_beliefs
 
-        probes, dataset, read = self._read(sites)
+        dataset, _, read = self._read(sites)
         tokens = token_numbers(dataset.process, word)
         return plot_beliefs(
             dataset.prefix_beliefs,
-            dict(zip(map(_title, probes), read, strict=True)),
-            weights=dataset.prefix_weights(self.weighting),
-            states=dataset.process.states,
+            self._titled(read),
             path=_prefix_rows(dataset, tokens) if tokens else (),
             path_tokens=[dataset.process.tokens[token] for token in tokens],
             theme=theme,
+            **self._seen(dataset),
         )
 
     def positions(self, *sites: str, positions: Sequence[int] | None = None, theme: ThemeName = "light") -> Figure:
         """The belief states by position: one column for each, true beliefs in the first row, a row for each site."""
         from msp_lens.figures.simplex import plot_positions
 
-        probes, dataset, read = self._read(sites)
-        return plot_positions(
-            dataset.prefix_beliefs,
-            {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)},
-            _first_places(dataset)[1],
-            shown=positions,
-            weights=dataset.prefix_weights(self.weighting),
-            states=dataset.process.states,
-            theme=theme,
-        )
+        dataset, _, read = self._read(sites)
+        true, (_, last) = dataset.prefix_beliefs, _first_places(dataset)
+        return plot_positions(true, read, last, shown=positions, theme=theme, **self._seen(dataset))
 
     def explore(self, *sites: str, theme: ThemeName = "light") -> PlotlyFigure:
         """The belief states, interactive: hover over a prefix for its word and belief; four states can be rotated."""
         from msp_lens.figures.interactive import explore_beliefs
 
-        probes, dataset, read = self._read(sites)
-        words, positions = _first_places(dataset)
-        return explore_beliefs(
-            dataset.prefix_beliefs,
-            dict(zip(map(_title, probes), read, strict=True)),
-            dataset.tokens[words],
-            positions,
-            weights=dataset.prefix_weights(self.weighting),
-            states=dataset.process.states,
-            tokens=dataset.process.tokens,
-            theme=theme,
-        )
+        dataset, _, read = self._read(sites)
+        words, last = _first_places(dataset)
+        shown = self._seen(dataset) | {"tokens": dataset.process.tokens, "theme": theme}
+        return explore_beliefs(dataset.prefix_beliefs, self._titled(read), dataset.tokens[words], last, **shown)
 
     def word(self, word: Sequence[int | str], *sites: str, theme: ThemeName = "light") -> Html:
         """A word whose tokens are colored by the true belief after each, and by the beliefs read at these sites.
 
-        Args:
-            word: Token numbers or names: any word that the process can emit and that fits the model's context.
-            sites: Which sites to show.
-            theme: `"light"` or `"dark"`.
+        The word, in token numbers or names, may be any that the process can emit and that fits the model's context.
         """
         from msp_lens.figures.tokens import word_view
 
-        probes, dataset, one, read = self._read_word(word, sites)
-        return word_view(
-            [dataset.process.tokens[token] for token in one.tokens[0].tolist()],
-            {"true": one.beliefs[0]} | {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)},
-            states=dataset.process.states,
-            among=dataset.prefix_beliefs,
-            theme=theme,
-        )
+        dataset, one, read = self._read(sites, word)
+        names = [dataset.process.tokens[token] for token in one.tokens[0].tolist()]
+        beliefs, among = {"true": one.beliefs[0], **read}, dataset.prefix_beliefs
+        return word_view(names, beliefs, states=dataset.process.states, among=among, theme=theme)
 
     def readouts(self, word: Sequence[int | str]) -> Html:
         """What every probe reads after each token of a word, state by state, in circuitsvis's view."""
         from msp_lens.figures.tokens import readout_view
 
-        probes, dataset, one, read = self._read_word(word, tuple(self.tables))
-        return readout_view(
-            [dataset.process.tokens[token] for token in one.tokens[0].tolist()],
-            torch.stack(read),
-            sites=[probe.label for probe in probes],
-            states=dataset.process.states,
-        )
+        dataset, one, read = self._read(tuple(self.tables), word)
+        names = [dataset.process.tokens[token] for token in one.tokens[0].tolist()]
+        return readout_view(names, torch.stack(list(read.values())), sites=list(read), states=dataset.process.states)
 
     def scores(self, *, theme: ThemeName = "light") -> Figure:
         """R² at each site, held out and in-sample, with those of shuffled beliefs and of the best control."""
@@ -145,11 +118,9 @@ class ProbePlots:
 
         table = self.tables.to_dataframe()
         columns = ("R² held out", "R² in-sample", "R² shuffled", "R² best control")
-        held_out, in_sample, shuffled, control = (table[column].tolist() for column in columns)
+        *bars, control = (table[column].tolist() for column in columns)
         intervals = list(zip(table["low"], table["high"], strict=True))
-        return plot_sites(
-            list(table.index), held_out, in_sample, shuffled, control=control, intervals=intervals, theme=theme
-        )
+        return plot_sites(list(table.index), *bars, control=control, intervals=intervals, theme=theme)
 
     def by_rank(self, *, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
         """R² of reduced-rank regression over its rank, one curve for each site."""
@@ -170,12 +141,8 @@ class ProbePlots:
         from msp_lens.figures.score_curves import plot_crossover
 
         windows = window_scores(self.tables.controls)
-        return plot_crossover(
-            list(windows.index),
-            {kind: windows[kind].tolist() for kind in windows},
-            {label: probe.scores.held_out.r2 for label, probe in self.tables.items()},
-            theme=theme,
-        )
+        sites = {label: probe.scores.held_out.r2 for label, probe in self.tables.items()}
+        return plot_crossover(list(windows.index), windows.to_dict(orient="list"), sites, theme=theme)
 
     def regret(self, *, theme: ThemeName = "light") -> Figure:
         """The model's loss at each position above the lowest possible loss, in nats.
@@ -192,38 +159,31 @@ class ProbePlots:
         floor = optimal_losses(self.process, len(self.regret_by_position))
         return plot_regret(self.regret_by_position.tolist(), floor.tolist(), theme=theme)
 
-    def _probes(self, sites: Sequence[str]) -> list[BeliefProbe]:
-        return [self.tables[site] for site in sites] if sites else [self.tables.best_site]
-
     def _read(
-        self, sites: Sequence[str]
-    ) -> tuple[list[BeliefProbe], BeliefDataset, list[Float64[Tensor, "prefix state"]]]:
-        probes = self._probes(sites)
+        self, sites: Sequence[str], word: Sequence[int | str] | None = None
+    ) -> tuple[BeliefDataset, BeliefDataset, dict[str, Tensor]]:
+        """The words that were probed, those that are read (the same, or one word), and the beliefs read by site."""
+        probes = [self.tables[site] for site in sites] if sites else [self.tables.best_site]
         model, dataset = self.run_on()
-        return probes, dataset, read_beliefs(model, dataset, probes)
+        words = dataset
+        if word is not None:
+            if not len(word):
+                raise ValueError("word is empty: give at least one token.")
+            process, tokens = dataset.process, torch.tensor([token_numbers(dataset.process, word)])
+            true, weights = filter_beliefs(process, tokens), torch.ones(1, dtype=torch.float64)
+            words = BeliefDataset(process, tokens, true, weights, False, token_map=dataset.token_map)
+        read = read_beliefs(model, words, probes)
+        return dataset, words, {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)}
 
-    def _read_word(
-        self, word: Sequence[int | str], sites: Sequence[str]
-    ) -> tuple[list[BeliefProbe], BeliefDataset, BeliefDataset, list[Float64[Tensor, "pos state"]]]:
-        """The probes, the words that were probed, the one word as a dataset, and what is read along it."""
-        probes = self._probes(sites)
-        model, dataset = self.run_on()
-        if not len(word):
-            raise ValueError("word is empty: give at least one token.")
-        process = dataset.process
-        tokens = torch.tensor([token_numbers(process, word)])
-        one = BeliefDataset(
-            process, tokens, filter_beliefs(process, tokens), torch.ones(1).double(), False, token_map=dataset.token_map
-        )
-        return probes, dataset, one, read_beliefs(model, one, probes)
+    def _titled(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{name}: held-out R² {self.tables[name].scores.held_out.r2:.4f}": at for name, at in read.items()}
+
+    def _seen(self, dataset: BeliefDataset) -> dict[str, Any]:
+        return {"weights": dataset.prefix_weights(self.weighting), "states": dataset.process.states}
 
 
 def window_scores(controls: Controls) -> pd.DataFrame:
-    """Held-out R² of windows of the last k tokens: one row for each k, one column for each kind of window.
-
-    Raises:
-        ValueError: if there are no windows among the controls.
-    """
+    """Held-out R² of windows of the last k tokens, one row for each k, or a `ValueError` if there are none."""
     kinds: dict[ControlKind, str] = {
         "window": "window of k tokens",
         "positioned window": "window and position",
@@ -239,11 +199,7 @@ def window_scores(controls: Controls) -> pd.DataFrame:
 
 
 def token_numbers(process: Process, word: Sequence[int | str]) -> list[int]:
-    """A word as token numbers, given as numbers or as the names of tokens.
-
-    Raises:
-        ValueError: if the process has no such token.
-    """
+    """The token numbers of a word given as numbers or names; `ValueError` if the process has no such token."""
     numbers = []
     for token in word:
         known = process.tokens.index(token) if isinstance(token, str) and token in process.tokens else token
@@ -264,10 +220,6 @@ def _curves(table: pd.DataFrame, title: str, ylabel: str, theme: ThemeName) -> F
     return plot_r2(list(table.columns), curves, xlabel=str(table.columns.name), title=title, ylabel=ylabel, theme=theme)
 
 
-def _title(probe: BeliefProbe) -> str:
-    return f"{probe.label}: held-out R² {probe.scores.held_out.r2:.4f}"
-
-
 def _first_places(dataset: BeliefDataset) -> tuple[Int[Tensor, "prefix"], Int[Tensor, "prefix"]]:
     """The first word that begins with each prefix, and the position of the prefix's last token, by `prefix_ids`."""
     places = torch.empty(dataset.n_prefixes, 2, dtype=torch.int64)
@@ -276,11 +228,7 @@ def _first_places(dataset: BeliefDataset) -> tuple[Int[Tensor, "prefix"], Int[Te
 
 
 def _prefix_rows(dataset: BeliefDataset, word: Sequence[int]) -> list[int]:
-    """The numbers of a word's prefixes, shortest first.
-
-    Raises:
-        ValueError: if no word of the dataset begins with it.
-    """
+    """The numbers of a word's prefixes, shortest first."""
     if len(word) <= dataset.n_ctx:
         matches = (dataset.tokens[:, : len(word)] == torch.tensor(word)).all(dim=1).nonzero()
         if len(matches):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,8 @@ class ProbeReport(TableView, ProbeTables):
         process, n_states = self.process, self.probes[0].n_states
         names = process.states if process and process.n_states == n_states else tuple(map(str, range(n_states)))
         rows = {probe.label: probe.scores.held_out.r2_by_target for probe in self.probes}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(names)).rename_axis(
-            index="site", columns="state"
-        )
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(names))
+        return table.rename_axis(index="site", columns="state")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the probes' weights, as JSON-ready values; undefined numbers are `None`."""
@@ -105,22 +103,15 @@ class ProbeReport(TableView, ProbeTables):
     ) -> Distances:
         """Distances between the beliefs read at a site, between true beliefs, and between next-token probabilities.
 
-        Runs the model once; see `msp_lens.probing.geometry`. The default site is the single site with the best
-        held-out R².
+        Runs the model once; see `msp_lens.probing.distances`. The default is the single site with the best held-out R².
 
         Raises:
             KeyError: if the site is not in the report.
-            ValueError: if the report was loaded without its model, or the model's weights have changed since.
+            ValueError: as for `run_on`.
         """
         probe = self.best_site if site is None else self[site]
-        return distances(
-            probe,
-            *self.run_on(),
-            weighting=self.provenance["weighting"],
-            max_pairs=max_pairs,
-            seed=seed,
-            batch_size=batch_size,
-        )
+        run, weighting = self.run_on(), self.provenance["weighting"]
+        return distances(probe, *run, weighting=weighting, max_pairs=max_pairs, seed=seed, batch_size=batch_size)
 
     def geometry(self, *, batch_size: int | None = None) -> Geometry:
         """How the belief is represented at each site: variance share, dimensions, angles, simplex, unembedding.
@@ -128,14 +119,9 @@ class ProbeReport(TableView, ProbeTables):
         Runs the model once, to see where read-outs fall.
 
         Raises:
-            ValueError: if the report was loaded without its model, or the model's weights have changed since.
+            ValueError: as for `run_on`.
         """
-        return geometry(
-            self.probes,
-            *self.run_on(),
-            weighting=self.provenance["weighting"],
-            batch_size=batch_size,
-        )
+        return geometry(self.probes, *self.run_on(), weighting=self.provenance["weighting"], batch_size=batch_size)
 
     def save(self, path: str | Path) -> Path:
         """Write the report atomically to one safetensors file, with its numbers as JSON in the header.
@@ -167,8 +153,8 @@ class ProbeReport(TableView, ProbeTables):
         Args:
             path: The file.
             model: The model that was probed, for pictures and geometry; checked by its fingerprint.
-            process: The process that was probed, to check its fingerprint, or the dataset: the words of a dataset that
-                you passed to `probe` are not saved.
+            process: The process that was probed, to check its fingerprint; or the dataset that you passed to `probe`,
+                whose words are not saved.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -180,13 +166,21 @@ class ProbeReport(TableView, ProbeTables):
         description = json.loads(metadata["msp_lens_report"])
         provenance = description["provenance"]
         dataset, given = (process, process.process) if isinstance(process, BeliefDataset) else (None, process)
-        if given is not None:
-            _check_same("process", repr(given), given.fingerprint, provenance.get("process_fingerprint"), path)
+        checked = [] if given is None else [("process", repr(given), given.fingerprint)]
         if model is not None:
-            fingerprint = provenance.get("model_fingerprint")
-            _check_same("model", type(model).__name__, model_fingerprint(model), fingerprint, path)
+            checked.append(("model", type(model).__name__, model_fingerprint(model)))
+        for what, name, fingerprint in checked:
+            if fingerprint != (expected := provenance.get(f"{what}_fingerprint")):
+                raise ValueError(
+                    f"{path} is a report on {what} {expected}; the {what} given, {name}, is {fingerprint}. Load it "
+                    f"with the {what} that was probed, or probe again."
+                )
         if dataset is None and model is not None and "process" in provenance and not provenance["own_dataset"]:
-            dataset = _words(provenance)
+            probed, n_ctx = Process.from_dict(provenance["process"]), provenance["n_ctx"]
+            if provenance["is_population"]:
+                dataset = all_words(probed, n_ctx)
+            else:
+                dataset = sampled_words(probed, provenance["draws"], n_ctx, seed=provenance["seed"])
         if dataset is not None and dataset.token_map is None and provenance.get("token_map"):
             dataset = replace(dataset, token_map=TokenMap.from_dict(provenance["token_map"]))
         parts: list[dict[str, Tensor]] = [{} for _ in description["probes"]]
@@ -206,10 +200,17 @@ class ProbeReport(TableView, ProbeTables):
 
     def summary(self) -> list[str]:
         """What the numbers were measured on and how far to trust them, one sentence or two in each note."""
+        given = self.provenance
+        by = {
+            "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
+            "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
+            "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
+        }.get(given.get("split", ""), "by the rows' groups")
         lines = [
             self._data_note(),
             "The table shows R² held out, with its 95 % interval, and R² in-sample; MSE is held out, per coordinate.",
-            self._split_note(),
+            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} cells of "
+            "groups, with the fitted maps fixed.",
             *self._overfitting_notes(),
             *self._control_notes(),
         ]
@@ -219,12 +220,10 @@ class ProbeReport(TableView, ProbeTables):
             r2 = self.controls.rival.held_out.r2
             lines.append(f"Next-token probabilities alone explain R² {r2:.3f} of the beliefs, held out.{beyond}")
         if self.process is not None:
-            lines.append(f"{self.process.degeneracy()}")
+            lines.append(str(self.process.degeneracy()))
         if self.regret is not None:
-            lines.append(
-                f"Regret of the model: {float(self.regret.mean()):.2g} nats on average over positions "
-                f"({float(self.regret.min()):.2g} to {float(self.regret.max()):.2g})."
-            )
+            mean, low, high = (f"{float(nats):.2g}" for nats in (self.regret.mean(), *self.regret.aminmax()))
+            lines.append(f"Regret of the model: {mean} nats on average over positions ({low} to {high}).")
         return lines + self._solver_notes()
 
     def _data_note(self) -> str:
@@ -233,33 +232,21 @@ class ProbeReport(TableView, ProbeTables):
         if "words" not in given:
             return f"{n:,} rows, {weighting}."
         process = f"{self.process!r}; " if self.process is not None else ""
+        words = f"{given['words']:,} given words"
         if given["is_population"]:
             words = "every possible word"
         elif given.get("draws") is not None:
             words = f"{given['draws']:,} sampled words ({given['words']:,} distinct)"
-        else:
-            words = f"{given['words']:,} given words"
         rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
         return f"{process}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weighting}."
-
-    def _split_note(self) -> str:
-        given = self.provenance
-        by = {
-            "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
-            "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
-            "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
-        }.get(given.get("split", ""), "by the rows' groups")
-        return (
-            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} cells of "
-            "groups, with the fitted maps fixed."
-        )
 
     def _overfitting_notes(self) -> list[str]:
         worse = [probe for probe in self.probes if probe.scores.held_out.r2 < 0 < probe.scores.in_sample.r2]
         if not worse:
             return []
         probe = worse[-1]
-        remedy = "" if self._solver()["name"] == "ridge" else " solver='ridge' chooses how much to shrink them."
+        is_ridge = self.provenance["solver"]["name"] == "ridge"
+        remedy = "" if is_ridge else " solver='ridge' chooses how much to shrink them."
         return [
             f"Below 0 held out ({', '.join(each.label for each in worse)}): worse than the mean belief. {probe.label} "
             f"fits {sum(probe.widths)} features to {probe.scores.in_sample.n:,} rows, so its in-sample score "
@@ -268,21 +255,16 @@ class ProbeReport(TableView, ProbeTables):
 
     def _control_notes(self) -> list[str]:
         has_shuffled = self.probes[0].scores.shuffled is not None
-        windows = {each.name for each in self.controls if each.kind != "untrained" and not each.is_rival}
         twins = {each.name for each in self.controls if each.kind == "untrained"}
+        windows = {each.name for each in self.controls if not each.is_rival} - twins
         if not (has_shuffled or windows or twins):
             return [
                 "No controls were measured: an R² means little alone, and a random network can reach a high one. "
                 "Probe with controls=True and untrained=3."
             ]
-        lines = []
-        if has_shuffled:
-            lines.append("Shuffled: in-sample R² of a probe of randomly permuted beliefs.")
-        against = []
-        if windows:
-            against.append(f"{len(windows)} readings of the last tokens and the position (report.controls)")
-        if twins:
-            against.append(f"{len(twins)} untrained network{'s' * (len(twins) > 1)}")
+        against = [f"{len(windows)} readings of the last tokens and the position (report.controls)"] if windows else []
+        against += [f"{len(twins)} untrained network{'s' * (len(twins) > 1)}"] if twins else []
+        lines = ["Shuffled: in-sample R² of a probe of randomly permuted beliefs."] if has_shuffled else []
         if against:
             lines.append(
                 f"Best control: the best held-out score of {' and '.join(against)}. Skill: the share of what it leaves "
@@ -294,16 +276,8 @@ class ProbeReport(TableView, ProbeTables):
             )
         return lines
 
-    def _solver(self) -> Mapping[str, Any]:
-        given = self.provenance
-        return given.get("solver") or {
-            "name": given.get("method", "ols"),
-            "rank": given.get("rank"),
-            "penalty": given.get("penalty"),
-        }
-
     def _solver_notes(self) -> list[str]:
-        solver = self._solver()
+        solver = self.provenance["solver"]
         if solver.get("rank") is not None:
             return [f"Probes have rank {solver['rank']}, by reduced-rank regression."]
         if solver["name"] != "ridge":
@@ -320,7 +294,6 @@ class ProbeReport(TableView, ProbeTables):
         return "Belief probes"
 
     def _display(self) -> pd.DataFrame:
-        """The most important columns, rounded to meaningful digits."""
         table = self.to_dataframe()
         shown = pd.DataFrame(index=table.index)
         shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
@@ -329,9 +302,7 @@ class ProbeReport(TableView, ProbeTables):
         if bool(table["R² shuffled"].notna().any()):
             shown["shuffled"] = table["R² shuffled"].map("{:.3f}".format)
         if len(self.controls) > 0:
-            shown["best control"] = [
-                f"{r2:.4f} {name}" for r2, name in zip(table["R² best control"], table["best control"], strict=True)
-            ]
+            shown["best control"] = table["R² best control"].map("{:.4f} ".format) + table["best control"].map(str)
             shown["skill"] = table["skill"].map(skill_text)
         if bool(table["beyond next token"].notna().any()):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
@@ -339,21 +310,5 @@ class ProbeReport(TableView, ProbeTables):
         return shown
 
 
-def _words(provenance: Mapping[str, Any]) -> BeliefDataset:
-    """The words that were probed on: every word, or the same draws."""
-    process, n_ctx = Process.from_dict(provenance["process"]), provenance["n_ctx"]
-    if provenance["is_population"]:
-        return all_words(process, n_ctx)
-    return sampled_words(process, provenance["draws"], n_ctx, seed=provenance["seed"])
-
-
 def _scores(fields: dict) -> dict:
     return {key: from_json(value) for key, value in fields.items()}
-
-
-def _check_same(what: str, name: str, given: str, expected: str | None, path: str | Path) -> None:
-    if given != expected:
-        raise ValueError(
-            f"{path} is a report on {what} {expected}; the {what} given, {name}, is {given}. Load it with the {what} "
-            "that was probed, or probe again."
-        )

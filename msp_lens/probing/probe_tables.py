@@ -15,13 +15,7 @@ from msp_lens.probing.controls import Controls
 
 @dataclass(frozen=True)
 class Increment:
-    """The scores of a site together with all sites before it.
-
-    Attributes:
-        site: The label of the last site.
-        in_sample: In-sample score of the probe of all of them.
-        held_out: Its held-out score.
-    """
+    """The scores of a site (its label) together with all sites before it."""
 
     site: str
     in_sample: Score
@@ -62,7 +56,7 @@ class ProbeTables(Mapping[str, BeliefProbe]):
     def skill(self, site: str) -> float:
         """The share of what the best control leaves unexplained that the site's probe explains, held out.
 
-        Negative if the control explains more. NaN if there are no controls but shuffled beliefs.
+        Negative if the control explains more. NaN if there are no controls other than shuffled beliefs.
         """
         probe = self[site]
         best, held_out = self.controls.best(probe.label), probe.scores.held_out
@@ -84,30 +78,28 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         """One row for each probe. R² is relative to the variance over all coordinates, MSE is per coordinate."""
         rows = []
         for probe in self.probes:
-            scores = probe.scores
-            best = self.controls.best(probe.label)
-            rows.append(
-                {
-                    "site": probe.label,
-                    "R² held out": scores.held_out.r2,
-                    "low": scores.held_out.r2_interval[0],
-                    "high": scores.held_out.r2_interval[1],
-                    "R² in-sample": scores.in_sample.r2,
-                    "R² shuffled": scores.shuffled.r2 if scores.shuffled else math.nan,
-                    "R² shuffled held out": scores.shuffled_held_out.r2 if scores.shuffled_held_out else math.nan,
-                    "R² best control": best.held_out.r2 if best else math.nan,
-                    "best control": best.name if best else None,
-                    "skill": self.skill(probe.label),
-                    "beyond next token": self.beyond_next_token(probe.label),
-                    "MSE held out": scores.held_out.mse,
-                    "MSE in-sample": scores.in_sample.mse,
-                    "RMSE in-sample": scores.in_sample.rmse,
-                    "features": sum(probe.widths),
-                    "rank": probe.read_map.rank,
-                    "n": scores.in_sample.n,
-                    "hook": ", ".join(probe.sites) if len(probe.sites) == 1 else f"{len(probe.sites)} sites",
-                }
-            )
+            scores, best = probe.scores, self.controls.best(probe.label)
+            row = {
+                "site": probe.label,
+                "R² held out": scores.held_out.r2,
+                "low": scores.held_out.r2_interval[0],
+                "high": scores.held_out.r2_interval[1],
+                "R² in-sample": scores.in_sample.r2,
+                "R² shuffled": scores.shuffled.r2 if scores.shuffled else math.nan,
+                "R² shuffled held out": scores.shuffled_held_out.r2 if scores.shuffled_held_out else math.nan,
+                "R² best control": best.held_out.r2 if best else math.nan,
+                "best control": best.name if best else None,
+                "skill": self.skill(probe.label),
+                "beyond next token": self.beyond_next_token(probe.label),
+                "MSE held out": scores.held_out.mse,
+                "MSE in-sample": scores.in_sample.mse,
+                "RMSE in-sample": scores.in_sample.rmse,
+                "features": sum(probe.widths),
+                "rank": probe.read_map.rank,
+                "n": scores.in_sample.n,
+                "hook": probe.sites[0] if len(probe.sites) == 1 else f"{len(probe.sites)} sites",
+            }
+            rows.append(row)
         return pd.DataFrame(rows).set_index("site")
 
     def by_position(self, *, own: bool = False) -> pd.DataFrame:
@@ -128,10 +120,8 @@ class ProbeTables(Mapping[str, BeliefProbe]):
 
     def by_rank(self, *, in_sample: bool = False) -> pd.DataFrame:
         """R² of reduced-rank regression by rank, held out or in-sample; one row for each probe."""
-        rows = {
-            p.label: [score.r2 for score in (p.scores.by_rank_in_sample if in_sample else p.scores.by_rank)]
-            for p in self.probes
-        }
+        found = {p.label: p.scores.by_rank_in_sample if in_sample else p.scores.by_rank for p in self.probes}
+        rows = {label: [score.r2 for score in scores] for label, scores in found.items()}
         table = pd.DataFrame.from_dict(rows, orient="index")
         return table.set_axis(range(1, table.shape[1] + 1), axis=1).rename_axis(index="site", columns="rank")
 
@@ -143,15 +133,12 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         """
         if not self.cumulative:
             raise ValueError("There are no concatenations: probe two or more sites, with concatenate=True.")
-        table = pd.DataFrame(
-            {
-                "site": each.site,
-                "R² held out, alone": self[each.site].scores.held_out.r2,
-                "R² held out, with those before": each.held_out.r2,
-                "R² in-sample, with those before": each.in_sample.r2,
-            }
-            for each in self.cumulative
-        ).set_index("site")
+        columns = {
+            "R² held out, alone": [self[each.site].scores.held_out.r2 for each in self.cumulative],
+            "R² held out, with those before": [each.held_out.r2 for each in self.cumulative],
+            "R² in-sample, with those before": [each.in_sample.r2 for each in self.cumulative],
+        }
+        table = pd.DataFrame(columns, index=pd.Index([each.site for each in self.cumulative], name="site"))
         table["increment held out"] = table["R² held out, with those before"].diff().fillna(table.iloc[0, 1])
         return table
 

@@ -1,7 +1,7 @@
 """What the last tokens say about the belief: a table of sums by window and position, filled in the same pass.
 
-A category c (a window, perhaps with the position) predicts its mean belief, b̄(c) = Σ w b / Σ w over its rows: least
-squares on a one-hot vector of all categories. Errors follow from sums alone,
+A category c (a window, perhaps with the position) predicts its mean belief, b̄(c) = Σ w b / Σ w, as least squares on
+one-hot vectors would. Errors follow from sums alone,
 
     Σ w |b - b̂(c)|² = Σ w |b|² - 2 b̂(c)·Σ w b + |b̂(c)|² Σ w.
 """
@@ -32,11 +32,10 @@ class TokenWindows:
     - `position`: one category for each position.
     - `window k`: one category for each window; the shorter windows at the beginning of a word are categories too.
     - `window k × pos`: one category for each window and position.
-    - `window k additive`: least squares on one-hot vectors of the position and of each of the last k tokens, which adds
+    - `window k additive`: least squares on one-hot vectors of the position and each of the last k tokens, which adds
       up tokens without combining them.
 
-    For the held-out score, a window that does not occur in the other folds is predicted by the longest shorter window
-    that does.
+    Held out, a window that the other folds lack is predicted by the longest shorter window that they have.
 
     Args:
         tokens: The words that rows are numbered by.
@@ -47,62 +46,52 @@ class TokenWindows:
     """
 
     def __init__(
-        self,
-        tokens: Int[Tensor, "word pos"],
-        n_tokens: int,
-        *,
-        n_targets: int,
-        longest: int = 4,
-        n_cells: int = 20,
+        self, tokens: Int[Tensor, "word pos"], n_tokens: int, *, n_targets: int, longest: int = 4, n_cells: int = 20
     ) -> None:
         self.tokens = tokens
         self.base = n_tokens + 1
-        # In longer contexts windows are not told apart by position.
+        # Longer contexts have one table for all positions.
         most_positions, table_entries = 64, 4_000_000
-        self.n_positions = tokens.shape[1] if tokens.shape[1] <= most_positions else 1
+        n_ctx = tokens.shape[1]
+        self.n_positions = n_ctx if n_ctx <= most_positions else 1
         room = table_entries // (n_cells * self.n_positions * (n_targets + 1))
-        fitting = [k for k in range(1, min(longest, tokens.shape[1]) + 1) if self.base**k <= room]
-        self.longest = max(fitting, default=0)
+        self.longest = max((k for k in range(1, min(longest, n_ctx) + 1) if self.base**k <= room), default=0)
         self._n_categories = self.base**self.longest * self.n_positions
-        self._sums: Tensor | None = None
-        self._reference: Tensor | None = None
+        self._held: dict[str, Tensor] = {}
 
     def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Add a batch of rows, whose `words` and `positions` index the tokens."""
         targets = batch.targets[BELIEF]
-        if self._sums is None or self._reference is None:
-            # Center on one mean, the same in all processes: the squares of targets far from 0 would cancel.
-            self._reference = total(targets.mean(dim=0)) / process_count()
+        if not self._held:
             width = targets.shape[1]
-            self._sums = torch.zeros(n_cells * self._n_categories, width + 1, dtype=torch.float64)
-            self._squares = torch.zeros(n_cells, width, dtype=torch.float64)
-            self._rows = torch.zeros(n_cells, dtype=torch.int64)
-        centered = targets - self._reference
-        weighted = torch.cat([torch.ones(len(targets), 1, dtype=torch.float64), centered], dim=1)
-        weighted = weighted * batch.weights.unsqueeze(1)
+            self._held = {
+                # Center on one mean, the same in all processes: the squares of targets far from 0 would cancel.
+                "reference": total(targets.mean(dim=0)) / process_count(),
+                "sums": torch.zeros(n_cells * self._n_categories, width + 1, dtype=torch.float64),
+                "squares": torch.zeros(n_cells, width, dtype=torch.float64),
+                "rows": torch.zeros(n_cells, dtype=torch.int64),
+            }
+        centered = targets - self._held["reference"]
+        ones = torch.ones(len(targets), 1, dtype=torch.float64)
+        weighted = torch.cat([ones, centered], dim=1) * batch.weights.unsqueeze(1)
         key = cells * self._n_categories + self._categories(batch.words, batch.positions)
-        self._sums.index_add_(0, key, weighted)
-        self._squares.index_add_(0, cells, weighted[:, 1:] * centered)
-        self._rows += torch.bincount(cells, minlength=n_cells)
+        self._held["sums"].index_add_(0, key, weighted)
+        self._held["squares"].index_add_(0, cells, weighted[:, 1:] * centered)
+        self._held["rows"] += torch.bincount(cells, minlength=n_cells)
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, for a checkpoint."""
-        if self._sums is None or self._reference is None:
-            return {}
-        sums = {"sums": self._sums, "reference": self._reference, "squares": self._squares, "rows": self._rows}
-        return {f"windows.{name}": values for name, values in sums.items()}
+        return {f"windows.{name}": values for name, values in self._held.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the sums that `state` returned."""
         if "windows.sums" in state:
-            self._sums, self._reference = state["windows.sums"], state["windows.reference"]
-            self._squares, self._rows = state["windows.squares"], state["windows.rows"]
+            self._held = {name: state[f"windows.{name}"] for name in ("reference", "sums", "squares", "rows")}
 
     def reduce(self) -> None:
         """Add the sums of all processes, if there are several."""
-        if self._sums is not None:
-            self._sums, self._squares = total(self._sums), total(self._squares)
-            self._rows = total(self._rows)
+        if self._held:
+            self._held |= {name: total(self._held[name]) for name in ("sums", "squares", "rows")}
 
     def _categories(self, words: Int[Tensor, "row"], positions: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
         code = torch.zeros(len(words), dtype=torch.int64)
@@ -114,12 +103,13 @@ class TokenWindows:
 
     def scores(self, n_folds: int) -> list[ControlScore]:
         """The score of each window; cell c belongs to fold c mod `n_folds`, as in the split of the probes."""
-        if self._sums is None:
+        if not self._held:
             return []
-        sums = self._sums.reshape(len(self._squares), self._n_categories, -1)
+        squares, n = self._held["squares"], int(self._held["rows"].sum())
+        sums = self._held["sums"].reshape(len(squares), self._n_categories, -1)
         categories = (sums[..., 0].sum(dim=0) > 0).nonzero().flatten()
         cells = (sums[..., 0].sum(dim=1) > 0).nonzero().flatten()
-        table = _Table(sums[cells][:, categories], self._squares[cells], cells % n_folds, int(self._rows.sum()))
+        table = _Table(sums[cells][:, categories], squares[cells], cells % n_folds, n)
 
         # An additive window needs a column for each token and lag.
         widest = 1_024
@@ -159,14 +149,9 @@ class _Table:
             inside = self.fold == k
             errors[inside] = self._errors(predict(self.sums[~inside].sum(dim=0), by))[inside]
         everywhere = self._errors(predict(self.sums.sum(dim=0), by)).sum(dim=0) / weight.sum()
-        return ControlScore(
-            name,
-            kind,
-            None,
-            score_of(everywhere, spread.sum(dim=0) / weight.sum(), self.n),
-            CellErrors(errors, spread, weight, self.fold, self.n).score(),
-            length,
-        )
+        in_sample = score_of(everywhere, spread.sum(dim=0) / weight.sum(), self.n)
+        held_out = CellErrors(errors, spread, weight, self.fold, self.n).score()
+        return ControlScore(name, kind, None, in_sample, held_out, length)
 
     def _errors(self, predicted: Float64[Tensor, "category target"]) -> Float64[Tensor, "cell target"]:
         cross = (self.sums[..., 1:] * predicted).sum(dim=1)
