@@ -43,7 +43,9 @@ def test_the_largest_angle_between_belief_subspaces(report, degrees):
     def probe(*directions):
         plane = torch.tensor(directions, dtype=torch.float64)
         decoder = torch.tensor([[2.0, 0.0], [-1.0, 0.5], [-1.0, -0.5]], dtype=torch.float64) @ plane
-        return replace(report["0_post"], decoder=decoder)
+        return replace(
+            report["0_post"], decoder=decoder, activation_mean=torch.zeros(plane.shape[1], dtype=torch.float64)
+        )
 
     tilt = math.radians(degrees)
     flat = probe([1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0])
