@@ -22,9 +22,9 @@ def position_mask(positions: Positions, words: Int[Tensor, "word pos"]) -> Bool[
     n_ctx = words.shape[1]
     if isinstance(positions, Tensor) and positions.dtype == torch.bool:
         if positions.shape not in ((n_ctx,), tuple(words.shape)):
+            fitting = f"here ({n_ctx},) or {tuple(words.shape)}"
             raise ValueError(
-                f"positions has shape {tuple(positions.shape)}; a mask is [pos] or [word, pos], here ({n_ctx},) or "
-                f"{tuple(words.shape)}."
+                f"positions has shape {tuple(positions.shape)}; a mask is [pos] or [word, pos], {fitting}."
             )
         mask = positions.cpu()
     else:
@@ -48,9 +48,8 @@ def described_positions(positions: Positions) -> Any:
     if positions is None:
         return "all"
     if isinstance(positions, slice):
-        return f"{positions.start or 0}:{'' if positions.stop is None else positions.stop}" + (
-            f":{positions.step}" if positions.step else ""
-        )
+        stop, step = "" if positions.stop is None else positions.stop, f":{positions.step}" if positions.step else ""
+        return f"{positions.start or 0}:{stop}{step}"
     if isinstance(positions, Tensor) and positions.dtype == torch.bool:
         return "a mask" if positions.ndim == 2 else positions.nonzero().flatten().tolist()
     return [int(position) for position in positions]
