@@ -47,14 +47,8 @@ class TrainingState:
 def write_state(path: Path, state: TrainingState, identity: Mapping[str, Any]) -> None:
     """Write a state to a file, with the JSON-ready `identity` of its training."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    description = {
-        "identity": dict(identity),
-        "step": state.step,
-        "seconds": state.seconds,
-        "metrics": state.metrics,
-        "fingerprint": state_fingerprint(tensors),
-    }
-    text = json.dumps(description)
+    description = {"identity": dict(identity), "step": state.step, "seconds": state.seconds, "metrics": state.metrics}
+    text = json.dumps(description | {"fingerprint": state_fingerprint(tensors)})
     write_atomically(path, save(tensors, metadata={_HEADER: text, "sha256": _digest(text)}))
 
 

@@ -79,5 +79,5 @@ def test_words_are_read_through_the_token_map(mess3):
         spaced = replace(dataset, token_map=msp.TokenMap(symbols, separator=separator))
         with pytest.raises(ValueError, match="symbols of one token and no separator"):
             msp.regret_by_position(model, spaced)
-    with pytest.raises(ValueError, match="3 symbols are 5 tokens.*context of 4"):
+    with pytest.raises(ValueError, match=r"3 symbols are 5 tokens.*context of 4"):
         msp.regret_by_position(msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, n_ctx=4)), dataset)
