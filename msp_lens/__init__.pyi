@@ -1,118 +1,33 @@
-"""What the face offers; `__init__.py` loads each name from where it is imported here."""
+"""What the face offers; `__init__.py` loads each name from where it is imported here, and each room on first use."""
 
-from .beliefs import (
-    attractor,
-    describe,
-    entropy_rate,
-    excess_entropy,
-    filter_beliefs,
-    filter_from,
-    mixed_states,
-    myopic_entropies,
-    next_token_probabilities,
-    optimal_losses,
-    presentation,
-    statistical_complexity,
+from . import (
+    beliefs,
+    data,
+    experiments,
+    figures,
+    formation,
+    interventions,
+    models,
+    moments,
+    page,
+    probing,
+    processes,
+    training,
 )
-from .data import (
-    BeliefDataset,
-    LabelledTokens,
-    TokenDataset,
-    TokenMap,
-    all_words,
-    one_hot,
-    sampled_words,
-    token_dataset,
-    words,
-)
-from .experiments.study import (
-    Study,
-    run,
-)
-from .experiments.sweep import (
-    SweepResult,
-    sweep,
-)
-from .figures.simplex import (
-    plot_beliefs,
-)
-from .figures.tokens import (
-    attention_view,
-)
-from .formation import (
-    Emergence,
-    emergence,
-)
-from .interventions import (
-    InterventionReport,
-    applying,
-    bayes_consistency,
-    intervene,
-    necessity,
-    persistence,
-    prediction_consistency,
-)
-from .models import (
-    ModelConfig,
-    build_model,
-    find_sites,
-    load_checkpoint,
-    load_weights,
-    residual_sites,
-    save_checkpoint,
-)
-from .moments import (
-    OLS,
-    BeliefRegressor,
-    Moments,
-    RandomProjection,
-    ReducedRank,
-    Ridge,
-)
-from .probing import (
-    BeliefProbe,
-    ProbeReport,
-    Split,
-    probe,
-    probe_rows,
-    read_beliefs,
-)
-from .processes import (
-    Process,
-    bloch_walk,
-    build_process,
-    coin,
-    days_of_week,
-    even,
-    frdn,
-    from_moore,
-    golden_mean,
-    leaky,
-    leaky_rrxor,
-    matching_parens,
-    mess3,
-    mixture,
-    moon,
-    mr_name,
-    product,
-    random_process,
-    rrxor,
-    sns,
-    with_bos,
-    z1r,
-)
-from .training import (
-    TrainingConfig,
-    TrainingRun,
-    regret_by_position,
-    saved_checkpoints,
-    train,
-)
+from .beliefs import filter_beliefs, next_token_probabilities
+from .data import BeliefDataset, LabelledTokens, TokenMap, words
+from .experiments import Study, SweepResult, run, sweep
+from .formation import Emergence, emergence
+from .interventions import InterventionReport, applying, intervene, necessity, persistence
+from .models import ModelConfig, build_model, find_sites, load_checkpoint, load_weights, save_checkpoint
+from .moments import BeliefRegressor, RandomProjection, Ridge
+from .probing import BeliefProbe, ProbeReport, Split, probe, probe_rows
+from .processes import Process, mess3, rrxor
+from .training import TrainingConfig, TrainingRun, train
 
 __version__: str
 
 __all__ = [
-    "OLS",
     "BeliefDataset",
     "BeliefProbe",
     "BeliefRegressor",
@@ -120,78 +35,46 @@ __all__ = [
     "InterventionReport",
     "LabelledTokens",
     "ModelConfig",
-    "Moments",
     "ProbeReport",
     "Process",
     "RandomProjection",
-    "ReducedRank",
     "Ridge",
     "Split",
     "Study",
     "SweepResult",
-    "TokenDataset",
     "TokenMap",
     "TrainingConfig",
     "TrainingRun",
-    "all_words",
     "applying",
-    "attention_view",
-    "attractor",
-    "bayes_consistency",
-    "bloch_walk",
+    "beliefs",
     "build_model",
-    "build_process",
-    "coin",
-    "days_of_week",
-    "describe",
+    "data",
     "emergence",
-    "entropy_rate",
-    "even",
-    "excess_entropy",
+    "experiments",
+    "figures",
     "filter_beliefs",
-    "filter_from",
     "find_sites",
-    "frdn",
-    "from_moore",
-    "golden_mean",
+    "formation",
     "intervene",
-    "leaky",
-    "leaky_rrxor",
+    "interventions",
     "load_checkpoint",
     "load_weights",
-    "matching_parens",
     "mess3",
-    "mixed_states",
-    "mixture",
-    "moon",
-    "mr_name",
-    "myopic_entropies",
+    "models",
+    "moments",
     "necessity",
     "next_token_probabilities",
-    "one_hot",
-    "optimal_losses",
+    "page",
     "persistence",
-    "plot_beliefs",
-    "prediction_consistency",
-    "presentation",
     "probe",
     "probe_rows",
-    "product",
-    "random_process",
-    "read_beliefs",
-    "regret_by_position",
-    "residual_sites",
+    "probing",
+    "processes",
     "rrxor",
     "run",
-    "sampled_words",
     "save_checkpoint",
-    "saved_checkpoints",
-    "sns",
-    "statistical_complexity",
     "sweep",
-    "token_dataset",
     "train",
-    "with_bos",
+    "training",
     "words",
-    "z1r",
 ]

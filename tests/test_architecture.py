@@ -3,6 +3,8 @@
 import ast
 import importlib
 import importlib.metadata
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -123,12 +125,24 @@ def _assigned(module, name):
 
 def test_the_face_is_whole():
     stub = ast.parse(Path(msp_lens.__file__).with_suffix(".pyi").read_text())
-    homes = {
-        alias.name: node.module for node in ast.walk(stub) if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    assert sorted(homes) == sorted(msp_lens.__all__) == sorted(ast.literal_eval(_assigned(stub, "__all__")))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    rooms = [alias.name for node in imports if node.module is None for alias in node.names]
+    homes = {alias.name: node.module for node in imports if node.module for alias in node.names}
+    assert sorted([*rooms, *homes]) == sorted(msp_lens.__all__) == sorted(ast.literal_eval(_assigned(stub, "__all__")))
+    assert set(msp_lens.__all__) <= set(dir(msp_lens)), "a name does not complete with Tab"
+    assert set(rooms) == {room.name for room in ROOMS}
+    assert len(homes) <= 40, "a face that nobody remembers"
+    for name in rooms:
+        assert getattr(msp_lens, name) is importlib.import_module(f"msp_lens.{name}")
     for name, home in homes.items():
         assert getattr(msp_lens, name) is getattr(importlib.import_module(f"msp_lens.{home}"), name)
     assert msp_lens.__version__ == importlib.metadata.version("msp-lens")
     with pytest.raises(AttributeError, match="nothing"):
         _ = msp_lens.nothing
+
+
+def test_rooms_load_on_first_use():
+    code = "import sys, msp_lens as msp; assert not any(m.startswith('msp_lens.') for m in sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", code + "; msp.processes.z1r(); assert 'msp_lens.probing' not in sys.modules"], check=True
+    )

@@ -42,7 +42,7 @@ def test_a_model_is_trained_and_can_be_loaded(trained):
     assert result["folder"] == str(folder)
     assert len(result["regret_nats"]) == 10
     loaded = msp.load_checkpoint(folder)
-    assert loaded.process == msp.z1r(p=0.4)
+    assert loaded.process == msp.processes.z1r(p=0.4)
     assert loaded.provenance["step"] == 30
 
 

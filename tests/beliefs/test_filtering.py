@@ -27,7 +27,7 @@ def test_next_token_probabilities_are_ratios_of_word_probabilities(process):
 
 
 def test_belief_is_held_after_the_token():
-    z1r = msp.z1r()
+    z1r = msp.processes.z1r()
     beliefs = msp.filter_beliefs(z1r, torch.tensor([[1, 1]]))[0]
     torch.testing.assert_close(beliefs[0], torch.tensor([1 / 3, 0, 2 / 3], dtype=torch.float64))
     torch.testing.assert_close(beliefs[1], torch.tensor([1.0, 0, 0], dtype=torch.float64))
@@ -35,7 +35,7 @@ def test_belief_is_held_after_the_token():
 
 def test_impossible_words_are_refused_by_position():
     with pytest.raises(ValueError, match=r"Word 1, \[0, 0, 0\], is impossible for z1r: token 0 at position 2"):
-        msp.filter_beliefs(msp.z1r(), torch.tensor([[0, 1, 0], [0, 0, 0]]))
+        msp.filter_beliefs(msp.processes.z1r(), torch.tensor([[0, 1, 0], [0, 0, 0]]))
 
 
 def test_tokens_outside_the_vocabulary_are_refused_by_position(mess3):

@@ -58,7 +58,7 @@ def test_evenly_visited_it_is_the_same_set(mess3):
     even = attractor(mess3, 20_000, seed=0, even=True, burn_in=12)
     plain = attractor(mess3, 20_000, seed=0)
     assert (even.max(dim=1).values < 0.9).double().mean() > 2 * (plain.max(dim=1).values < 0.9).double().mean()
-    golden_mean = attractor(msp.golden_mean(), 100, seed=0, even=True)
+    golden_mean = attractor(msp.processes.golden_mean(), 100, seed=0, even=True)
     assert len(golden_mean.unique(dim=0)) == 2, "an impossible token was followed"
 
 

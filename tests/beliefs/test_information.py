@@ -28,26 +28,26 @@ def block_entropy(process, length):
 def test_myopic_entropies_are_differences_of_block_entropies(process):
     blocks = [0.0, *(block_entropy(process, length) for length in (1, 2, 3))]
     expected = [after - before for before, after in itertools.pairwise(blocks)]
-    assert msp.myopic_entropies(process, 3).tolist() == pytest.approx(expected, abs=1e-12)
+    assert msp.beliefs.myopic_entropies(process, 3).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_mess3_entropies(mess3):
     expected = [1.09861, 0.85772, 0.81336, 0.79812, 0.79474, 0.79378, 0.79354, 0.79348, 0.79346, 0.79346]
-    assert msp.myopic_entropies(mess3, 10).tolist() == pytest.approx(expected, abs=5e-6)
-    assert float(msp.optimal_losses(mess3, 10).mean()) == pytest.approx(0.802512, abs=5e-7)
+    assert msp.beliefs.myopic_entropies(mess3, 10).tolist() == pytest.approx(expected, abs=5e-6)
+    assert float(msp.beliefs.optimal_losses(mess3, 10).mean()) == pytest.approx(0.802512, abs=5e-7)
 
 
 def test_other_known_entropies():
-    assert float(msp.optimal_losses(msp.rrxor(), 10).mean()) == pytest.approx(0.578185, abs=5e-7)
+    assert float(msp.beliefs.optimal_losses(msp.rrxor(), 10).mean()) == pytest.approx(0.578185, abs=5e-7)
     # The golden mean process is Markov: its entropy rate of 2/3 bit is reached with one token's context.
-    rate = msp.myopic_entropies(msp.golden_mean(p=0.5), 4)[1:]
+    rate = msp.beliefs.myopic_entropies(msp.processes.golden_mean(p=0.5), 4)[1:]
     assert rate.tolist() == pytest.approx([2 / 3 * math.log(2)] * 3)
-    assert msp.myopic_entropies(msp.mess3(x=0.15, a=0.6), 10)[-1].item() == pytest.approx(1.08889, abs=5e-6)
+    assert msp.beliefs.myopic_entropies(msp.mess3(x=0.15, a=0.6), 10)[-1].item() == pytest.approx(1.08889, abs=5e-6)
 
 
 def test_entropies_need_a_length(mess3):
     with pytest.raises(ValueError, match="length=0"):
-        msp.myopic_entropies(mess3, 0)
+        msp.beliefs.myopic_entropies(mess3, 0)
 
 
 def test_kl_divergence_ignores_tokens_that_never_come():
@@ -76,29 +76,29 @@ def renewal_entropies(p, q, terms=400):
 @pytest.mark.parametrize(("p", "q"), [(0.5, 0.5), (0.3, 0.6), (0.9, 0.4)])
 def test_simple_nonunifilar_source_is_a_renewal_process(p, q):
     rate, complexity = renewal_entropies(p, q)
-    found = entropy_rate(msp.sns(p=p, q=q))
+    found = entropy_rate(msp.processes.sns(p=p, q=q))
     assert found.is_exact
     assert found.value == pytest.approx(rate, abs=1e-9)
-    settled = statistical_complexity(msp.sns(p=p, q=q))
+    settled = statistical_complexity(msp.processes.sns(p=p, q=q))
     # A lower bound: where beliefs near their limit fast (the last case), floating point ends before the states do.
     assert complexity - 1e-3 <= settled.value <= complexity + 1e-9
     assert not settled.is_exact
 
 
 def test_entropy_rates_in_closed_form():
-    assert entropy_rate(msp.golden_mean(p=0.5)).bits == pytest.approx(2 / 3)
-    assert entropy_rate(msp.even(p=0.5)).bits == pytest.approx(2 / 3)
+    assert entropy_rate(msp.processes.golden_mean(p=0.5)).bits == pytest.approx(2 / 3)
+    assert entropy_rate(msp.processes.even(p=0.5)).bits == pytest.approx(2 / 3)
     assert entropy_rate(msp.rrxor()).bits == pytest.approx(2 / 3)
     assert entropy_rate(msp.rrxor()).value == pytest.approx(0.46210, abs=5e-6)
-    assert entropy_rate(msp.z1r()).bits == pytest.approx(1 / 3)
-    assert entropy_rate(msp.coin(p=0.3)).value == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
+    assert entropy_rate(msp.processes.z1r()).bits == pytest.approx(1 / 3)
+    assert entropy_rate(msp.processes.coin(p=0.3)).value == pytest.approx(-0.3 * math.log(0.3) - 0.7 * math.log(0.7))
 
 
 @given(brute_force.random_processes())
 def test_bounds_hold_the_entropy_rate(process):
     found = entropy_rate(process, max_level=2_000)
     assert found.lower <= found.value <= found.upper
-    later = float(msp.myopic_entropies(process, 7)[-1])
+    later = float(msp.beliefs.myopic_entropies(process, 7)[-1])
     assert found.lower <= later + 1e-12
     # Followed deeper, the bounds only tighten.
     deeper = entropy_rate(process, max_level=20_000)
@@ -122,32 +122,34 @@ def test_unifilar_and_presentation_agree():
         ]
     )
     assert not split.is_unifilar
-    assert entropy_rate(split).value == pytest.approx(entropy_rate(msp.golden_mean()).value)
-    assert excess_entropy(split).value == pytest.approx(excess_entropy(msp.golden_mean()).value)
+    assert entropy_rate(split).value == pytest.approx(entropy_rate(msp.processes.golden_mean()).value)
+    assert excess_entropy(split).value == pytest.approx(excess_entropy(msp.processes.golden_mean()).value)
     # Its two mixed states for A promise the same future, so they are one causal state.
-    assert statistical_complexity(split).value == pytest.approx(statistical_complexity(msp.golden_mean()).value)
+    assert statistical_complexity(split).value == pytest.approx(
+        statistical_complexity(msp.processes.golden_mean()).value
+    )
 
 
 def test_excess_entropy_and_complexity_in_closed_form():
     third = -1 / 3 * math.log(1 / 3) - 2 / 3 * math.log(2 / 3)
     # A Markov chain's excess entropy is the entropy of one token less the rate.
-    assert excess_entropy(msp.golden_mean(p=0.5)).value == pytest.approx(third - 2 / 3 * math.log(2))
-    assert statistical_complexity(msp.golden_mean(p=0.5)).value == pytest.approx(third)
+    assert excess_entropy(msp.processes.golden_mean(p=0.5)).value == pytest.approx(third - 2 / 3 * math.log(2))
+    assert statistical_complexity(msp.processes.golden_mean(p=0.5)).value == pytest.approx(third)
     # The even process hides its state for ever but gives it away at each 0: all that it remembers shows.
-    assert excess_entropy(msp.even(p=0.5)).value == pytest.approx(third)
-    assert statistical_complexity(msp.even(p=0.5)).value == pytest.approx(third)
-    assert excess_entropy(msp.coin()).value == pytest.approx(0)
-    assert statistical_complexity(msp.coin()).value == pytest.approx(0)
-    assert excess_entropy(msp.z1r()).value == pytest.approx(math.log(3))
+    assert excess_entropy(msp.processes.even(p=0.5)).value == pytest.approx(third)
+    assert statistical_complexity(msp.processes.even(p=0.5)).value == pytest.approx(third)
+    assert excess_entropy(msp.processes.coin()).value == pytest.approx(0)
+    assert statistical_complexity(msp.processes.coin()).value == pytest.approx(0)
+    assert excess_entropy(msp.processes.z1r()).value == pytest.approx(math.log(3))
 
 
 def test_excess_entropy_is_the_sum_above_the_rate(mess3):
-    for process in (msp.rrxor(), msp.even(p=0.3), msp.golden_mean(p=0.2)):
-        h = msp.myopic_entropies(process, 200)
+    for process in (msp.rrxor(), msp.processes.even(p=0.3), msp.processes.golden_mean(p=0.2)):
+        h = msp.beliefs.myopic_entropies(process, 200)
         assert excess_entropy(process).value == pytest.approx(float((h - entropy_rate(process).value).sum()), abs=1e-6)
     summed = excess_entropy(mess3)
     assert summed.lower < summed.value
-    assert summed.value == pytest.approx(float((msp.myopic_entropies(mess3, 11) - 0.7934575).sum()), abs=1e-4)
+    assert summed.value == pytest.approx(float((msp.beliefs.myopic_entropies(mess3, 11) - 0.7934575).sum()), abs=1e-4)
 
 
 def test_mess3_needs_infinite_memory(mess3):
@@ -157,13 +159,13 @@ def test_mess3_needs_infinite_memory(mess3):
 
 
 def test_what_cannot_be_followed_exactly_is_bounded(mess3):
-    exact = msp.myopic_entropies(mess3, 11)[1:]
-    bounded = msp.optimal_losses(mess3, 10, max_level=3_000)
+    exact = msp.beliefs.myopic_entropies(mess3, 11)[1:]
+    bounded = msp.beliefs.optimal_losses(mess3, 10, max_level=3_000)
     torch.testing.assert_close(bounded[:6], exact[:6], atol=1e-12, rtol=0)
     torch.testing.assert_close(bounded, exact, atol=1e-4, rtol=0)
-    assert msp.optimal_losses(mess3, 100)[-1].item() == pytest.approx(entropy_rate(mess3).value, abs=1e-5)
+    assert msp.beliefs.optimal_losses(mess3, 100)[-1].item() == pytest.approx(entropy_rate(mess3).value, abs=1e-5)
     with pytest.raises(ValueError, match=r"more than 100 different beliefs.*lower length=10"):
-        msp.myopic_entropies(mess3, 10, max_level=100)
+        msp.beliefs.myopic_entropies(mess3, 10, max_level=100)
 
 
 def test_regret_floor_is_what_a_short_memory_costs():

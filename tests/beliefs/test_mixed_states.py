@@ -111,7 +111,9 @@ def test_a_generalized_process_has_mixed_states_too():
     for rotated, plain in zip(walk_levels(process, 4), walk_levels(msp.mess3(), 4), strict=True):
         torch.testing.assert_close(rotated.probabilities, plain.probabilities)
         torch.testing.assert_close(rotated.beliefs, plain.beliefs @ _basis())
-    assert msp.myopic_entropies(process, 5).tolist() == pytest.approx(msp.myopic_entropies(msp.mess3(), 5).tolist())
+    assert msp.beliefs.myopic_entropies(process, 5).tolist() == pytest.approx(
+        msp.beliefs.myopic_entropies(msp.mess3(), 5).tolist()
+    )
 
 
 def _basis():
@@ -123,8 +125,8 @@ def _rotated(transitions):
 
 
 def test_word_probabilities_stay_in_log_space():
-    level = list(walk_levels(msp.coin(p=0.5), 1500, tolerance=1e-10))[-1]
+    level = list(walk_levels(msp.processes.coin(p=0.5), 1500, tolerance=1e-10))[-1]
     assert float(level.log_probabilities.exp().sum()) == pytest.approx(1)
-    (rarest,) = list(walk_levels(msp.coin(p=1.0), 1500))[-1].log_probabilities.tolist()
+    (rarest,) = list(walk_levels(msp.processes.coin(p=1.0), 1500))[-1].log_probabilities.tolist()
     assert rarest == 0
     assert math.isfinite(float(level.log_probabilities.min()))

@@ -46,4 +46,4 @@ def test_points_may_have_any_leading_shape():
 def test_what_is_read_of_a_generalized_process_is_left_alone(mess3):
     read = torch.tensor([1.2, -0.1, -0.1], dtype=torch.float64)
     assert nearest_belief(mess3, read).tolist() == [1, 0, 0]
-    assert torch.equal(nearest_belief(msp.bloch_walk(), read), read)
+    assert torch.equal(nearest_belief(msp.processes.bloch_walk(), read), read)

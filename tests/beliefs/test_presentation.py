@@ -15,7 +15,7 @@ def edges(found):
 
 def test_z1r_is_the_figure_of_the_post():
     """Four transient states, then the three phases for ever."""
-    found = presentation(msp.z1r())
+    found = presentation(msp.processes.z1r())
     assert found.is_finite
     assert edges(found) == {
         ("η", "0"): ("η₀", 1 / 2),
@@ -36,7 +36,7 @@ def test_z1r_is_the_figure_of_the_post():
     certain = found.beliefs[found.is_recurrent]
     assert torch.equal(certain.sort(dim=1).values, torch.tensor([[0.0, 0, 1]] * 3).double())
     # Three states with one next-token distribution: π, η after 10 and η after 01.
-    predicted = found.beliefs @ msp.z1r().emissions
+    predicted = found.beliefs @ msp.processes.z1r().emissions
     for label in ("η", "η₁₀", "η₀₁"):
         assert predicted[found.labels.index(label)].tolist() == pytest.approx([0.5, 0.5])
 
@@ -49,7 +49,9 @@ def test_rrxor_has_36_mixed_states():
     assert "36 mixed states, 5 of them recurrent" in repr(found)
 
 
-@pytest.mark.parametrize("build", [msp.rrxor, msp.z1r, msp.even, msp.golden_mean, msp.coin])
+@pytest.mark.parametrize(
+    "build", [msp.rrxor, msp.processes.z1r, msp.processes.even, msp.processes.golden_mean, msp.processes.coin]
+)
 def test_the_presentation_is_the_same_process_but_unifilar(build):
     process = build()
     graph = presentation(process).to_process()
@@ -95,7 +97,7 @@ def test_infinitely_many_mixed_states_are_said_to_be(mess3):
 
 def test_beliefs_that_close_in_on_a_limit_are_not_called_finite():
     """The simple nonunifilar source: after n zeros the belief nears a limit and never gets there."""
-    found = presentation(msp.sns(p=0.3, q=0.6))
+    found = presentation(msp.processes.sns(p=0.3, q=0.6))
     assert found.is_complete
     assert not found.is_finite
 

@@ -39,6 +39,6 @@ def test_continuations_are_drawn_as_expected():
 def test_impossible_continuations_are_refused():
     certain = torch.eye(3, dtype=torch.float64)[:1]
     with pytest.raises(ValueError, match=r"Word 0: after its belief .* tokens \[1\] are impossible for z1r"):
-        filter_from(msp.z1r(), certain, torch.tensor([[1, 0]]))
+        filter_from(msp.processes.z1r(), certain, torch.tensor([[1, 0]]))
     with pytest.raises(ValueError, match="outside the vocabulary"):
-        filter_from(msp.z1r(), certain, torch.tensor([[2]]))
+        filter_from(msp.processes.z1r(), certain, torch.tensor([[2]]))

@@ -47,7 +47,7 @@ def moore(n_states, n_tokens):
     theirs.emissionprob_ = generator.dirichlet(np.ones(n_tokens), n_states)
     stationary = np.linalg.matrix_power(theirs.transmat_, 1000)[0]
     theirs.startprob_ = stationary / stationary.sum()
-    return theirs, msp.from_moore(theirs.transmat_, theirs.emissionprob_)
+    return theirs, msp.processes.from_moore(theirs.transmat_, theirs.emissionprob_)
 
 
 def main():
@@ -83,7 +83,7 @@ def main():
     print(f"  3,000,000 points of the Mess3 fractal   {took:7.3f} s")
     dimension, took = timed(lambda: box_counting_dimension(points))
     print(f"  {dimension}   {took:7.3f} s")
-    for process in (msp.rrxor(), msp.days_of_week(), msp.sns()):
+    for process in (msp.rrxor(), msp.processes.days_of_week(), msp.processes.sns()):
         found, took = timed(lambda process=process: presentation(process, max_states=500))
         print(f"  {found}   {took:7.3f} s")
     rate, took = timed(lambda: entropy_rate(msp.mess3(x=0.05, a=0.85)))

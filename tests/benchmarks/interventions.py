@@ -43,11 +43,12 @@ def main():
     measured("persistence: 6 sites, 1,000 words", lambda: msp.persistence(model, process, probes=report, n_words=1000))
     measured("necessity: 6 sites and all, up to 2,000 words", lambda: msp.necessity(model, process, probes=report))
     measured(
-        "Bayes consistency: 6 sites, up to 20,000 words", lambda: msp.bayes_consistency(model, process, probes=report)
+        "Bayes consistency: 6 sites, up to 20,000 words",
+        lambda: msp.interventions.bayes_consistency(model, process, probes=report),
     )
     measured(
         "prediction consistency: 6 sites, up to 20,000 words",
-        lambda: msp.prediction_consistency(model, process, probes=report),
+        lambda: msp.interventions.prediction_consistency(model, process, probes=report),
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

@@ -76,8 +76,15 @@ def main():
     """Print a line for each process and size."""
     print(f"{os.cpu_count()} cores, torch {torch.__version__}, numpy {np.__version__}; tokens per second")
     print(f"{'process':16s} {'tokens':>10s} {'msp_lens':>14s} {'numpy':>14s} {'hmmlearn':>14s}  frequencies differ by")
-    big = msp.product([msp.mess3(), msp.rrxor(), msp.z1r()])
-    for process in (msp.mess3(), msp.rrxor(), msp.days_of_week(), big, msp.bloch_walk(), msp.frdn()):
+    big = msp.processes.product([msp.mess3(), msp.rrxor(), msp.processes.z1r()])
+    for process in (
+        msp.mess3(),
+        msp.rrxor(),
+        msp.processes.days_of_week(),
+        big,
+        msp.processes.bloch_walk(),
+        msp.processes.frdn(),
+    ):
         process.sample(1, 1, seed=0)
         slow, slow_rate = measured(hmmlearn_sample, process, HMMLEARN_TOKENS)
         for size in SIZES:

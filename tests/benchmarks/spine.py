@@ -46,7 +46,7 @@ def sampling(process):
 def prefixes(process):
     """All prefixes of up to ten tokens with their probabilities and beliefs."""
     started = time.perf_counter()
-    dataset = msp.all_words(process, 10)
+    dataset = msp.data.all_words(process, 10)
     assert dataset.n_prefixes == 88_572
     dataset.prefix_weights("probability")
     return {"88,572 prefixes with beliefs and weights": time.perf_counter() - started}
@@ -54,7 +54,7 @@ def prefixes(process):
 
 def forward_pass(process):
     """The forward pass alone, as a floor: what probing costs beside it is ours."""
-    model, dataset = mess3_model(), msp.all_words(process, 10)
+    model, dataset = mess3_model(), msp.data.all_words(process, 10)
     started = time.perf_counter()
     for _ in stream_activations(model, dataset.tokens):
         pass
@@ -75,7 +75,7 @@ def scikit_learn(process):
     """Seven in-sample fits on all rows, nothing else."""
     from sklearn.linear_model import LinearRegression
 
-    model, dataset = mess3_model(), msp.all_words(process, 10)
+    model, dataset = mess3_model(), msp.data.all_words(process, 10)
     sites = find_sites(model, None)
     started = time.perf_counter()
     batches = [batch.activations for batch in stream_activations(model, dataset.tokens)]

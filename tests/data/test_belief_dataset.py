@@ -10,7 +10,7 @@ from tests import brute_force
 
 @given(brute_force.random_processes(), st.integers(1, 4))
 def test_all_words_are_those_with_a_probability(process, length):
-    dataset = msp.all_words(process, length)
+    dataset = msp.data.all_words(process, length)
     table = brute_force.word_probabilities(process, length)
     assert [tuple(word) for word in dataset.tokens.tolist()] == list(table)
     assert dataset.word_weights.tolist() == pytest.approx(list(table.values()))
@@ -19,7 +19,7 @@ def test_all_words_are_those_with_a_probability(process, length):
 
 @given(brute_force.random_processes(), st.integers(1, 4))
 def test_prefixes_and_their_weights(process, length):
-    dataset = msp.all_words(process, length)
+    dataset = msp.data.all_words(process, length)
     counts = brute_force.prefix_counts(dataset.tokens.tolist())
     assert dataset.n_prefixes == len(counts)
     by_id = {}
@@ -39,28 +39,31 @@ def test_prefixes_and_their_weights(process, length):
 
 
 def test_sizes_and_variances_of_the_paper(mess3):
-    dataset = msp.all_words(mess3, 10)
+    dataset = msp.data.all_words(mess3, 10)
     assert (len(dataset), dataset.n_prefixes) == (59_049, 88_572)
     for weighting, variance in (("sequence", 0.11115), ("probability", 0.16114)):
         weights = dataset.prefix_weights(weighting)
         centered = dataset.prefix_beliefs - weights @ dataset.prefix_beliefs
         assert float((weights @ centered**2).mean()) == pytest.approx(variance, abs=5e-6)
-    assert len(msp.all_words(msp.rrxor(), 10)) == 436
+    assert len(msp.data.all_words(msp.rrxor(), 10)) == 436
 
 
 def test_too_many_words_are_sampled_or_refused(mess3):
     with pytest.raises(ValueError, match=r"more than 100 words of 5 tokens.*sampled_words"):
-        msp.all_words(mess3, 5, max_words=100)
+        msp.data.all_words(mess3, 5, max_words=100)
 
 
 def test_words_are_all_there_are_or_a_sample(mess3):
-    assert torch.equal(msp.words(mess3, n_ctx=5).tokens, msp.all_words(mess3, 5).tokens)
+    assert torch.equal(msp.words(mess3, n_ctx=5).tokens, msp.data.all_words(mess3, 5).tokens)
     for options, n_words in (
         ({"max_words": 100}, 100),
         ({"n_words": 300}, 300),
         ({"n_words": 300, "max_words": 9}, 300),
     ):
-        dataset, sample = msp.words(mess3, n_ctx=5, seed=4, **options), msp.sampled_words(mess3, n_words, 5, seed=4)
+        dataset, sample = (
+            msp.words(mess3, n_ctx=5, seed=4, **options),
+            msp.data.sampled_words(mess3, n_words, 5, seed=4),
+        )
         assert not dataset.is_population
         assert dataset.n_draws == n_words
         assert torch.equal(dataset.tokens, sample.tokens)
@@ -95,7 +98,7 @@ def test_a_dataset_says_how_it_is_read(mess3):
 
 def test_sampled_words_count_each_draw_once(mess3):
     draws = mess3.sample(500, 3, seed=7)
-    dataset = msp.sampled_words(mess3, 500, 3, seed=7)
+    dataset = msp.data.sampled_words(mess3, 500, 3, seed=7)
     frequencies = brute_force.Counter(map(tuple, draws.tolist()))
     observed = zip(map(tuple, dataset.tokens.tolist()), dataset.word_weights.tolist(), strict=True)
     assert dict(observed) == pytest.approx({word: count / 500 for word, count in frequencies.items()})
@@ -111,7 +114,7 @@ def test_unknown_weighting_is_refused():
 
 
 def test_token_dataset_feeds_a_data_loader(mess3, global_state):
-    dataset = msp.token_dataset(mess3, 64, n_ctx=10, seed=0)
+    dataset = msp.data.token_dataset(mess3, 64, n_ctx=10, seed=0)
     # A generator of its own: a DataLoader without one draws from the global random state.
     loader = torch.utils.data.DataLoader(dataset, batch_size=16, generator=torch.Generator())
     batches = [batch["tokens"] for batch in loader]
@@ -119,7 +122,7 @@ def test_token_dataset_feeds_a_data_loader(mess3, global_state):
 
 
 def test_token_dataset_as_a_hugging_face_dataset(mess3):
-    dataset = msp.token_dataset(mess3, 8, n_ctx=4, seed=0)
+    dataset = msp.data.token_dataset(mess3, 8, n_ctx=4, seed=0)
     columns = dataset.to_huggingface()
     assert columns.column_names == ["tokens"]
     assert torch.equal(columns["tokens"][:], dataset.tokens)

@@ -18,7 +18,7 @@ TARGETS = torch.arange(18, dtype=torch.float32).reshape(3, 3, 2)
 
 @given(brute_force.random_processes(), st.integers(1, 3), st.sampled_from(["probability", "sequence", "prefix"]))
 def test_rows_of_a_process_are_its_prefixes(process, length, weighting):
-    dataset = msp.all_words(process, length)
+    dataset = msp.data.all_words(process, length)
     # Ids that are no symbol's number, a token before the word, and one between symbols.
     token_map = TokenMap(range(10, 10 + process.n_tokens), bos=0, separator=[1], include_prior=True)
     counts = brute_force.prefix_counts(dataset.tokens.tolist())
@@ -59,7 +59,7 @@ def test_the_prior_counts_alike_in_data_and_probing(weighting, split):
 
 
 def test_more_targets_beside_the_beliefs(mess3):
-    dataset = msp.all_words(mess3, 3)
+    dataset = msp.data.all_words(mess3, 3)
     data = LabelledTokens.from_beliefs(dataset, targets={"belief of factor 0": dataset.beliefs[..., :2]})
     only = data.only("belief of factor 0")
     assert list(only.targets) == ["belief of factor 0"]

@@ -106,12 +106,12 @@ def test_overwriting_leaves_files_of_others(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model.safetensors").write_bytes(b"of a former run")
     (tmp_path / "movie.gif").write_bytes(b"of a former run")
-    study = msp.run(msp.coin(), preset="tiny", out=tmp_path, overwrite=True, emergence=False, progress=False)
+    study = msp.run(msp.processes.coin(), preset="tiny", out=tmp_path, overwrite=True, emergence=False, progress=False)
     assert not (tmp_path / "movie.gif").exists()
     assert not (tmp_path / "checkpoints").exists()
     assert study.emergence is None
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert msp.load_checkpoint(tmp_path).process == msp.coin()
+    assert msp.load_checkpoint(tmp_path).process == msp.processes.coin()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(study.training.metrics)
 
 
@@ -137,11 +137,11 @@ def test_bad_requests_write_nothing(tmp_path):
     ("process", "skipped"),
     [
         (msp.rrxor(), {}),
-        (msp.z1r(), {}),
-        (msp.golden_mean(), {}),
-        (msp.even(), {}),
-        (msp.coin(), {"necessity": "the belief is the same"}),
-        (msp.bloch_walk(), {"interventions": "no distributions", "persistence": "no distributions"}),
+        (msp.processes.z1r(), {}),
+        (msp.processes.golden_mean(), {}),
+        (msp.processes.even(), {}),
+        (msp.processes.coin(), {"necessity": "the belief is the same"}),
+        (msp.processes.bloch_walk(), {"interventions": "no distributions", "persistence": "no distributions"}),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

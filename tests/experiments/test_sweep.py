@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 def found(folder):
     """A width that is too small for the belief, one that is not; two processes; by two workers."""
     settings = FIXED | {"d_model": [1, 8], "learning_rate": 1e-2}
-    return msp.sweep([msp.mess3(), msp.z1r()], settings, out=folder, seeds=1, n_jobs=2, progress=False)
+    return msp.sweep([msp.mess3(), msp.processes.z1r()], settings, out=folder, seeds=1, n_jobs=2, progress=False)
 
 
 def test_a_row_for_each_combination(found):
@@ -67,7 +67,7 @@ def test_one_dimension_cannot_hold_a_belief_of_two(found):
 def test_what_is_done_is_not_done_again(found, folder):
     before = {path: path.stat().st_mtime_ns for path in folder.glob(f"*/{RESULT_FILE}")}
     settings = FIXED | {"d_model": [8, 1], "learning_rate": 1e-2}
-    again = msp.sweep([msp.z1r(), msp.mess3()], settings, out=folder, seeds=[1], n_jobs=1, progress=False)
+    again = msp.sweep([msp.processes.z1r(), msp.mess3()], settings, out=folder, seeds=[1], n_jobs=1, progress=False)
     assert {path: path.stat().st_mtime_ns for path in folder.glob(f"*/{RESULT_FILE}")} == before
     assert again.runs[0].settings["process"].startswith("z1r")
     key = ["process", "d_model", "seed"]
@@ -80,7 +80,7 @@ def test_what_is_done_is_not_done_again(found, folder):
 
 def test_a_half_done_sweep_goes_on(tmp_path, monkeypatch):
     settings = FIXED | {"d_model": [2, 3, 4]}
-    whole = msp.sweep(msp.z1r(), settings, out=tmp_path / "whole", n_jobs=1, progress=False)
+    whole = msp.sweep(msp.processes.z1r(), settings, out=tmp_path / "whole", n_jobs=1, progress=False)
     sweeps = importlib.import_module("msp_lens.experiments.sweep")
 
     trained = []
@@ -93,11 +93,11 @@ def test_a_half_done_sweep_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweeps, "train", train)
     with pytest.raises(KeyboardInterrupt):
-        msp.sweep(msp.z1r(), settings, out=tmp_path / "half", n_jobs=1, progress=False)
+        msp.sweep(msp.processes.z1r(), settings, out=tmp_path / "half", n_jobs=1, progress=False)
     assert trained == [2, 3]
     assert len(msp.SweepResult.load(tmp_path / "half")) == 2
     trained.clear()
-    rest = msp.sweep(msp.z1r(), settings, out=tmp_path / "half", n_jobs=1, progress=False)
+    rest = msp.sweep(msp.processes.z1r(), settings, out=tmp_path / "half", n_jobs=1, progress=False)
     assert trained == [4]
     columns = ["d_model", "regret", "R² held out", "MSE held out"]
     assert rest.to_dataframe()[columns].equals(whole.to_dataframe()[columns])
@@ -107,7 +107,7 @@ def test_a_half_done_sweep_goes_on(tmp_path, monkeypatch):
 def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path):
     """A learning rate at which the loss stops being a number."""
     settings = FIXED | {"d_model": 4, "normalization_type": None, "learning_rate": [1e20, 1e-3]}
-    found = msp.sweep(msp.z1r(), settings, out=tmp_path, n_jobs=2, progress=False)
+    found = msp.sweep(msp.processes.z1r(), settings, out=tmp_path, n_jobs=2, progress=False)
     assert [run.status for run in found.runs] == ["failed", "done"]
     assert found.failed[0].error.startswith("ValueError: ")
     written = json.loads((found.failed[0].folder / RESULT_FILE).read_text())
@@ -120,7 +120,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path):
     assert found.plot("learning_rate", "regret").axes
     # Asked for again, it is tried again.
     stamp = (found.failed[0].folder / RESULT_FILE).stat().st_mtime_ns
-    again = msp.sweep(msp.z1r(), settings, out=tmp_path, n_jobs=1, progress=False)
+    again = msp.sweep(msp.processes.z1r(), settings, out=tmp_path, n_jobs=1, progress=False)
     assert len(again.failed) == 1
     assert (found.failed[0].folder / RESULT_FILE).stat().st_mtime_ns > stamp
 
@@ -143,7 +143,7 @@ def test_interventions_and_emergence(tmp_path, mess3):
 
 def test_threads_and_seeds_of_this_process_stay(tmp_path, global_state):
     before = torch.get_num_threads()
-    msp.sweep(msp.z1r(), FIXED | {"d_model": [2, 3]}, out=tmp_path, n_jobs=2, progress=False)
+    msp.sweep(msp.processes.z1r(), FIXED | {"d_model": [2, 3]}, out=tmp_path, n_jobs=2, progress=False)
     assert torch.get_num_threads() == before
 
 
@@ -206,7 +206,7 @@ def test_plots(found):
 )
 def test_bad_requests_are_refused_before_any_work(settings, options, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        msp.sweep(msp.z1r(), settings, out=tmp_path / "sweep", **options)
+        msp.sweep(msp.processes.z1r(), settings, out=tmp_path / "sweep", **options)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError, match="no run of a sweep"):
         msp.SweepResult.load(tmp_path)

@@ -12,10 +12,24 @@ from msp_lens.figures.labels import Box, around, first_free, spread_out
 from msp_lens.figures.layouts import crossings, layered_layout, spring_layout
 
 GENERATORS = [
-    *(msp.z1r(), msp.rrxor(), msp.mess3(), msp.even(), msp.golden_mean(), msp.days_of_week(), msp.coin()),
-    msp.mixture([msp.golden_mean(), msp.even()], [0.5, 0.5]),
+    *(
+        msp.processes.z1r(),
+        msp.rrxor(),
+        msp.mess3(),
+        msp.processes.even(),
+        msp.processes.golden_mean(),
+        msp.processes.days_of_week(),
+        msp.processes.coin(),
+    ),
+    msp.processes.mixture([msp.processes.golden_mean(), msp.processes.even()], [0.5, 0.5]),
 ]
-PRESENTATIONS = [msp.z1r(), msp.rrxor(), msp.even(), msp.golden_mean(), msp.coin()]
+PRESENTATIONS = [
+    msp.processes.z1r(),
+    msp.rrxor(),
+    msp.processes.even(),
+    msp.processes.golden_mean(),
+    msp.processes.coin(),
+]
 
 
 def names(process):
@@ -77,7 +91,7 @@ def test_generators_show_every_state_and_edge_legibly(process):
 
 @pytest.mark.parametrize("process", PRESENTATIONS, ids=names)
 def test_presentations_show_every_mixed_state_and_edge_legibly(process):
-    found = msp.presentation(process)
+    found = msp.beliefs.presentation(process)
     figure = found.plot()
     assert set(nodes(figure)) == set(found.labels)
     pairs = {(int(i), int(j)) for i, j in zip(found.sources, found.targets, strict=True)}
@@ -89,7 +103,7 @@ def test_presentations_show_every_mixed_state_and_edge_legibly(process):
 
 def test_the_posts_figure_of_z1r():
     """η at the left, four transient states, and the three certain phases as a ring at the right."""
-    figure = msp.presentation(msp.z1r()).plot()
+    figure = msp.beliefs.presentation(msp.processes.z1r()).plot()
     drawn = nodes(figure)
     bold = {name for name, patch in drawn.items() if patch.get_linewidth() > 1.5}
     assert bold == {"η₀₀", "η₀₁", "η₁₁"}
@@ -107,15 +121,17 @@ def test_states_that_are_left_for_ever_are_thin():
 
 
 def test_where_a_presentation_was_cut_off_it_shows():
-    found = msp.presentation(msp.mess3(), max_states=5)
+    found = msp.beliefs.presentation(msp.mess3(), max_states=5)
     broken = {name for name, patch in nodes(found.plot()).items() if patch.get_linestyle() == "--"}
     assert broken == {label for label, whole in zip(found.labels, found.is_expanded, strict=True) if not whole}
     with pytest.raises(ValueError, match=r"mixed states are more than a picture .* lower max_states"):
-        msp.presentation(msp.mess3(), max_states=200).plot()
+        msp.beliefs.presentation(msp.mess3(), max_states=200).plot()
 
 
 def test_recurrent_classes_are_numbered():
-    found = msp.presentation(msp.mixture([msp.golden_mean(), msp.even()], [0.5, 0.5]))
+    found = msp.beliefs.presentation(
+        msp.processes.mixture([msp.processes.golden_mean(), msp.processes.even()], [0.5, 0.5])
+    )
     classes = found.recurrent_class
     assert sorted(classes.unique().tolist()) == [-1, 0, 1]
     assert (found.is_recurrent == (classes >= 0)).all()
@@ -125,8 +141,8 @@ def test_recurrent_classes_are_numbered():
 
 def test_a_generalized_process_is_no_chain():
     with pytest.raises(ValueError, match="generalized process: its matrices are not probabilities"):
-        msp.bloch_walk().plot()
-    assert msp.presentation(msp.bloch_walk(), max_states=6).plot(theme="dark").axes
+        msp.processes.bloch_walk().plot()
+    assert msp.beliefs.presentation(msp.processes.bloch_walk(), max_states=6).plot(theme="dark").axes
 
 
 def test_parallel_and_opposite_arrows_lie_apart():

@@ -12,7 +12,7 @@ from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, png
 
 
 def parts(process, length):
-    dataset = msp.all_words(process, length)
+    dataset = msp.data.all_words(process, length)
     words, positions = dataset.is_first.nonzero(as_tuple=True)
     order = dataset.prefix_ids[dataset.is_first].argsort()
     return dataset, dataset.tokens[words[order]], positions[order]
@@ -64,7 +64,7 @@ def test_an_image_stands_upright():
 
 
 def test_four_states_make_a_tetrahedron_to_be_turned():
-    process = msp.random_process(4, 2, seed=0)
+    process = msp.processes.random_process(4, 2, seed=0)
     dataset, words, positions = parts(process, 4)
     figure = explore_beliefs(dataset.prefix_beliefs, {"noisy": dataset.prefix_beliefs}, words, positions)
     outline, points = figure.data[:2]

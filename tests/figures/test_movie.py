@@ -14,7 +14,7 @@ from msp_lens.figures.movie import Movie, Progress, beliefs_movie
 
 @pytest.fixture(scope="module")
 def true(mess3):
-    return msp.all_words(mess3, 4).prefix_beliefs
+    return msp.data.all_words(mess3, 4).prefix_beliefs
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_perfect_frame_looks_like_the_true_beliefs(movie):
 
 
 def test_more_states_share_the_true_beliefs_projection():
-    beliefs = msp.all_words(msp.rrxor(), 5).prefix_beliefs
+    beliefs = msp.data.all_words(msp.rrxor(), 5).prefix_beliefs
     shrunk = beliefs.mean(dim=0) + 0.5 * (beliefs - beliefs.mean(dim=0))
     movie = beliefs_movie(beliefs, {"x": [shrunk, beliefs], "y": [beliefs, shrunk]}, ["one", "two"])
     width = movie.frames.shape[2]

@@ -57,11 +57,11 @@ def test_points_outside_are_left_out():
     assert image.max() == 0
 
 
-@pytest.mark.parametrize("process", [msp.mess3(), msp.rrxor(), msp.golden_mean(), msp.coin()])
+@pytest.mark.parametrize("process", [msp.mess3(), msp.rrxor(), msp.processes.golden_mean(), msp.processes.coin()])
 def test_figures_of_any_number_of_states(process, tmp_path):
-    dataset = msp.all_words(process, 4)
+    dataset = msp.data.all_words(process, 4)
     beliefs = dataset.prefix_beliefs
-    figure = msp.plot_beliefs(
+    figure = msp.figures.plot_beliefs(
         beliefs, {"the same": beliefs}, weights=dataset.prefix_weights("probability"), states=process.states
     )
     figure.savefig(tmp_path / "figure.png")
@@ -72,7 +72,7 @@ def test_figures_of_any_number_of_states(process, tmp_path):
 
 def test_panels_share_the_true_beliefs_axes():
     """A represented belief is drawn where it lies, not where its own principal axes would put it."""
-    beliefs = msp.all_words(msp.rrxor(), 6).prefix_beliefs
+    beliefs = msp.data.all_words(msp.rrxor(), 6).prefix_beliefs
     project = projection(beliefs, torch.ones(len(beliefs)).double())
     torch.testing.assert_close(
         project(beliefs * 0.5 + 0.1), 0.5 * project(beliefs) + project(beliefs * 0 + 0.1) - 0.5 * project(beliefs * 0)
@@ -80,19 +80,19 @@ def test_panels_share_the_true_beliefs_axes():
 
 
 def test_represented_points_beyond_the_true_ones_are_shown():
-    beliefs = msp.all_words(msp.rrxor(), 5).prefix_beliefs
-    figure = msp.plot_beliefs(beliefs, {"spread": (beliefs - beliefs.mean(dim=0)) * 2 + beliefs.mean(dim=0)})
+    beliefs = msp.data.all_words(msp.rrxor(), 5).prefix_beliefs
+    figure = msp.figures.plot_beliefs(beliefs, {"spread": (beliefs - beliefs.mean(dim=0)) * 2 + beliefs.mean(dim=0)})
     left, right = figure.axes[0].get_xlim()
-    alone = msp.plot_beliefs(beliefs, {}).axes[0].get_xlim()
+    alone = msp.figures.plot_beliefs(beliefs, {}).axes[0].get_xlim()
     assert right - left > 1.5 * (alone[1] - alone[0])
     assert all(axis.get_xlim() == (left, right) for axis in figure.axes)
 
 
 def test_a_words_path_is_drawn_in_every_panel(mess3):
-    dataset = msp.all_words(mess3, 4)
+    dataset = msp.data.all_words(mess3, 4)
     true = dataset.prefix_beliefs
     rows = dataset.prefix_ids[50].tolist()
-    figure = msp.plot_beliefs(true, {"shifted": true.roll(1, dims=1)}, path=rows, path_tokens=list("BCBC"))
+    figure = msp.figures.plot_beliefs(true, {"shifted": true.roll(1, dims=1)}, path=rows, path_tokens=list("BCBC"))
     for axis, beliefs in zip(figure.axes, (true, true.roll(1, dims=1)), strict=True):
         (dots,) = axis.collections
         np.testing.assert_allclose(dots.get_offsets(), beliefs[rows] @ TRIANGLE)
@@ -102,16 +102,16 @@ def test_a_words_path_is_drawn_in_every_panel(mess3):
         arrows = [text for text in axis.texts if not text.get_text()]
         np.testing.assert_allclose([arrow.xy for arrow in arrows], (beliefs[rows] @ TRIANGLE)[1:])
     with pytest.raises(ValueError, match="path has 4 rows and path_tokens 2"):
-        msp.plot_beliefs(true, {}, path=rows, path_tokens=["A", "B"])
+        msp.figures.plot_beliefs(true, {}, path=rows, path_tokens=["A", "B"])
     with pytest.raises((ValueError, jaxtyping.TypeCheckError), match=r"short: \(\d+, 3\); the true|prefix"):
-        msp.plot_beliefs(true, {"short": true[1:].clone()})
+        msp.figures.plot_beliefs(true, {"short": true[1:].clone()})
 
 
 def test_labels_of_a_path_do_not_overlap():
     """A word that stays in one corner, where its points lie close together."""
     process = msp.mess3()
     beliefs = msp.filter_beliefs(process, torch.tensor([[2, 2, 2, 2, 2, 2, 1, 2, 2, 2]]))[0]
-    figure = msp.plot_beliefs(beliefs, {}, path=range(10), path_tokens=list("CCCCCCBCCC"))
+    figure = msp.figures.plot_beliefs(beliefs, {}, path=range(10), path_tokens=list("CCCCCCBCCC"))
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
     for index, first in enumerate(boxes):
@@ -122,15 +122,15 @@ def test_labels_of_a_path_do_not_overlap():
 
 
 def test_many_panels_take_several_rows(mess3):
-    beliefs = msp.all_words(mess3, 3).prefix_beliefs
-    figure = msp.plot_beliefs(beliefs, {f"layer {k}": beliefs for k in range(5)}, columns=3)
+    beliefs = msp.data.all_words(mess3, 3).prefix_beliefs
+    figure = msp.figures.plot_beliefs(beliefs, {f"layer {k}": beliefs for k in range(5)}, columns=3)
     assert [axis.get_title() for axis in figure.axes][1:] == [f"layer {k}" for k in range(5)]
     rows = {axis.get_subplotspec().rowspan.start for axis in figure.axes}
     assert rows == {0, 1}
 
 
 def test_positions_show_the_prefixes_that_end_there(mess3):
-    dataset = msp.all_words(mess3, 4)
+    dataset = msp.data.all_words(mess3, 4)
     _, positions = dataset.is_first.nonzero(as_tuple=True)
     positions = positions[dataset.prefix_ids[dataset.is_first].argsort()]
     true = dataset.prefix_beliefs
@@ -162,7 +162,7 @@ def test_four_states_are_seen_in_a_tetrahedron():
     assert from_above.hidden == frozenset()
     from_below = projection(corners, torch.ones(4).double(), view=(0.0, -89.9))
     assert from_below.hidden == {(0, 3), (1, 3), (2, 3)}
-    figure = msp.plot_beliefs(corners, {}, states=list("WXYZ"))
+    figure = msp.figures.plot_beliefs(corners, {}, states=list("WXYZ"))
     styles = [line.get_linestyle() for line in figure.axes[0].lines]
     assert len(styles) == 6
     assert styles.count(":") == len(project.hidden) > 0
@@ -170,7 +170,7 @@ def test_four_states_are_seen_in_a_tetrahedron():
 
 
 def test_more_states_say_what_their_axes_are():
-    figure = msp.plot_beliefs(msp.all_words(msp.rrxor(), 6).prefix_beliefs, {})
+    figure = msp.figures.plot_beliefs(msp.data.all_words(msp.rrxor(), 6).prefix_beliefs, {})
     assert "principal axes of the true beliefs" in figure.get_supxlabel()
     assert "of their variance" in figure.get_supxlabel()
 

@@ -43,7 +43,7 @@ def test_tokens_are_colored_by_belief():
 
 
 def test_colors_of_many_states_mean_the_same_in_every_word():
-    every = msp.all_words(msp.rrxor(), 5).prefix_beliefs
+    every = msp.data.all_words(msp.rrxor(), 5).prefix_beliefs
     some = every[[3, 17]]
     view = word_view(["0", "1"], {"true": some}, among=every)
     drawn = torch.tensor([[int(c) for c in cell[1:4]] for cell in cells(view.html)])

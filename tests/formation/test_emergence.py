@@ -36,7 +36,7 @@ def test_each_row_is_what_probing_that_checkpoint_gives(run, found, mess3):
     table = found.to_dataframe().set_index(["step", "site"])
     assert list(table.index.unique("step")) == [0, 10, 30, 60]
     assert list(table.loc[0].index) == ["0_pre", "0_post", "1_post", "ln_final", "concatenated"]
-    for saved in msp.saved_checkpoints(run)[::3]:
+    for saved in msp.training.saved_checkpoints(run)[::3]:
         report = msp.probe(saved.load().model, mess3, progress=False)
         expected = report.to_dataframe()
         rows = table.loc[saved.step]
@@ -48,7 +48,7 @@ def test_each_row_is_what_probing_that_checkpoint_gives(run, found, mess3):
 
 
 def test_recoveries_are_those_of_the_experiment(run, found, mess3):
-    last = msp.saved_checkpoints(run)[-1].load().model
+    last = msp.training.saved_checkpoints(run)[-1].load().model
     report = msp.probe(last, mess3, progress=False)
     expected = msp.intervene(last, mess3, probes=report, edits="steer", n_words=200)
     rows = found.to_dataframe().query("step == 60").set_index("site")
@@ -72,14 +72,16 @@ def test_words_are_made_once_and_shared(run, monkeypatch):
 
 
 def test_a_given_dataset_and_some_checkpoints(run, mess3):
-    dataset = msp.sampled_words(mess3, 200, 4, seed=0)
-    found = msp.emergence(msp.saved_checkpoints(run)[::-2], dataset, sites="*_post", controls=False, progress=False)
+    dataset = msp.data.sampled_words(mess3, 200, 4, seed=0)
+    found = msp.emergence(
+        msp.training.saved_checkpoints(run)[::-2], dataset, sites="*_post", controls=False, progress=False
+    )
     assert [snapshot.step for snapshot in found.snapshots] == [10, 60]
     assert found.dataset is dataset
     assert found.sites == ("0_post", "1_post", "concatenated")
     assert math.isnan(found.rank_correlation())
     assert not math.isnan(
-        msp.emergence(run, msp.all_words(mess3, 2), controls=False, progress=False).rank_correlation()
+        msp.emergence(run, msp.data.all_words(mess3, 2), controls=False, progress=False).rank_correlation()
     )
 
 
@@ -139,7 +141,7 @@ def test_the_movie_has_a_frame_for_each_checkpoint(found):
 
 
 def test_a_movie_of_models_that_changed_is_refused(run, found, tmp_path):
-    others = msp.saved_checkpoints(trained(tmp_path, msp.mess3(), steps=60, checkpoints=(0, 10, 30)))
+    others = msp.training.saved_checkpoints(trained(tmp_path, msp.mess3(), steps=60, checkpoints=(0, 10, 30)))
     assert model_fingerprint(others[0].load().model) == model_fingerprint(found.checkpoints[0].load().model)
     mixed = dataclasses.replace(found, checkpoints=(*found.checkpoints[:-1], others[1]))
     with pytest.raises(ValueError, match="has changed since it was probed"):
@@ -153,17 +155,17 @@ def test_bad_requests(run, tmp_path, mess3):
         msp.emergence(tmp_path)
     with pytest.raises(ValueError, match="run holds no checkpoints"):
         msp.emergence([])
-    checkpoints = msp.saved_checkpoints(run)
+    checkpoints = msp.training.saved_checkpoints(run)
     with pytest.raises(ValueError, match="are both of step 10"):
         msp.emergence([checkpoints[0], checkpoints[1], checkpoints[1]])
     with pytest.raises(ValueError, match="n_ctx=6 is longer"):
-        msp.emergence(run, msp.all_words(mess3, 6))
+        msp.emergence(run, msp.data.all_words(mess3, 6))
     with pytest.raises(ValueError, match="n_words=1: give at least 2"):
         msp.emergence(run, n_words=1)
     with pytest.raises(KeyError, match="no site '9_post'"):
         msp.emergence(run, sites="9_post")
     with pytest.raises(ValueError, match="No beliefs were written"):
-        msp.emergence(checkpoints[:1], msp.all_words(mess3, 2), controls=False, progress=False).plot.use()
+        msp.emergence(checkpoints[:1], msp.data.all_words(mess3, 2), controls=False, progress=False).plot.use()
 
 
 @pytest.mark.parametrize(
@@ -176,12 +178,12 @@ def test_bad_requests(run, tmp_path, mess3):
 def test_checkpoints_of_several_runs_are_refused_before_any_is_loaded(run, process, changes, message, tmp_path):
     other = trained(tmp_path, process, steps=2, checkpoints=(1,), **changes)
     # Damaged weights are noticed only if they are read.
-    for saved in msp.saved_checkpoints(other):
+    for saved in msp.training.saved_checkpoints(other):
         content = bytearray(saved.path.read_bytes())
         content[-1] ^= 1
         saved.path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        msp.emergence([msp.saved_checkpoints(run)[0], *msp.saved_checkpoints(other)])
+        msp.emergence([msp.training.saved_checkpoints(run)[0], *msp.training.saved_checkpoints(other)])
 
 
 @pytest.mark.slow

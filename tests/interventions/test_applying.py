@@ -70,7 +70,7 @@ def test_each_word_has_its_own_number_of_positions(random_model, random_report, 
 
 def test_a_trajectory_is_written_from_a_position_onward(random_model, random_report, mess3, tokens):
     probe = random_report["1_post"]
-    beliefs = msp.filter_from(mess3, torch.tensor([[0.0, 1.0, 0.0]]).double().expand(4, -1), tokens[:, 3:])
+    beliefs = msp.beliefs.filter_from(mess3, torch.tensor([[0.0, 1.0, 0.0]]).double().expand(4, -1), tokens[:, 3:])
     with applying(random_model, edits.patch(probe), beliefs, position=slice(2, None)):
         edited = activation_at(random_model, tokens, probe.sites[0])
     torch.testing.assert_close(edited[:, 2:].double(), probe.decode(beliefs), atol=1e-6, rtol=1e-5)
@@ -244,8 +244,8 @@ def test_a_probe_of_another_model_is_refused(random_model, random_report, tokens
         msp.intervene,
         msp.persistence,
         msp.necessity,
-        msp.bayes_consistency,
-        msp.prediction_consistency,
+        msp.interventions.bayes_consistency,
+        msp.interventions.prediction_consistency,
     ):
         with pytest.raises(ValueError, match="a model with other weights"):
             experiment(other, mess3, probes=random_report)

@@ -186,7 +186,7 @@ def test_a_site_that_is_all_belief_has_no_direction_off_it():
 
 
 def test_the_centroid_is_the_mean_of_the_nearest_cell(random_model, random_report, mess3):
-    dataset = msp.all_words(mess3, 5)
+    dataset = msp.data.all_words(mess3, 5)
     centroids = edits.belief_centroids(random_model, dataset, width=0.05)
     site = "blocks.0.hook_resid_post"
     (batch,) = msp.models.activations.stream_activations(random_model, dataset.tokens, site, batch_size=len(dataset))

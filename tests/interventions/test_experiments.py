@@ -16,7 +16,7 @@ from msp_lens.interventions import InterventionReport
 
 @pytest.fixture(scope="module")
 def dataset(mess3):
-    return msp.all_words(mess3, 5)
+    return msp.data.all_words(mess3, 5)
 
 
 def activations(model, dataset, probe):
@@ -58,7 +58,7 @@ def test_persistence_by_hand(random_model, random_report, mess3):
 
 def test_persistence_where_tokens_rule_the_actual_belief_out():
     """After the target's own tokens the actual belief may be impossible: then it has no optimum."""
-    process = msp.z1r()
+    process = msp.processes.z1r()
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5))
     report = msp.probe(model, process, progress=False)
     found = msp.persistence(
@@ -73,9 +73,9 @@ def test_necessity_by_hand(random_model, random_report, mess3, dataset):
     for name, ablate in (("erase", edits.erase), ("project out", edits.project_out), ("keep only", edits.keep_only)):
         for label, group in (("0_post", [random_report["0_post"]]), ("all sites", probes)):
             with msp.applying(random_model, [ablate(probe) for probe in group]):
-                regret = float(msp.regret_by_position(random_model, dataset).mean())
+                regret = float(msp.training.regret_by_position(random_model, dataset).mean())
             assert found.select(site=label, edit=name)["regret"] == pytest.approx(regret, rel=1e-6)
-    untouched = float(msp.regret_by_position(random_model, dataset).mean())
+    untouched = float(msp.training.regret_by_position(random_model, dataset).mean())
     assert set(found.to_dataframe().query("edit == 'none'")["regret"]) == {untouched}
     # What context is worth: the entropy of a token less its mean entropy given the words before it.
     optimal = msp.next_token_probabilities(mess3, dataset.beliefs)
@@ -87,7 +87,7 @@ def test_necessity_by_hand(random_model, random_report, mess3, dataset):
 
 
 def test_bayes_consistency_by_hand(random_model, random_report, mess3, dataset):
-    found = msp.bayes_consistency(random_model, dataset, probes=random_report)
+    found = msp.interventions.bayes_consistency(random_model, dataset, probes=random_report)
     probe = random_report["1_post"]
     read = nearest_distribution(probe.predict(activations(random_model, dataset, probe)[0]).double())
     update = copy = reading = total = 0.0
@@ -130,10 +130,10 @@ def test_the_true_beliefs_commute(mess3, dataset):
 
     model = Observer()
     report = msp.probe(model, dataset, sites="hook_beliefs", progress=False)
-    row = msp.bayes_consistency(model, dataset, probes=report).select(token="all")
+    row = msp.interventions.bayes_consistency(model, dataset, probes=report).select(token="all")
     assert row["update"] < 1e-12
     assert row["skill"] == pytest.approx(1, abs=1e-9)
-    row = msp.prediction_consistency(model, dataset, probes=report).select(site="hook_beliefs")
+    row = msp.interventions.prediction_consistency(model, dataset, probes=report).select(site="hook_beliefs")
     assert row["implied_to_model"] < 1e-9
     assert row["optimal_to_model"] < 1e-9
     # It acts on what is written, whichever way: there is nothing in it but the belief.
@@ -145,9 +145,9 @@ def test_the_true_beliefs_commute(mess3, dataset):
 
 def test_generalized_beliefs_commute_too_and_cannot_be_written():
     """Their update divides by π T[x] w, and they are left where they are read: on no simplex."""
-    process = msp.bloch_walk()
+    process = msp.processes.bloch_walk()
     model = msp.build_model(msp.ModelConfig(d_vocab=4, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=4), seed=1)
-    dataset = msp.all_words(process, 4)
+    dataset = msp.data.all_words(process, 4)
     beliefs = dataset.beliefs
     onward = filter_from(process, beliefs[:, 0], dataset.tokens[:, 1:])
     torch.testing.assert_close(onward, beliefs)
@@ -160,7 +160,7 @@ def test_generalized_beliefs_commute_too_and_cannot_be_written():
     joint = torch.einsum("wpi,wpij->wpj", before, process.transitions[dataset.tokens[:, 1:]])
     updated = joint / (joint @ process.right_eigenvector).unsqueeze(-1)
     error = float(dataset.word_weights @ (updated - after).square().mean(dim=(1, 2)))
-    row = msp.bayes_consistency(model, dataset, probes=report).select(site="0_post", token="all")
+    row = msp.interventions.bayes_consistency(model, dataset, probes=report).select(site="0_post", token="all")
     assert row["undefined"] == 0
     assert row["update"] == pytest.approx(error, rel=1e-5)
 
@@ -168,7 +168,7 @@ def test_generalized_beliefs_commute_too_and_cannot_be_written():
     assert implied.min() > 0
     log_predicted = logits.double().log_softmax(-1)
     expected = float(dataset.word_weights @ (implied * (implied.log() - log_predicted)).sum(-1).mean(dim=1))
-    row = msp.prediction_consistency(model, dataset, probes=report).select(site="0_post")
+    row = msp.interventions.prediction_consistency(model, dataset, probes=report).select(site="0_post")
     assert row["implied_to_model"] == pytest.approx(expected, rel=1e-5)
 
     # Erasing needs no distribution: no trace is left, and the regret moves.
@@ -183,12 +183,12 @@ def test_generalized_beliefs_commute_too_and_cannot_be_written():
 
 
 def test_a_belief_that_never_changes_cannot_be_erased():
-    process = msp.coin()
+    process = msp.processes.coin()
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=3))
     report = msp.probe(model, process, progress=False)
     with pytest.raises(ValueError, match="the belief is the same after each of them"):
         msp.necessity(model, process, probes=report)
-    found = msp.bayes_consistency(model, process, probes=report)
+    found = msp.interventions.bayes_consistency(model, process, probes=report)
     assert found.to_dataframe()["skill"].isna().all()
     assert "No belief read moves" in found.summary()[0]
 
@@ -203,7 +203,7 @@ def test_prediction_consistency_by_hand(random_model, random_report, mess3, data
     def mean_kl(first, log_second):
         return float((dataset.word_weights @ (first * (first.log() - log_second)).sum(-1)).mean())
 
-    row = msp.prediction_consistency(random_model, dataset, probes=random_report).select(site="0_post")
+    row = msp.interventions.prediction_consistency(random_model, dataset, probes=random_report).select(site="0_post")
     assert row["implied_to_model"] == pytest.approx(mean_kl(implied, log_predicted), rel=1e-5)
     assert row["optimal_to_implied"] == pytest.approx(mean_kl(optimal, implied.log()), rel=1e-5)
     assert row["optimal_to_model"] == pytest.approx(mean_kl(optimal, log_predicted), rel=1e-5)
@@ -216,8 +216,8 @@ def test_reports_show_what_they_hold(random_model, random_report, mess3, untouch
     reports = [
         msp.persistence(random_model, mess3, n_words=10, **options),
         msp.necessity(random_model, mess3, n_words=50, **options),
-        msp.bayes_consistency(random_model, mess3, n_words=50, **options),
-        msp.prediction_consistency(random_model, mess3, n_words=50, **options),
+        msp.interventions.bayes_consistency(random_model, mess3, n_words=50, **options),
+        msp.interventions.prediction_consistency(random_model, mess3, n_words=50, **options),
     ]
     for found, choice in zip(reports, ({"edited": "trajectory"}, {}, {"token": "all"}, {}), strict=True):
         assert isinstance(found.to_dataframe(), pd.DataFrame)
@@ -251,9 +251,9 @@ def test_numbers_too_small_are_refused_before_any_work(experiment, random_report
     """The model that would do the work is none at all."""
     run = getattr(edits, experiment)
     with pytest.raises(ValueError, match="batch_size=0: give at least 1"):
-        run(None, msp.all_words(mess3, 5), probes=random_report, batch_size=0)
+        run(None, msp.data.all_words(mess3, 5), probes=random_report, batch_size=0)
     with pytest.raises(ValueError, match="n_words=0: give at least"):
-        run(None, msp.all_words(mess3, 5), probes=random_report, n_words=0)
+        run(None, msp.data.all_words(mess3, 5), probes=random_report, n_words=0)
 
 
 def test_a_dataset_with_a_token_map_is_refused(random_model, random_report, mess3):
@@ -271,4 +271,4 @@ def test_bad_requests_are_refused(random_model, random_report, mess3):
     with pytest.raises(ValueError, match="n_random=0"):
         msp.necessity(random_model, mess3, probes=random_report, n_random=0)
     with pytest.raises(ValueError, match="at least 2 tokens"):
-        msp.bayes_consistency(random_model, msp.all_words(mess3, 1), probes=random_report)
+        msp.interventions.bayes_consistency(random_model, msp.data.all_words(mess3, 1), probes=random_report)

@@ -230,7 +230,7 @@ def test_edits_made_only_in_part_are_shown_too(random_model, random_report, mess
 
 
 def test_a_dataset_stands_for_its_process_and_the_length_of_its_words(random_model, random_report, mess3):
-    dataset = msp.all_words(mess3, 4)
+    dataset = msp.data.all_words(mess3, 4)
     found = msp.intervene(random_model, dataset, probes=random_report["0_post"], n_words=20)
     by_process = msp.intervene(random_model, mess3, probes=random_report["0_post"], positions=3, n_words=20)
     pd.testing.assert_frame_equal(found.table, by_process.table)

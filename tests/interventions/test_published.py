@@ -121,18 +121,18 @@ def test_necessity_and_sufficiency(published_model, published_report, mess3):
 
 
 def test_the_two_consistencies(published_model, published_report, mess3):
-    found = msp.bayes_consistency(published_model, mess3, probes=published_report, n_words=2000)
+    found = msp.interventions.bayes_consistency(published_model, mess3, probes=published_report, n_words=2000)
     late, early = (found.select(site=site, token="all") for site in ("3_post", "0_pre"))
     assert late["skill"] > 0.99
     assert late["update"] < 0.05 * early["update"]
-    implied = msp.prediction_consistency(published_model, mess3, probes=published_report, n_words=2000)
+    implied = msp.interventions.prediction_consistency(published_model, mess3, probes=published_report, n_words=2000)
     assert implied.select(site="3_post")["implied_to_model"] < 1e-3
     assert implied.select(site="3_post")["optimal_to_model"] == pytest.approx(9.3e-5, rel=0.2)
     assert implied.select(site="3_post")["average_to_model"] > 0.28
 
 
 def test_a_fresh_probe_finds_nothing_after_leace(published_model, mess3):
-    site, words = "blocks.1.hook_resid_post", msp.all_words(mess3, 6)
+    site, words = "blocks.1.hook_resid_post", msp.data.all_words(mess3, 6)
     probe = msp.probe(published_model, words, sites=site, progress=False)[site]
     with msp.applying(published_model, msp.interventions.erase(probe)):
         fresh = msp.probe(published_model, words, sites=site, progress=False)[site]

@@ -63,7 +63,7 @@ def test_moves_in_the_emission_kernel_show_only_later(trained):
 
 def test_a_belief_read_may_rule_out_what_comes(trained):
     process, model, report = trained
-    found = msp.bayes_consistency(model, process, probes=report).to_dataframe()
+    found = msp.interventions.bayes_consistency(model, process, probes=report).to_dataframe()
     whole = found[found["token"] == "all"].set_index("site")
     assert (whole["undefined"] >= 0).all()
     assert (whole["undefined"] < 0.2).all()

@@ -11,7 +11,7 @@ from msp_lens.interventions.targets import counterfactual, emission_kernel, reso
 from msp_lens.interventions.targets import given as given_belief
 from tests.brute_force import joint
 
-PROCESSES = [msp.mess3(), msp.rrxor(), msp.z1r()]
+PROCESSES = [msp.mess3(), msp.rrxor(), msp.processes.z1r()]
 
 
 def generator(seed=0):
@@ -93,7 +93,7 @@ def test_the_simplex_is_drawn_from_evenly():
     torch.testing.assert_close(torch.cov(beliefs.T), expected, atol=0.005, rtol=0)
 
 
-@pytest.mark.parametrize("process", [msp.rrxor(), msp.z1r()], ids=lambda process: process.name)
+@pytest.mark.parametrize("process", [msp.rrxor(), msp.processes.z1r()], ids=lambda process: process.name)
 def test_moves_in_the_emission_kernel_show_only_later(process):
     words = process.sample(60, 2, seed=3)
     made = emission_kernel(process, words, generator())
@@ -131,11 +131,11 @@ def test_targets_by_name():
     with pytest.raises(ValueError, match=r"back=4: give 1 \(the last token\) to 3"):
         counterfactual(msp.mess3(), msp.mess3().sample(4, 3, seed=0), generator(), back=4)
     with pytest.raises(ValueError, match="None of the 4 words stays possible"):
-        counterfactual(msp.golden_mean(p=1.0), torch.tensor([[1, 0, 1]] * 4), generator())
+        counterfactual(msp.processes.golden_mean(p=1.0), torch.tensor([[1, 0, 1]] * 4), generator())
 
 
 def test_the_nearest_word_leads_there():
     process = msp.rrxor()
-    dataset = msp.all_words(process, 5)
+    dataset = msp.data.all_words(process, 5)
     found = nearest_words(process, dataset.beliefs[:, -1], 5)
     torch.testing.assert_close(msp.filter_beliefs(process, found)[:, -1], dataset.beliefs[:, -1], rtol=0, atol=0)

@@ -7,7 +7,7 @@ from msp_lens.models.activations import stream_activations
 
 def test_streamed_activations_are_those_of_the_cache(small_model, mess3):
     tokens = mess3.sample(23, 5, seed=0)
-    sites = msp.residual_sites(small_model)
+    sites = msp.models.residual_sites(small_model)
     small_model.train(True)
     batches = list(stream_activations(small_model, tokens, batch_size=7))
     assert small_model.training

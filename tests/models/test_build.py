@@ -43,7 +43,7 @@ def test_a_seed_means_the_same_weights():
 def test_a_bridge_can_be_built_under_either_version():
     bridge = msp.build_model(CONFIG, seed=3, bridge=True)
     assert type(bridge).__name__ == "TransformerBridge"
-    assert len(msp.residual_sites(bridge)) == 4
+    assert len(msp.models.residual_sites(bridge)) == 4
     assert bridge(TOKENS).shape == (1, 5, 3)
 
 

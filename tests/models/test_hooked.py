@@ -15,13 +15,13 @@ def hook_counts(model):
 
 
 def test_residual_sites_are_those_of_the_forward_pass(small_model):
-    sites = msp.residual_sites(small_model)
+    sites = msp.models.residual_sites(small_model)
     assert sites[:3] == ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
     assert [site_label(site) for site in sites] == ["0_pre", "0_post", "1_post", "ln_final"]
 
 
 def test_final_layernorm_site_is_what_the_unembedding_reads(small_model):
-    final = msp.residual_sites(small_model)[-1]
+    final = msp.models.residual_sites(small_model)[-1]
     with torch.no_grad():
         untouched = small_model(TOKENS)
         with editing(small_model, {final: torch.zeros_like}):
@@ -32,7 +32,7 @@ def test_final_layernorm_site_is_what_the_unembedding_reads(small_model):
 
 def test_a_model_without_final_layernorm_has_no_such_site():
     config = msp.ModelConfig(d_vocab=3, n_layers=1, d_model=8, d_head=8, d_mlp=8, normalization_type=None)
-    assert [site_label(site) for site in msp.residual_sites(msp.build_model(config))] == ["0_pre", "0_post"]
+    assert [site_label(site) for site in msp.models.residual_sites(msp.build_model(config))] == ["0_pre", "0_post"]
 
 
 def test_sites_by_name_and_label(small_model):

@@ -110,7 +110,7 @@ def test_all_is_the_residual_stream_and_what_is_added_to_it(transformer):
     found = {site_label(name): values for name, values in streamed(transformer, "all").items()}
     torch.testing.assert_close(found["0_pre"] + found["0_attn_out"], found["0_mid"])
     torch.testing.assert_close(found["1_mid"] + found["1_mlp_out"], found["1_post"])
-    assert find_sites(transformer, None) == (*RESIDUAL, names[-1]) == msp.residual_sites(transformer)
+    assert find_sites(transformer, None) == (*RESIDUAL, names[-1]) == msp.models.residual_sites(transformer)
 
 
 def test_no_place_is_probed_twice_under_its_twin_names(transformer):

@@ -130,7 +130,7 @@ def test_the_best_control_and_skill(report):
 
 def test_a_hidden_rival_is_caught_by_the_windows(model, mess3):
     """Targets that are a function of the last token only: the probe reads them perfectly and gets no credit."""
-    dataset = msp.all_words(mess3, 5)
+    dataset = msp.data.all_words(mess3, 5)
     rows = split_rows(dataset, "prefix", "probability")
     ids = dataset.prefix_ids[dataset.is_first]
     by_token = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=torch.float64)

@@ -71,7 +71,7 @@ def test_the_figure_is_of_the_same_pairs(report):
 
 def test_the_published_network_keeps_distances(published_model, mess3):
     """Fig. 7D of the paper: on Mess3 both R² are about 1."""
-    report = msp.probe(published_model, msp.sampled_words(mess3, 300, 10, seed=0), controls=False, progress=False)
+    report = msp.probe(published_model, msp.data.sampled_words(mess3, 300, 10, seed=0), controls=False, progress=False)
     found = report.distances("3_post")
     assert found.r2_true > 0.99
     assert found.r2_next_token > 0.99

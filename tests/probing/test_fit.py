@@ -125,7 +125,7 @@ def test_a_report_through_a_token_map_can_be_looked_at_and_loaded(mess3, tmp_pat
     network = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
     token_map = TokenMap([5, 3, 7], bos=0)
     found = msp.probe(network, msp.words(mess3, n_ctx=4, token_map=token_map), progress=False)
-    read = msp.read_beliefs(network, found.dataset, [found["0_post"]])[0]
+    read = msp.probing.read_beliefs(network, found.dataset, [found["0_post"]])[0]
     weights = found.dataset.prefix_weights("probability")
     mse = float((weights @ (read - found.dataset.prefix_beliefs) ** 2).mean())
     assert mse == pytest.approx(found["0_post"].scores.in_sample.mse, rel=1e-4)

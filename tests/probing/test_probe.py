@@ -70,7 +70,7 @@ def test_decoder_is_the_regression_of_activations_on_beliefs(model, mess3, repor
 
 
 def test_regret_is_measured_in_the_same_pass(model, report):
-    expected = msp.regret_by_position(model, report.dataset)
+    expected = msp.training.regret_by_position(model, report.dataset)
     torch.testing.assert_close(report.regret, expected)
 
 
@@ -120,7 +120,7 @@ def test_held_out_is_below_in_sample_where_features_are_many(mess3):
 
 
 def test_sampled_words_where_there_are_too_many(small_model, mess3):
-    dataset = msp.sampled_words(mess3, 300, 5, seed=0)
+    dataset = msp.data.sampled_words(mess3, 300, 5, seed=0)
     report = msp.probe(small_model, dataset, progress=False)
     assert not report.provenance["is_population"]
     assert "sampled words" in repr(report)
@@ -231,14 +231,16 @@ def test_plot_shows_the_read_out_and_knows_its_model(report, model, mess3):
 
 def test_read_beliefs_are_the_probes_predictions(report, model):
     probes = [report["1_post"], report["concatenated"], report["0_pre"]]
-    read = msp.read_beliefs(model, report.dataset, probes, batch_size=50)
+    read = msp.probing.read_beliefs(model, report.dataset, probes, batch_size=50)
     for probe, beliefs in zip(probes, read, strict=True):
         activations, _ = all_rows(model, report.dataset, probe.sites)
         predicted = probe.predict(activations.float()).double()
         torch.testing.assert_close(beliefs[report.dataset.prefix_ids.flatten()], predicted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("process", "n_ctx", "ranks"), [(msp.z1r(), 2, 2), (msp.mess3(), 1, 2), (msp.mr_name(), 1, 3)])
+@pytest.mark.parametrize(
+    ("process", "n_ctx", "ranks"), [(msp.processes.z1r(), 2, 2), (msp.mess3(), 1, 2), (msp.processes.mr_name(), 1, 3)]
+)
 def test_few_words_whose_beliefs_span_less_in_some_folds(process, n_ctx, ranks):
     config = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=n_ctx)
     report = msp.probe(msp.build_model(config), process, progress=False)

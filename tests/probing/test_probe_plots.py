@@ -60,7 +60,7 @@ def test_the_crossover_is_of_the_controls_and_the_sites(report):
 
 def test_losses_are_those_of_the_model(report, model, mess3):
     """The model's mean loss over all words with the token that follows, by torch's own cross-entropy."""
-    dataset = msp.all_words(mess3, 6)
+    dataset = msp.data.all_words(mess3, 6)
     with torch.no_grad():
         logits = model(dataset.tokens[:, :-1])
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), dataset.tokens[:, 1:], reduction="none")
@@ -126,7 +126,7 @@ def test_a_word_is_read_through_the_token_map(mess3):
     token_map = msp.TokenMap([5, 3, 7], bos=0, separator=[8])
     found = msp.probe(network, msp.words(mess3, n_ctx=4, token_map=token_map), sites="0_post", progress=False)
     word = (found.dataset.tokens[:, :3] == torch.tensor([0, 2, 1])).all(dim=1).nonzero()[0, 0]
-    (read,) = msp.read_beliefs(network, found.dataset, [found["0_post"]])
+    (read,) = msp.probing.read_beliefs(network, found.dataset, [found["0_post"]])
     told = re.findall(r'title="A (-?[\d.]+), B (-?[\d.]+), C (-?[\d.]+)"', found.plot.word("ACB", "0_post").html)
     shown = torch.tensor([[float(p) for p in belief] for belief in told[3:6]]).double()
     torch.testing.assert_close(shown, read[found.dataset.prefix_ids[word, :3]], atol=6e-4, rtol=0)

@@ -85,7 +85,7 @@ def test_positions_are_scored_by_the_one_probe_and_on_their_own(report, model, m
     # The weighted mean of the positions' errors is the whole error.
     mse = [score.mse for score in report["1_post"].scores.by_position]
     assert np.mean(mse) == pytest.approx(report["1_post"].scores.held_out.mse)
-    in_order = msp.probe(model, msp.all_words(mess3, 5), by_position=False, progress=False)
+    in_order = msp.probe(model, msp.data.all_words(mess3, 5), by_position=False, progress=False)
     assert in_order["1_post"].scores.held_out.r2 == pytest.approx(report["1_post"].scores.held_out.r2, abs=1e-9)
 
 

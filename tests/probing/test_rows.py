@@ -17,7 +17,7 @@ SPACED = TokenMap([2, 3, 4], bos=0, separator=[1], include_prior=True)
 
 @pytest.fixture(scope="module")
 def words(mess3):
-    return msp.all_words(mess3, 4)
+    return msp.data.all_words(mess3, 4)
 
 
 def joined(rows):
@@ -81,7 +81,7 @@ def test_a_cache_gives_the_models_rows(words, kind):
     # Twin names of a bridge are one place in its cache as well.
     every = cache_rows(cache, data, lambda name: name.startswith("blocks.0.hook_")).sites
     assert len({cache[name].data_ptr() for name in every}) == len(every)
-    assert cache_rows(cache, data).sites == msp.residual_sites(model)
+    assert cache_rows(cache, data).sites == msp.models.residual_sites(model)
 
 
 def test_ones_own_batches_are_the_models_rows(words):
@@ -206,7 +206,7 @@ def test_drawn_words_give_the_rows_of_the_sample(mess3):
     model, seed = build("bridge"), 4
     rows = sampled_rows(model, mess3, 90, seed=seed, n_ctx=4, sites="1_post", chunk_size=90)
     whole = joined(rows)
-    sample = msp.sampled_words(mess3, 90, 4, seed=seed)
+    sample = msp.data.sampled_words(mess3, 90, 4, seed=seed)
     expected = joined(model_rows(model, sample, "1_post"))
     groups = expected.pop("groups"), whole.pop("groups")
     assert_same(whole, expected)
@@ -232,7 +232,7 @@ def test_a_prefix_keeps_its_group_across_chunks(mess3):
     assert all(len(groups) == 1 for groups in by_belief.values())
     assert sum(position == -1 for position, _ in by_belief) == 1
     assert float(whole["weights"][whole["positions"] == -1].sum()) == pytest.approx(1 / 3)
-    assert set(whole["groups"].tolist()) <= {0, *prefix_hashes(msp.all_words(mess3, 3).tokens).flatten().tolist()}
+    assert set(whole["groups"].tolist()) <= {0, *prefix_hashes(msp.data.all_words(mess3, 3).tokens).flatten().tolist()}
 
 
 def test_drawing_is_lazy_and_may_stop(mess3, global_state):

@@ -11,7 +11,7 @@ from msp_lens.probing.splits import Split, as_split, deal, split_rows
 
 @pytest.fixture(scope="module")
 def dataset(mess3):
-    return msp.all_words(mess3, 4)
+    return msp.data.all_words(mess3, 4)
 
 
 def rows_of(n=200, *, seed=0, n_groups=40, positions=4):
@@ -83,7 +83,7 @@ def test_impossible_splits_are_refused(dataset, make, message):
 
 
 def test_one_group_cannot_be_held_out():
-    dataset = msp.all_words(msp.Process([[[1.0]]]), 3)
+    dataset = msp.data.all_words(msp.Process([[[1.0]]]), 3)
     with pytest.raises(ValueError, match="nothing can be held out"):
         split_rows(dataset, "sequence", "probability")
 

@@ -191,7 +191,7 @@ def test_every_process_is_checked_here():
 @pytest.mark.parametrize("name", MATRICES)
 def test_matrices(name):
     parameters, expected = MATRICES[name]
-    process = msp.build_process(name, parameters)
+    process = msp.processes.build_process(name, parameters)
     torch.testing.assert_close(process.transitions, torch.tensor(expected, dtype=torch.float64))
     assert process.parameters == parameters
 
@@ -199,13 +199,15 @@ def test_matrices(name):
 def test_stationary_states():
     torch.testing.assert_close(msp.mess3().stationary, torch.full((3,), 1 / 3, dtype=torch.float64))
     torch.testing.assert_close(msp.rrxor().stationary, torch.tensor([2, 1, 1, 1, 1], dtype=torch.float64) / 6)
-    torch.testing.assert_close(msp.golden_mean(p=0.5).stationary, torch.tensor([2, 1], dtype=torch.float64) / 3)
+    torch.testing.assert_close(
+        msp.processes.golden_mean(p=0.5).stationary, torch.tensor([2, 1], dtype=torch.float64) / 3
+    )
 
 
 @pytest.mark.parametrize(("name", "parameters", "message"), ILLEGAL)
 def test_illegal_parameters_are_refused_with_their_range(name, parameters, message):
     with pytest.raises(ValueError, match=message) as error:
-        msp.build_process(name, parameters)
+        msp.processes.build_process(name, parameters)
     assert str(error.value).startswith(f"{name}(")
 
 
@@ -232,7 +234,7 @@ def test_every_parameter_is_tried_with_illegal_values():
     ],
 )
 def test_the_ends_of_the_ranges_are_processes(name, parameters):
-    process = msp.build_process(name, parameters)
+    process = msp.processes.build_process(name, parameters)
     length = 3 if process.n_tokens > 2 else 6
     probabilities = process.word_probabilities(torch.tensor(list(brute_force.words(process, length))))
     assert (probabilities >= 0).all()
@@ -242,7 +244,7 @@ def test_the_ends_of_the_ranges_are_processes(name, parameters):
 @pytest.mark.parametrize("name", [name for name in CATALOG if name not in ("bloch_walk", "frdn", "moon")])
 @pytest.mark.parametrize("is_default", [True, False], ids=["default", "other"])
 def test_brute_force_over_hidden_paths_agrees(name, is_default):
-    process = msp.build_process(name, {} if is_default else MATRICES[name][0])
+    process = msp.processes.build_process(name, {} if is_default else MATRICES[name][0])
     length = max(n for n in range(1, 6) if process.n_states ** (n + 1) * process.n_tokens**n <= 60_000)
     table = {word: brute_force.joint(process, word) for word in brute_force.words(process, length)}
     expected = torch.tensor(list(table.values()), dtype=torch.float64)
@@ -259,7 +261,7 @@ def test_brute_force_over_hidden_paths_agrees(name, is_default):
 
 @pytest.mark.parametrize("name", ["bloch_walk", "frdn", "moon"])
 def test_matrix_products_agree_for_generalized_processes(name):
-    process = msp.build_process(name)
+    process = msp.processes.build_process(name)
     for length in (1, 3, 5):
         table = brute_force.matrix_products(process, length)
         probabilities = process.word_probabilities(torch.tensor(list(table)))
@@ -273,7 +275,7 @@ def test_bloch_walk_is_a_measured_qubit():
     x, z, one = (torch.tensor(m, dtype=torch.float64) for m in ([[0, 1], [1, 0]], [[1, 0], [0, -1]], [[1, 0], [0, 1]]))
     scale = 1 / math.sqrt(4 * (alpha**2 + beta**2))
     kraus = [scale * (alpha * one + sign * beta * axis) for axis in (z, x) for sign in (1, -1)]
-    process = msp.bloch_walk(alpha, beta)
+    process = msp.processes.bloch_walk(alpha, beta)
     words = list(brute_force.words(process, 4))
     for word, probability in zip(words, process.word_probabilities(torch.tensor(words)), strict=True):
         density = one / 2
@@ -284,7 +286,7 @@ def test_bloch_walk_is_a_measured_qubit():
 
 @pytest.mark.parametrize(("alpha", "lam"), [(2000.0, 0.49), (1.0, 0.3), (3.0, 0.6)])
 def test_frdns_runs_have_their_lengths(alpha, lam):
-    process = msp.frdn(alpha, lam)
+    process = msp.processes.frdn(alpha, lam)
     # After a 0, a run of n 1s and a 0: the probability of 0 1…1 0 over that of 0.
     zero = float(process.word_probabilities(torch.tensor([[0]])))
     for n in range(1, 12):
@@ -296,7 +298,7 @@ def test_frdns_runs_have_their_lengths(alpha, lam):
 @pytest.mark.parametrize(("alpha", "beta"), [(math.e, 0.5), (3.0, 2.0), (0.4, 0.4)])
 def test_moons_words_between_zeros_have_their_probabilities(alpha, beta):
     """In proportion to v - 1 - ln v, with v = α^i β^j for i 1s and j 2s."""
-    process = msp.moon(alpha, beta)
+    process = msp.processes.moon(alpha, beta)
     chain = [[1 + alpha + beta, -1, -1], [1, 1, -1], [0, math.log(alpha * beta), 2]]
     radius = float(torch.linalg.eigvals(torch.tensor(chain, dtype=torch.float64)).abs().max())
     zero = float(process.word_probabilities(torch.tensor([[0]])))
@@ -310,7 +312,7 @@ def test_moons_words_between_zeros_have_their_probabilities(alpha, beta):
 @pytest.mark.parametrize("name", CATALOG)
 def test_mixed_states_are_finite_where_the_catalog_says_so(name):
     """New beliefs, to nine digits, stop coming within 14 tokens, or do not."""
-    process = msp.build_process(name)
+    process = msp.processes.build_process(name)
     known, newest = set(), [process.initial]
     for _ in range(14):
         joint = torch.einsum("bi,xij->bxj", torch.stack(newest), process.transitions)
@@ -330,14 +332,14 @@ def test_mixed_states_are_finite_where_the_catalog_says_so(name):
 def test_entries_say_what_a_listing_needs(name):
     entry = catalog_entry(name)
     assert entry.name == entry.process.name == name
-    assert entry.process == msp.build_process(name, entry.defaults)
+    assert entry.process == msp.processes.build_process(name, entry.defaults)
     assert entry.summary.endswith(".")
     assert len(entry.source) > 10
 
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_round_trip_through_json_is_exact(name):
-    process = msp.build_process(name, MATRICES[name][0])
+    process = msp.processes.build_process(name, MATRICES[name][0])
     copy = msp.Process.from_json(process.to_json())
     assert copy == process
     assert repr(copy) == repr(process)
@@ -353,29 +355,29 @@ def test_fingerprints_stay_what_they_are():
 
 
 def test_matching_parens_takes_a_probability_for_each_depth():
-    process = msp.matching_parens([1, 0.3, 0.6, 0])
+    process = msp.processes.matching_parens([1, 0.3, 0.6, 0])
     assert repr(process) == "matching_parens(open_prob=(1, 0.3, 0.6, 0), depth=3): 4 states, 2 tokens"
     assert process.emissions[:, 0].tolist() == [1, 0.3, 0.6, 0]
-    assert process == msp.build_process("matching_parens", process.parameters)
-    assert msp.matching_parens(0.3, 3) == msp.matching_parens([1, 0.3, 0.3, 0], 3)
+    assert process == msp.processes.build_process("matching_parens", process.parameters)
+    assert msp.processes.matching_parens(0.3, 3) == msp.processes.matching_parens([1, 0.3, 0.3, 0], 3)
     assert process.tokens == ("(", ")")
 
 
 def test_names_of_words_and_days():
-    assert msp.mr_name().tokens == msp.mr_name().states == ("Mr.", "Something", "Blah", "name")
-    torch.testing.assert_close(msp.mr_name().stationary, torch.tensor([1, 2, 2, 1], dtype=torch.float64) / 6)
-    assert msp.days_of_week().states == ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
-    assert msp.days_of_week().tokens[7:] == ("tomorrow", "yesterday", "weekend", "weekday")
+    assert msp.processes.mr_name().tokens == msp.processes.mr_name().states == ("Mr.", "Something", "Blah", "name")
+    torch.testing.assert_close(msp.processes.mr_name().stationary, torch.tensor([1, 2, 2, 1], dtype=torch.float64) / 6)
+    assert msp.processes.days_of_week().states == ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
+    assert msp.processes.days_of_week().tokens[7:] == ("tomorrow", "yesterday", "weekend", "weekday")
 
 
 def test_lookup_by_name():
-    assert msp.build_process("mess3") == msp.mess3(x=0.05, a=0.85)
+    assert msp.processes.build_process("mess3") == msp.mess3(x=0.05, a=0.85)
     with pytest.raises(KeyError, match=r"'mess4'.*mess3"):
-        msp.build_process("mess4")
+        msp.processes.build_process("mess4")
     with pytest.raises(ValueError, match="no parameter 'y'; it has x, a"):
-        msp.build_process("mess3", {"y": 1.0})
+        msp.processes.build_process("mess3", {"y": 1.0})
 
 
 def test_repr_names_the_parameters():
     assert repr(msp.mess3()) == "mess3(x=0.05, a=0.85): 3 states, 3 tokens"
-    assert repr(msp.coin()) == "coin(p=0.5): 1 state, 2 tokens"
+    assert repr(msp.processes.coin()) == "coin(p=0.5): 1 state, 2 tokens"

@@ -37,7 +37,7 @@ def states_along(process, word):
 @given(st.lists(small, min_size=1, max_size=3), st.lists(st.floats(0.05, 1), min_size=3, max_size=3))
 def test_a_mixtures_words_have_the_weighted_probabilities(components, weights):
     weights = torch.tensor(weights[: len(components)], dtype=torch.float64)
-    mixed = msp.mixture(components, weights / weights.sum())
+    mixed = msp.processes.mixture(components, weights / weights.sum())
     for word in brute_force.words(mixed, 3):
         expected = 0.0
         for component, weight in zip(components, mixed.weights, strict=True):
@@ -48,7 +48,7 @@ def test_a_mixtures_words_have_the_weighted_probabilities(components, weights):
 
 @given(small, small, st.floats(0.05, 0.95))
 def test_a_mixtures_beliefs_are_those_of_its_components(first, second, weight):
-    mixed = msp.mixture([first, second], [weight, 1 - weight])
+    mixed = msp.processes.mixture([first, second], [weight, 1 - weight])
     words = possible_words(mixed, 3)
     belief = msp.filter_beliefs(mixed, words)[:, -1]
     which = mixed.component_beliefs(belief)
@@ -69,8 +69,10 @@ def test_a_mixtures_beliefs_are_those_of_its_components(first, second, weight):
 
 
 def test_components_share_the_tokens_of_equal_names():
-    mixed = msp.mixture([msp.days_of_week(), msp.mr_name(), msp.days_of_week()], [0.5, 0.25, 0.25])
-    assert mixed.tokens == (*msp.days_of_week().tokens, *msp.mr_name().tokens)
+    mixed = msp.processes.mixture(
+        [msp.processes.days_of_week(), msp.processes.mr_name(), msp.processes.days_of_week()], [0.5, 0.25, 0.25]
+    )
+    assert mixed.tokens == (*msp.processes.days_of_week().tokens, *msp.processes.mr_name().tokens)
     assert mixed.states[0] == "days_of_week_0.Mo"
     assert mixed.states[-1] == "days_of_week_2.Su"
     beliefs = msp.filter_beliefs(mixed, torch.tensor([[11]]))[0, 0]
@@ -80,7 +82,7 @@ def test_components_share_the_tokens_of_equal_names():
 
 
 def test_words_impossible_for_all_components_are_impossible_for_the_mixture():
-    mixed = msp.mixture([msp.z1r(), msp.golden_mean(p=0.5)], [0.5, 0.5])
+    mixed = msp.processes.mixture([msp.processes.z1r(), msp.processes.golden_mean(p=0.5)], [0.5, 0.5])
     assert mixed.states == ("z1r.0", "z1r.1", "z1r.R", "golden_mean.A", "golden_mean.B")
     # 11 then 0 rules out the golden mean, and after 110 the next token of z1r is 1.
     assert mixed.word_probabilities(torch.tensor([[1, 1, 0, 0]])).item() == 0
@@ -90,19 +92,19 @@ def test_words_impossible_for_all_components_are_impossible_for_the_mixture():
 
 
 def test_a_mixture_is_not_ergodic_but_sampled_all_the_same(global_state):
-    mixed = msp.mixture([msp.coin(p=1.0), msp.coin(p=0.0)], [0.25, 0.75])
+    mixed = msp.processes.mixture([msp.processes.coin(p=1.0), msp.processes.coin(p=0.0)], [0.25, 0.75])
     words = mixed.sample(20_000, 5, seed=0)
     assert (words == words[:, :1]).all()
     assert float(words[:, 0].double().mean()) == pytest.approx(0.75, abs=0.02)
     assert not mixed.is_irreducible
-    assert msp.mixture([msp.mess3()], [1.0]).word_probabilities(torch.tensor([[0, 1]])).item() == pytest.approx(
-        msp.mess3().word_probabilities(torch.tensor([[0, 1]])).item()
-    )
+    assert msp.processes.mixture([msp.mess3()], [1.0]).word_probabilities(
+        torch.tensor([[0, 1]])
+    ).item() == pytest.approx(msp.mess3().word_probabilities(torch.tensor([[0, 1]])).item())
 
 
 @given(small, small)
 def test_a_products_words_and_beliefs_are_those_of_its_factors(first, second):
-    joint = msp.product([first, second])
+    joint = msp.processes.product([first, second])
     assert joint.n_tokens == first.n_tokens * second.n_tokens
     words = possible_words(joint, 3)
     split = joint.split_tokens(words)
@@ -120,8 +122,8 @@ def test_a_products_words_and_beliefs_are_those_of_its_factors(first, second):
 
 
 def test_three_factors_keep_their_order():
-    parts = [msp.z1r(), msp.mess3(), msp.golden_mean(p=0.3)]
-    joint = msp.product(parts)
+    parts = [msp.processes.z1r(), msp.mess3(), msp.processes.golden_mean(p=0.3)]
+    joint = msp.processes.product(parts)
     assert joint.tokens[:4] == ("0,A,0", "0,A,1", "0,B,0", "0,B,1")
     assert joint.states[-1] == "R,C,B"
     words = joint.sample(30, 6, seed=0)
@@ -133,19 +135,19 @@ def test_three_factors_keep_their_order():
 
 
 def test_a_product_is_impossible_where_a_factor_is():
-    joint = msp.product([msp.golden_mean(p=0.5), msp.coin()])
+    joint = msp.processes.product([msp.processes.golden_mean(p=0.5), msp.processes.coin()])
     both = joint.join_tokens(torch.tensor([[[1, 0], [1, 1]]]))
     assert joint.word_probabilities(both).item() == 0
     with pytest.raises(ValueError, match="impossible for product"):
         msp.filter_beliefs(joint, both)
 
 
-@pytest.mark.parametrize("other", [msp.frdn(), msp.mess3()], ids=["frdn", "mess3"])
+@pytest.mark.parametrize("other", [msp.processes.frdn(), msp.mess3()], ids=["frdn", "mess3"])
 def test_products_and_mixtures_of_generalized_processes(other):
     # Another scale of the eigenvector, so that nothing goes without it.
-    walk = msp.bloch_walk()
+    walk = msp.processes.bloch_walk()
     walk = msp.Process(walk.transitions, right_eigenvector=5 * walk.right_eigenvector, tokens=walk.tokens)
-    joint, mixed = msp.product([walk, other]), msp.mixture([walk, other], [0.3, 0.7])
+    joint, mixed = msp.processes.product([walk, other]), msp.processes.mixture([walk, other], [0.3, 0.7])
     assert joint.is_generalized
     assert mixed.is_generalized
     for word in itertools.product(range(4), repeat=3):
@@ -177,24 +179,33 @@ def test_products_and_mixtures_of_generalized_processes(other):
 
 
 def test_leaky():
-    leaked = msp.leaky(msp.z1r(), epsilon=0.12)
-    torch.testing.assert_close(leaked.transitions, 0.88 * msp.z1r().transitions + 0.12 / 6)
+    leaked = msp.processes.leaky(msp.processes.z1r(), epsilon=0.12)
+    torch.testing.assert_close(leaked.transitions, 0.88 * msp.processes.z1r().transitions + 0.12 / 6)
     torch.testing.assert_close(leaked.initial, leaked.stationary)
     assert leaked.is_irreducible
     assert repr(leaked) == "leaky_z1r(p=0.5, epsilon=0.12): 3 states, 2 tokens"
-    assert msp.leaky(msp.z1r(), epsilon=0.0) == msp.z1r()
+    assert msp.processes.leaky(msp.processes.z1r(), epsilon=0.0) == msp.processes.z1r()
     # What starts elsewhere still does.
-    started = msp.Process(msp.z1r().transitions, initial=[1.0, 0, 0])
-    assert msp.leaky(started, epsilon=0.1).initial.tolist() == [1.0, 0, 0]
+    started = msp.Process(msp.processes.z1r().transitions, initial=[1.0, 0, 0])
+    assert msp.processes.leaky(started, epsilon=0.1).initial.tolist() == [1.0, 0, 0]
     # A mixture in its own stationary state becomes ergodic.
-    mixed = msp.leaky(msp.mixture([msp.coin(p=0.2), msp.coin(p=0.7)], [0.9, 0.1]), epsilon=0.1)
+    mixed = msp.processes.leaky(
+        msp.processes.mixture([msp.processes.coin(p=0.2), msp.processes.coin(p=0.7)], [0.9, 0.1]), epsilon=0.1
+    )
     torch.testing.assert_close(mixed.initial, torch.tensor([0.5, 0.5], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("build", [msp.rrxor, msp.bloch_walk, lambda: msp.mixture([msp.coin(), msp.z1r()], [0.5, 0.5])])
+@pytest.mark.parametrize(
+    "build",
+    [
+        msp.rrxor,
+        msp.processes.bloch_walk,
+        lambda: msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [0.5, 0.5]),
+    ],
+)
 def test_bos_carries_the_prior(build):
     process = build()
-    begun = msp.with_bos(process)
+    begun = msp.processes.with_bos(process)
     bos = process.n_tokens
     assert begun.tokens[bos] == "BOS"
     words = torch.tensor(list(brute_force.words(process, 3)))
@@ -208,19 +219,21 @@ def test_bos_carries_the_prior(build):
     assert (sampled[:, 0] == bos).all()
     assert (sampled[:, 1:] != bos).all()
     with pytest.raises(ValueError, match=r"tokens=.*distinct names"):
-        msp.with_bos(begun, state="START2")
-    assert msp.with_bos(begun, token="BOS2", state="START2").tokens[-1] == "BOS2"
+        msp.processes.with_bos(begun, state="START2")
+    assert msp.processes.with_bos(begun, token="BOS2", state="START2").tokens[-1] == "BOS2"
 
 
 @pytest.mark.parametrize(
     "process",
     [
-        msp.mixture([msp.mess3(), msp.mess3(x=0.15, a=0.6)], [1 / 3, 2 / 3], name="two"),
-        msp.product([msp.z1r(), msp.bloch_walk()]),
-        msp.mixture([msp.product([msp.coin(p=0.1), msp.z1r()]), msp.frdn()], [0.7, 0.3]),
-        msp.with_bos(msp.moon()),
-        msp.leaky(msp.mr_name(), 0.1),
-        msp.random_process(4, 3, seed=1, sparsity=0.3),
+        msp.processes.mixture([msp.mess3(), msp.mess3(x=0.15, a=0.6)], [1 / 3, 2 / 3], name="two"),
+        msp.processes.product([msp.processes.z1r(), msp.processes.bloch_walk()]),
+        msp.processes.mixture(
+            [msp.processes.product([msp.processes.coin(p=0.1), msp.processes.z1r()]), msp.processes.frdn()], [0.7, 0.3]
+        ),
+        msp.processes.with_bos(msp.processes.moon()),
+        msp.processes.leaky(msp.processes.mr_name(), 0.1),
+        msp.processes.random_process(4, 3, seed=1, sparsity=0.3),
     ],
     ids=lambda process: process.name,
 )
@@ -244,24 +257,54 @@ def test_round_trip_through_json_is_exact(process):
 
 
 def test_reprs_name_the_parts():
-    two = msp.product([msp.z1r(), msp.mixture([msp.coin(), msp.mess3()], [0.5, 0.5])], name="pair")
+    two = msp.processes.product(
+        [msp.processes.z1r(), msp.processes.mixture([msp.processes.coin(), msp.mess3()], [0.5, 0.5])], name="pair"
+    )
     assert repr(two) == "pair(z1r(p=0.5) × mixture(0.5 coin(p=0.5), 0.5 mess3(x=0.05, a=0.85))): 12 states, 10 tokens"
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: msp.mixture([], []), ValueError, "give at least one process"),
-        (lambda: msp.product([]), ValueError, "give at least one process"),
-        (lambda: msp.mixture([msp.coin(), msp.z1r()], [0.5]), ValueError, r"weights has shape \(1,\)"),
-        (lambda: msp.mixture([msp.coin(), msp.z1r()], [0.5, 0.6]), ValueError, r"weights=.* sums to 1\.1"),
-        (lambda: msp.mixture([msp.coin(), msp.z1r()], [1.5, -0.5]), ValueError, "weights=.* not a distribution"),
-        (lambda: msp.mixture([msp.coin(), msp.z1r()], [1.0, 0.0]), ValueError, "weight 0 never occurs; leave it out"),
-        (lambda: msp.product([msp.mess3()] * 7), ValueError, "2187 matrices of 2187 × 2187 states, .* use fewer"),
-        (lambda: msp.leaky(msp.frdn(), 0.1), ValueError, "frdn is a generalized process"),
-        (lambda: msp.leaky(msp.z1r(), 1.5), ValueError, r"epsilon=1\.5\): epsilon must lie in \[0, 1\]"),
-        (lambda: msp.random_process(0, 2, seed=0), ValueError, "n_states=0, n_tokens=2: both must be"),
-        (lambda: msp.random_process(2, 2, seed=0, sparsity=1.5), ValueError, r"sparsity=1\.5 must lie in \[0, 1\]"),
+        (lambda: msp.processes.mixture([], []), ValueError, "give at least one process"),
+        (lambda: msp.processes.product([]), ValueError, "give at least one process"),
+        (
+            lambda: msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [0.5]),
+            ValueError,
+            r"weights has shape \(1,\)",
+        ),
+        (
+            lambda: msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [0.5, 0.6]),
+            ValueError,
+            r"weights=.* sums to 1\.1",
+        ),
+        (
+            lambda: msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [1.5, -0.5]),
+            ValueError,
+            "weights=.* not a distribution",
+        ),
+        (
+            lambda: msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [1.0, 0.0]),
+            ValueError,
+            "weight 0 never occurs; leave it out",
+        ),
+        (
+            lambda: msp.processes.product([msp.mess3()] * 7),
+            ValueError,
+            "2187 matrices of 2187 × 2187 states, .* use fewer",
+        ),
+        (lambda: msp.processes.leaky(msp.processes.frdn(), 0.1), ValueError, "frdn is a generalized process"),
+        (
+            lambda: msp.processes.leaky(msp.processes.z1r(), 1.5),
+            ValueError,
+            r"epsilon=1\.5\): epsilon must lie in \[0, 1\]",
+        ),
+        (lambda: msp.processes.random_process(0, 2, seed=0), ValueError, "n_states=0, n_tokens=2: both must be"),
+        (
+            lambda: msp.processes.random_process(2, 2, seed=0, sparsity=1.5),
+            ValueError,
+            r"sparsity=1\.5 must lie in \[0, 1\]",
+        ),
         (lambda: msp.Process.from_dict({"kind": "melange"}), ValueError, "'melange'.*mixture, product"),
     ],
 )
@@ -271,7 +314,10 @@ def test_what_does_not_fit_is_refused(make, error, message):
 
 
 def test_parts_that_are_not_there_are_refused():
-    mixed, joint = msp.mixture([msp.coin(), msp.z1r()], [0.5, 0.5]), msp.product([msp.coin(), msp.z1r()])
+    mixed, joint = (
+        msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [0.5, 0.5]),
+        msp.processes.product([msp.processes.coin(), msp.processes.z1r()]),
+    )
     with pytest.raises(ValueError, match="2: mixture has components 0 to 1"):
         mixed.state_beliefs(mixed.initial, 2)
     with pytest.raises(ValueError, match="-1: product has factors 0 to 1"):

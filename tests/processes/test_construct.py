@@ -21,7 +21,7 @@ def random_model(n_states, n_tokens, seed, *, starts_stationary):
     model.transmat_ = generator.dirichlet(np.ones(n_states), size=n_states)
     model.startprob_ = generator.dirichlet(np.ones(n_states))
     if starts_stationary:
-        model.startprob_ = msp.from_moore(model.transmat_, emissions).stationary.numpy()
+        model.startprob_ = msp.processes.from_moore(model.transmat_, emissions).stationary.numpy()
     return model
 
 
@@ -34,7 +34,7 @@ def forward_filter(model, word):
 @given(st.integers(1, 4), st.integers(2, 4), st.integers(0, 10_000), st.booleans())
 def test_hmmlearn_agrees(n_states, n_tokens, seed, starts_stationary):
     model = random_model(n_states, n_tokens, seed, starts_stationary=starts_stationary)
-    process = msp.from_moore(model)
+    process = msp.processes.from_moore(model)
     assert process.n_states == n_states + (not starts_stationary and n_states > 1)
     words = process.sample(3, 8, seed=seed)
     log_likelihoods = process.word_log_probabilities(words)
@@ -50,7 +50,7 @@ def test_the_first_token_is_the_start_states():
     """All words, over the hidden paths of the ordinary model itself."""
     A, B = np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([[1.0, 0.0], [0.25, 0.75]])
     start = np.array([0.2, 0.8])
-    process = msp.from_moore(A, B, startprob=start, states=("P", "Q"), tokens=("no", "yes"))
+    process = msp.processes.from_moore(A, B, startprob=start, states=("P", "Q"), tokens=("no", "yes"))
     assert process.states == ("P", "Q", "START")
     for word in brute_force.words(process, 3):
         alpha = start * B[:, word[0]]
@@ -61,16 +61,16 @@ def test_the_first_token_is_the_start_states():
 
 def test_the_default_start_is_stationary():
     A, B = [[0.9, 0.1], [0.3, 0.7]], [[1.0, 0.0], [0.25, 0.75]]
-    process = msp.from_moore(A, B)
+    process = msp.processes.from_moore(A, B)
     torch.testing.assert_close(process.initial, torch.tensor([0.75, 0.25], dtype=torch.float64))
     torch.testing.assert_close(process.transitions[1], torch.tensor([[0, 0.075], [0, 0.525]], dtype=torch.float64))
-    assert msp.from_moore(A, B, startprob=[0.75, 0.25]) == process
-    elsewhere = msp.from_moore(A, B, initial=[1.0, 0.0])
+    assert msp.processes.from_moore(A, B, startprob=[0.75, 0.25]) == process
+    elsewhere = msp.processes.from_moore(A, B, initial=[1.0, 0.0])
     assert float(elsewhere.word_probabilities(torch.tensor([[1]]))) == pytest.approx(0.1 * 0.75)
 
 
 def test_a_reducible_model_starts_where_it_says():
-    process = msp.from_moore(np.eye(2), np.eye(2), startprob=[0.3, 0.7])
+    process = msp.processes.from_moore(np.eye(2), np.eye(2), startprob=[0.3, 0.7])
     assert process.word_probabilities(torch.tensor([[0, 0], [1, 1], [0, 1]])).tolist() == pytest.approx([0.3, 0.7, 0])
 
 
@@ -89,22 +89,23 @@ def test_a_reducible_model_starts_where_it_says():
 )
 def test_what_is_no_model_is_refused(arguments, options, error, message):
     with pytest.raises(error, match=message):
-        msp.from_moore(*arguments, **options)
+        msp.processes.from_moore(*arguments, **options)
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000), st.sampled_from([0.0, 0.5, 0.9, 1.0]))
 def test_random_processes_are_irreducible(n_states, n_tokens, seed, sparsity):
-    process = msp.random_process(n_states, n_tokens, seed=seed, sparsity=sparsity)
+    process = msp.processes.random_process(n_states, n_tokens, seed=seed, sparsity=sparsity)
     assert (process.n_states, process.n_tokens) == (n_states, n_tokens)
     assert process.is_irreducible
-    assert process == msp.random_process(n_states, n_tokens, seed=seed, sparsity=sparsity)
+    assert process == msp.processes.random_process(n_states, n_tokens, seed=seed, sparsity=sparsity)
 
 
 def test_random_processes_are_as_sparse_as_wanted(global_state):
     shares = {
-        s: float((msp.random_process(40, 5, seed=0, sparsity=s).transitions > 0).double().mean()) for s in (0, 0.8)
+        s: float((msp.processes.random_process(40, 5, seed=0, sparsity=s).transitions > 0).double().mean())
+        for s in (0, 0.8)
     }
     assert shares[0] == 1
     assert shares[0.8] == pytest.approx(0.2 + 0.8 / 200, abs=0.02)
-    assert int((msp.random_process(40, 5, seed=0, sparsity=1.0).transitions > 0).sum()) == 40
-    assert msp.random_process(3, 2, seed=0) != msp.random_process(3, 2, seed=1)
+    assert int((msp.processes.random_process(40, 5, seed=0, sparsity=1.0).transitions > 0).sum()) == 40
+    assert msp.processes.random_process(3, 2, seed=0) != msp.processes.random_process(3, 2, seed=1)

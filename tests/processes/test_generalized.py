@@ -94,12 +94,14 @@ def test_an_ordinary_process_may_be_held_as_a_generalized_one(mess3):
 
 
 def test_impossible_words_have_probability_0_in_spite_of_rounding():
-    golden = msp.golden_mean(p=0.3).transitions
+    golden = msp.processes.golden_mean(p=0.3).transitions
     basis = torch.tensor([[1.0, 2.0], [0.3, -1.7]], dtype=torch.float64)
     turned = msp.Process(basis @ golden @ torch.linalg.inv(basis), generalized=True)
     words = torch.tensor([[0, 1, 1], [1, 1, 0], [1, 0, 1]])
     assert turned.word_log_probabilities(words)[:2].tolist() == [-torch.inf, -torch.inf]
-    torch.testing.assert_close(turned.word_probabilities(words), msp.golden_mean(p=0.3).word_probabilities(words))
+    torch.testing.assert_close(
+        turned.word_probabilities(words), msp.processes.golden_mean(p=0.3).word_probabilities(words)
+    )
     assert not ((turned.sample(5000, 4, seed=0).unfold(1, 2, 1) == 1).all(-1)).any()
 
 

@@ -75,7 +75,7 @@ def test_names_are_checked():
         msp.Process([[[0.5]], [[0.5]]], tokens=("x", "x"))
 
 
-@pytest.mark.parametrize("build", [msp.mess3, msp.z1r, msp.rrxor, msp.even, msp.sns])
+@pytest.mark.parametrize("build", [msp.mess3, msp.processes.z1r, msp.rrxor, msp.processes.even, msp.processes.sns])
 def test_samples_have_the_processs_word_frequencies(build, global_state):
     process = build()
     table = brute_force.word_probabilities(process, 3)
@@ -160,4 +160,4 @@ def test_round_trip_through_a_dict_is_exact(process):
 def test_fingerprint_tells_processes_apart():
     assert msp.mess3(x=0.05, a=0.85) == msp.mess3(x=0.05, a=0.85)
     assert msp.mess3(x=0.05, a=0.85) != msp.mess3(x=0.05, a=0.86)
-    assert len({msp.mess3(), msp.mess3(), msp.z1r()}) == 2
+    assert len({msp.mess3(), msp.mess3(), msp.processes.z1r()}) == 2

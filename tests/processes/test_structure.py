@@ -74,14 +74,14 @@ def test_classes():
     )
     assert not process.is_irreducible
     assert msp.rrxor().is_irreducible
-    assert not msp.golden_mean(p=0.0).is_irreducible
+    assert not msp.processes.golden_mean(p=0.0).is_irreducible
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("rrxor", True), ("z1r", True), ("even", True), ("mess3", False), ("sns", False)]
 )
 def test_unifilarity(name, expected):
-    assert msp.build_process(name).is_unifilar is expected
+    assert msp.processes.build_process(name).is_unifilar is expected
 
 
 def test_generalized_processes_have_no_states_to_classify(mess3):
@@ -124,4 +124,4 @@ def test_degeneracy_is_what_a_regression_finds(process):
 
 
 def test_a_coin_has_nothing_to_know():
-    assert "only one belief" in repr(msp.coin().degeneracy())
+    assert "only one belief" in repr(msp.processes.coin().degeneracy())

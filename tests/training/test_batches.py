@@ -12,7 +12,7 @@ def take(batches, n):
     return [next(supply) for _ in range(n)]
 
 
-@pytest.mark.parametrize("process", [msp.rrxor(), msp.mess3(x=0.05, a=0.85), msp.coin()])
+@pytest.mark.parametrize("process", [msp.rrxor(), msp.mess3(x=0.05, a=0.85), msp.processes.coin()])
 def test_merging_repeats_leaves_loss_and_gradient(process, monkeypatch):
     n_ctx, size = 5, 300
     draws = []
@@ -66,7 +66,7 @@ def test_shares_make_up_the_batch(mess3):
 
 @pytest.mark.parametrize("n_taken", [0, 3, 50, 57])
 def test_a_state_continues_with_the_same_words(n_taken):
-    process = msp.z1r()
+    process = msp.processes.z1r()
     batches = Batches(process, 8, 4, seed=0)
     supply = iter(batches)
     for _ in range(n_taken):
@@ -83,6 +83,6 @@ def test_words_too_long_to_number_stand_for_themselves():
     words = torch.zeros(3, 100, dtype=torch.int64)
     first, which = _distinct(torch.zeros(3, dtype=torch.int64), words, 2)
     assert first.tolist() == which.tolist() == [0, 1, 2]
-    batch = take(Batches(msp.z1r(), 4, 100, seed=0), 1)[0]
+    batch = take(Batches(msp.processes.z1r(), 4, 100, seed=0), 1)[0]
     assert batch.tokens.shape == (4, 100)
     assert float(batch.targets.sum()) == pytest.approx(1)

@@ -19,18 +19,20 @@ def config(process):
 
 @pytest.fixture(scope="module")
 def trained():
-    process = msp.golden_mean(p=0.5)
+    process = msp.processes.golden_mean(p=0.5)
     training = msp.TrainingConfig(steps=300, batch_size=64, learning_rate=1e-2, warmup_steps=20)
     return msp.train(process, config(process), config=training, seed=0, progress=False)
 
 
 def test_training_finds_the_optimum_at_every_position(trained):
     untrained = msp.build_model(config(trained.process), seed=0)
-    before = msp.regret_by_position(untrained, msp.all_words(trained.process, 4))
+    before = msp.training.regret_by_position(untrained, msp.data.all_words(trained.process, 4))
     assert before.min() > 0.05
     # The last position as well: words have n_ctx + 1 tokens.
     assert trained.regret.max() < 2e-3
-    torch.testing.assert_close(trained.regret, msp.regret_by_position(trained.model, msp.all_words(trained.process, 4)))
+    torch.testing.assert_close(
+        trained.regret, msp.training.regret_by_position(trained.model, msp.data.all_words(trained.process, 4))
+    )
 
 
 def test_the_paired_estimate_follows_the_regret(trained):
@@ -49,7 +51,7 @@ def test_the_paired_estimate_follows_the_regret(trained):
 
 
 def test_a_seed_means_the_same_run(global_state):
-    process = msp.z1r()
+    process = msp.processes.z1r()
     training = msp.TrainingConfig(steps=3, batch_size=8)
     prints = [
         model_fingerprint(msp.train(process, config(process), config=training, seed=seed, progress=False).model)
@@ -59,7 +61,7 @@ def test_a_seed_means_the_same_run(global_state):
 
 
 def test_the_folder_holds_metrics_and_the_model(tmp_path):
-    process = msp.z1r()
+    process = msp.processes.z1r()
     training = msp.TrainingConfig(steps=5, batch_size=8, log_every=2, save_every=3)
     run = msp.train(process, config(process), config=training, out=tmp_path, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -72,7 +74,7 @@ def test_the_folder_holds_metrics_and_the_model(tmp_path):
 
 
 def test_a_given_model_is_trained_in_place():
-    process = msp.z1r()
+    process = msp.processes.z1r()
     model = msp.build_model(config(process), seed=0)
     before = model_fingerprint(model)
     run = msp.train(process, model, config=msp.TrainingConfig(steps=2, batch_size=8), progress=False)
@@ -81,7 +83,7 @@ def test_a_given_model_is_trained_in_place():
 
 
 def test_a_loss_that_is_not_finite_stops_training():
-    process = msp.z1r()
+    process = msp.processes.z1r()
     model = msp.build_model(config(process), seed=0)
     with torch.no_grad():
         next(iter(model.parameters())).fill_(float("nan"))
@@ -105,7 +107,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("options", RECIPES.values(), ids=RECIPES)
 def test_every_way_of_training_learns(options, global_state):
-    process = msp.golden_mean(p=0.5)
+    process = msp.processes.golden_mean(p=0.5)
     training = msp.TrainingConfig(
         **{"steps": 150, "batch_size": 64, "learning_rate": 1e-2, "warmup_steps": 20} | options
     )
@@ -126,9 +128,9 @@ def test_every_way_of_training_learns(options, global_state):
 )
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_any_architecture_is_trained(options, optimizer):
-    process = msp.golden_mean(p=0.5)
+    process = msp.processes.golden_mean(p=0.5)
     model = msp.build_model(msp.ModelConfig(d_vocab=3, **SMALL | options))
-    before = float(msp.regret_by_position(model, msp.all_words(process, 4)).mean())
+    before = float(msp.training.regret_by_position(model, msp.data.all_words(process, 4)).mean())
     training = msp.TrainingConfig(steps=60, batch_size=32, learning_rate=1e-2, warmup_steps=5, optimizer=optimizer)
     run = msp.train(process, model, config=training, progress=False)
     assert float(run.regret.mean()) < before / 2
@@ -158,7 +160,7 @@ def test_muon_makes_orthogonal_steps_in_blocks_alone():
 
 
 def test_the_average_is_of_the_weights_it_saw():
-    process = msp.z1r()
+    process = msp.processes.z1r()
     training = msp.TrainingConfig(steps=3, batch_size=8, averaging=0.5, schedule="constant", warmup_steps=0)
     plain = [
         msp.train(process, config(process), config=replace(training, averaging=None, steps=steps), progress=False).model
@@ -175,7 +177,7 @@ def test_the_average_is_of_the_weights_it_saw():
 
 
 def test_clipping_bounds_the_step():
-    process = msp.z1r()
+    process = msp.processes.z1r()
     moved = []
     for clip in (None, 1e-3):
         model = msp.build_model(config(process), seed=0)
@@ -198,7 +200,7 @@ def test_clipping_bounds_the_step():
 
 
 def test_it_stops_at_the_regret_asked_for():
-    process = msp.golden_mean(p=0.5)
+    process = msp.processes.golden_mean(p=0.5)
     training = msp.TrainingConfig(
         steps=3000, batch_size=64, learning_rate=1e-2, warmup_steps=20, target_regret=5e-3, log_every=10
     )
@@ -211,7 +213,7 @@ def test_it_stops_at_the_regret_asked_for():
 
 
 def test_it_stops_when_time_is_up():
-    process = msp.z1r()
+    process = msp.processes.z1r()
     training = msp.TrainingConfig(steps=1_000_000, batch_size=8, max_seconds=0.3)
     run = msp.train(process, config(process), config=training, progress=False)
     assert run.stopped_by == "seconds"
@@ -220,14 +222,14 @@ def test_it_stops_when_time_is_up():
 
 
 def test_records_say_what_is_asked_of_them(tmp_path):
-    process = msp.golden_mean(p=0.5)
+    process = msp.processes.golden_mean(p=0.5)
     heard = []
     training = msp.TrainingConfig(steps=25, batch_size=400, log_every=10)
     run = msp.train(process, config(process), config=training, progress=False, log_to=heard.append)
     assert heard == list(run.metrics)
     # Ten steps of 400 words: close to what the untrained model loses.
     first, untrained = heard[0], msp.build_model(config(process), seed=0)
-    expected = msp.regret_by_position(untrained, msp.all_words(process, 4))
+    expected = msp.training.regret_by_position(untrained, msp.data.all_words(process, 4))
     assert first["loss"] == pytest.approx(
         float((run.optimum + torch.tensor(first["regret_by_position"])).mean()), abs=0.02
     )
@@ -244,7 +246,7 @@ def test_records_say_what_is_asked_of_them(tmp_path):
 
 
 def test_checkpoints_are_the_models_of_their_moments(tmp_path):
-    process = msp.z1r()
+    process = msp.processes.z1r()
     training = msp.TrainingConfig(steps=6, batch_size=8, schedule="constant", checkpoints=(0, 4))
     run = msp.train(process, config(process), config=training, out=tmp_path, progress=False)
     assert [(c.step, c.tokens) for c in run.checkpoints] == [(0, 0), (4, 4 * 8 * 4), (6, 6 * 8 * 4)]
@@ -264,13 +266,13 @@ def test_checkpoints_are_the_models_of_their_moments(tmp_path):
 
 def test_checkpoints_that_are_not_there_are_asked_for(tmp_path, small_model):
     with pytest.raises(FileNotFoundError, match='checkpoints="logarithmic"'):
-        msp.saved_checkpoints(tmp_path)
+        msp.training.saved_checkpoints(tmp_path)
     msp.save_checkpoint(tmp_path / "checkpoints" / "step-1.safetensors", small_model)
     with pytest.raises(ValueError, match="was not saved by a training"):
-        msp.saved_checkpoints(tmp_path)
+        msp.training.saved_checkpoints(tmp_path)
     msp.save_checkpoint(tmp_path, small_model)
     with pytest.raises(ValueError, match="already holds a model that no training saved"):
-        msp.train(msp.coin(), config=msp.TrainingConfig(steps=1), out=tmp_path, progress=False)
+        msp.train(msp.processes.coin(), config=msp.TrainingConfig(steps=1), out=tmp_path, progress=False)
 
 
 def test_loggers_say_what_to_install(monkeypatch, tmp_path):

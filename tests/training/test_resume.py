@@ -34,7 +34,7 @@ TIMED = ("seconds", "tokens_per_second", "saved_at")
 
 
 def train(out, config=EVERYTHING, **options):
-    process = msp.z1r()
+    process = msp.processes.z1r()
     options = {"model": msp.ModelConfig(d_vocab=2, **MODEL), "seed": 3, "progress": False} | options
     return msp.train(process, config=config, out=out, **options)
 
@@ -82,7 +82,9 @@ def test_killed_at_random_moments(unbroken, tmp_path):
         if not os.WIFSIGNALED(status):
             # It had ended before the signal came: start over.
             assert load_run(tmp_path).step == EVERYTHING.steps
-            msp.train(msp.coin(), config=msp.TrainingConfig(steps=1), out=tmp_path, resume=False, progress=False)
+            msp.train(
+                msp.processes.coin(), config=msp.TrainingConfig(steps=1), out=tmp_path, resume=False, progress=False
+            )
             (tmp_path / "model.safetensors").unlink()
             continue
         kills += 1
@@ -167,7 +169,9 @@ def test_another_training_is_refused_with_the_difference(unbroken, tmp_path, int
     with pytest.raises(ValueError, match=r"seed=3, now 4"):
         train(folder, seed=4)
     with pytest.raises(ValueError, match=r"process='\w+', now"):
-        msp.train(msp.even(), config=EVERYTHING, out=folder, model=msp.ModelConfig(d_vocab=2, **MODEL), seed=3)
+        msp.train(
+            msp.processes.even(), config=EVERYTHING, out=folder, model=msp.ModelConfig(d_vocab=2, **MODEL), seed=3
+        )
 
 
 def test_starting_over_leaves_nothing_behind(tmp_path, interrupt_at):

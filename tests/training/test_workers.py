@@ -19,7 +19,7 @@ MODEL = msp.ModelConfig(d_vocab=2, n_layers=1, d_model=16, d_head=8, d_mlp=32, n
 
 
 def train(folder):
-    return msp.train(msp.golden_mean(p=0.5), MODEL, config=CONFIG, out=folder, progress=False)
+    return msp.train(msp.processes.golden_mean(p=0.5), MODEL, config=CONFIG, out=folder, progress=False)
 
 
 def worker(index, folder):
@@ -38,7 +38,9 @@ def worker(index, folder):
     with open(f"{folder}/fingerprint-{index}", "w") as file:
         file.write(msp.models.model_fingerprint(run.model))
     with pytest.raises(ValueError, match=r"batch_size=1: give at least 2 \(a word for each of 2 processes\)"):
-        msp.train(msp.golden_mean(p=0.5), MODEL, config=msp.TrainingConfig(steps=1, batch_size=1), progress=False)
+        msp.train(
+            msp.processes.golden_mean(p=0.5), MODEL, config=msp.TrainingConfig(steps=1, batch_size=1), progress=False
+        )
     torch.distributed.destroy_process_group()
 
 
