@@ -54,10 +54,8 @@ class LabelledTokens:
         n_rows, sizes = len(self.words), ((self.words, len(self.tokens)), (self.columns, self.n_ctx))
         inside = all(((numbers >= 0) & (numbers < size)).all() for numbers, size in sizes)
         if len(self.columns) != n_rows or not inside or ((self.words * self.n_ctx + self.columns).diff() <= 0).any():
-            raise ValueError(
-                f"Rows are places in {len(self.tokens)} words of {self.n_ctx} tokens, each once and in order: "
-                "sort them by word and column."
-            )
+            places = f"places in {len(self.tokens)} words of {self.n_ctx} tokens, each once and in order"
+            raise ValueError(f"Rows are {places}: sort them by word and column.")
         others = {"positions": self.positions, "weights": self.weights, "groups": self.groups}
         for name, values in (others | dict(self.targets)).items():
             if len(values) != n_rows:
@@ -65,9 +63,9 @@ class LabelledTokens:
             wrong = ~torch.isfinite(values).reshape(n_rows, -1).all(dim=1)
             if wrong.any():
                 row = int(wrong.nonzero()[0])
+                place = f"word {int(self.words[row])}, column {int(self.columns[row])}"
                 raise ValueError(
-                    f"{name} is not finite at word {int(self.words[row])}, column {int(self.columns[row])}: "
-                    "exclude such rows with positions=, a mask [word, pos]."
+                    f"{name} is not finite at {place}: exclude such rows by positions=, a mask [word, pos]."
                 )
         if (self.weights < 0).any():
             raise ValueError(f"A row has a weight of {float(self.weights.min()):g}: give weights of at least 0.")
@@ -169,11 +167,7 @@ class LabelledTokens:
         )
 
     def only(self, name: str) -> LabelledTokens:
-        """The same rows with a single target.
-
-        Raises:
-            KeyError: if there is no target of that name.
-        """
+        """The same rows with a single target; `KeyError` if there is none of that name."""
         if name not in self.targets:
             raise KeyError(f"No target {name!r}: choose one of {', '.join(map(repr, self.targets))}.")
         return replace(self, targets={name: self.targets[name]})
@@ -206,17 +200,14 @@ def label_rows(
     group of its own with the next number.
 
     Args:
-        dataset: The words; its positions choose among the rows, and its token map says how the model reads them.
+        dataset: The words; its positions choose among the rows.
         is_row: Where there is a row.
         weights: How much a row counts.
         groups: The group of each row, from 0.
         targets: The targets of each distinct prefix, by name.
-        prior: The targets before any symbol.
+        prior: The targets before any symbol; `ValueError` if one is missing.
         prior_weight: How much the prior's row counts.
         description: What else to say about where the rows come from.
-
-    Raises:
-        ValueError: if the prior is a row and a target has no value before the first symbol.
     """
     words, symbols = (is_row & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
     labels = {name: values[dataset.prefix_ids[words, symbols]] for name, values in targets.items()}
@@ -245,10 +236,7 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
 
     Args:
         classes: Class numbers from 0: the next tokens `[word, pos]`, or the squares of a board `[word, pos, square]`.
-        n_classes: Number of classes.
-
-    Raises:
-        ValueError: if a number is not a class.
+        n_classes: Number of classes; `ValueError` if a number is not one of them.
 
     Example:
         >>> one_hot(torch.tensor([[1, 0]]), 3)
@@ -256,10 +244,8 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
                  [1., 0., 0.]]], dtype=torch.float64)
     """
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= n_classes):
-        raise ValueError(
-            f"classes holds {int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to "
-            f"{n_classes - 1}. Give unknown ones any class and exclude their rows with positions=."
-        )
+        held = f"{int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to {n_classes - 1}"
+        raise ValueError(f"classes holds {held}. Give unknown ones any class and exclude their rows with positions=.")
     return torch_one_hot(classes.long(), n_classes).double().flatten(2)
 
 
@@ -269,18 +255,14 @@ def _target_rows(
     """A target's values in some rows, once its shape is checked."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"Target {name!r} is {kind}: give a tensor of floating-point numbers; encode classes with "
-            "one_hot(classes, n_classes)."
-        )
+        remedy = "give a tensor of floating-point numbers; encode classes with one_hot(classes, n_classes)"
+        raise ValueError(f"Target {name!r} is {kind}: {remedy}.")
     wide = values.unsqueeze(2) if values.ndim == 2 else values
     n_words, n_ctx = tokens.shape
     # Shifted targets may lack the last columns if none of these is a row.
     if wide.ndim != 3 or len(wide) != n_words or not int(columns.max()) < wide.shape[1] <= n_ctx:
-        raise ValueError(
-            f"Target {name!r} has shape {tuple(values.shape)}; it needs [word, pos, target], here "
-            f"({n_words}, {n_ctx}, …), or [word, pos] for one number each."
-        )
+        fitting = f"[word, pos, target], here ({n_words}, {n_ctx}, …), or [word, pos] for one number each"
+        raise ValueError(f"Target {name!r} has shape {tuple(values.shape)}; it needs {fitting}.")
     return wide.detach().cpu()[words, columns].double()
 
 

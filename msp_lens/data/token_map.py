@@ -76,15 +76,11 @@ class TokenMap:
         ordered = sorted((list(symbol), number) for number, symbol in enumerate(ids))
         for (shorter, first), (longer, second) in itertools.pairwise(ordered):
             if longer[: len(shorter)] == shorter:
-                raise ValueError(
-                    f"Symbols {first} and {second} have ids {shorter} and {longer}: one begins with the other, so a "
-                    "model that has read the shorter one cannot tell them apart. Give the symbols ids that do not "
-                    "begin with each other."
-                )
+                problem = "one begins with the other, so a model that has read the shorter one cannot tell them apart"
+                remedy = "Give ids that do not begin with each other"
+                raise ValueError(f"Symbols {first} and {second} have ids {shorter} and {longer}: {problem}. {remedy}.")
         if self.include_prior and not self.start:
-            raise ValueError(
-                "include_prior=True, but no token before the first symbol has the prior: give bos= or prompt=."
-            )
+            raise ValueError("include_prior=True, but no token comes before the first symbol: give bos= or prompt=.")
 
     @classmethod
     def identity(cls, n_symbols: int, *, bos: int | None = None, include_prior: bool = False) -> TokenMap:
@@ -115,21 +111,22 @@ class TokenMap:
             several_tokens: Whether a symbol may be more than one token.
 
         Raises:
-            ValueError: if a symbol is not one token, begins with the ids of another, or is split differently in a word.
+            ValueError: if a symbol is not one token (or several, where they are allowed), begins with the ids of
+                another, or is split differently in a word.
             TypeError: if the tokenizer cannot be called in either way.
         """
         texts = [str(symbol) for symbol in symbols]
         ids = [_encode(tokenizer, text) for text in texts]
         for text, found in zip(texts, ids, strict=True):
             if not found or (len(found) > 1 and not several_tokens):
-                raise ValueError(
-                    f"For the tokenizer, the symbol {text!r} is {len(found)} tokens, {found}: write it as one token "
-                    "(often with a space before it), or set several_tokens=True."
-                )
-        start = getattr(tokenizer, "bos_token_id", None) if bos is True else None if bos is False else bos
-        if bos is True and start is None:
+                problem = f"For the tokenizer, the symbol {text!r} is {len(found)} tokens, {found}"
+                remedy = "write it as one token (often with a space before it), or set several_tokens=True"
+                raise ValueError(f"{problem}: {remedy}.")
+        own = getattr(tokenizer, "bos_token_id", None) if bos is True else None
+        if bos is True and own is None:
             raise ValueError("bos=True, but the tokenizer has no bos_token_id: give a token id, or omit bos.")
         before, between = (_encode(tokenizer, text) if text else () for text in (prompt, separator))
+        start = own if isinstance(bos, bool) else bos
         made = cls(ids, bos=start, prompt=before, separator=between, include_prior=include_prior)
         for first, second in itertools.product(range(len(texts)), repeat=2):
             text = prompt + texts[first] + separator + texts[second]
@@ -173,13 +170,10 @@ class TokenMap:
             raise ValueError(f"The token map has {counts}: give ids for each of them.")
 
     def encode(self, words: Int[Tensor, "word symbol"]) -> tuple[Int[Tensor, "word pos"], Int[Tensor, "word symbol"]]:
-        """Words of symbols as the model reads them.
+        """Words of symbols as the model reads them; `ValueError` if the map has no ids for a symbol.
 
         Returns:
             The tokens, padded on the right, which a causal model does not see; the column of each symbol's last token.
-
-        Raises:
-            ValueError: if the map has no ids for a symbol.
         """
         last = len(self.symbols) - 1
         if words.numel() and (int(words.min()) < 0 or int(words.max()) > last):

@@ -24,13 +24,10 @@ from msp_lens.processes.process import Process
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The distinct words of one step.
+    """The distinct words of one step, and each one's share of the words drawn (`weights`).
 
-    Attributes:
-        tokens: The words that the model reads.
-        targets: How often each token comes next, of all tokens drawn; the sum over all processes is 1.
-        optimal: The optimal observer's probability of each next token.
-        weights: Each word's share of the words drawn.
+    `targets` says how often each token comes next, of all tokens that all processes draw, and `optimal` how probable
+    it is to the optimal observer.
     """
 
     tokens: Int[Tensor, "word pos"]
@@ -53,16 +50,9 @@ class Batch:
 
 
 class Batches:
-    """An endless supply of batches that can be continued exactly from any step.
+    """An endless supply of batches, continued exactly from the `state` saved when `n_ready` of them had been taken.
 
-    Args:
-        process: What emits the words.
-        batch_size: Words in a step, over all processes.
-        n_ctx: Tokens that the model reads of each word.
-        seed: Seed of the words.
-        share: The words of each step that this process takes, all by default. All processes draw the same words.
-        n_ready: Number of batches already taken when `state` was saved.
-        state: The `Batches.state` to continue from.
+    All processes draw the same `batch_size` words in a step; each takes its `share`, by default all of them.
     """
 
     def __init__(

@@ -61,10 +61,8 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
             raise ValueError(f"{path} was not saved by a training of msp_lens: move it elsewhere.")
         found.append(SavedCheckpoint(provenance["step"], provenance["tokens"], path))
     if not found:
-        raise FileNotFoundError(
-            f"There are no checkpoints in {Path(folder) / CHECKPOINTS_FOLDER}: train with "
-            'TrainingConfig(checkpoints="logarithmic") and out= this folder.'
-        )
+        remedy = 'train with TrainingConfig(checkpoints="logarithmic") and out= this folder'
+        raise FileNotFoundError(f"There are no checkpoints in {Path(folder) / CHECKPOINTS_FOLDER}: {remedy}.")
     return tuple(sorted(found, key=lambda checkpoint: checkpoint.step))
 
 

@@ -32,10 +32,7 @@ INSTEAD = "give another folder, or replace it with resume=False"
 class RunFolder:
     """Writes one training to its folder, and reads there how far it had come.
 
-    Args:
-        path: The folder, made if it is missing.
-        process: The process trained on.
-        provenance: JSON-ready facts known before the first step: the config under `training`, seed, versions.
+    `provenance` are JSON-ready facts known before the first step: the config under `training`, seed, versions.
     """
 
     def __init__(self, path: str | Path, process: Process, provenance: Mapping[str, Any]) -> None:
@@ -61,11 +58,7 @@ class RunFolder:
             raise OSError(errno.ENOSPC, f"{self._out} has {sizes}: {remedy}")
 
     def has_ended(self) -> bool:
-        """Whether the folder holds this training with all its steps made.
-
-        Raises:
-            ValueError: if it holds another training, or a model that no training saved.
-        """
+        """Whether the folder holds this training with all its steps made; `ValueError` if it holds another model."""
         path = self.path / MODEL_FILE
         if not path.exists():
             return False
@@ -80,11 +73,7 @@ class RunFolder:
         return provenance.get("stopped_by") == "steps"
 
     def resume(self) -> TrainingState | None:
-        """The newest undamaged state, if there is one; a warning names each damaged one.
-
-        Raises:
-            ValueError: if the state is of another training; the message names the differences.
-        """
+        """The newest undamaged state, if any; a warning names each damaged one, `ValueError` another training."""
         for path in self._state_files():
             try:
                 state, identity = read_state(path)
@@ -114,14 +103,15 @@ class RunFolder:
 
     def save_model(self, model: HookedModel, progress: Mapping[str, Any], *, as_checkpoint: bool = False) -> None:
         """Save the model as `model.safetensors` or among the checkpoints; `progress` has its `step` and `tokens`."""
-        file = f"{CHECKPOINTS_FOLDER}/{_step_file(progress['step'])}" if as_checkpoint else MODEL_FILE
+        file = f"{CHECKPOINTS_FOLDER}/step-{progress['step']:08d}.safetensors" if as_checkpoint else MODEL_FILE
         with self._explained(progress["step"]):
             save_checkpoint(self.path / file, model, process=self.process, provenance=self.provenance | dict(progress))
 
     def save_state(self, state: TrainingState) -> None:
         """Save the state that an interrupted training resumes from, and remove all but the newest two."""
         with self._explained(state.step):
-            write_state(self.path / STATE_FOLDER / _step_file(state.step), state, _identity(self.provenance))
+            path = self.path / STATE_FOLDER / f"step-{state.step:08d}.safetensors"
+            write_state(path, state, _identity(self.provenance))
             for old in self._state_files()[STATES_KEPT:]:
                 old.unlink(missing_ok=True)
         self._step_saved = state.step
@@ -156,10 +146,6 @@ class RunFolder:
             failed = f"Writing to {self.path} failed at step {step} ({error.strerror or error}); {saved}"
             message = f"{failed}. Make room, then call train again with the same folder"
             raise OSError(error.errno, message) from error
-
-
-def _step_file(step: int) -> str:
-    return f"step-{step:08d}.safetensors"
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def train(
 
     Raises:
         KeyError: if there is no such preset.
-        ValueError: if the model does not fit the process, `out` holds another training, or the loss becomes infinite.
+        ValueError: if the model does not fit the process, `out` holds another training, or the loss is not finite.
         OSError: if `out` can't be written to or its disk is full; train again to resume from the last save.
 
     Example:
@@ -168,14 +168,7 @@ def _run(training: Training, folder: RunFolder | None, log_to: Logger | None, *,
 
 
 class Training:
-    """A training between two of its steps, from the start or from the state of an interrupted one.
-
-    Attributes:
-        step: Number of optimizer steps made.
-        seconds: Time spent on them, including those before an interruption.
-        metrics: The records so far.
-        optimum: The least possible loss at each position.
-    """
+    """A training between two of its steps, from the start or from the state of an interrupted one."""
 
     def __init__(
         self,

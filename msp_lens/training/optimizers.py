@@ -21,9 +21,6 @@ class WeightOptimizer:
     Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix. It updates the matrices of
     the blocks, each head separately, and AdamW the rest: embeddings, unembedding, biases, LayerNorms. Muon's updates
     are scaled to AdamW's size, so both use one learning rate (Liu et al. 2025, arXiv 2502.16982).
-
-    Raises:
-        ValueError: if the optimizer is `"muon"` and this torch lacks it, or the model has no blocks.
     """
 
     def __init__(self, model: HookedModel, config: TrainingConfig) -> None:
@@ -91,10 +88,7 @@ class WeightAverage:
     """An exponential moving average of a model's weights.
 
     torch's AveragedModel would deep-copy the model; a deep-copied TransformerBridge shares closures with the original.
-
-    Args:
-        model: The model to average.
-        decay: The part of the average that stays at each step; `None` leaves the model's own weights in force.
+    The part `decay` of the average stays at each step; without one, the model's own weights are in force.
     """
 
     def __init__(self, model: HookedModel, decay: float | None) -> None:

@@ -25,14 +25,14 @@ def regret_by_position(
     """E KL(optimal ‖ model) at each position, in nats; exact where the dataset is the population.
 
     Raises:
-        ValueError: if the model's vocabulary or context is too small, or the dataset's token map spells a symbol with
-            several tokens or separates symbols, so the model does not predict symbols.
+        ValueError: if the model's vocabulary or context is too small, or symbols are not what it predicts, since the
+            token map spells one with several tokens or separates them.
     """
     token_map = dataset.token_map
     check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map)
     if token_map is not None and not token_map.predicts_symbols:
         raise ValueError(
-            "The model predicts no symbols under this token map: give symbols of one token and no separator."
+            "The model does not predict symbols: the token map needs symbols of one token and no separator."
         )
     regret = torch.zeros(dataset.n_ctx, dtype=torch.float64)
     for batch in stream_activations(model, dataset.encoded()[0], (), batch_size=batch_size, progress=progress):

@@ -18,11 +18,7 @@ from msp_lens.models.hooked import HookedModel, model_device
 class Workers:
     """The processes that train one model together; making it starts torch.distributed where that is needed.
 
-    Args:
-        model: The model to train; with several processes it moves to this process's own device.
-
-    Attributes:
-        forward: The model to call in training.
+    With several processes the model moves to this one's own device. In training, call it as `forward`.
     """
 
     def __init__(self, model: HookedModel) -> None:

@@ -48,7 +48,7 @@ def test_rows_of_a_process_are_its_prefixes(process, length, weighting):
 @pytest.mark.parametrize("weighting", ["probability", "sequence", "prefix"])
 @pytest.mark.parametrize("split", ["prefix", "sequence", "subtree"])
 def test_the_prior_counts_alike_in_data_and_probing(weighting, split):
-    dataset = msp.words(msp.z1r(), n_ctx=5, token_map=TokenMap.identity(2, bos=2, include_prior=True))
+    dataset = msp.words(msp.processes.z1r(), n_ctx=5, token_map=TokenMap.identity(2, bos=2, include_prior=True))
     expected = 1 / dataset.n_prefixes if weighting == "prefix" else 1 / 5
     beliefs, prior = {"belief": dataset.prefix_beliefs}, {"belief": dataset.process.initial}
     probed = labelled_rows(dataset, split_rows(dataset, Split(split, n_folds=2), weighting), beliefs, prior)
