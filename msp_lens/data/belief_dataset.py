@@ -1,21 +1,18 @@
 """Words of a process with their beliefs: every possible word with its probability, or sampled ones.
 
-A causal model's activation at a position depends on the prefix alone, so a row of data is a distinct *prefix*,
-found at (word, position). Words are kept in lexicographic order, so that words with a common prefix are neighbors.
-Three weightings say how much a row counts:
+A causal model's activation at a position depends on the prefix alone, so a row of data is a distinct *prefix*, found at
+(word, position). Words are in lexicographic order: those with a common prefix are neighbors. Rows count by a weighting:
 
-- `"probability"`: by the prefix's probability (its frequency, in sampled words). The population answer.
-- `"sequence"`: every distinct full-length word counts the same, so a prefix counts once for each word that
-  begins with it. The convention of Shai et al. 2024.
-- `"prefix"`: every distinct prefix counts the same.
+- `"probability"`: by the prefix's probability, or its frequency in a sample. The population answer.
+- `"sequence"`: once for each distinct word that begins with the prefix. The convention of Shai et al. 2024.
+- `"prefix"`: every distinct prefix alike.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -50,12 +47,10 @@ class BeliefDataset:
         tokens: Distinct words in lexicographic order.
         beliefs: The belief after each token.
         word_weights: Each word's probability, or its frequency in a sample; sums to 1.
-        is_population: Whether these are all the words there are, with their exact probabilities.
-        n_draws: How many words were drawn, if they were; the distinct ones among them may be fewer.
-        positions: Which positions of a word are rows: a slice, numbers, or a mask `[pos]` or `[word, pos]`; all by
-            default.
-        token_map: How a model with a vocabulary of its own reads the process's tokens; by default token 0 as token 0,
-            and so on.
+        is_population: Whether these are all possible words, with their exact probabilities.
+        n_draws: Number of words drawn, of which the distinct ones are kept; `None` if none were drawn.
+        positions: Positions that are rows: a slice, numbers, or a mask `[pos]` or `[word, pos]`; all by default.
+        token_map: How a model with its own vocabulary reads the tokens; by default token 0 as token 0, and so on.
 
     Raises:
         ValueError: if a position is outside the words, or the token map is for another number of tokens.
@@ -86,37 +81,39 @@ class BeliefDataset:
     @cached_property
     def is_first(self) -> Bool[Tensor, "word pos"]:
         """Where each distinct prefix occurs first: the rows that stand for all its repetitions."""
-        changed = self.tokens[1:] != self.tokens[:-1]
-        first_word = torch.ones(1, self.n_ctx, dtype=torch.bool)
-        return torch.cat([first_word, changed.cumsum(dim=1) > 0])
+        changed = (self.tokens[1:] != self.tokens[:-1]).cumsum(dim=1) > 0
+        return torch.cat([torch.ones(1, self.n_ctx, dtype=torch.bool), changed])
 
     @cached_property
     def prefix_ids(self) -> Int[Tensor, "word pos"]:
         """A number for each distinct prefix, 0 … n_prefixes - 1, shorter prefixes first."""
-        within_position = self.is_first.cumsum(dim=0)
-        per_position = within_position[-1]
-        return within_position - 1 + (per_position.cumsum(dim=0) - per_position)
+        within = self.is_first.cumsum(dim=0)
+        return within - 1 + within[-1].cumsum(dim=0) - within[-1]
+
+    def encoded(self) -> tuple[Int[Tensor, "word column"], Int[Tensor, "word pos"]]:
+        """The words as a model reads them, and the column of each belief; see `TokenMap.encode`."""
+        return (self.token_map or TokenMap.identity(self.process.n_tokens)).encode(self.tokens)
 
     @property
     def n_prefixes(self) -> int:
-        """How many distinct prefixes there are, of all lengths."""
+        """Number of distinct prefixes, of all lengths."""
         return int(self.is_first.sum())
 
     def prefix_weights(self, weighting: Weighting) -> Float64[Tensor, "prefix"]:
-        """How much each distinct prefix counts, by `prefix_ids`; the weights sum to 1.
-
-        Raises:
-            ValueError: if there is no such weighting.
-        """
+        """How much each distinct prefix counts, by `prefix_ids`; the weights sum to 1."""
         check_weighting(weighting)
         if weighting == "prefix":
             return torch.full((self.n_prefixes,), 1 / self.n_prefixes, dtype=torch.float64)
-        per_word = (
-            self.word_weights if weighting == "probability" else torch.full_like(self.word_weights, 1 / len(self))
-        )
+        alike = torch.full_like(self.word_weights, 1 / len(self))
+        per_word = self.word_weights if weighting == "probability" else alike
         per_row = per_word.unsqueeze(1).expand_as(self.tokens) / self.n_ctx
         totals = torch.zeros(self.n_prefixes, dtype=torch.float64)
         return totals.index_add_(0, self.prefix_ids.flatten(), per_row.flatten())
+
+    def prior_weight(self, weighting: Weighting) -> float:
+        """How much the belief before any token counts as a row: as one more prefix, or as the prefixes of one token."""
+        weights = self.prefix_weights(weighting)
+        return float(weights[0] if weighting == "prefix" else weights[: int(self.is_first[:, 0].sum())].sum())
 
     @cached_property
     def prefix_beliefs(self) -> Float64[Tensor, "prefix state"]:
@@ -126,9 +123,8 @@ class BeliefDataset:
         return beliefs
 
     def __repr__(self) -> str:
-        origin = "every possible word" if self.is_population else "sampled words"
-        size = f"{len(self)} × {self.n_ctx}, {self.n_prefixes} distinct prefixes"
-        return f"BeliefDataset({self.process.name}, {origin}: {size})"
+        origin = f"{self.process.name}, {'every possible word' if self.is_population else 'sampled words'}"
+        return f"BeliefDataset({origin}: {len(self)} × {self.n_ctx}, {self.n_prefixes} distinct prefixes)"
 
 
 def words(
@@ -146,15 +142,14 @@ def words(
     Args:
         process: What emits the words.
         n_ctx: Tokens in each word.
-        n_words: Draw this many words, even if all of them could be visited.
-        positions: Which positions of a word are rows: a slice, numbers, or a mask; all by default.
-        token_map: How a model with a vocabulary of its own reads the process's tokens.
+        n_words: Number of words to draw, even if all could be visited.
+        positions: Positions that are rows: a slice, numbers, or a mask; all by default.
+        token_map: How a model with its own vocabulary reads the tokens.
         max_words: If there are more possible words than this, draw this many.
         seed: Seed of the draws.
 
     Raises:
-        ValueError: if a number is below 1, a position is outside the words, or the token map is for another number of
-            tokens.
+        ValueError: if a number is below 1, a position is outside the words, or the token map does not fit the process.
 
     Example:
         >>> from msp_lens.processes.catalog import mess3
@@ -165,40 +160,30 @@ def words(
     """
     for name, value in (("n_ctx", n_ctx), ("n_words", n_words), ("max_words", max_words)):
         check_at_least(name, value, 1)
-    if token_map is not None:
-        token_map.check_reads(process)
-    dataset = None
-    if n_words is None:
-        with contextlib.suppress(TooManyWordsError):
-            dataset = all_words(process, n_ctx, max_words=max_words)
-    if dataset is None:
-        dataset = sampled_words(process, n_words or max_words, n_ctx, seed=seed)
+    draw = partial(sampled_words, process, n_ctx=n_ctx, seed=seed)
+    try:
+        dataset = draw(n_words) if n_words else all_words(process, n_ctx, max_words=max_words)
+    except TooManyWordsError:
+        dataset = draw(max_words)
     return replace(dataset, positions=positions, token_map=token_map)
 
 
 def all_words(process: Process, n_ctx: int, *, max_words: int = 500_000) -> BeliefDataset:
-    """Every word of `n_ctx` tokens whose probability is above 0, with its probability and the beliefs along it.
+    """Every possible word of `n_ctx` tokens, with its probability and the beliefs along it.
 
     Raises:
-        TooManyWordsError: a `ValueError`, if there are more than `max_words` of them.
-
-    Example:
-        >>> from msp_lens.processes.catalog import mess3
-        >>> all_words(mess3(x=0.05, a=0.85), 4)
-        BeliefDataset(mess3, every possible word: 81 × 4, 120 distinct prefixes)
+        TooManyWordsError: a `ValueError`, if there are more than `max_words`.
     """
     check_at_least("n_ctx", n_ctx, 1, "the number of tokens in a word")
     levels = []
     for level in walk_levels(process, n_ctx):
         levels.append(level)
         if len(level) > max_words:
-            raise TooManyWordsError(
-                f"{process.name} has more than {max_words} words of {n_ctx} tokens: sample them with sampled_words(), "
-                "or raise max_words."
-            )
-    tokens = torch.empty(len(levels[-1]), n_ctx, dtype=torch.int64)
-    beliefs = torch.empty(len(levels[-1]), n_ctx, process.n_states, dtype=torch.float64)
+            many = f"{process.name} has more than {max_words} words of {n_ctx} tokens"
+            raise TooManyWordsError(f"{many}: sample them with sampled_words(), or raise max_words.")
     node = torch.arange(len(levels[-1]))
+    tokens = torch.empty(len(node), n_ctx, dtype=torch.int64)
+    beliefs = torch.empty(len(node), n_ctx, process.n_states, dtype=torch.float64)
     for position in reversed(range(n_ctx)):
         tokens[:, position] = levels[position].tokens[node]
         beliefs[:, position] = levels[position].beliefs[node]
@@ -207,22 +192,9 @@ def all_words(process: Process, n_ctx: int, *, max_words: int = 500_000) -> Beli
 
 
 def sampled_words(
-    process: Process,
-    n_words: int,
-    n_ctx: int,
-    *,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
+    process: Process, n_words: int, n_ctx: int, *, seed: int | None = None, generator: torch.Generator | None = None
 ) -> BeliefDataset:
-    """Words drawn from the process, repetitions merged: a word's weight is its frequency in the sample.
-
-    Args:
-        process: What to draw from.
-        n_words: How many draws; the dataset holds the distinct ones.
-        n_ctx: Tokens in each.
-        seed: Give this or `generator`.
-        generator: Source of the randomness.
-    """
+    """The distinct ones of `n_words` words drawn by `seed` or `generator`, weighted by their frequency."""
     draws = process.sample(n_words, n_ctx, seed=seed, generator=generator).cpu()
     tokens, counts = torch.unique(draws, dim=0, return_counts=True)
     beliefs = filter_beliefs(process, tokens)
@@ -238,21 +210,20 @@ def stream_words(
     generator: torch.Generator | None = None,
     chunk_size: int | None = None,
 ) -> Iterator[BeliefDataset]:
-    """`sampled_words` in chunks, so that memory does not grow with their number; you may stop at any chunk.
+    """`sampled_words` in chunks, in memory that does not grow with their number; you may stop at any chunk.
 
-    Repetitions are merged within a chunk, not across chunks. A chunk's word weights sum to its share of the whole:
-    over all chunks they sum to 1.
+    Repetitions are merged within a chunk, not across chunks. Word weights sum to 1 over all chunks.
 
     Args:
         process: What to draw from.
-        n_words: How many draws in all.
-        n_ctx: Tokens in each.
+        n_words: Draws in all.
+        n_ctx: Tokens in each word.
         seed: Give this or `generator`.
         generator: Source of the randomness.
-        chunk_size: Draws in a chunk; the words drawn depend on it. By default about 500,000 tokens' worth.
+        chunk_size: Draws in a chunk, by default about 500,000 tokens' worth; the words drawn depend on it.
 
     Raises:
-        ValueError: if a number is below 1, before the first word is drawn.
+        ValueError: if a number is below 1; before the first word is drawn.
 
     Example:
         >>> from msp_lens.processes.catalog import mess3
@@ -274,10 +245,7 @@ def stream_words(
 
 
 def prefix_hashes(tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word pos"]:
-    """A number from 0 to 2⁶³ - 1 for each prefix, which depends on the prefix alone; collisions are very unlikely.
-
-    It identifies the same prefix in chunks of words that are never held in memory together.
-    """
+    """A number in [0, 2⁶³) that identifies each prefix, even across chunks of words; collisions are very unlikely."""
     hashes = torch.empty_like(tokens, dtype=torch.int64)
     state = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
     for position, column in enumerate(tokens.long().T):
@@ -289,10 +257,7 @@ def prefix_hashes(tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word pos"]:
 
 
 class TokenDataset(torch.utils.data.Dataset):
-    """Words as training loops take them: item i is `{"tokens": words[i]}`.
-
-    It fits a torch `DataLoader` and TransformerLens's own `train`.
-    """
+    """Words for a torch `DataLoader` or TransformerLens's own `train`: item i is `{"tokens": words[i]}`."""
 
     def __init__(self, tokens: Int[Tensor, "word pos"]) -> None:
         self.tokens = tokens
@@ -311,14 +276,9 @@ class TokenDataset(torch.utils.data.Dataset):
 
 
 def token_dataset(
-    process: Process,
-    n_words: int,
-    n_ctx: int,
-    *,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
+    process: Process, n_words: int, n_ctx: int, *, seed: int | None = None, generator: torch.Generator | None = None
 ) -> TokenDataset:
-    """Training words of `n_ctx + 1` tokens: a model that reads the first `n_ctx` has a target at every position.
+    """Training words of `n_ctx + 1` tokens, for a target at every position of a model that reads the first `n_ctx`.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r

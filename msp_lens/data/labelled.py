@@ -1,8 +1,7 @@
 """Labelled tokens: words as a model reads them, with the targets that a probe should find at some of their positions.
 
 A row is the place of an activation, (word, column), with its targets, its weight and its group; rows of one group are
-held out together. The rows of a `BeliefDataset` are its distinct prefixes: each a group of its own, under the
-dataset's weighting.
+held out together. The rows of a `BeliefDataset` are its distinct prefixes, each a group of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot as torch_one_hot
 
-from msp_lens.data.belief_dataset import BeliefDataset, Weighting, check_weighting, prefix_hashes
+from msp_lens.data.belief_dataset import BeliefDataset, Weighting, prefix_hashes
 from msp_lens.data.row_positions import Positions, described_positions, position_mask
 
 BELIEF = "belief"
@@ -30,8 +29,7 @@ class LabelledTokens:
         tokens: The words, as the model reads them.
         words: The word of each row, in ascending order.
         columns: The column of `tokens` whose activation is the row's.
-        positions: The row's position in the word: the column, or under a `TokenMap` the number of the symbol just
-            read, -1 before the first.
+        positions: The column, or under a `TokenMap` the number of the symbol just read, -1 before the first.
         targets: What a probe should find there, by name; the beliefs under `"belief"`.
         weights: How much each row counts.
         groups: Rows of one group are held out together.
@@ -53,15 +51,11 @@ class LabelledTokens:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ValueError("targets={}: give at least one, e.g. {'belief': beliefs}.")
-        n_rows = len(self.words)
-        inside = ((self.words >= 0) & (self.words < len(self.tokens))).all() and (
-            (self.columns >= 0) & (self.columns < self.n_ctx)
-        ).all()
+        n_rows, sizes = len(self.words), ((self.words, len(self.tokens)), (self.columns, self.n_ctx))
+        inside = all(((numbers >= 0) & (numbers < size)).all() for numbers, size in sizes)
         if len(self.columns) != n_rows or not inside or ((self.words * self.n_ctx + self.columns).diff() <= 0).any():
-            raise ValueError(
-                f"Rows are places in {len(self.tokens)} words of {self.n_ctx} tokens, each once and in order: "
-                "sort them by word and column."
-            )
+            places = f"places in {len(self.tokens)} words of {self.n_ctx} tokens, each once and in order"
+            raise ValueError(f"Rows are {places}: sort them by word and column.")
         others = {"positions": self.positions, "weights": self.weights, "groups": self.groups}
         for name, values in (others | dict(self.targets)).items():
             if len(values) != n_rows:
@@ -69,16 +63,14 @@ class LabelledTokens:
             wrong = ~torch.isfinite(values).reshape(n_rows, -1).all(dim=1)
             if wrong.any():
                 row = int(wrong.nonzero()[0])
+                place = f"word {int(self.words[row])}, column {int(self.columns[row])}"
                 raise ValueError(
-                    f"{name} is not finite at word {int(self.words[row])}, column {int(self.columns[row])}: "
-                    "exclude such rows with positions=, a mask [word, pos]."
+                    f"{name} is not finite at {place}: exclude such rows by positions=, a mask [word, pos]."
                 )
         if (self.weights < 0).any():
             raise ValueError(f"A row has a weight of {float(self.weights.min()):g}: give weights of at least 0.")
         if float(self.weights.sum()) == 0:
-            raise ValueError(
-                f"{n_rows} rows have a total weight of 0: choose positions= and weighting= that leave some."
-            )
+            raise ValueError(f"{n_rows} rows have a total weight of 0: choose other positions= or another weighting=.")
 
     def __len__(self) -> int:
         return len(self.words)
@@ -102,17 +94,16 @@ class LabelledTokens:
 
         Args:
             tokens: The words, as the model reads them.
-            targets: By name, `[word, pos, target]`, or `[word, pos]` for a single number; encode classes with
-                `one_hot`. A single tensor is `"belief"`.
-            positions: Which positions are rows: a slice, numbers (negative ones from the end), or a mask, `[pos]` or
+            targets: By name, `[word, pos, target]`, or `[word, pos]` for one number (`one_hot` encodes classes). A
+                single tensor is `"belief"`.
+            positions: Positions that are rows: a slice, numbers (negative ones from the end), or a mask, `[pos]` or
                 `[word, pos]`; all by default.
             weighting: How much each row counts, `[word]` or `[word, pos]`; the same for all by default.
-            groups: Rows of one group are held out together, `[word]` or `[word, pos]`; by default rows with the same
+            groups: Rows of one group are held out together, `[word]` or `[word, pos]`; by default those with the same
                 prefix, which are the same activation of a causal model.
 
         Raises:
-            ValueError: if something has the wrong shape, is not finite, or is not a floating-point number; the message
-                names it.
+            ValueError: if something has the wrong shape or type or is not finite; the message names it.
 
         Example:
             >>> words = torch.tensor([[0, 1, 1], [0, 1, 2]])
@@ -127,41 +118,25 @@ class LabelledTokens:
         row_groups = prefix_hashes(tokens).unique(return_inverse=True)[1] if groups is None else groups
         named = targets if isinstance(targets, Mapping) else {BELIEF: targets}
         words, columns = mask.nonzero(as_tuple=True)
-        return cls(
-            tokens=tokens,
-            words=words,
-            columns=columns,
-            positions=columns,
-            targets={name: _target_rows(name, values, tokens, words, columns) for name, values in named.items()},
-            weights=_per_position("weighting", row_weights, tokens)[mask].double(),
-            groups=_per_position("groups", row_groups, tokens)[mask].long(),
-            description={
-                "source": "tokens",
-                "words": len(tokens),
-                "n_ctx": tokens.shape[1],
-                "is_population": False,
-                "rows": len(words),
-                "weighting": "row" if weighting is None else "given",
-                "groups": "prefix" if groups is None else "given",
-                "positions": described_positions(positions),
-            },
-        )
+        labels = {name: _target_rows(name, values, tokens, words, columns) for name, values in named.items()}
+        weights = _per_position("weighting", row_weights, tokens)[mask].double()
+        row_groups = _per_position("groups", row_groups, tokens)[mask].long()
+        described = {"source": "tokens", "words": len(tokens), "n_ctx": tokens.shape[1], "is_population": False}
+        described |= {"rows": len(words), "weighting": "row" if weighting is None else "given"}
+        described |= {"groups": "prefix" if groups is None else "given", "positions": described_positions(positions)}
+        return cls(tokens, words, columns, columns, labels, weights, row_groups, described)
 
     @classmethod
     def from_beliefs(
-        cls,
-        dataset: BeliefDataset,
-        *,
-        weighting: Weighting = "probability",
-        targets: Mapping[str, Tensor] | None = None,
+        cls, dataset: BeliefDataset, *, weighting: Weighting = "probability", targets: Mapping[str, Any] | None = None
     ) -> LabelledTokens:
         """The distinct prefixes of a process's words, with their beliefs.
 
         Args:
-            dataset: The words, which of their positions are rows, and how the model reads them.
+            dataset: The words, the positions that are rows, and how the model reads them.
             weighting: How much each distinct prefix counts.
-            targets: More targets by name, `[word, pos, target]`, which are functions of the prefix as beliefs are; for
-                example, the beliefs about each factor of a product of processes.
+            targets: More targets by name, `[word, pos, target]`: functions of the prefix, as beliefs are, such as the
+                beliefs about each factor of a product of processes.
 
         Raises:
             ValueError: if a target has the wrong shape, or no value for the prior that the token map asks for.
@@ -172,14 +147,11 @@ class LabelledTokens:
             >>> LabelledTokens.from_beliefs(words(z1r(), n_ctx=4))
             LabelledTokens(8 words of 4 tokens: 20 rows in 20 groups; belief [3])
         """
-        check_weighting(weighting)
         by_prefix = {BELIEF: dataset.prefix_beliefs}
         words, columns = (dataset.is_first & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
         for name, values in (targets or {}).items():
             if name == BELIEF:
-                raise ValueError(
-                    f"targets has its own {BELIEF!r}: rename it, because the dataset's beliefs have that name."
-                )
+                raise ValueError(f"targets has its own {BELIEF!r}: rename it, the dataset's beliefs have that name.")
             rows = _target_rows(name, values, dataset.tokens, words, columns)
             by_prefix[name] = rows.new_zeros(dataset.n_prefixes, rows.shape[1])
             by_prefix[name][dataset.prefix_ids[words, columns]] = rows
@@ -190,18 +162,12 @@ class LabelledTokens:
             groups=dataset.prefix_ids,
             targets=by_prefix,
             prior={BELIEF: dataset.process.initial},
-            prior_weight=(
-                1 / dataset.n_prefixes if weighting == "prefix" else float(dataset.word_weights.sum()) / dataset.n_ctx
-            ),
+            prior_weight=dataset.prior_weight(weighting),
             description={"source": "process", "weighting": weighting, "groups": "prefix"},
         )
 
     def only(self, name: str) -> LabelledTokens:
-        """The same rows with a single target.
-
-        Raises:
-            KeyError: if there is no target of that name.
-        """
+        """The same rows with a single target; `KeyError` if there is none of that name."""
         if name not in self.targets:
             raise KeyError(f"No target {name!r}: choose one of {', '.join(map(repr, self.targets))}.")
         return replace(self, targets={name: self.targets[name]})
@@ -212,9 +178,8 @@ class LabelledTokens:
         return slice(int(bounds[0]), int(bounds[1]))
 
     def __repr__(self) -> str:
-        size = (
-            f"{len(self.tokens)} words of {self.n_ctx} tokens: {len(self)} rows in {len(self.groups.unique())} groups"
-        )
+        n_groups = len(self.groups.unique())
+        size = f"{len(self.tokens)} words of {self.n_ctx} tokens: {len(self)} rows in {n_groups} groups"
         return f"LabelledTokens({size}; {', '.join(f'{k} [{v.shape[1]}]' for k, v in self.targets.items())})"
 
 
@@ -229,54 +194,40 @@ def label_rows(
     prior_weight: float,
     description: Mapping[str, Any],
 ) -> LabelledTokens:
-    """Rows of a dataset as a model reads them: the one way from a `BeliefDataset` to labelled tokens.
+    """Rows of a dataset as a model reads them.
 
     Under a token map with `include_prior` there is one more row: the belief before any symbol, at the first word, in a
     group of its own with the next number.
 
     Args:
-        dataset: The words; its positions choose among the rows, and its token map says how the model reads them.
+        dataset: The words; its positions choose among the rows.
         is_row: Where there is a row.
         weights: How much a row counts.
         groups: The group of each row, from 0.
         targets: The targets of each distinct prefix, by name.
-        prior: The targets before any symbol.
+        prior: The targets before any symbol; `ValueError` if one is missing.
         prior_weight: How much the prior's row counts.
         description: What else to say about where the rows come from.
-
-    Raises:
-        ValueError: if the prior is a row and a target has no value before the first symbol.
     """
     words, symbols = (is_row & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
-    ids = dataset.prefix_ids[words, symbols]
-    labels = {name: values[ids] for name, values in targets.items()}
+    labels = {name: values[dataset.prefix_ids[words, symbols]] for name, values in targets.items()}
     row_weights, row_groups = weights[words, symbols], groups[words, symbols]
-    tokens, columns, token_map = dataset.tokens, symbols, dataset.token_map
-    if token_map is not None:
-        tokens, ends = token_map.encode(dataset.tokens)
-        columns = ends[words, symbols]
+    tokens, ends = dataset.encoded()
+    columns, token_map = ends[words, symbols], dataset.token_map
     if token_map is not None and token_map.include_prior:
         if missing := sorted(targets.keys() - prior.keys()):
-            raise ValueError(
-                f"include_prior=True, but targets {missing} have no value before the first symbol: leave it out."
-            )
-        zero = torch.zeros(1, dtype=torch.int64)
-        words, symbols = torch.cat([zero, words]), torch.cat([zero - 1, symbols])
-        columns = torch.cat([zero + len(token_map.start) - 1, columns])
+            raise ValueError(f"include_prior=True, but {missing} have no value before the first symbol: leave it out.")
         labels = {name: torch.cat([prior[name].unsqueeze(0), values]) for name, values in labels.items()}
-        row_weights = torch.cat([torch.tensor([prior_weight], dtype=torch.float64), row_weights])
-        row_groups = torch.cat([groups.max().reshape(1) + 1, row_groups])
-    described = {
-        "process": dataset.process.to_dict(),
-        "process_fingerprint": dataset.process.fingerprint,
-        "words": len(dataset),
-        "n_ctx": dataset.n_ctx,
-        "is_population": dataset.is_population,
-        "positions": described_positions(dataset.positions),
-        "token_map": token_map.to_dict() if token_map is not None else None,
-        "rows": len(words),
-        **description,
-    }
+        prior_row = (0, -1, len(token_map.start) - 1, prior_weight, int(groups.max()) + 1)
+        words, symbols, columns, row_weights, row_groups = (
+            torch.cat([rest.new_tensor([first]), rest])
+            for first, rest in zip(prior_row, (words, symbols, columns, row_weights, row_groups), strict=True)
+        )
+    process, described_map = dataset.process, token_map.to_dict() if token_map is not None else None
+    described = {"process": process.to_dict(), "process_fingerprint": process.fingerprint, "words": len(dataset)}
+    described |= {"n_ctx": dataset.n_ctx, "is_population": dataset.is_population}
+    described |= {"positions": described_positions(dataset.positions), "token_map": described_map, "rows": len(words)}
+    described |= description
     return LabelledTokens(tokens, words, columns, symbols, labels, row_weights, row_groups, described)
 
 
@@ -284,12 +235,8 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
     """Classes as targets: 1 for the true class, 0 for the others; several classes at a position stand side by side.
 
     Args:
-        classes: Class numbers from 0, e.g. the next tokens `[word, pos]`, or the squares of a board
-            `[word, pos, square]`.
-        n_classes: How many classes there are.
-
-    Raises:
-        ValueError: if a number is not one of them.
+        classes: Class numbers from 0: the next tokens `[word, pos]`, or the squares of a board `[word, pos, square]`.
+        n_classes: Number of classes; `ValueError` if a number is not one of them.
 
     Example:
         >>> one_hot(torch.tensor([[1, 0]]), 3)
@@ -297,45 +244,32 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
                  [1., 0., 0.]]], dtype=torch.float64)
     """
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= n_classes):
-        raise ValueError(
-            f"classes holds {int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to "
-            f"{n_classes - 1}. Give unknown ones any class and exclude their rows with positions=."
-        )
+        held = f"{int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to {n_classes - 1}"
+        raise ValueError(f"classes holds {held}. Give unknown ones any class and exclude their rows with positions=.")
     return torch_one_hot(classes.long(), n_classes).double().flatten(2)
 
 
 def _target_rows(
-    name: str,
-    values: Any,
-    tokens: Int[Tensor, "word pos"],
-    words: Int[Tensor, "row"],
-    columns: Int[Tensor, "row"],
+    name: str, values: Any, tokens: Int[Tensor, "word pos"], words: Int[Tensor, "row"], columns: Int[Tensor, "row"]
 ) -> Float64[Tensor, "row target"]:
     """A target's values in some rows, once its shape is checked."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(
-            f"Target {name!r} is {kind}: give a tensor of floating-point numbers; encode classes with "
-            "one_hot(classes, n_classes)."
-        )
+        remedy = "give a tensor of floating-point numbers; encode classes with one_hot(classes, n_classes)"
+        raise ValueError(f"Target {name!r} is {kind}: {remedy}.")
     wide = values.unsqueeze(2) if values.ndim == 2 else values
-    # Shifted targets may lack the last columns if none of these is a row.
-    needed = int(columns.max()) + 1
     n_words, n_ctx = tokens.shape
-    if wide.ndim != 3 or len(wide) != n_words or not needed <= wide.shape[1] <= n_ctx:
-        raise ValueError(
-            f"Target {name!r} has shape {tuple(values.shape)}; it needs [word, pos, target], here "
-            f"({n_words}, {n_ctx}, …), or [word, pos] for one number each."
-        )
+    # Shifted targets may lack the last columns if none of these is a row.
+    if wide.ndim != 3 or len(wide) != n_words or not int(columns.max()) < wide.shape[1] <= n_ctx:
+        fitting = f"[word, pos, target], here ({n_words}, {n_ctx}, …), or [word, pos] for one number each"
+        raise ValueError(f"Target {name!r} has shape {tuple(values.shape)}; it needs {fitting}.")
     return wide.detach().cpu()[words, columns].double()
 
 
 def _per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) -> Tensor:
     """`[word]` or `[word, pos]` as the latter."""
     if tuple(values.shape) not in ((len(tokens),), tuple(tokens.shape)):
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}; it needs [word] or [word, pos], here ({len(tokens)},) or "
-            f"{tuple(tokens.shape)}."
-        )
+        fitting = f"[word] or [word, pos], here ({len(tokens)},) or {tuple(tokens.shape)}"
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; it needs {fitting}.")
     values = values.detach().cpu()
     return (values.unsqueeze(1) if values.ndim == 1 else values).expand(tokens.shape)

@@ -10,7 +10,9 @@ at which the model can know x_t. The prior belief belongs to the position before
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,12 +36,11 @@ class TokenMap:
         prompt: Tokens after `bos` and before the first symbol.
         separator: Tokens between two symbols.
         include_prior: Whether the position before the first symbol is a row, too, with the belief before any symbol.
-            This row is unlike any other and has a large weight: least squares predicts it badly when it is held out,
-            ridge less so.
+            It is unlike the others and heavy: held out, it is predicted badly by least squares, less so by ridge.
 
     Raises:
-        ValueError: if an id is negative, if the ids of one symbol begin with those of another (a model could not tell
-            the two apart), or if there is no position for the prior.
+        ValueError: if an id is negative, the ids of one symbol begin with those of another, or no position is left for
+            the prior.
 
     Example:
         >>> spaced = TokenMap(symbols=(64, 65), bos=50256, separator=(220,))
@@ -64,40 +65,26 @@ class TokenMap:
         include_prior: bool = False,
     ) -> None:
         # A dataclass's own __init__ would not accept a single id in place of a sequence of ids.
-        ids = tuple(tuple(_ids(symbol)) for symbol in symbols)
-        for field, value in (
-            ("symbols", ids),
-            ("bos", None if bos is None else int(bos)),
-            ("prompt", tuple(_ids(prompt))),
-            ("separator", tuple(_ids(separator))),
-            ("include_prior", include_prior),
-        ):
-            object.__setattr__(self, field, value)
-        self._validate()
-
-    def _validate(self) -> None:
-        every = list(itertools.chain(*self.symbols, self.start, self.separator))
+        ids, bos = tuple(tuple(_ids(symbol)) for symbol in symbols), None if bos is None else int(bos)
+        values = (ids, bos, tuple(_ids(prompt)), tuple(_ids(separator)), include_prior)
+        for field, value in zip(dataclasses.fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
         if not self.symbols or not all(self.symbols):
             raise ValueError(f"symbols={self.symbols}: give at least one token id for each of the process's symbols.")
-        if min(every) < 0:
-            raise ValueError(f"Token id {min(every)} in the token map: give ids of at least 0.")
-        ordered = sorted(range(len(self.symbols)), key=lambda k: self.symbols[k])
-        for first, second in itertools.pairwise(ordered):
-            if self.symbols[second][: len(self.symbols[first])] == self.symbols[first]:
-                raise ValueError(
-                    f"Symbols {first} and {second} have ids {list(self.symbols[first])} and "
-                    f"{list(self.symbols[second])}: one begins with the other, so a model that has read the shorter "
-                    "one cannot tell them apart. Give the symbols ids that do not begin with each other."
-                )
+        if (lowest := min(itertools.chain(*self.symbols, self.start, self.separator))) < 0:
+            raise ValueError(f"Token id {lowest} in the token map: give ids of at least 0.")
+        ordered = sorted((list(symbol), number) for number, symbol in enumerate(ids))
+        for (shorter, first), (longer, second) in itertools.pairwise(ordered):
+            if longer[: len(shorter)] == shorter:
+                problem = "one begins with the other, so a model that has read the shorter one cannot tell them apart"
+                remedy = "Give ids that do not begin with each other"
+                raise ValueError(f"Symbols {first} and {second} have ids {shorter} and {longer}: {problem}. {remedy}.")
         if self.include_prior and not self.start:
-            raise ValueError(
-                "include_prior=True, but no token comes before the first symbol, where the prior belief would be: "
-                "give bos= or prompt=."
-            )
+            raise ValueError("include_prior=True, but no token comes before the first symbol: give bos= or prompt=.")
 
     @classmethod
     def identity(cls, n_symbols: int, *, bos: int | None = None, include_prior: bool = False) -> TokenMap:
-        """Symbol 0 is token 0, and so on, perhaps after a BOS token."""
+        """Symbol 0 is token 0, and so on, after a BOS token if one is given."""
         return cls(range(n_symbols), bos=bos, include_prior=include_prior)
 
     @classmethod
@@ -115,10 +102,8 @@ class TokenMap:
         """The map that writes each symbol as a text.
 
         Args:
-            tokenizer: Anything with `encode(text)` or `tokenizer(text)`, such as those of transformers, tokenizers and
-                tiktoken.
-            symbols: A text for each of the process's symbols; most tokenizers need a space before it,
-                `[" A", " B", " C"]`.
+            tokenizer: Anything with `encode(text)` or `tokenizer(text)`: transformers, tokenizers, tiktoken.
+            symbols: A text for each of the process's symbols, usually after a space, `[" A", " B", " C"]`.
             separator: A text between two symbols.
             prompt: A text before the first symbol.
             bos: A token id, or `True` for the tokenizer's own `bos_token_id`; none by default.
@@ -126,30 +111,23 @@ class TokenMap:
             several_tokens: Whether a symbol may be more than one token.
 
         Raises:
-            ValueError: if a symbol is not exactly one token (or at least one, with `several_tokens`), if the ids of
-                one symbol begin with those of another, or if the tokenizer splits the joined text differently from the
-                single symbols.
+            ValueError: if a symbol is not one token (or several, where they are allowed), begins with the ids of
+                another, or is split differently in a word.
             TypeError: if the tokenizer cannot be called in either way.
         """
         texts = [str(symbol) for symbol in symbols]
         ids = [_encode(tokenizer, text) for text in texts]
         for text, found in zip(texts, ids, strict=True):
             if not found or (len(found) > 1 and not several_tokens):
-                raise ValueError(
-                    f"For the tokenizer, the symbol {text!r} is {len(found)} tokens, {found}: write it as one token "
-                    "(often with a space before it), or set several_tokens=True."
-                )
-        if bos is True:
-            bos = getattr(tokenizer, "bos_token_id", None)
-            if bos is None:
-                raise ValueError("bos=True, but the tokenizer has no bos_token_id: give a token id, or omit bos.")
-        made = cls(
-            ids,
-            bos=None if bos is False else bos,
-            prompt=_encode(tokenizer, prompt) if prompt else (),
-            separator=_encode(tokenizer, separator) if separator else (),
-            include_prior=include_prior,
-        )
+                problem = f"For the tokenizer, the symbol {text!r} is {len(found)} tokens, {found}"
+                remedy = "write it as one token (often with a space before it), or set several_tokens=True"
+                raise ValueError(f"{problem}: {remedy}.")
+        own = getattr(tokenizer, "bos_token_id", None) if bos is True else None
+        if bos is True and own is None:
+            raise ValueError("bos=True, but the tokenizer has no bos_token_id: give a token id, or omit bos.")
+        before, between = (_encode(tokenizer, text) if text else () for text in (prompt, separator))
+        start = own if isinstance(bos, bool) else bos
+        made = cls(ids, bos=start, prompt=before, separator=between, include_prior=include_prior)
         for first, second in itertools.product(range(len(texts)), repeat=2):
             text = prompt + texts[first] + separator + texts[second]
             expected = [*made.prompt, *ids[first], *made.separator, *ids[second]]
@@ -164,7 +142,7 @@ class TokenMap:
     @property
     def start(self) -> tuple[int, ...]:
         """The tokens before the first symbol."""
-        return (*(() if self.bos is None else (self.bos,)), *self.prompt)
+        return self.prompt if self.bos is None else (self.bos, *self.prompt)
 
     @cached_property
     def d_vocab(self) -> int:
@@ -188,31 +166,23 @@ class TokenMap:
     def check_reads(self, process: Process) -> None:
         """Raise `ValueError` unless the map has as many symbols as the process."""
         if len(self.symbols) != process.n_tokens:
-            raise ValueError(
-                f"The token map has {len(self.symbols)} symbols, {process.name} emits {process.n_tokens}: give ids for "
-                "each of them."
-            )
+            counts = f"{len(self.symbols)} symbols, {process.name} emits {process.n_tokens}"
+            raise ValueError(f"The token map has {counts}: give ids for each of them.")
 
     def encode(self, words: Int[Tensor, "word symbol"]) -> tuple[Int[Tensor, "word pos"], Int[Tensor, "word symbol"]]:
-        """Words of symbols as the model reads them.
+        """Words of symbols as the model reads them; `ValueError` if the map has no ids for a symbol.
 
         Returns:
-            The tokens, and the column of each symbol's last token. If symbols differ in length, shorter words are
-            padded on the right, which a causal model's earlier positions do not see.
-
-        Raises:
-            ValueError: if the map has no ids for a symbol.
+            The tokens, padded on the right, which a causal model does not see; the column of each symbol's last token.
         """
-        if words.numel() and (int(words.min()) < 0 or int(words.max()) >= len(self.symbols)):
-            raise ValueError(
-                f"The words hold symbols {int(words.min())} to {int(words.max())}; the token map has ids for "
-                f"0 to {len(self.symbols) - 1}."
-            )
+        last = len(self.symbols) - 1
+        if words.numel() and (int(words.min()) < 0 or int(words.max()) > last):
+            held = f"{int(words.min())} to {int(words.max())}"
+            raise ValueError(f"The words hold symbols {held}; the token map has ids for 0 to {last}.")
         words = words.cpu()
-        sizes = torch.tensor([len(ids) for ids in self.symbols])
-        longest = int(sizes.max())
+        longest = max(map(len, self.symbols))
         table = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in self.symbols])
-        lengths = sizes[words]
+        lengths = torch.tensor([len(ids) for ids in self.symbols])[words]
         ends = len(self.start) + (lengths + len(self.separator)).cumsum(dim=1) - len(self.separator)
         width = int(ends.max()) if words.numel() else len(self.start)
         tokens = torch.full((len(words), width), self.symbols[0][0], dtype=torch.int64)
@@ -227,7 +197,7 @@ class TokenMap:
 
     @property
     def predicts_symbols(self) -> bool:
-        """Whether each symbol is one token and no separator follows it, so that the model predicts symbols."""
+        """Whether the model predicts symbols: each is one token, and the next follows at once."""
         return not self.separator and all(len(ids) == 1 for ids in self.symbols)
 
     @classmethod
@@ -237,13 +207,7 @@ class TokenMap:
 
     def to_dict(self) -> dict[str, Any]:
         """The map as JSON-ready values."""
-        return {
-            "symbols": [list(ids) for ids in self.symbols],
-            "bos": self.bos,
-            "prompt": list(self.prompt),
-            "separator": list(self.separator),
-            "include_prior": self.include_prior,
-        }
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def _ids(value: Any) -> list[int]:
@@ -254,12 +218,10 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     """The ids of a text, without special tokens."""
     call = getattr(tokenizer, "encode", tokenizer)
     if not callable(call):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}: give a tokenizer, with encode(text) or callable on a text."
-        )
-    found: Any
+        kind = type(tokenizer).__name__
+        raise TypeError(f"tokenizer is a {kind}: give a tokenizer, with encode(text) or callable on a text.")
     try:
-        found = call(text, add_special_tokens=False)
+        found: Any = call(text, add_special_tokens=False)
     except TypeError:
         # tiktoken has no such option, and adds no special tokens by default.
         found = call(text)

@@ -268,8 +268,7 @@ class _Regret:
         n_tokens = token_map.d_vocab if token_map else self.dataset.process.n_tokens
         is_logits = isinstance(output, Tensor) and output.ndim == 3 and output.shape[-1] >= n_tokens
         if self.by_position is not None and is_logits and batch.batch_words is not None:
-            share = batch_regret(output, self.dataset, batch.batch_words, token_map=token_map)
-            self.by_position = self.by_position + share
+            self.by_position = self.by_position + batch_regret(output, self.dataset, batch.batch_words)
         else:
             self.by_position = None
 

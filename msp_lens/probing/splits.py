@@ -69,6 +69,7 @@ class SplitRows:
         groups: The number of each row's group, 0 … n_groups - 1.
         n_groups: Number of groups.
         group: What a group is, for the report.
+        prior_weight: How much the belief before any symbol counts, if it is a row.
     """
 
     is_row: Bool[Tensor, "word pos"]
@@ -76,6 +77,7 @@ class SplitRows:
     groups: Int[Tensor, "word pos"]
     n_groups: int
     group: str
+    prior_weight: float
 
 
 def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting) -> SplitRows:
@@ -85,7 +87,7 @@ def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting)
         ValueError: if the subtree depth exceeds the words, or there are fewer than two groups.
     """
     split = as_split(split)
-    weights = dataset.prefix_weights(weighting)[dataset.prefix_ids]
+    weights, prior = dataset.prefix_weights(weighting)[dataset.prefix_ids], dataset.prior_weight(weighting)
     if split.by == "sequence":
         counts = torch.bincount(dataset.prefix_ids.flatten(), minlength=dataset.n_prefixes)
         if weighting == "prefix":
@@ -94,7 +96,7 @@ def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting)
             by_word = dataset.word_weights if weighting == "probability" else torch.full_like(dataset.word_weights, 1.0)
             weights = (by_word / by_word.sum() / dataset.n_ctx).unsqueeze(1).expand_as(dataset.tokens)
         groups = torch.arange(len(dataset)).unsqueeze(1).expand_as(dataset.tokens)
-        rows = SplitRows(torch.ones_like(dataset.is_first), weights, groups, len(dataset), "word")
+        rows = SplitRows(torch.ones_like(dataset.is_first), weights, groups, len(dataset), "word", prior)
     elif split.by == "subtree":
         # Words that begin alike are neighbors: a subtree begins where one of its first tokens is new.
         within = dataset.is_first.cumsum(dim=0) - 1
@@ -104,9 +106,10 @@ def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting)
         if depth > dataset.n_ctx:
             raise ValueError(f"subtree_depth={depth}: give at most {dataset.n_ctx}, the number of tokens in a word.")
         groups = within[:, depth - 1].unsqueeze(1).expand_as(dataset.tokens)
-        rows = SplitRows(dataset.is_first, weights, groups, int(sizes[depth - 1]), f"subtree of {depth} tokens")
+        subtree = f"subtree of {depth} tokens"
+        rows = SplitRows(dataset.is_first, weights, groups, int(sizes[depth - 1]), subtree, prior)
     else:
-        rows = SplitRows(dataset.is_first, weights, dataset.prefix_ids, dataset.n_prefixes, "prefix")
+        rows = SplitRows(dataset.is_first, weights, dataset.prefix_ids, dataset.n_prefixes, "prefix", prior)
     if rows.n_groups < 2:
         raise ValueError(
             f"split={split.by!r} leaves {rows.n_groups} group ({rows.group}), so nothing can be held out: give longer "
@@ -141,7 +144,7 @@ def labelled_rows(
     targets: Mapping[str, Float64[Tensor, "prefix target"]],
     prior: Mapping[str, Float64[Tensor, "target"]],
 ) -> LabelledTokens:
-    """The rows as a model reads them; see `label_rows`. The prior's row counts as much as all first positions do."""
+    """The rows as a model reads them; see `label_rows`."""
     return label_rows(
         dataset,
         is_row=rows.is_row,
@@ -149,6 +152,6 @@ def labelled_rows(
         groups=rows.groups,
         targets=targets,
         prior=prior,
-        prior_weight=float(rows.weights[:, 0][rows.is_row[:, 0]].sum()),
+        prior_weight=rows.prior_weight,
         description={"draws": dataset.n_draws, "groups": rows.group},
     )

@@ -24,14 +24,10 @@ from msp_lens.processes.process import Process
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The distinct words of one step.
+    """The distinct words of one step, and each one's share of the words drawn (`weights`).
 
-    Attributes:
-        tokens: The words that the model reads.
-        targets: The share of all tokens in the batch that come next here and are this token: what the model learns to
-            predict. They sum to 1 over the batches of all processes.
-        optimal: The optimal observer's probability of each next token.
-        weights: Each word's share of the words drawn.
+    `targets` says how often each token comes next, of all tokens that all processes draw, and `optimal` how probable
+    it is to the optimal observer.
     """
 
     tokens: Int[Tensor, "word pos"]
@@ -54,16 +50,9 @@ class Batch:
 
 
 class Batches:
-    """An endless supply of batches that can be continued exactly from any step.
+    """An endless supply of batches, continued exactly from the `state` saved when `n_ready` of them had been taken.
 
-    Args:
-        process: The process that emits the words.
-        batch_size: Number of words in a step, over all processes.
-        n_ctx: Number of tokens that the model reads of each word.
-        seed: Seed of the words.
-        share: The words of each step that this process takes, all by default. All processes draw the same words.
-        n_ready: Number of batches taken before, when `state` was saved.
-        state: The generator's state at that moment, as `Batches.state` gave it.
+    All processes draw the same `batch_size` words in a step; each takes its `share`, by default all of them.
     """
 
     def __init__(
@@ -84,14 +73,12 @@ class Batches:
         self._generator = torch.Generator().manual_seed(seed)
         if state is not None:
             self._generator.set_state(state)
-        self._taken = n_ready
-        self._state = self._generator.get_state()
+        self._taken, self._state = n_ready, self._generator.get_state()
 
     @property
     def state(self) -> Tensor:
         """The generator's state before the draw that the next batch comes from."""
-        at_a_boundary = self._taken % self.steps_per_draw == 0
-        return self._generator.get_state() if at_a_boundary else self._state
+        return self._state if self._taken % self.steps_per_draw else self._generator.get_state()
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -119,30 +106,22 @@ class Batches:
         repeated = repeats[:, None, None].expand(-1, self.n_ctx - 1, 1)
         targets[:, :-1].scatter_(2, distinct[:, 1:, None], repeated)
         targets[:, -1] = counts
+        targets /= self.batch_size * self.n_ctx
         optimal = next_token_probabilities(self.process, filter_beliefs(self.process, distinct))
+        columns = (distinct, targets.float(), optimal.float(), (repeats / self.batch_size).float())
         per_step = torch.bincount(step[first], minlength=n_steps).tolist()
-        columns = (
-            distinct.split(per_step),
-            (targets / (self.batch_size * self.n_ctx)).float().split(per_step),
-            optimal.float().split(per_step),
-            (repeats / self.batch_size).float().split(per_step),
-        )
-        return [Batch(*parts) for parts in zip(*columns, strict=True)]
+        return [Batch(*parts) for parts in zip(*(column.split(per_step) for column in columns), strict=True)]
 
 
 def _distinct(
     step: Int[Tensor, "row"], words: Int[Tensor, "row pos"], n_tokens: int
 ) -> tuple[Int[Tensor, "distinct"], Int[Tensor, "row"]]:
-    """One row for each distinct pair of step and word, ordered by step, and which of them each row equals.
-
-    Words too long for their number to fit an integer hardly ever repeat, and none of them are merged.
-    """
-    rows = torch.arange(len(words))
-    if (int(step[-1]) + 1) * n_tokens ** words.shape[1] >= 2**63:
+    """One row for each distinct pair of step and word, ordered by step, and which of them each row equals."""
+    rows, n_words = torch.arange(len(words)), n_tokens ** words.shape[1]
+    # Words too long for their number to fit an integer hardly ever repeat.
+    if (int(step[-1]) + 1) * n_words >= 2**63:
         return rows, rows
     # torch.unique(dim=0) on the rows would take five times as long.
-    powers = n_tokens ** torch.arange(words.shape[1])
-    codes = (words * powers).sum(dim=1) + step * n_tokens ** words.shape[1]
+    codes = (words * n_tokens ** torch.arange(words.shape[1])).sum(dim=1) + step * n_words
     distinct, which = torch.unique(codes, return_inverse=True)
-    first = torch.empty_like(distinct).index_copy_(0, which, rows)
-    return first, which
+    return torch.empty_like(distinct).index_copy_(0, which, rows), which

@@ -1,7 +1,6 @@
 """The models saved during a training: `checkpoints/step-00000100.safetensors` and so on, in a run's folder.
 
-Each is a complete model file: `load_checkpoint` reads it under either TransformerLens version. Its provenance gives the
-step at which it was saved and the number of tokens predicted until then.
+Each is a complete model file for `load_checkpoint`. Its provenance has the step and the tokens predicted by then.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +24,7 @@ class SavedCheckpoint:
 
     Attributes:
         step: Number of optimizer steps made; 0 for the untrained model.
-        tokens: Number of tokens predicted until then.
+        tokens: Number of tokens predicted by then.
         path: The file.
     """
 
@@ -42,7 +42,7 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
 
     Raises:
         FileNotFoundError: if the folder holds no checkpoints.
-        ValueError: if one of the files is damaged or was not saved by a training.
+        ValueError: if a file is damaged or was not saved by a training.
 
     Example:
         >>> import tempfile
@@ -54,13 +54,16 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
         >>> [(checkpoint.step, checkpoint.tokens) for checkpoint in saved_checkpoints(folder)]
         [(0, 0), (2, 160)]
     """
-    files = checkpoint_files(folder)
-    if not files:
-        raise FileNotFoundError(
-            f"There are no checkpoints in {Path(folder) / CHECKPOINTS_FOLDER}: train with "
-            'TrainingConfig(checkpoints="logarithmic") and out= this folder.'
-        )
-    return tuple(sorted((_described(path) for path in files), key=lambda checkpoint: checkpoint.step))
+    found = []
+    for path in checkpoint_files(folder):
+        provenance = read_provenance(path)
+        if not {"step", "tokens"} <= provenance.keys():
+            raise ValueError(f"{path} was not saved by a training of msp_lens: move it elsewhere.")
+        found.append(SavedCheckpoint(provenance["step"], provenance["tokens"], path))
+    if not found:
+        remedy = 'train with TrainingConfig(checkpoints="logarithmic") and out= this folder'
+        raise FileNotFoundError(f"There are no checkpoints in {Path(folder) / CHECKPOINTS_FOLDER}: {remedy}.")
+    return tuple(sorted(found, key=lambda checkpoint: checkpoint.step))
 
 
 def checkpoint_files(folder: str | Path) -> list[Path]:
@@ -68,14 +71,6 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
     return list((Path(folder) / CHECKPOINTS_FOLDER).glob("step-*.safetensors"))
 
 
-def checkpoint_path(folder: str | Path, step: int) -> Path:
-    """The path of a step's checkpoint."""
-    return Path(folder) / CHECKPOINTS_FOLDER / f"step-{step:08d}.safetensors"
-
-
-def _described(path: Path) -> SavedCheckpoint:
-    description = json.loads(read_header(path).get("msp_lens", "{}"))
-    provenance = description.get("provenance") or {}
-    if not {"step", "tokens"} <= provenance.keys():
-        raise ValueError(f"{path} was not saved by a training of msp_lens: move it elsewhere.")
-    return SavedCheckpoint(provenance["step"], provenance["tokens"], path)
+def read_provenance(path: Path) -> dict[str, Any]:
+    """The provenance in a model file, without reading its weights; empty if it has none."""
+    return json.loads(read_header(path).get("msp_lens", "{}")).get("provenance") or {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,25 +20,23 @@ class TrainingConfig:
 
     Attributes:
         steps: Largest number of optimizer steps.
-        batch_size: Number of words of n_ctx + 1 tokens in a step, over all processes.
+        batch_size: Words of n_ctx + 1 tokens in a step, over all processes.
         optimizer: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks with AdamW for all other weights.
         learning_rate: The peak learning rate.
         betas: AdamW's decay rates for the averages of the gradient and its square.
         momentum: Momentum of SGD (by default 0) or of Muon (by default .95).
         weight_decay: AdamW's and Muon's decoupled weight decay, or SGD's L2 penalty.
         schedule: After the warm-up: `"linear"` or `"cosine"` decay to 0 at `steps`, or `"constant"`.
-        warmup_steps: Number of steps over which the learning rate rises.
+        warmup_steps: Steps over which the learning rate rises.
         clip_norm: Largest norm of the whole gradient; a larger gradient is scaled down to it.
         mixed_precision: `"bfloat16"` computes matrix products in that format; weights and loss keep their own.
         averaging: Decay of an exponential moving average of the weights; the trained model has the averaged weights.
         max_seconds: Stop after this many seconds of training.
         target_regret: Stop at this mean regret, in nats; it is measured every `log_every` steps.
-        log_every: Number of steps between lines of `metrics.jsonl`.
-        save_every: Number of steps between saves of the state that an interrupted training resumes from, if there
-            is a folder.
-        checkpoints: Which models to keep in the folder: those after these steps (0 is the untrained model), or
-            `n_checkpoints` of them from 0 to `steps`, spaced `"logarithmic"` or `"linear"`. The last step's model is
-            always kept too.
+        log_every: Steps between lines of `metrics.jsonl`.
+        save_every: Steps between saves of the state that an interrupted training resumes from.
+        checkpoints: Models to keep in the folder: those after these steps (0 is the untrained model), or
+            `n_checkpoints` of them from 0 to `steps`, spaced `"logarithmic"` or `"linear"`; and always the last one.
         n_checkpoints: How many models a schedule keeps; fewer where steps coincide.
         checkpoints_in: Whether `checkpoints` counts `"steps"` or `"tokens"`; a number of tokens means the first step
             after which at least that many have been predicted.
@@ -124,34 +121,26 @@ class TrainingConfig:
         elif self.checkpoints_in == "tokens":
             steps = [math.ceil(tokens / self.tokens_at(1, n_ctx)) for tokens in self.checkpoints]
             if max(steps, default=0) > self.steps:
-                raise ValueError(
-                    f"checkpoints={self.checkpoints}: steps={self.steps} predict only "
-                    f"{self.tokens_at(self.steps, n_ctx)} tokens. Ask for fewer, or train longer."
-                )
+                most = f"steps={self.steps} predict only {self.tokens_at(self.steps, n_ctx)} tokens"
+                raise ValueError(f"checkpoints={self.checkpoints}: {most}. Ask for fewer, or train longer.")
         else:
             steps = list(self.checkpoints)
         return tuple(sorted({*steps, self.steps}))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
         """The config that `to_dict` described."""
-        given: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
-        }
+        given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
         return cls(**given)
 
     def __str__(self) -> str:
         """One field a line, without the fields that this optimizer does not use."""
-        idle = {"adamw": ("momentum",), "muon": (), "sgd": ("betas",)}[self.optimizer]
+        idle = [*{"adamw": ("momentum",), "muon": (), "sgd": ("betas",)}[self.optimizer]]
+        idle += [] if isinstance(self.checkpoints, str) else ["n_checkpoints"]
+        idle += [] if self.checkpoints is not None else ["checkpoints_in"]
         fields = {key: value for key, value in self.to_dict().items() if key not in idle and value is not None}
-        if not isinstance(self.checkpoints, str):
-            fields.pop("n_checkpoints")
-        if self.checkpoints is None:
-            fields.pop("checkpoints_in")
         return "\n".join(f"{key:16s} {value}" for key, value in fields.items())

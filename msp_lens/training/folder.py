@@ -1,7 +1,7 @@
 """A run's folder during its training: `metrics.jsonl`, `model.safetensors`, checkpoints and training states.
 
-Every file is replaced whole, so a training that is killed at any moment leaves a usable model, checkpoints and state.
-Only `metrics.jsonl` grows line by line; it is cut back to the state that a training resumes from.
+Every file is replaced whole, so a training killed at any moment leaves a usable model, checkpoints and state. Only
+`metrics.jsonl` grows line by line; it is cut back to the state that a training resumes from.
 """
 
 from __future__ import annotations
@@ -16,30 +16,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from msp_lens._files import read_header, write_atomically
+from msp_lens._files import write_atomically
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import MODEL_FILE, save_checkpoint
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import checkpoint_files, checkpoint_path
+from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, checkpoint_files, read_provenance
 from msp_lens.training.resume import TrainingState, read_state, write_state
 from msp_lens.training.training_run import METRICS_FILE
 
 STATE_FOLDER = "training_state"
 STATES_KEPT = 2
+INSTEAD = "give another folder, or replace it with resume=False"
 
 
 class RunFolder:
     """Writes one training to its folder, and reads there how far it had come.
 
-    Args:
-        path: The folder; it is made if it is missing.
-        process: The process trained on.
-        provenance: JSON-ready facts known before the first step: the config under `training`, seed, versions.
+    `provenance` are JSON-ready facts known before the first step: the config under `training`, seed, versions.
     """
 
     def __init__(self, path: str | Path, process: Process, provenance: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self.process = process
+        self.path, self.process, self._out = Path(path), process, f"out={str(path)!r}"
         self.provenance: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
         self._step_saved: int | None = None
 
@@ -47,52 +44,36 @@ class RunFolder:
         """Raise `OSError` if the folder can't be written to or its disk lacks space for all files to come."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
-            raise OSError(
-                error.errno, f"out={str(self.path)!r} can't be written to ({error.strerror}): give another folder"
-            ) from error
+            message = f"{self._out} can't be written to ({error.strerror}): give another folder"
+            raise OSError(error.errno, message) from error
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         # A state holds weights, two moments and an average. Each kind of file exists once more while it is replaced.
         needed = size * (2 + n_checkpoints + 4 * (STATES_KEPT + 1))
         free = shutil.disk_usage(self.path).free
         if free < needed:
-            raise OSError(
-                errno.ENOSPC,
-                f"out={str(self.path)!r} has {free / 2**20:.0f} MiB free, and this training writes up to "
-                f"{needed / 2**20:.0f} MiB: free some space, keep fewer checkpoints, or give another folder",
-            )
+            sizes = f"{free / 2**20:.0f} MiB free, and this training writes up to {needed / 2**20:.0f} MiB"
+            remedy = "free some space, keep fewer checkpoints, or give another folder"
+            raise OSError(errno.ENOSPC, f"{self._out} has {sizes}: {remedy}")
 
     def has_ended(self) -> bool:
-        """Whether the folder holds this training with all its steps made.
-
-        Raises:
-            ValueError: if it holds another training, or a model that no training saved.
-        """
+        """Whether the folder holds this training with all its steps made; `ValueError` if it holds another model."""
         path = self.path / MODEL_FILE
         if not path.exists():
             return False
         try:
-            description = json.loads(read_header(path).get("msp_lens", "{}"))
+            provenance = read_provenance(path)
         except ValueError as error:
             warnings.warn(f"{error} The training ignores this file.", RuntimeWarning, stacklevel=2)
             return False
-        provenance = description.get("provenance") or {}
         if "training" not in provenance:
-            raise ValueError(
-                f"out={str(self.path)!r} already holds a model that no training saved: give another folder, or "
-                "replace it with resume=False."
-            )
+            raise ValueError(f"{self._out} already holds a model that no training saved: {INSTEAD}.")
         self._check_identity(_identity(provenance))
         return provenance.get("stopped_by") == "steps"
 
     def resume(self) -> TrainingState | None:
-        """The newest undamaged state, if there is one; a warning names each damaged one.
-
-        Raises:
-            ValueError: if the state is of another training; the message names the differences.
-        """
+        """The newest undamaged state, if any; a warning names each damaged one, `ValueError` another training."""
         for path in self._state_files():
             try:
                 state, identity = read_state(path)
@@ -120,13 +101,11 @@ class RunFolder:
         with self._explained(record["step"]), (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def save_checkpoint(self, model: HookedModel, progress: Mapping[str, Any]) -> None:
-        """Save the model among the checkpoints; `progress` has its `step` and `tokens`."""
-        self._save(checkpoint_path(self.path, progress["step"]), model, progress)
-
-    def save_model(self, model: HookedModel, progress: Mapping[str, Any]) -> None:
-        """Replace `model.safetensors`."""
-        self._save(self.path / MODEL_FILE, model, progress)
+    def save_model(self, model: HookedModel, progress: Mapping[str, Any], *, as_checkpoint: bool = False) -> None:
+        """Save the model as `model.safetensors` or among the checkpoints; `progress` has its `step` and `tokens`."""
+        file = f"{CHECKPOINTS_FOLDER}/step-{progress['step']:08d}.safetensors" if as_checkpoint else MODEL_FILE
+        with self._explained(progress["step"]):
+            save_checkpoint(self.path / file, model, process=self.process, provenance=self.provenance | dict(progress))
 
     def save_state(self, state: TrainingState) -> None:
         """Save the state that an interrupted training resumes from, and remove all but the newest two."""
@@ -150,22 +129,12 @@ class RunFolder:
         """The states in the folder, newest first."""
         return sorted((self.path / STATE_FOLDER).glob("step-*.safetensors"), reverse=True)
 
-    def _save(self, path: Path, model: HookedModel, progress: Mapping[str, Any]) -> None:
-        with self._explained(progress["step"]):
-            save_checkpoint(path, model, process=self.process, provenance=self.provenance | dict(progress))
-
     def _check_identity(self, theirs: Mapping[str, Any]) -> None:
         ours = _identity(self.provenance)
-        differing = [
-            f"{key}={theirs.get(key)!r}, now {ours.get(key)!r}"
-            for key in sorted(theirs.keys() | ours.keys())
-            if theirs.get(key) != ours.get(key)
-        ]
+        both = {key: (theirs.get(key), ours.get(key)) for key in sorted(theirs.keys() | ours.keys())}
+        differing = [f"{key}={before!r}, now {now!r}" for key, (before, now) in both.items() if before != now]
         if differing:
-            raise ValueError(
-                f"out={str(self.path)!r} holds another training ({'; '.join(differing)}): give another folder, or "
-                "replace it with resume=False."
-            )
+            raise ValueError(f"{self._out} holds another training ({'; '.join(differing)}): {INSTEAD}.")
 
     @contextmanager
     def _explained(self, step: int) -> Iterator[None]:
@@ -174,11 +143,9 @@ class RunFolder:
             yield
         except OSError as error:
             saved = "nothing had been saved" if self._step_saved is None else f"step {self._step_saved} was saved"
-            raise OSError(
-                error.errno,
-                f"Writing to {self.path} failed at step {step} ({error.strerror or error}); {saved}. Make room, then "
-                "call train again with the same folder",
-            ) from error
+            failed = f"Writing to {self.path} failed at step {step} ({error.strerror or error}); {saved}"
+            message = f"{failed}. Make room, then call train again with the same folder"
+            raise OSError(error.errno, message) from error
 
 
 def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from msp_lens._checks import check_at_least
@@ -25,7 +23,7 @@ from msp_lens._distributed import agreed, is_main, process_count, share, total, 
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
-from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device
+from msp_lens.models.hooked import HookedModel, check_fits, model_device, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.batches import Batches
@@ -65,17 +63,15 @@ def train(
         seed: Seed of the initial weights and the data. No global random state is touched.
         device: Device of a new model. A given model stays where it is.
         out: Folder for `metrics.jsonl`, `model.safetensors`, checkpoints and the state of an interrupted training.
-        resume: Whether to resume a training that was interrupted in `out`, with the same result bit for bit as if it
-            had not been, and to return one that ended there. If False, it is removed and training starts from step 0.
-        log_to: A function that also receives each record of the metrics: `tensorboard_logger(…)`, `wandb_logger(…)`,
-            or any other.
+        resume: Whether to resume what was interrupted in `out`, bit for bit as if it had not been, or return what ended
+            there. If False, it is removed and training starts from step 0.
+        log_to: A function that gets each record of the metrics, too: `tensorboard_logger(…)`, `wandb_logger(…)`.
         progress: Whether to show a progress bar.
 
     Raises:
         KeyError: if there is no such preset.
-        ValueError: before the first step, if the model does not fit the process, or if `out` holds another training
-            (the message names the differences); later, if the loss is no longer finite.
-        OSError: if `out` can't be written to or its disk is full; the training can be resumed from the last save.
+        ValueError: if the model does not fit the process, `out` holds another training, or the loss is not finite.
+        OSError: if `out` can't be written to or its disk is full; train again to resume from the last save.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -88,9 +84,7 @@ def train(
     config = config or chosen.training
     if model is None or isinstance(model, ModelConfig):
         model = build_model(model or chosen.model, seed=seed, device=device)
-    n_ctx = context_length(model)
-    if n_ctx is None:
-        raise ValueError("The length of the model's context is not known: set model.cfg.n_ctx to train it.")
+    n_ctx = word_length(model, otherwise="it one")
     check_fits(model, process, n_ctx)
     checkpoint_steps = config.checkpoint_steps(n_ctx)
     if checkpoint_steps and out is None:
@@ -100,14 +94,21 @@ def train(
 
     folder = state = None
     if out is not None:
-        folder = RunFolder(out, process, _provenance(model, process, config, seed))
+        described = config_fields(model) | {"class": type(model).__name__}
+        provenance = {"training": config.to_dict(), "process": process.fingerprint, "model": described}
+        provenance |= {"initial_weights": model_fingerprint(model), "seed": seed}
+        provenance |= {"n_processes": process_count(), "versions": versions()}
+        folder = RunFolder(out, process, provenance)
         if is_main():
             folder.check(model, len(checkpoint_steps))
             if not resume:
                 folder.clear()
         wait()
         if folder.has_ended():
-            return _ended(folder.path, model)
+            ended = load_run(out)
+            load_weights(model, weights(ended.model))
+            model.train(False)
+            return replace(ended, model=model)
         state = folder.resume()
         wait()
     if not is_main():
@@ -115,10 +116,9 @@ def train(
     if state is not None and progress:
         tqdm.write(f"Resuming at step {state.step} of {config.steps}, saved in {out}.", file=sys.stderr)
 
-    training = Training(model, process, config, n_ctx, seed=seed, workers=workers, state=state)
+    training = Training(workers, process, config, n_ctx, seed, state)
     stopped_by = _run(training, folder, log_to, progress=progress)
-    if training.average is not None:
-        training.average.copy_to(model)
+    training.average.copy_to(model)
     model.train(False)
     shown = "Evaluating" if progress else None
     regret = regret_by_position(model, words(process, n_ctx=n_ctx, seed=seed), progress=shown)
@@ -127,31 +127,19 @@ def train(
         if stopped_by == "steps":
             folder.remove_states()
     wait()
-    return TrainingRun(
-        model=model,
-        process=process,
-        config=config,
-        metrics=tuple(training.metrics),
-        regret=regret,
-        optimum=training.optimum,
-        seed=seed,
-        seconds=training.seconds,
-        step=training.step,
-        stopped_by=stopped_by,
-        resumed_from=state.step if state else None,
-        folder=Path(out) if out is not None else None,
-    )
+    metrics, resumed_from = tuple(training.metrics), state.step if state else None
+    end = (seed, training.seconds, training.step, stopped_by, resumed_from, Path(out) if out is not None else None)
+    return TrainingRun(model, process, config, metrics, regret, training.optimum, *end)
 
 
 def _run(training: Training, folder: RunFolder | None, log_to: Logger | None, *, progress: bool) -> StoppedBy:
     """Make step after step until the training ends, logging and saving on the way; returns why it ended."""
-    config, model = training.config, training.model
+    config, model, optimum = training.config, training.model, float(training.optimum.mean())
     checkpoint_steps = config.checkpoint_steps(training.n_ctx)
     if folder is not None:
         folder.write_metrics(training.metrics)
         if training.step == 0 and 0 in checkpoint_steps:
-            folder.save_checkpoint(model, training.progress())
-    optimum = float(training.optimum.mean())
+            folder.save_model(model, training.progress(), as_checkpoint=True)
     stopped_by = training.stopped_by()
     with tqdm(total=config.steps, initial=training.step, desc="Training", unit="step", disable=not progress) as bar:
         while stopped_by is None:
@@ -169,74 +157,50 @@ def _run(training: Training, folder: RunFolder | None, log_to: Logger | None, *,
                 continue
             ended = stopped_by is not None
             if training.step in checkpoint_steps or (ended and checkpoint_steps):
-                with training.averaged():
-                    folder.save_checkpoint(model, training.progress())
+                with training.average.in_force(model):
+                    folder.save_model(model, training.progress(), as_checkpoint=True)
             if training.step % config.save_every == 0 or ended:
-                training.check_weights()
                 folder.save_state(training.state())
                 if not ended:
-                    with training.averaged():
+                    with training.average.in_force(model):
                         folder.save_model(model, training.progress())
     return stopped_by
 
 
 class Training:
-    """A training between two of its steps, from the start or from the state of an interrupted one.
-
-    Attributes:
-        step: Number of optimizer steps made.
-        seconds: Time spent on them, including those before an interruption.
-        metrics: The records so far.
-        optimum: The least possible loss at each position.
-    """
+    """A training between two of its steps, from the start or from the state of an interrupted one."""
 
     def __init__(
         self,
-        model: HookedModel,
+        workers: Workers,
         process: Process,
         config: TrainingConfig,
         n_ctx: int,
-        *,
         seed: int,
-        workers: Workers,
-        state: TrainingState | None = None,
+        state: TrainingState | None,
     ) -> None:
-        self.model, self.process, self.config, self.n_ctx, self.workers = model, process, config, n_ctx, workers
-        self.optimum = optimal_losses(process, n_ctx)
-        self.optimizer = WeightOptimizer(model, config)
-        self.average = WeightAverage(model, config.averaging) if config.averaging is not None else None
+        self.model, self.workers, self.process, self.config, self.n_ctx = workers.model, workers, process, config, n_ctx
+        self.optimum, self._sums = optimal_losses(process, n_ctx), MetricSums(n_ctx)
+        self.optimizer, self.average = WeightOptimizer(self.model, config), WeightAverage(self.model, config.averaging)
         self.step, self.seconds = 0, 0.0
         self.metrics: list[Record] = []
-        self._sums = MetricSums(n_ctx)
+        generator = None
         if state is not None:
             self.step, self.seconds, self.metrics = state.step, state.seconds, list(state.metrics)
-            load_weights(model, state.part("model"))
+            load_weights(self.model, state.part("model"))
             self.optimizer.restore(state.part("optimizer"))
-            if self.average is not None:
-                self.average.restore(state.part("average"))
-            self._sums.restore(state.part("sums"))
-        self._batches = Batches(
-            process,
-            config.batch_size,
-            n_ctx,
-            seed=seed,
-            share=share(config.batch_size),
-            n_ready=self.step,
-            state=state.tensors["generator"] if state is not None else None,
-        )
-        self._supply = iter(self._batches)
-        self._device = model_device(model)
+            self.average.restore(state.part("average"))
+            self._sums.tensors, generator = state.part("sums"), state.tensors["generator"]
+        own, size = share(config.batch_size), config.batch_size
+        self._batches = Batches(process, size, n_ctx, seed=seed, share=own, n_ready=self.step, state=generator)
+        self._supply, self._device = iter(self._batches), model_device(self.model)
         self._logged_at = (self.step, self.seconds)
         self._evaluation: BeliefDataset | None = None
         self._clock = time.perf_counter()
-        model.train()
+        self.model.train()
 
     def advance(self) -> Record | None:
-        """Make one step; returns the record of the steps since the last one, if it is due.
-
-        Raises:
-            ValueError: if the loss is not finite.
-        """
+        """Make one step; returns a record if it is due, and raises `ValueError` if the loss is not finite."""
         config = self.config
         batch = next(self._supply).to(self._device)
         rate = config.learning_rate_at(self.step)
@@ -257,10 +221,8 @@ class Training:
         gradient_norm = total_norm(parameter.grad for parameter in self.model.parameters()) if is_due else None
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
-        self.optimizer.set_learning_rate(rate)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.model, self.step)
+        self.optimizer.step(rate)
+        self.average.update(self.model, self.step)
         self._sums.add(loss, total(batch.regret(log_probabilities.detach())))
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
@@ -281,82 +243,40 @@ class Training:
 
     def progress(self) -> dict[str, Any]:
         """The provenance of a model saved at this moment."""
-        return {
-            "step": self.step,
-            "tokens": self.config.tokens_at(self.step, self.n_ctx),
-            "seconds": self.seconds,
-            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within this context the model has the weights to save or evaluate: the averaged ones, if there are any."""
-        return self.average.in_force(self.model) if self.average is not None else nullcontext()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return {"step": self.step, "tokens": self._tokens(self.step), "seconds": self.seconds, "saved_at": now}
 
     def state(self) -> TrainingState:
-        """Everything that decides the remaining steps."""
-        parts: dict[str, Mapping[str, Tensor]] = {
-            "model": weights(self.model),
-            "optimizer": self.optimizer.tensors,
-            "average": self.average.tensors if self.average is not None else {},
-            "sums": self._sums.tensors,
-        }
-        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        return TrainingState(self.step, self.seconds, self.metrics, tensors | {"generator": self._batches.state})
-
-    def check_weights(self) -> None:
-        """Raise `ValueError` if a weight is not finite, so that such a state is never saved."""
+        """Everything that decides the remaining steps; raises `ValueError` if a weight is not finite."""
         if not math.isfinite(total_norm(self.model.parameters())):
             raise ValueError(self._diverged("A weight became infinite or NaN"))
+        parts = {"model": weights(self.model), "optimizer": self.optimizer.tensors}
+        parts |= {"average": self.average.tensors, "sums": self._sums.tensors}
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        return TrainingState(self.step, self.seconds, self.metrics, tensors | {"generator": self._batches.state})
 
     def _record(self, rate: float, gradient_norm: float | None) -> Record:
         step, seconds = self._logged_at
         self._logged_at = (self.step, self.seconds)
-        record = {
-            "step": self.step,
-            "tokens": self.config.tokens_at(self.step, self.n_ctx),
-            **self._sums.record(float(self.optimum.mean())),
-            "learning_rate": rate,
-            "gradient_norm": gradient_norm,
-            "weight_norm": total_norm(self.model.parameters()),
-            "tokens_per_second": self.config.tokens_at(self.step - step, self.n_ctx) / (self.seconds - seconds),
-            "seconds": self.seconds,
-        }
+        record: Record = {"step": self.step, "tokens": self._tokens(self.step)}
+        record |= self._sums.record(float(self.optimum.mean())) | {"learning_rate": rate}
+        record |= {"gradient_norm": gradient_norm, "weight_norm": total_norm(self.model.parameters())}
+        speed = self._tokens(self.step - step) / (self.seconds - seconds)
+        record |= {"tokens_per_second": speed, "seconds": self.seconds}
         if self.config.target_regret is not None:
-            record["evaluated_regret"] = self._evaluated_regret()
+            # On all words, or on 4,096 of them; by the model as it would be saved now.
+            self._evaluation = self._evaluation or words(self.process, n_ctx=self.n_ctx, max_words=4_096)
+            with self.average.in_force(self.model):
+                record["evaluated_regret"] = float(regret_by_position(self.model, self._evaluation).mean())
             self._clock = time.perf_counter()
         self.metrics.append(record)
         self._sums = MetricSums(self.n_ctx)
         return record
 
-    def _evaluated_regret(self) -> float:
-        """The mean regret of the model as it would be saved now, on all words or on 4,096 of them."""
-        if self._evaluation is None:
-            self._evaluation = words(self.process, n_ctx=self.n_ctx, max_words=4_096)
-        with self.averaged():
-            return float(regret_by_position(self.model, self._evaluation).mean())
+    def _tokens(self, n_steps: int) -> int:
+        return self.config.tokens_at(n_steps, self.n_ctx)
 
     def _diverged(self, what: str) -> str:
-        return (
-            f"{what} at step {self.step}: lower the learning rate ({self.config.learning_rate:g}) or lengthen the "
-            f"warm-up ({self.config.warmup_steps} steps)."
-        )
-
-
-def _provenance(model: HookedModel, process: Process, config: TrainingConfig, seed: int) -> dict[str, Any]:
-    return {
-        "training": config.to_dict(),
-        "process": process.fingerprint,
-        "model": config_fields(model) | {"class": type(model).__name__},
-        "initial_weights": model_fingerprint(model),
-        "seed": seed,
-        "n_processes": process_count(),
-        "versions": versions(),
-    }
-
-
-def _ended(folder: Path, model: HookedModel) -> TrainingRun:
-    """The training that ended in the folder, its weights loaded into the given model."""
-    ended = load_run(folder)
-    load_weights(model, weights(ended.model))
-    model.train(False)
-    return replace(ended, model=model)
+        rate, warmup = self.config.learning_rate, self.config.warmup_steps
+        remedy = f"lower the learning rate ({rate:g}) or lengthen the warm-up ({warmup} steps)"
+        return f"{what} at step {self.step}: {remedy}."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 Record: TypeAlias = dict[str, Any]
@@ -15,43 +15,24 @@ Logger: TypeAlias = Callable[[Record], None]
 
 
 class MetricSums:
-    """Loss and regret of the steps since the last record, in float64.
-
-    Args:
-        n_ctx: Number of positions that the model predicts from.
-    """
+    """Loss and regret, at each of `n_ctx` positions, of the steps since the last record, in float64."""
 
     def __init__(self, n_ctx: int) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self.regret: Float64[Tensor, "pos"] = torch.zeros(n_ctx, dtype=torch.float64)
-        self.steps = torch.zeros((), dtype=torch.int64)
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The sums, to be saved."""
-        return {"loss": self.loss, "regret": self.regret, "steps": self.steps}
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from saved `tensors`."""
-        self.loss, self.regret, self.steps = (tensors[name].clone() for name in ("loss", "regret", "steps"))
+        loss, regret = torch.zeros((), dtype=torch.float64), torch.zeros(n_ctx, dtype=torch.float64)
+        self.tensors = {"loss": loss, "regret": regret, "steps": torch.zeros((), dtype=torch.int64)}
 
     def add(self, loss: Float[Tensor, ""], regret: Float[Tensor, "pos"]) -> None:
         """Add one step's loss and regret."""
-        self.loss += loss.cpu()
-        self.regret += regret.cpu()
-        self.steps += 1
+        for name, value in (("loss", loss.cpu()), ("regret", regret.cpu()), ("steps", 1)):
+            self.tensors[name] += value
 
     def record(self, optimum: float) -> Record:
         """Means over the steps; the loss ratio is (least possible loss + regret) / least possible loss."""
-        n_steps = int(self.steps)
-        by_position = self.regret / n_steps
-        regret = float(by_position.mean())
-        return {
-            "loss": float(self.loss) / n_steps,
-            "regret": regret,
-            "regret_by_position": by_position.tolist(),
-            "loss_ratio": (optimum + regret) / optimum if optimum > 0 else None,
-        }
+        n_steps = int(self.tensors["steps"])
+        by_position = self.tensors["regret"] / n_steps
+        loss, regret = float(self.tensors["loss"]) / n_steps, float(by_position.mean())
+        ratio = (optimum + regret) / optimum if optimum > 0 else None
+        return {"loss": loss, "regret": regret, "regret_by_position": by_position.tolist(), "loss_ratio": ratio}
 
 
 def total_norm(tensors: Iterable[Tensor | None]) -> float:
@@ -62,9 +43,7 @@ def total_norm(tensors: Iterable[Tensor | None]) -> float:
 
 
 def tensorboard_logger(folder: str | Path) -> Logger:
-    """A logger that writes TensorBoard scalars to the folder, for `train(..., log_to=…)`.
-
-    A list, such as the regret by position, becomes one curve for each entry.
+    """A logger of TensorBoard scalars in the folder, for `train(..., log_to=…)`; a list becomes a curve for each entry.
 
     Raises:
         ImportError: if TensorBoard is not installed.
@@ -98,7 +77,7 @@ def wandb_logger(**options: Any) -> Logger:
 
 
 def flat(record: Record) -> dict[str, float]:
-    """The record's numbers, each entry of a list under its own name; numbers that could not be measured are left out.
+    """The record's numbers, each entry of a list under its own name, without those that could not be measured.
 
     Example:
         >>> flat({"step": 5, "regret_by_position": [0.1, 0.2], "loss_ratio": None})
@@ -106,6 +85,6 @@ def flat(record: Record) -> dict[str, float]:
     """
     numbers = {}
     for name, value in record.items():
-        entries = {f"{name}/{index}": entry for index, entry in enumerate(value)} if isinstance(value, list) else {}
-        numbers |= entries or {name: value}
+        is_list = isinstance(value, list)
+        numbers |= {f"{name}/{index}": entry for index, entry in enumerate(value)} if is_list else {name: value}
     return {name: value for name, value in numbers.items() if value is not None}

@@ -19,15 +19,12 @@ class WeightOptimizer:
     """The optimizer or optimizers that a config names, over a model's weights.
 
     Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix. It updates the matrices of
-    the blocks, each head's separately; AdamW updates the rest: embeddings, unembedding, biases, LayerNorms. Muon's
-    updates are scaled to AdamW's size, so that both use the same learning rate (Liu et al. 2025, arXiv 2502.16982).
-
-    Raises:
-        ValueError: if the optimizer is `"muon"` and this torch lacks it, or the model has no blocks.
+    the blocks, each head separately, and AdamW the rest: embeddings, unembedding, biases, LayerNorms. Muon's updates
+    are scaled to AdamW's size, so both use one learning rate (Liu et al. 2025, arXiv 2502.16982).
     """
 
     def __init__(self, model: HookedModel, config: TrainingConfig) -> None:
-        named = cast(Any, model).named_parameters()
+        named = cast(nn.Module, model).named_parameters()
         parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         shared: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
         self._parts: list[torch.optim.Optimizer] = []
@@ -49,12 +46,6 @@ class WeightOptimizer:
             self._parts.append(torch.optim.Muon(heads, momentum=momentum, adjust_lr_fn="match_rms_adamw", **shared))
         self._parts.append(torch.optim.AdamW(parameters.values(), betas=config.betas, fused=True, **shared))
 
-    def set_learning_rate(self, rate: float) -> None:
-        """Set the learning rate of the next steps."""
-        for part in self._parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-
     def zero_grad(self) -> None:
         """Clear the gradients."""
         for part in self._parts:
@@ -62,17 +53,19 @@ class WeightOptimizer:
         for matrix, _ in self._matrices:
             matrix.grad = None
 
-    def step(self) -> None:
-        """Update the weights from their gradients."""
+    def step(self, learning_rate: float | None = None) -> None:
+        """Update the weights from their gradients; the learning rate stays in force until another is given."""
         for matrix, heads in self._matrices:
             for head, gradient in zip(heads, _heads(matrix.grad), strict=True):
                 head.grad = gradient
         for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = group["lr"] if learning_rate is None else learning_rate
             part.step()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The optimizers' memory from step to step, by optimizer, parameter and name."""
+        """The optimizers' memory, by optimizer, parameter and name."""
         return {
             f"{number}.{index}.{key}": value
             for number, part in enumerate(self._parts)
@@ -88,29 +81,26 @@ class WeightOptimizer:
             number, index, key = name.split(".")
             states[int(number)].setdefault(int(index), {})[key] = tensor
         for part, state in zip(self._parts, states, strict=True):
-            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+            part.load_state_dict(part.state_dict() | {"state": state})
 
 
 class WeightAverage:
     """An exponential moving average of a model's weights.
 
-    Only the step is torch's: torch.optim.swa_utils.AveragedModel deep-copies the model, and a deep-copied
-    TransformerBridge still shares closures with the original.
-
-    Args:
-        model: The model to average.
-        decay: The part of the average that stays at each step.
+    torch's AveragedModel would deep-copy the model; a deep-copied TransformerBridge shares closures with the original.
+    The part `decay` of the average stays at each step; without one, the model's own weights are in force.
     """
 
-    def __init__(self, model: HookedModel, decay: float) -> None:
+    def __init__(self, model: HookedModel, decay: float | None) -> None:
         self.decay = decay
         # Named by the parameters' numbers.
-        self.tensors = {str(index): weight for index, weight in enumerate(_copied(model))}
+        self.tensors = {str(index): weight for index, weight in enumerate(_copied(model))} if decay is not None else {}
 
     def update(self, model: HookedModel, step: int) -> None:
         """Add the weights after step 1, 2, …; early on the decay is smaller, to forget the initial weights soon."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(list(self.tensors.values()), list(model.parameters()), None)
+        if self.decay is not None:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            get_ema_multi_avg_fn(decay)(list(self.tensors.values()), list(model.parameters()), None)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from saved `tensors`."""
@@ -118,8 +108,9 @@ class WeightAverage:
             tensor.copy_(tensors[name])
 
     def copy_to(self, model: HookedModel) -> None:
-        """Give the model the averaged weights."""
-        _fill(model, self.tensors.values())
+        """Give the model the averaged weights, if there are any."""
+        if self.tensors:
+            _fill(model, self.tensors.values())
 
     @contextmanager
     def in_force(self, model: HookedModel) -> Iterator[None]:
@@ -133,9 +124,9 @@ class WeightAverage:
 
 
 def _is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # A HookedTransformer's biases (b_Q and so on) have an axis of heads too.
-    in_a_block = re.search(r"\.\d+\.", name) is not None
-    return in_a_block and parameter.ndim in (2, 3) and not name.rsplit(".", 1)[-1].startswith("b")
+    # A HookedTransformer's biases (b_Q and so on) have an axis of heads, too.
+    is_bias = name.rsplit(".", 1)[-1].startswith("b")
+    return re.search(r"\.\d+\.", name) is not None and parameter.ndim in (2, 3) and not is_bias
 
 
 def _heads(tensor: Tensor | None) -> list[Tensor]:

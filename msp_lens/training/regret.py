@@ -20,34 +20,33 @@ from msp_lens.models.hooked import HookedModel, check_fits
 
 
 def regret_by_position(
-    model: HookedModel,
-    dataset: BeliefDataset,
-    *,
-    batch_size: int | None = None,
-    progress: str | None = None,
+    model: HookedModel, dataset: BeliefDataset, *, batch_size: int | None = None, progress: str | None = None
 ) -> Float64[Tensor, "pos"]:
     """E KL(optimal ‖ model) at each position, in nats; exact where the dataset is the population.
 
     Raises:
-        ValueError: if the model's vocabulary or context is too small for the dataset.
+        ValueError: if the model's vocabulary or context is too small, or symbols are not what it predicts, since the
+            token map spells one with several tokens or separates them.
     """
-    check_fits(model, dataset.process, dataset.n_ctx)
+    token_map = dataset.token_map
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map)
+    if token_map is not None and not token_map.predicts_symbols:
+        raise ValueError(
+            "The model does not predict symbols: the token map needs symbols of one token and no separator."
+        )
     regret = torch.zeros(dataset.n_ctx, dtype=torch.float64)
-    for batch in stream_activations(model, dataset.tokens, (), batch_size=batch_size, progress=progress):
+    for batch in stream_activations(model, dataset.encoded()[0], (), batch_size=batch_size, progress=progress):
         regret += batch_regret(batch.output, dataset, batch.words)
     return regret
 
 
-def batch_regret(
-    logits: Tensor, dataset: BeliefDataset, words: slice, *, token_map: TokenMap | None = None
-) -> Float64[Tensor, "pos"]:
+def batch_regret(logits: Tensor, dataset: BeliefDataset, words: slice) -> Float64[Tensor, "pos"]:
     """The part of the regret that these words of the dataset contribute, given the model's logits for them.
 
-    Under a token map, whose symbols must be single, adjacent tokens, probability that the model gives to any other
-    token adds to its regret.
+    Probability that the model gives to a token that is no symbol under the token map adds to its regret.
     """
     optimal = next_token_probabilities(dataset.process, dataset.beliefs[words])
-    token_map = token_map or TokenMap.identity(dataset.process.n_tokens)
+    token_map = dataset.token_map or TokenMap.identity(dataset.process.n_tokens)
     first = len(token_map.start)
     read = logits.detach()[:, first : first + dataset.n_ctx].cpu().double()
     log_predicted = read.log_softmax(dim=-1)[..., [ids[0] for ids in token_map.symbols]]

@@ -24,14 +24,7 @@ _HEADER = "msp_lens_training"
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """A training between two steps.
-
-    Attributes:
-        step: Number of optimizer steps made.
-        seconds: Time spent on them.
-        metrics: The records so far.
-        tensors: Tensors by part and name: `model.…`, `optimizer.…`, `average.…`, `sums.…`, `generator`.
-    """
+    """A training between two steps; its tensors are `model.…`, `optimizer.…`, `average.…`, `sums.…`, `generator`."""
 
     step: int
     seconds: float
@@ -47,33 +40,19 @@ class TrainingState:
 def write_state(path: Path, state: TrainingState, identity: Mapping[str, Any]) -> None:
     """Write a state to a file, with the JSON-ready `identity` of its training."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-    description = {
-        "identity": dict(identity),
-        "step": state.step,
-        "seconds": state.seconds,
-        "metrics": state.metrics,
-        "fingerprint": state_fingerprint(tensors),
-    }
-    text = json.dumps(description)
-    write_atomically(path, save(tensors, metadata={_HEADER: text, "sha256": _digest(text)}))
+    description = {"identity": dict(identity), "step": state.step, "seconds": state.seconds, "metrics": state.metrics}
+    text = json.dumps(description | {"fingerprint": state_fingerprint(tensors)})
+    write_atomically(path, save(tensors, metadata={_HEADER: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
 
 
 def read_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
-    """The state in a file, and the identity of its training.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """The state in a file, and the identity of its training; `ValueError` if the file is damaged."""
     tensors, header = read_tensors(path)
     text = header.get(_HEADER, "")
-    if header.get("sha256") != _digest(text):
+    if header.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
         raise ValueError(f"{path} is damaged: its description does not match its checksum.")
     description = json.loads(text)
     if state_fingerprint(tensors) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its tensors do not match their fingerprint.")
     state = TrainingState(description["step"], description["seconds"], description["metrics"], tensors)
     return state, description["identity"]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -43,11 +43,11 @@ class TrainingRun:
         regret: E KL(optimal ‖ model) at each position at the end, in nats, over the population of words.
         optimum: The least possible loss at each position, in nats.
         seed: Seed of the initial weights and the data.
-        seconds: Wall time of the training steps, including those before an interruption.
+        seconds: Wall time of the steps, including those before an interruption.
         step: Number of optimizer steps made.
         stopped_by: Why it ended: all `"steps"` were made, or the limit of `"seconds"` or the target `"regret"` was met.
-        resumed_from: The step from which an interrupted training was resumed, or `None`.
-        folder: The run's folder, or `None`.
+        resumed_from: The step from which an interrupted training was resumed.
+        folder: The run's folder.
     """
 
     model: HookedModel
@@ -70,11 +70,7 @@ class TrainingRun:
 
     @property
     def checkpoints(self) -> tuple[SavedCheckpoint, ...]:
-        """The models saved during the training, by step.
-
-        Raises:
-            FileNotFoundError: if there are none.
-        """
+        """The models saved during the training, by step; raises `FileNotFoundError` if there are none."""
         if self.folder is None:
             raise FileNotFoundError("This training has no folder and kept no checkpoints: give train() a folder, out=.")
         return saved_checkpoints(self.folder)
@@ -92,10 +88,9 @@ class TrainingRun:
 
     def __repr__(self) -> str:
         resumed = f", resumed at step {self.resumed_from}" if self.resumed_from is not None else ""
-        return (
-            f"TrainingRun({self.process.name}: {self.step} steps in {self.seconds:.0f} s{resumed}, "
-            f"regret {float(self.regret.mean()):.2g} nats, optimum {float(self.optimum.mean()):.5f})"
-        )
+        steps = f"{self.process.name}: {self.step} steps in {self.seconds:.0f} s{resumed}"
+        regret, optimum = float(self.regret.mean()), float(self.optimum.mean())
+        return f"TrainingRun({steps}, regret {regret:.2g} nats, optimum {optimum:.5f})"
 
 
 def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> TrainingRun:
@@ -109,19 +104,10 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Train
     checkpoint = load_checkpoint(folder, device=device)
     provenance = checkpoint.provenance
     if "stopped_by" not in provenance or checkpoint.process is None:
-        raise ValueError(
-            f"The training in {folder} has not ended: call train(..., out={str(folder)!r}) again to resume it."
-        )
-    return TrainingRun(
-        model=checkpoint.model,
-        process=checkpoint.process,
-        config=TrainingConfig.from_dict(provenance["training"]),
-        metrics=tuple(json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()),
-        regret=torch.tensor(provenance["regret"], dtype=torch.float64),
-        optimum=optimal_losses(checkpoint.process, context_length(checkpoint.model) or 1),
-        seed=provenance["seed"],
-        seconds=provenance["seconds"],
-        step=provenance["step"],
-        stopped_by=provenance["stopped_by"],
-        folder=folder,
-    )
+        raise ValueError(f"The training in {folder} has not ended: call train(..., out={str(folder)!r}) to resume it.")
+    model, process, config = checkpoint.model, checkpoint.process, TrainingConfig.from_dict(provenance["training"])
+    metrics = tuple(json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines())
+    regret = torch.tensor(provenance["regret"], dtype=torch.float64)
+    optimum = optimal_losses(process, context_length(model) or 1)
+    end = (provenance[key] for key in ("seed", "seconds", "step", "stopped_by"))
+    return TrainingRun(model, process, config, metrics, regret, optimum, *end, folder=folder)

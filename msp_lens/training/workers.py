@@ -7,46 +7,36 @@ are summed, and only the main process writes. A single process does not touch ac
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from msp_lens._distributed import is_initialized, process_count
 from msp_lens.models.hooked import HookedModel, model_device
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 class Workers:
     """The processes that train one model together; making it starts torch.distributed where that is needed.
 
-    Args:
-        model: The model to train; with several processes it moves to this process's own device.
-
-    Attributes:
-        forward: The model to call in training.
+    With several processes the model moves to this one's own device. In training, call it as `forward`.
     """
 
     def __init__(self, model: HookedModel) -> None:
-        together = process_count() if is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
-        self._accelerator = _accelerator(model_device(model)) if together > 1 else None
-        self.forward: Any = self._accelerator.prepare(cast(Any, model)) if self._accelerator else model
+        self.model, self.forward = model, cast(Any, model)
+        self._accelerator: Any = None
+        if (process_count() if is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            from accelerate import Accelerator
+            from accelerate.utils import DistributedDataParallelKwargs
+
+            # A transformer's buffers follow from its config, so they need not be sent at every step.
+            options = DistributedDataParallelKwargs(broadcast_buffers=False)
+            self._accelerator = Accelerator(cpu=model_device(model).type == "cpu", kwargs_handlers=[options])
+            self.forward = self._accelerator.prepare(model)
 
     def backward(self, loss: Tensor) -> None:
         """Set the gradients of the sum of all processes' losses."""
-        if self._accelerator:
+        if self._accelerator is None:
+            loss.backward()
+        else:
             # Gradients are averaged over processes, and each has only its part of the loss.
             self._accelerator.backward(loss * process_count())
-        else:
-            loss.backward()
-
-
-def _accelerator(device: torch.device) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    # A transformer's buffers follow from its config, so they need not be sent at every step.
-    options = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(cpu=device.type == "cpu", kwargs_handlers=[options])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap, one_hot, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
+from msp_lens.probing.splits import Split, labelled_rows, split_rows
 from tests import brute_force
 
 WORDS = torch.tensor([[0, 1, 1], [0, 1, 2], [0, 1, 1]])
@@ -42,6 +43,19 @@ def test_rows_of_a_process_are_its_prefixes(process, length, weighting):
                 "prefix": 1 / len(counts),
             }
             assert float(data.weights[row]) == pytest.approx(exact[weighting])
+
+
+@pytest.mark.parametrize("weighting", ["probability", "sequence", "prefix"])
+@pytest.mark.parametrize("split", ["prefix", "sequence", "subtree"])
+def test_the_prior_counts_alike_in_data_and_probing(weighting, split):
+    dataset = msp.words(msp.processes.z1r(), n_ctx=5, token_map=TokenMap.identity(2, bos=2, include_prior=True))
+    expected = 1 / dataset.n_prefixes if weighting == "prefix" else 1 / 5
+    beliefs, prior = {"belief": dataset.prefix_beliefs}, {"belief": dataset.process.initial}
+    probed = labelled_rows(dataset, split_rows(dataset, Split(split, n_folds=2), weighting), beliefs, prior)
+    for data in (LabelledTokens.from_beliefs(dataset, weighting=weighting), probed):
+        assert int(data.positions[0]) == -1
+        assert float(data.weights[0]) == pytest.approx(expected)
+        assert float(data.weights[1:].sum()) == pytest.approx(1)
 
 
 def test_more_targets_beside_the_beliefs(mess3):
