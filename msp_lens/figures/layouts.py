@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 def spring_layout(n_nodes: int, edges: Sequence[tuple[int, int]], *, gap: float) -> np.ndarray:
     """Places `[node, xy]` at distances like those in the graph, neighbors about `gap` apart; centered.
 
-    By Kamada & Kawai's energy; of several starts, the one with the fewest crossings. Connected components stand side
-    by side.
+    By Kamada & Kawai's energy, from the start that leads to the fewest crossings; components stand side by side.
     """
     import networkx
 
     graph = networkx.Graph()
     graph.add_nodes_from(range(n_nodes))
     graph.add_edges_from((a, b) for a, b in edges if a != b)
-    places = np.zeros((n_nodes, 2))
-    left = 0.0
+    places, left = np.zeros((n_nodes, 2)), 0.0
     for part in networkx.connected_components(graph):
         members = sorted(part)
         found = _part_layout(graph.subgraph(members), gap)
@@ -40,8 +38,7 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     """Places of a connected graph's nodes in order of their numbers: the first on top, or in the middle."""
     import networkx
 
-    members = sorted(graph)
-    n_nodes = len(members)
+    members, n_nodes = sorted(graph), len(graph)
     if n_nodes <= 2:
         return gap * np.array([[float(k), 0.0] for k in range(n_nodes)])
     generator = np.random.default_rng(0)
@@ -73,7 +70,7 @@ def _turned(places: np.ndarray, angle: float) -> np.ndarray:
 
 
 def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:
-    """How many pairs of straight edges cross or lie on each other; pairs that share a node do not count.
+    """How many pairs of straight edges cross or touch; pairs that share a node do not count.
 
     Example:
         >>> square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -95,16 +92,10 @@ def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:
 def layered_layout(
     columns: Sequence[int], edges: Sequence[tuple[int, int]], *, across: float, along: float
 ) -> np.ndarray:
-    """Places `[node, xy]` in columns, each node near the height of its neighbors in other columns; centered in height.
+    """Places `[node, xy]` in columns (0 is leftmost) `across` apart, with at least `along` between a column's nodes.
 
-    In sweeps to and fro, the nodes of a column move to the mean height of their neighbors (Sugiyama's barycenters)
-    and are spread to the least distance, which leaves few crossings.
-
-    Args:
-        columns: Each node's column; 0 is the leftmost.
-        edges: Pairs of nodes.
-        across: Distance between columns.
-        along: Least distance between nodes of a column.
+    In sweeps to and fro, each column's nodes move to the mean height of their neighbors in other columns (Sugiyama's
+    barycenters) and are spread out, which leaves few crossings. Centered in height.
     """
     column = np.asarray(columns)
     neighbors: list[list[int]] = [[] for _ in columns]
