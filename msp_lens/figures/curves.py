@@ -11,23 +11,24 @@ from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormat
 
 from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
-from msp_lens.figures.style import ThemeName, finished, legend_beside, new_figure
+from msp_lens.figures.style import ThemeName, Values, finished, legend_beside, new_figure
 
 
-def plot_training(
-    tokens: Sequence[float], regret: Sequence[float], by_position: Sequence[float] = (), *, theme: ThemeName = "light"
-) -> Figure:
-    """Regret in nats: on each batch over the tokens seen, and exact regret by position after training, if given."""
+def plot_training(tokens: Values, regret: Values, by_position: Values = (), *, theme: ThemeName = "light") -> Figure:
+    """Regret in nats over the tokens seen, and exact regret by position after training, if given.
+
+    During training it is each batch's loss minus the optimal observer's loss on the same tokens.
+    """
     width, columns = (10.4, 2) if len(by_position) else (6.8, 1)
     figure, (over_time, *more), look = new_figure(width, 3.4, theme, columns=columns)
     # An estimate of a small regret may fall below 0.
     over_time.plot(tokens, positive(regret), color=look.color(0), linewidth=1.2)
-    over_time.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="regret (nats)")
+    over_time.set(xscale="log", yscale="log", title="Regret during training")
+    over_time.set(xlabel="tokens seen", ylabel="regret (nats)")
     # A run may span less than a decade of tokens, so two ticks per decade are named.
     over_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     over_time.xaxis.set_major_formatter(EngFormatter())
     over_time.xaxis.set_minor_formatter(NullFormatter())
-    over_time.set_title("Regret during training")
     for axis in more:
         place = range(len(by_position))
         axis.bar(place, by_position, color=look.color(0))
@@ -35,13 +36,10 @@ def plot_training(
     return finished(figure, look)
 
 
-def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: ThemeName = "light") -> Figure:
+def plot_regret(regret: Values, floor: Values, *, theme: ThemeName = "light") -> Figure:
     """The model's loss at each position, the optimal loss, and their difference; in nats.
 
-    Args:
-        regret: E KL(optimal next token ‖ model's) at each position.
-        floor: The optimal observer's loss at each position.
-        theme: `"light"` or `"dark"`.
+    `regret` is E KL(optimal next token ‖ model's) at each position, `floor` the optimal observer's loss there.
 
     Raises:
         ValueError: if there is not one floor for each regret.
@@ -68,24 +66,18 @@ def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: Theme
 
 def plot_sites(
     labels: Sequence[str],
-    held_out: Sequence[float],
-    in_sample: Sequence[float],
-    shuffled: Sequence[float],
+    held_out: Values,
+    in_sample: Values,
+    shuffled: Values,
     *,
-    control: Sequence[float] | None = None,
+    control: Values | None = None,
     intervals: Sequence[tuple[float, float]] | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
     """R² at each site with its controls; where scores come near 1, a second panel stretches the axis there.
 
-    Args:
-        labels: The sites'.
-        held_out: R² held out.
-        in_sample: R² in-sample.
-        shuffled: R² of a probe of shuffled beliefs, in-sample.
-        control: R² held out of the best control at each site, a wide bar behind the site's bars.
-        intervals: Ends of each held-out R²'s interval.
-        theme: `"light"` or `"dark"`.
+    `shuffled` is the in-sample R² of a probe of shuffled beliefs, `control` the held-out R² of the best control (a wide
+    bar behind the site's bars), `intervals` the ends of each held-out R²'s interval.
     """
     is_crowded = np.nanmax([*held_out, 0.0]) > 0.9
     width, ratios = max(6.4, 0.95 * len(labels) + 2.6), (4, 3) if is_crowded else (1,)
@@ -125,7 +117,7 @@ def plot_sites(
 
 
 def plot_sweep(
-    curves: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[Any], Values]],
     *,
     xlabel: str,
     ylabel: str,
@@ -134,12 +126,8 @@ def plot_sweep(
 ) -> Figure:
     """One number over one setting of many runs: a dot for each run and a line through the means.
 
-    Args:
-        curves: Name to the places and heights of its runs; places are numbers, or names in the order met.
-        xlabel: What the places are; numbers that span more than a factor of 8 get a logarithmic axis.
-        ylabel: What the heights are.
-        is_error: Whether the heights are errors or regrets, which get a logarithmic axis if all are positive.
-        theme: `"light"` or `"dark"`.
+    `curves` maps a name to the places and heights of its runs. Places are names in the order met, or numbers, which get
+    a logarithmic axis if they span more than a factor of 8; so do the heights if `is_error` and all are positive.
     """
     figure, (axis,), look = new_figure(6.8, 3.9, theme)
     met = list(dict.fromkeys(place for places, _ in curves.values() for place in places))

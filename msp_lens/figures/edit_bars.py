@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from msp_lens.figures.style import ThemeName, finished, legend_beside, marker, new_figure, write_centered
+from msp_lens.figures.style import ThemeName, Values, finished, legend_beside, marker, new_figure, write_centered
 
 # An axis's label is broken into lines no longer than the axis.
 LABEL_WIDTH = 40
@@ -36,23 +36,11 @@ def plot_edits(
 
 
 def plot_heat_map(
-    values: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    *,
-    title: str = "",
-    xlabel: str = "position",
-    theme: ThemeName = "light",
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str = "", theme: ThemeName = "light"
 ) -> Figure:
-    """Numbers by row (site, the first at the bottom) and column (position), each written in its cell.
+    """Numbers `[row, column]` by site (the first at the bottom) and position, each written in its cell.
 
-    Args:
-        values: `[row, column]`; colors span 0 to 1, or the values' range where that is wider.
-        rows: Their labels.
-        columns: Their labels.
-        title: Over the figure.
-        xlabel: What the columns are.
-        theme: `"light"` or `"dark"`.
+    Colors span 0 to 1, or the values' range where that is wider.
     """
     figure, (axis,), look = new_figure(0.7 * len(columns) + 2.4, 0.42 * len(rows) + 1.4, theme)
     finite = values[np.isfinite(values)]
@@ -63,13 +51,13 @@ def plot_heat_map(
             color = "#ffffff" if (value - low) / (high - low) < 0.6 else "#000000"
             write_centered(axis, (column, row), f"{value:.2f}", size=8, color=color)
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
-    axis.set(xlabel=xlabel, title=title)
+    axis.set(xlabel="position", title=title)
     figure.colorbar(image, ax=axis)
     return finished(figure, look)
 
 
 def plot_strengths(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, tuple[Values, Values]],
     *,
     ylabel: str,
     xlabel: str = "strength λ",

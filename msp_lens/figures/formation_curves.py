@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,27 +11,15 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from msp_lens.figures.style import ThemeName, finished, legend_beside, new_figure, ordered_colors
+from msp_lens.figures.style import Curves, ThemeName, Values, finished, legend_beside, new_figure, ordered_colors
 
 
 def plot_emergence(
-    tokens: Sequence[int],
-    r2: Mapping[str, Sequence[float]],
-    mse: Mapping[str, Sequence[float]],
-    regret: Sequence[float],
-    *,
-    scored: str = "held out",
-    theme: ThemeName = "light",
+    tokens: Values, r2: Curves, mse: Curves, regret: Values, *, scored: str = "held out", theme: ThemeName = "light"
 ) -> Figure:
-    """R² and MSE of beliefs at each site, and the regret, over the tokens seen.
+    """R² and MSE of beliefs at each site, and the mean regret in nats, over the tokens seen at each checkpoint.
 
-    Args:
-        tokens: Tokens seen at each checkpoint.
-        r2: Site to R² at each checkpoint.
-        mse: Site to MSE at each checkpoint.
-        regret: Mean regret at each checkpoint, in nats.
-        scored: Which R² and MSE these are: held out, or in-sample.
-        theme: `"light"` or `"dark"`.
+    `scored` says which R² and MSE these are: held out, or in-sample.
     """
     figure, axes, look = new_figure(13.2, 3.8, theme, columns=3)
     explained, error, predicted = axes
@@ -57,21 +44,11 @@ def plot_emergence(
 
 
 def plot_regret_against_error(
-    tokens: Sequence[int],
-    regret: Sequence[float],
-    mse: Mapping[str, Sequence[float]],
-    *,
-    scored: str = "held out",
-    theme: ThemeName = "light",
+    tokens: Values, regret: Values, mse: Curves, *, scored: str = "held out", theme: ThemeName = "light"
 ) -> Figure:
-    """Regret against the MSE of beliefs at each checkpoint, a panel for each site, colored by tokens seen.
+    """Mean regret in nats against the MSE of beliefs at each checkpoint, a panel for each site, colored by tokens seen.
 
-    Args:
-        tokens: Tokens seen at each checkpoint.
-        regret: Mean regret at each checkpoint, in nats.
-        mse: Site to MSE at each checkpoint.
-        scored: Which MSE this is: held out, or in-sample.
-        theme: `"light"` or `"dark"`.
+    `scored` says which MSE this is: held out, or in-sample.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
     """
@@ -79,41 +56,30 @@ def plot_regret_against_error(
     lowest = min(seen[seen > 0], default=1.0)
     norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
     figure, axes, look = new_figure(1.2 + 3.6 * len(mse), 3.8, theme, columns=len(mse), sharey=True)
-    heights, points = positive(regret), None
+    heights = positive(regret)
     for axis, (site, values) in zip(axes, mse.items(), strict=True):
         places = positive(values)
         axis.plot(places, heights, color=look.faint, linewidth=1, zorder=1)
         colors = {"c": np.maximum(seen, lowest), "cmap": "viridis", "norm": norm, "edgecolor": look.paper}
-        points = axis.scatter(places, heights, s=34, zorder=2, **colors)
+        axis.scatter(places, heights, s=34, zorder=2, **colors)
         axis.set(xlabel=f"MSE of beliefs, {scored}", title=site)
         if np.isfinite(places).any():
             axis.set_xscale("log")
     axes[0].set_ylabel("regret (nats)")
     if np.isfinite(heights).any():
         axes[0].set_yscale("log")
-    if points is not None:
-        figure.colorbar(points, ax=list(axes), label="tokens seen")
+    figure.colorbar(axes[0].collections[0], ax=axes, label="tokens seen")
     return finished(figure, look)
 
 
 def plot_use(
-    tokens: Sequence[int],
-    read: Mapping[str, Sequence[float]],
-    steer: Mapping[str, Sequence[float]],
-    placebo: Mapping[str, Sequence[float]],
-    donor: Mapping[str, Sequence[float]],
-    *,
-    theme: ThemeName = "light",
+    tokens: Values, read: Curves, steer: Curves, placebo: Curves, donor: Curves, *, theme: ThemeName = "light"
 ) -> Figure:
     """When a belief can be read and when writing it begins to steer the network, a panel for each site.
 
-    Args:
-        tokens: Tokens seen at each checkpoint.
-        read: Site to held-out R² of its probe at each checkpoint.
-        steer: Site to the share of the KL to the target's optimum that steering recovers.
-        placebo: The same for a random step of equal norm.
-        donor: The same for the activation of a run that held the target belief.
-        theme: `"light"` or `"dark"`.
+    Over the tokens seen: the held-out R² of the site's probe (`read`), and the share of the KL to the target's optimum
+    that is recovered by steering (`steer`), by a random step of equal norm (`placebo`), and by the activation of a run
+    that held the target belief (`donor`).
     """
     figure, axes, look = new_figure(1.4 + 3.2 * len(steer), 3.6, theme, columns=len(steer), sharey=True)
     series = (
@@ -133,7 +99,7 @@ def plot_use(
     return finished(figure, look)
 
 
-def scale_tokens(axis: Axes, tokens: Sequence[int]) -> None:
+def scale_tokens(axis: Axes, tokens: Values) -> None:
     """Put tokens on a logarithmic axis, linear from 0 to the first checkpoint after it if there is one at 0."""
     beyond_zero = [seen for seen in tokens if seen > 0]
     least, most = min(beyond_zero, default=1), max(beyond_zero, default=10)
@@ -149,13 +115,13 @@ def scale_tokens(axis: Axes, tokens: Sequence[int]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def positive(values: Sequence[float]) -> np.ndarray:
+def positive(values: Values) -> np.ndarray:
     """The values, with a gap where a logarithmic axis has no place for them."""
     heights = np.asarray(values, dtype=float)
     return np.where(heights > 0, heights, np.nan)
 
 
-def plot_positive(axis: Axes, tokens: Sequence[int], values: Sequence[float], **style: Any) -> None:
+def plot_positive(axis: Axes, tokens: Values, values: Values, **style: Any) -> None:
     """Draw a curve on a logarithmic axis, with gaps where values are not positive."""
     heights = positive(values)
     axis.plot(tokens, heights, **style)

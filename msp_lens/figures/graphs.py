@@ -48,13 +48,7 @@ def plot_generator(
 ) -> Figure:
     """A hidden Markov chain: an arrow `token:probability` for everything that can happen in each state.
 
-    Args:
-        transitions: `[token, state, state]`, P(emit x, go to j | in i).
-        states: Names of the states.
-        tokens: Names of the tokens.
-        is_recurrent: Which states the chain returns to forever.
-        title: Over the figure.
-        theme: `"light"` or `"dark"`.
+    `transitions` is `[token, state, state]`, P(emit x, go to j | in i); recurrent states are drawn bold.
 
     Raises:
         ValueError: if there are more states than can be told apart.
@@ -129,9 +123,8 @@ def _check_size(count: int, what: str) -> None:
 def _merged(sources: np.ndarray, targets: np.ndarray, tokens: Sequence[str], probabilities: np.ndarray) -> list[Arrow]:
     """One arrow for each pair of states, labeled by all tokens that lead from one to the other."""
     found: dict[tuple[int, int], list[tuple[str, float]]] = {}
-    for a, b, token, probability in zip(
-        sources.tolist(), targets.tolist(), tokens, probabilities.tolist(), strict=True
-    ):
+    edges = zip(sources.tolist(), targets.tolist(), tokens, probabilities.tolist(), strict=True)
+    for a, b, token, probability in edges:
         found.setdefault((a, b), []).append((token, probability))
     return [
         Arrow(*pair, "\n".join(f"{token}:{p:.3g}" for token, p in lines), sum(p for _, p in lines))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from msp_lens.figures.projections import TETRAHEDRON, Panels, arranged, density_image, png
+from msp_lens.figures.projections import TETRAHEDRON, Beliefs, Panels, arranged, density_image, png
 from msp_lens.figures.style import Theme, ThemeName, theme_named
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def explore_beliefs(
-    true: Float[Tensor, "prefix state"],
-    represented: Mapping[str, Float[Tensor, "prefix state"]],
+    true: Beliefs,
+    represented: Mapping[str, Beliefs],
     words: Int[Tensor, "prefix pos"],
     positions: Int[Tensor, "prefix"],
     *,
@@ -35,16 +35,9 @@ def explore_beliefs(
 ) -> Figure:
     """True beliefs next to represented ones; hovering over a point shows its prefix and both beliefs.
 
-    Args:
-        true: The optimal observer's beliefs.
-        represented: Panel title to the beliefs read in a network, each row the same prefix as in `true`.
-        words: A word that begins with each prefix.
-        positions: The position of each prefix's last token.
-        weights: How much each prefix counts; all alike by default.
-        states: Names of the states.
-        tokens: Names of the tokens.
-        max_points: How many prefixes, those of largest weight, can be hovered over; many make a browser sluggish.
-        theme: `"light"` or `"dark"`.
+    Args as for `plot_beliefs`; `words` has a word that begins with each prefix, `positions` the position of that
+    prefix's last token. The image shows all prefixes; the `max_points` of largest weight can be hovered over, and many
+    make a browser sluggish.
 
     Raises:
         ValueError: if `max_points` is less than 1.
@@ -69,14 +62,9 @@ def explore_beliefs(
     is_solid = true.shape[1] == 4
     across = min(3, len(beliefs_of))
     down = -(-len(beliefs_of) // across)
-    figure = make_subplots(
-        rows=down,
-        cols=across,
-        subplot_titles=list(beliefs_of),
-        specs=[[{"type": "scene" if is_solid else "xy"}] * across] * down,
-        horizontal_spacing=0.02,
-        vertical_spacing=0.12 / down,
-    )
+    kinds = [[{"type": "scene" if is_solid else "xy"}] * across] * down
+    grid: Any = {"rows": down, "cols": across, "horizontal_spacing": 0.02, "vertical_spacing": 0.12 / down}
+    figure = make_subplots(subplot_titles=list(beliefs_of), specs=kinds, **grid)
     for index, (name, beliefs) in enumerate(beliefs_of.items()):
         read = [f"<br>read {_listed(belief, panels.states)}" if index else "" for belief in beliefs[kept].tolist()]
         hover = [head + here for head, here in zip(heads, read, strict=True)]
@@ -99,15 +87,10 @@ def explore_beliefs(
     figure.update_scenes(**hidden, aspectmode="data", camera_eye={"x": 0.65, "y": -2.1, "z": 0.65})
     # A panel's size in pixels of the page.
     panel = 460 if len(beliefs_of) <= 2 else 350
-    figure.update_layout(
-        width=panel * across + 40,
-        height=(panel * (1.0 if is_solid else panels.aspect) + 40) * down + 30,
-        margin={"l": 20, "r": 20, "t": 50, "b": 20},
-        paper_bgcolor=look.paper,
-        plot_bgcolor="rgba(0,0,0,0)",
-        font_color=look.ink,
-        hoverlabel={"bgcolor": look.paper, "font": {"color": look.ink}},
-    )
+    height = (panel * (1.0 if is_solid else panels.aspect) + 40) * down + 30
+    figure.update_layout(width=panel * across + 40, height=height, margin={"l": 20, "r": 20, "t": 50, "b": 20})
+    figure.update_layout(paper_bgcolor=look.paper, plot_bgcolor="rgba(0,0,0,0)", font_color=look.ink)
+    figure.update_layout(hoverlabel={"bgcolor": look.paper, "font": {"color": look.ink}})
     return figure
 
 

@@ -41,10 +41,9 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     members, n_nodes = sorted(graph), len(graph)
     if n_nodes <= 2:
         return gap * np.array([[float(k), 0.0] for k in range(n_nodes)])
-    generator = np.random.default_rng(0)
+    generator, candidates = np.random.default_rng(0), []
     angles = 2 * math.pi * np.arange(n_nodes) / n_nodes
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    candidates = []
     # Small graphs are laid out from several starts.
     for attempt in range(16 if n_nodes <= 12 else 1):
         order = list(members) if attempt == 0 else generator.permutation(members).tolist()
@@ -55,18 +54,15 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     places = min(candidates, key=lambda each: crossings(each, lines))
     places = places - places.mean(axis=0)
     upper = 0 if np.linalg.norm(places[0]) > 0.1 else 1
-    places = _turned(places, math.pi / 2 - math.atan2(places[upper, 1], places[upper, 0]))
+    angle = math.pi / 2 - math.atan2(places[upper, 1], places[upper, 0])
+    sine, cosine = math.sin(angle), math.cos(angle)
+    places = places @ np.array([[cosine, sine], [-sine, cosine]])
     if np.ptp(places[:, 1]) > 1.3 * np.ptp(places[:, 0]):
-        places = _turned(places, math.pi / 2)
+        places = np.stack([-places[:, 1], places[:, 0]], axis=1)
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(n_nodes, np.inf))
     nearest = apart.min(axis=1)
     # No two nodes are nearer than .8 inch.
     return places * max(gap / float(np.median(nearest)), 0.8 / max(float(nearest.min()), 1e-3))
-
-
-def _turned(places: np.ndarray, angle: float) -> np.ndarray:
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return places @ turn.T
 
 
 def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:

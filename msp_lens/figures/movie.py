@@ -25,7 +25,7 @@ from torch import Tensor
 from msp_lens._files import write_atomically
 from msp_lens._templates import render_template
 from msp_lens.figures.formation_curves import plot_positive, positive, scale_tokens
-from msp_lens.figures.projections import area_around, arranged, density_image, without_outliers
+from msp_lens.figures.projections import Beliefs, area_around, arranged, density_image, without_outliers
 from msp_lens.figures.simplex import draw_simplex
 from msp_lens.figures.style import THEMES
 
@@ -132,8 +132,8 @@ class Movie:
 
 
 def beliefs_movie(
-    true: Float[Tensor, "prefix state"],
-    represented: Mapping[str, Sequence[Float[Tensor, "prefix state"]]],
+    true: Beliefs,
+    represented: Mapping[str, Sequence[Beliefs]],
     captions: Sequence[str],
     *,
     weights: Float[Tensor, "prefix"] | None = None,
@@ -143,14 +143,8 @@ def beliefs_movie(
 ) -> Movie:
     """A movie of represented beliefs, a panel each, next to the true ones; every point in its true belief's color.
 
-    Args:
-        true: The optimal observer's beliefs.
-        represented: Panel title to the beliefs read in each frame, each row the same prefix as in `true`.
-        captions: Over each frame.
-        weights: How much each row counts where rows share a grid cell; all alike by default.
-        states: Names of the states, for the corners.
-        progress: Curves to draw beneath, with a mark at the frame.
-        title: Of the movie.
+    Args as for `plot_beliefs`, but `represented` maps a panel's title to the beliefs read in each frame; `captions` are
+    over each frame, and the curves of `progress` beneath, with a mark at the frame.
 
     Raises:
         ValueError: if there is no frame, or panels, captions and curves differ in their number of frames.

@@ -25,28 +25,21 @@ TRIANGLE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch
 TETRAHEDRON = torch.tensor(
     [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 3**0.5 / 2, 0.0], [0.5, 3**0.5 / 6, (2 / 3) ** 0.5]], dtype=torch.float64
 )
+Beliefs = Float[Tensor, "prefix state"]
 Bounds = tuple[tuple[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """An affine map from beliefs to the plane; call it with beliefs.
-
-    Attributes:
-        axes: `[state, xy]`.
-        center: The belief drawn at the origin.
-        corners: Where the states lie, if the whole simplex is drawn.
-        hidden: Pairs of corners whose edge lies behind the simplex.
-        variance: The share of the true beliefs' variance along each axis, for principal axes.
-    """
+    """An affine map from beliefs to the plane; call it with beliefs."""
 
     axes: Float64[Tensor, "state xy"]
-    center: Float64[Tensor, "state"]
-    corners: Float64[Tensor, "state xy"] | None = None
-    hidden: frozenset[tuple[int, int]] = frozenset()
-    variance: tuple[float, ...] = ()
+    center: Float64[Tensor, "state"]  # the belief drawn at the origin
+    corners: Float64[Tensor, "state xy"] | None = None  # where the states lie, if the whole simplex is drawn
+    hidden: frozenset[tuple[int, int]] = frozenset()  # pairs of corners whose edge lies behind the simplex
+    variance: tuple[float, ...] = ()  # the share of the true beliefs' variance along each axis, for principal axes
 
-    def __call__(self, beliefs: Float[Tensor, "prefix state"]) -> Float64[Tensor, "prefix xy"]:
+    def __call__(self, beliefs: Beliefs) -> Float64[Tensor, "prefix xy"]:
         """Where the beliefs lie in the plane."""
         return (beliefs.double() - self.center) @ self.axes
 
@@ -66,22 +59,13 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Panels:
-    """What all panels of a figure share, and the points of each.
-
-    Attributes:
-        points: Title of a panel to its beliefs in the plane; a row is the same prefix in all of them.
-        project: The projection.
-        bounds: The area that is shown.
-        colors: Each row's color, by its true belief.
-        weights: How much each row counts where rows share a grid cell.
-        states: The states' names.
-    """
+    """What all panels of a figure share, and the points of each by its title; a row is the same prefix in all."""
 
     points: dict[str, Float64[Tensor, "prefix xy"]]
     project: Projection
-    bounds: Bounds
-    colors: Float64[Tensor, "prefix rgb"]
-    weights: Float64[Tensor, "prefix"]
+    bounds: Bounds  # the area that is shown
+    colors: Float64[Tensor, "prefix rgb"]  # by true belief
+    weights: Float64[Tensor, "prefix"]  # how much each row counts where rows share a grid cell
     states: tuple[str, ...]
 
     @property
@@ -92,10 +76,7 @@ class Panels:
 
 
 def arranged(
-    beliefs: Mapping[str, Float[Tensor, "prefix state"]],
-    weights: Float[Tensor, "prefix"] | None,
-    states: Sequence[str] | None,
-    look: Theme,
+    beliefs: Mapping[str, Beliefs], weights: Float[Tensor, "prefix"] | None, states: Sequence[str] | None, look: Theme
 ) -> Panels:
     """The panels of these beliefs, by title; the first are the true ones, which set projection, area and colors.
 
@@ -115,18 +96,12 @@ def arranged(
 
 
 def projection(
-    true: Float[Tensor, "prefix state"],
-    weights: Float64[Tensor, "prefix"],
-    *,
-    view: tuple[float, float] = (-72.0, 14.0),
+    true: Beliefs, weights: Float64[Tensor, "prefix"], *, view: tuple[float, float] = (-72.0, 14.0)
 ) -> Projection:
-    """The map to the plane for these true beliefs.
+    """The map to the plane for these true beliefs, weighted for principal axes.
 
-    Args:
-        true: The optimal observer's beliefs.
-        weights: How much each counts for principal axes.
-        view: For four states, degrees around the tetrahedron and above its base; by default no corner hides another
-            and no edge is seen end on.
+    Four states are seen from `view`, degrees around the tetrahedron and above its base; by default no corner hides
+    another and no edge is seen end on.
     """
     n_states = true.shape[1]
     origin = torch.zeros(n_states, dtype=torch.float64)
@@ -152,7 +127,7 @@ def projection(
 
 
 def belief_colors(
-    beliefs: Float[Tensor, "prefix state"], *, among: Float[Tensor, "other state"] | None = None
+    beliefs: Beliefs, *, among: Float[Tensor, "other state"] | None = None
 ) -> Float64[Tensor, "prefix rgb"]:
     """Red, green and blue in [0, 1]: the belief itself for three states, else its place on three principal axes.
 

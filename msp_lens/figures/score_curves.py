@@ -1,7 +1,6 @@
 """Scores of probes as curves: R² by rank and by position, the crossover with windows, and distances between beliefs.
 
-Near 1, what matters is the unexplained share, 1 - R²: where scores are high, equal steps up the axis divide it by equal
-factors.
+Where scores come near 1, equal steps up the axis divide the unexplained share, 1 - R², by equal factors.
 """
 
 from __future__ import annotations
@@ -15,7 +14,17 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from msp_lens.figures.labels import spread_out
-from msp_lens.figures.style import Theme, ThemeName, finished, legend_beside, marker, new_figure, ordered_colors
+from msp_lens.figures.style import (
+    Curves,
+    Theme,
+    ThemeName,
+    Values,
+    finished,
+    legend_beside,
+    marker,
+    new_figure,
+    ordered_colors,
+)
 
 # An unexplained share below this is rounding: the axis reaches 1 there.
 LEAST_LEFT = 1e-7
@@ -24,24 +33,15 @@ LOWEST = -1.0
 
 
 def plot_r2(
-    places: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
+    places: Values,
+    curves: Curves,
     *,
     xlabel: str,
     title: str = "",
     ylabel: str = "R² of beliefs, held out",
     theme: ThemeName = "light",
 ) -> Figure:
-    """R² over ranks or positions, a curve for each site in the order of the forward pass.
-
-    Args:
-        places: Ranks, or positions.
-        curves: Site to R² at each place; NaN where there is none.
-        xlabel: What the places are.
-        title: Over the figure.
-        ylabel: Which R² it is.
-        theme: `"light"` or `"dark"`.
-    """
+    """R² over ranks or positions, a curve for each site in the order of the forward pass; NaN leaves a gap."""
     figure, (axis,), look = new_figure(6.8, 3.8, theme)
     colors = ordered_colors(len(curves), look)
     for index, ((name, values), color) in enumerate(zip(curves.items(), colors, strict=True)):
@@ -54,21 +54,11 @@ def plot_r2(
 
 
 def plot_crossover(
-    lengths: Sequence[int],
-    windows: Mapping[str, Sequence[float]],
-    sites: Mapping[str, float],
-    *,
-    title: str = "Probes of the network and windows of the last k tokens",
-    theme: ThemeName = "light",
+    lengths: Sequence[int], windows: Curves, sites: Mapping[str, float], *, theme: ThemeName = "light"
 ) -> Figure:
-    """R² of windows over their length, and of each site as a level, with a ring where the first window overtakes it.
+    """Held-out R² of windows over their length k, and of each site as a level, ringed where a window first reaches it.
 
-    Args:
-        lengths: Tokens in the windows, k.
-        windows: Kind of window to R² held out at each length; NaN where there is none.
-        sites: Site to R² held out.
-        title: Over the figure.
-        theme: `"light"` or `"dark"`.
+    `windows` has a curve for each kind of window, NaN where there is none.
     """
     figure, (axis,), look = new_figure(7.6, 4.4, theme)
     for index, (name, values) in enumerate(windows.items()):
@@ -83,7 +73,8 @@ def plot_crossover(
         if len(overtaken):
             axis.plot(lengths[overtaken[0]], value, "o", markersize=11, mfc="none", mec=look.ink)
     _name_levels(axis, sites, look)
-    axis.set(xlabel="tokens in the window, k", ylabel="R² of beliefs, held out", xticks=lengths, title=title)
+    axis.set(xlabel="tokens in the window, k", ylabel="R² of beliefs, held out", xticks=lengths)
+    axis.set_title("Probes of the network and windows of the last k tokens")
     axis.legend(frameon=False, loc="lower right")
     return finished(figure, look)
 
@@ -98,12 +89,8 @@ def plot_distances(
 ) -> Figure:
     """Distances between represented beliefs over other distances of the same pairs; the more pairs, the darker.
 
-    Args:
-        represented: `[pair]`, distance in the network.
-        against: What the other distances are between, to their values `[pair]` and the R² in the panel's title.
-        weights: `[pair]`, how much each counts; all alike by default.
-        ylabel: What the distances in the network are between.
-        theme: `"light"` or `"dark"`.
+    Arrays are `[pair]`. `against` maps what the other distances are between to their values and the R² in the panel's
+    title; `weights` says how much each pair counts (default: all alike), `ylabel` what the represented distances are.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
@@ -124,7 +111,7 @@ def plot_distances(
     return finished(figure, look)
 
 
-def scale_r2(axis: Axes, values: Sequence[float]) -> None:
+def scale_r2(axis: Axes, values: Values) -> None:
     """Fit the axis to the scores, and stretch it toward 1 where they come near it."""
     finite = np.asarray([value for value in values if np.isfinite(value)])
     if len(finite) == 0:

@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from msp_lens.figures.labels import Box, around, first_free, subscript, text_box
-from msp_lens.figures.projections import Panels, Projection, arranged, density_image
+from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
 from msp_lens.figures.style import Picture, Theme, ThemeName, finished, new_figure, theme_named, write_centered
 
 # Width of a panel of `plot_beliefs`, in inches.
@@ -26,8 +26,8 @@ PANEL = 5.2
 
 
 def plot_beliefs(
-    true: Float[Tensor, "prefix state"],
-    represented: Mapping[str, Float[Tensor, "prefix state"]],
+    true: Beliefs,
+    represented: Mapping[str, Beliefs],
     *,
     weights: Float[Tensor, "prefix"] | None = None,
     states: Sequence[str] | None = None,
@@ -81,8 +81,8 @@ def plot_beliefs(
 
 
 def plot_positions(
-    true: Float[Tensor, "prefix state"],
-    represented: Mapping[str, Float[Tensor, "prefix state"]],
+    true: Beliefs,
+    represented: Mapping[str, Beliefs],
     positions: Int[Tensor, "prefix"],
     *,
     shown: Sequence[int] | None = None,
@@ -93,18 +93,11 @@ def plot_positions(
 ) -> Figure:
     """Beliefs by position: a column each, the true ones in the first row and represented ones below.
 
-    Args:
-        true: The optimal observer's beliefs.
-        represented: Row title to the beliefs read in a network, each row the same prefix as in `true`.
-        positions: The position of each prefix's last token.
-        shown: Which positions; by default up to six, evenly spaced from the first to the last.
-        weights: How much each prefix counts; all alike by default.
-        states: Names of the states, for the corners.
-        title: Over the whole figure.
-        theme: `"light"` or `"dark"`.
+    Args as for `plot_beliefs`; `positions` has the position of each prefix's last token, and `shown` says which of them
+    are drawn, by default up to six, evenly spaced from the first to the last.
 
     Raises:
-        ValueError: if a position has no prefix.
+        ValueError: if a position in `shown` has no prefix.
     """
     there = positions.unique().tolist()
     if shown is None:

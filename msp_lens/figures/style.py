@@ -6,7 +6,7 @@ Nothing here touches matplotlib's global settings.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,31 +19,23 @@ from matplotlib.text import Text
 from PIL import Image
 
 ThemeName = Literal["light", "dark"]
+# Numbers in order, such as a curve's heights; and curves by name.
+Values = Sequence[float]
+Curves = Mapping[str, Values]
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colors of a figure.
+    """The colors of a figure."""
 
-    Attributes:
-        paper: Background.
-        ink: Text and axes.
-        soft: Secondary text.
-        faint: Outlines and grids.
-        wash: Areas in the background, such as controls.
-        lift: How far colors that encode data move toward white, to be visible on this paper.
-        palette: Colors of series, in order of use.
-        shades: The range of viridis for things that come in an order.
-    """
-
-    paper: str
-    ink: str
-    soft: str
-    faint: str
-    wash: str
-    lift: float
-    palette: tuple[str, ...]
-    shades: tuple[float, float]
+    paper: str  # background
+    ink: str  # text and axes
+    soft: str  # secondary text
+    faint: str  # outlines and grids
+    wash: str  # areas in the background, such as controls
+    lift: float  # how far colors that encode data move toward white, to be visible on this paper
+    palette: tuple[str, ...]  # colors of series, in order of use
+    shades: tuple[float, float]  # the range of viridis for things that come in an order
 
     def color(self, index: int) -> str:
         """The color of a series; colors repeat when there are more series."""

@@ -55,14 +55,8 @@ def word_view(
 ) -> Html:
     """A word in the colors of beliefs, with a line for the true beliefs, say, and one for those read at each site.
 
-    Under each token is the likeliest state with its probability; the whole belief shows on hover.
-
-    Args:
-        tokens: The word.
-        beliefs: Title of a line (`"true"`, a site's label) to the belief after each token.
-        states: Names of the states.
-        among: For more than three states, the beliefs that set the colors; see `belief_colors`.
-        theme: `"light"` or `"dark"`.
+    Under each token is the likeliest state with its probability; the whole belief shows on hover. `beliefs` maps each
+    line's title to the belief after each token; for more than three states, `among` sets the colors (`belief_colors`).
 
     Raises:
         ValueError: if a line does not have a belief for each token.
