@@ -3,55 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
-from msp_lens.figures.style import ThemeName, finished, legend_beside, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from msp_lens.figures.style import ThemeName, Values, finished, legend_beside, new_figure
 
 
-def plot_training(
-    tokens: Sequence[float], regret: Sequence[float], by_position: Sequence[float] = (), *, theme: ThemeName = "light"
-) -> Figure:
-    """Regret over training, estimated on the tokens of each batch, and by position at the end; in nats.
+def plot_training(tokens: Values, regret: Values, by_position: Values = (), *, theme: ThemeName = "light") -> Figure:
+    """Regret in nats over the tokens seen, and exact regret by position after training, if given.
 
-    Args:
-        tokens: Tokens seen at each record.
-        regret: Loss minus the optimal observer's loss on the same tokens.
-        by_position: Exact regret at each position after training, in a panel of its own.
-        theme: `"light"` or `"dark"`.
+    During training it is each batch's loss minus the optimal observer's loss on the same tokens.
     """
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    figure, look = new_figure(10.4 if len(by_position) else 6.8, 3.4, theme)
-    over_time, *more = figure.subplots(1, 2 if len(by_position) else 1, squeeze=False)[0]
+    width, columns = (10.4, 2) if len(by_position) else (6.8, 1)
+    figure, (over_time, *more), look = new_figure(width, 3.4, theme, columns=columns)
     # An estimate of a small regret may fall below 0.
     over_time.plot(tokens, positive(regret), color=look.color(0), linewidth=1.2)
-    over_time.set(xscale="log", yscale="log", xlabel="tokens seen", ylabel="regret (nats)")
-    # A training may see less than a decade of tokens: some ticks within one are named, but not all.
+    over_time.set(xscale="log", yscale="log", title="Regret during training")
+    over_time.set(xlabel="tokens seen", ylabel="regret (nats)")
+    # A run may span less than a decade of tokens, so two ticks per decade are named.
     over_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     over_time.xaxis.set_major_formatter(EngFormatter())
     over_time.xaxis.set_minor_formatter(NullFormatter())
-    over_time.set_title("Regret during training")
-    for over_position in more:
-        over_position.bar(range(len(by_position)), by_position, color=look.color(0))
-        over_position.set(xlabel="position", ylabel="regret (nats)", xticks=range(len(by_position)))
-        over_position.set_title("Regret after training, by position")
+    for axis in more:
+        place = range(len(by_position))
+        axis.bar(place, by_position, color=look.color(0))
+        axis.set(xlabel="position", ylabel="regret (nats)", xticks=place, title="Regret after training, by position")
     return finished(figure, look)
 
 
-def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: ThemeName = "light") -> Figure:
-    """The model's loss at each position with the optimal loss, and the difference of the two; in nats.
+def plot_regret(regret: Values, floor: Values, *, theme: ThemeName = "light") -> Figure:
+    """The model's loss at each position, the optimal loss, and their difference; in nats.
 
-    Args:
-        regret: E KL(optimal next token ‖ model's) at each position.
-        floor: The optimal observer's loss at each position.
-        theme: `"light"` or `"dark"`.
+    `regret` is E KL(optimal next token ‖ model's) at each position, `floor` the optimal observer's loss there.
 
     Raises:
         ValueError: if there is not one floor for each regret.
@@ -59,19 +47,16 @@ def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: Theme
     if len(regret) != len(floor):
         raise ValueError(f"{len(regret)} regrets and {len(floor)} floors: give one of each for every position.")
     place, least = np.arange(len(regret)), np.asarray(floor, dtype=float)
-    figure, look = new_figure(10.4, 3.4, theme)
-    losses, above = figure.subplots(1, 2)
+    figure, (losses, above), look = new_figure(10.4, 3.4, theme, columns=2)
     reached = least + np.asarray(regret, dtype=float)
     bottom = least.min() - 0.4 * max(float(np.ptp(reached)), 0.05)
     losses.fill_between(place, bottom, least, color=look.wash, linewidth=0, label="optimal loss")
     losses.plot(place, least, color=look.soft, linewidth=1)
     losses.plot(place, reached, color=look.color(0), marker="o", markersize=5, label="model's loss")
-    losses.set(xlabel="position", ylabel="loss (nats)", xticks=place, ylim=(bottom, None))
-    losses.set_title("Next-token loss")
+    losses.set(xlabel="position", ylabel="loss (nats)", xticks=place, ylim=(bottom, None), title="Next-token loss")
     losses.legend(frameon=False, loc="upper right")
     above.bar(place, regret, color=look.color(0))
-    above.set(xlabel="position", ylabel="regret (nats)", xticks=place)
-    above.set_title("Regret: loss above the optimum")
+    above.set(xlabel="position", ylabel="regret (nats)", xticks=place, title="Regret: loss above the optimum")
     if np.min(regret) > 0 and np.max(regret) > 30 * np.min(regret):
         above.set_yscale("log")
     else:
@@ -81,56 +66,44 @@ def plot_regret(regret: Sequence[float], floor: Sequence[float], *, theme: Theme
 
 def plot_sites(
     labels: Sequence[str],
-    held_out: Sequence[float],
-    in_sample: Sequence[float],
-    shuffled: Sequence[float],
+    held_out: Values,
+    in_sample: Values,
+    shuffled: Values,
     *,
-    control: Sequence[float] | None = None,
+    control: Values | None = None,
     intervals: Sequence[tuple[float, float]] | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
-    """R² at each site, held out and in-sample, with shuffled beliefs and the best control behind them.
+    """R² at each site with its controls; where scores come near 1, a second panel stretches the axis there.
 
-    Where scores come near 1, a second panel stretches the axis there.
-
-    Args:
-        labels: The sites'.
-        held_out: R² held out.
-        in_sample: R² in-sample.
-        shuffled: R² of a probe of shuffled beliefs, in-sample.
-        control: R² held out of the best control at each site, a wide bar behind the site's bars.
-        intervals: Ends of each held-out R²'s interval.
-        theme: `"light"` or `"dark"`.
+    `shuffled` is the in-sample R² of a probe of shuffled beliefs, `control` the held-out R² of the best control (a wide
+    bar behind the site's bars), `intervals` the ends of each held-out R²'s interval.
     """
     is_crowded = np.nanmax([*held_out, 0.0]) > 0.9
-    figure, look = new_figure(max(6.4, 0.95 * len(labels) + 2.6) * (1.75 if is_crowded else 1), 3.8, theme)
-    axis, *more = figure.subplots(1, 2 if is_crowded else 1, squeeze=False, width_ratios=(4, 3)[: 1 + is_crowded])[0]
-    place = np.arange(len(labels))
+    width, ratios = max(6.4, 0.95 * len(labels) + 2.6), (4, 3) if is_crowded else (1,)
+    width *= 1.75 if is_crowded else 1
+    figure, (axis, *more), look = new_figure(width, 3.8, theme, columns=len(ratios), width_ratios=ratios)
+    place, unknown = np.arange(len(labels)), np.full(len(labels), np.nan)
     held, inside, chance = (np.asarray(values, dtype=float) for values in (held_out, in_sample, shuffled))
-    marks = np.full(len(labels), np.nan) if control is None else np.asarray(control, dtype=float)
-    low, high = np.full((len(labels), 2), np.nan).T if intervals is None else np.asarray(intervals, dtype=float).T
+    marks = unknown if control is None else np.asarray(control, dtype=float)
+    low, high = (unknown, unknown) if intervals is None else np.asarray(intervals, dtype=float).T
     reach = np.clip(np.nan_to_num([held - low, high - held]), 0, None)
     error = {"fmt": "none", "ecolor": look.ink, "elinewidth": 1, "capsize": 2, "zorder": 4}
-    # Site labels that might run into one another are turned.
+    # Long site labels are turned so that they do not collide.
     turn = 25 if is_crowded or max(map(len, labels)) > 8 else 0
-
     if not np.isnan(marks).all():
         axis.bar(place, np.nan_to_num(marks), width=0.92, color=look.wash, label="best control, held out")
         axis.hlines(marks, place - 0.46, place + 0.46, color=look.ink, linewidth=1.2, zorder=3)
-    series = {
-        "held out": (held, look.color(0)),
-        "in-sample": (inside, look.color(1)),
-        "shuffled beliefs, in-sample": (chance, look.palette[8]),
-    }
+    series = {"held out": (held, 0), "in-sample": (inside, 1), "shuffled beliefs, in-sample": (chance, 8)}
     for index, (name, (values, color)) in enumerate(series.items()):
-        axis.bar(place + (index - 1) * 0.24, np.nan_to_num(values), width=0.22, color=color, label=name)
+        at = place + (index - 1) * 0.24
+        axis.bar(at, np.nan_to_num(values), width=0.22, color=look.color(color), label=name)
     axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
     lowest = max(np.nanmin([*held, *chance, 0.0]), -0.5)
-    axis.set(xticks=place, ylabel="R² of beliefs", ylim=(lowest, 1.02))
+    axis.set(ylabel="R² of beliefs", ylim=(lowest, 1.02))
     axis.set_xticks(place, labels, rotation=turn)
-    if more:
-        near = more[0]
-        # Bars that begin below the panel.
+    for near in more:
+        # The bars begin below the panel.
         near.bar(place, marks + 9, bottom=-9, width=0.92, color=look.wash)
         near.hlines(marks, place - 0.46, place + 0.46, color=look.ink, linewidth=1.2)
         near.errorbar(place - 0.12, held, yerr=reach, **error)
@@ -144,26 +117,19 @@ def plot_sites(
 
 
 def plot_sweep(
-    curves: Mapping[str, tuple[Sequence[Any], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[Any], Values]],
     *,
     xlabel: str,
     ylabel: str,
     is_error: bool = False,
     theme: ThemeName = "light",
 ) -> Figure:
-    """One number against one setting of many runs: a dot for each run, and a line through the means.
+    """One number over one setting of many runs: a dot for each run and a line through the means.
 
-    Args:
-        curves: Name to the places and heights of its runs; places are numbers, or names in the order met.
-        xlabel: What the places are. Numbers that span more than a factor of 8 are drawn on a logarithmic axis.
-        ylabel: What the heights are.
-        is_error: Whether the heights are errors or regrets: drawn on a logarithmic axis if all are positive.
-        theme: `"light"` or `"dark"`.
+    `curves` maps a name to the places and heights of its runs. Places are names in the order met, or numbers, which get
+    a logarithmic axis if they span more than a factor of 8; so do the heights if `is_error` and all are positive.
     """
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    figure, look = new_figure(6.8, 3.9, theme)
-    axis = figure.subplots()
+    figure, (axis,), look = new_figure(6.8, 3.9, theme)
     met = list(dict.fromkeys(place for places, _ in curves.values() for place in places))
     numeric = all(isinstance(place, int | float) and not isinstance(place, bool) for place in met)
     at = {place: float(place) if numeric else float(index) for index, place in enumerate(met)}
@@ -171,16 +137,14 @@ def plot_sweep(
         color = look.color(index)
         x, y = np.array([at[place] for place in places]), np.asarray(heights, dtype=float)
         along = np.unique(x)
-        means = [y[x == place].mean() for place in along]
-        axis.plot(along, means, color=color, linewidth=1.6, label=name)
+        axis.plot(along, [y[x == place].mean() for place in along], color=color, linewidth=1.6, label=name)
         axis.scatter(x, y, color=color, s=22, alpha=0.7, edgecolor=look.paper, linewidth=0.5, zorder=3)
     ordered = sorted(at.values())
     if numeric and ordered[0] > 0 and ordered[-1] / ordered[0] > 8:
         axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(ordered))
     axis.xaxis.set_minor_locator(NullLocator())
-    names = {value: f"{place:g}" if numeric else str(place) for place, value in at.items()}
-    axis.set_xticklabels([names[value] for value in ordered])
+    axis.set_xticklabels([f"{place:g}" if numeric else str(place) for place in sorted(at, key=at.__getitem__)])
     if is_error and all(height > 0 for _, heights in curves.values() for height in heights):
         axis.set_yscale("log")
     axis.set(xlabel=xlabel, ylabel=ylabel)

@@ -3,122 +3,85 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from msp_lens.figures.style import Theme, ThemeName, finished, legend_beside, new_figure, ordered_colors
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from msp_lens.figures.style import Curves, ThemeName, Values, finished, legend_beside, new_figure, ordered_colors
 
 
 def plot_emergence(
-    tokens: Sequence[int],
-    r2: Mapping[str, Sequence[float]],
-    mse: Mapping[str, Sequence[float]],
-    regret: Sequence[float],
-    *,
-    scored: str = "held out",
-    theme: ThemeName = "light",
+    tokens: Values, r2: Curves, mse: Curves, regret: Values, *, scored: str = "held out", theme: ThemeName = "light"
 ) -> Figure:
-    """R² and MSE of beliefs at each site, and the regret, over the tokens seen.
+    """R² and MSE of beliefs at each site, and the mean regret in nats, over the tokens seen at each checkpoint.
 
-    Args:
-        tokens: Tokens seen at each checkpoint.
-        r2: Site to R² at each checkpoint.
-        mse: Site to MSE at each checkpoint.
-        regret: Mean regret at each checkpoint, in nats.
-        scored: Which R² and MSE these are: held out, or in-sample.
-        theme: `"light"` or `"dark"`.
+    `scored` says which R² and MSE these are: held out, or in-sample.
     """
-    figure, look = new_figure(13.2, 3.8, theme)
-    explained, error, predicted = figure.subplots(1, 3)
-    style = {"marker": "o", "markersize": 3, "linewidth": 1.3}
-    for (site, values), color in zip(r2.items(), _colors(list(r2), look), strict=True):
+    figure, axes, look = new_figure(13.2, 3.8, theme, columns=3)
+    explained, error, predicted = axes
+    # From dark to light along the forward pass; all sites concatenated stand out.
+    single = [site for site in r2 if site != "concatenated"]
+    colors = dict(zip(single, ordered_colors(len(single), look), strict=True))
+    style: Any = {"marker": "o", "markersize": 3, "linewidth": 1.3}
+    for site, values in r2.items():
+        color = colors.get(site, look.color(1))
         explained.plot(tokens, values, color=color, label=site, **style)
-        _plot_positive(error, tokens, mse[site], color=color, **style)
-    _plot_positive(predicted, tokens, regret, color=look.ink, **style)
+        plot_positive(error, tokens, mse[site], color=color, **style)
+    plot_positive(predicted, tokens, regret, color=look.ink, **style)
     known = [value for values in r2.values() for value in values if math.isfinite(value)]
-    explained.set(ylabel=f"R² of beliefs, {scored}", ylim=(max(min(known, default=0.0) - 0.05, -0.5), 1.01))
-    error.set(ylabel=f"MSE of beliefs, {scored}")
-    predicted.set(ylabel="regret (nats)")
+    explained.set_ylim(max(min(known, default=0.0) - 0.05, -0.5), 1.01)
     titles = ("Beliefs: variance explained", "Beliefs: error", "Predictions: regret")
-    for axis, title in zip((explained, error, predicted), titles, strict=True):
+    labels = (f"R² of beliefs, {scored}", f"MSE of beliefs, {scored}", "regret (nats)")
+    for axis, title, label in zip(axes, titles, labels, strict=True):
         scale_tokens(axis, tokens)
-        axis.set(xlabel="tokens seen", title=title)
+        axis.set(xlabel="tokens seen", ylabel=label, title=title)
     explained.legend(frameon=False, fontsize=8, loc="lower right")
     return finished(figure, look)
 
 
 def plot_regret_against_error(
-    tokens: Sequence[int],
-    regret: Sequence[float],
-    mse: Mapping[str, Sequence[float]],
-    *,
-    scored: str = "held out",
-    theme: ThemeName = "light",
+    tokens: Values, regret: Values, mse: Curves, *, scored: str = "held out", theme: ThemeName = "light"
 ) -> Figure:
-    """Regret against the MSE of beliefs at each checkpoint, a panel for each site, colored by tokens seen.
+    """Mean regret in nats against the MSE of beliefs at each checkpoint, a panel for each site, colored by tokens seen.
 
-    Args:
-        tokens: Tokens seen at each checkpoint.
-        regret: Mean regret at each checkpoint, in nats.
-        mse: Site to MSE at each checkpoint.
-        scored: Which MSE this is: held out, or in-sample.
-        theme: `"light"` or `"dark"`.
+    `scored` says which MSE this is: held out, or in-sample.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
     """
-    from matplotlib.colors import LogNorm
-
     seen = np.asarray(tokens, dtype=float)
-    beyond_zero = seen[seen > 0]
-    lowest = beyond_zero.min() if len(beyond_zero) else 1.0
+    lowest = min(seen[seen > 0], default=1.0)
     norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
-    figure, look = new_figure(1.2 + 3.6 * len(mse), 3.8, theme)
-    axes = figure.subplots(1, len(mse), squeeze=False, sharey=True)[0]
+    figure, axes, look = new_figure(1.2 + 3.6 * len(mse), 3.8, theme, columns=len(mse), sharey=True)
     heights = positive(regret)
-    points = None
     for axis, (site, values) in zip(axes, mse.items(), strict=True):
         places = positive(values)
         axis.plot(places, heights, color=look.faint, linewidth=1, zorder=1)
-        style = {"cmap": "viridis", "norm": norm, "s": 34, "edgecolor": look.paper, "zorder": 2}
-        points = axis.scatter(places, heights, c=np.maximum(seen, lowest), **style)
+        colors = {"c": np.maximum(seen, lowest), "cmap": "viridis", "norm": norm, "edgecolor": look.paper}
+        axis.scatter(places, heights, s=34, zorder=2, **colors)
         axis.set(xlabel=f"MSE of beliefs, {scored}", title=site)
         if np.isfinite(places).any():
             axis.set_xscale("log")
     axes[0].set_ylabel("regret (nats)")
     if np.isfinite(heights).any():
         axes[0].set_yscale("log")
-    if points is not None:
-        figure.colorbar(points, ax=list(axes), label="tokens seen")
+    figure.colorbar(axes[0].collections[0], ax=axes, label="tokens seen")
     return finished(figure, look)
 
 
 def plot_use(
-    tokens: Sequence[int],
-    read: Mapping[str, Sequence[float]],
-    steer: Mapping[str, Sequence[float]],
-    placebo: Mapping[str, Sequence[float]],
-    donor: Mapping[str, Sequence[float]],
-    *,
-    theme: ThemeName = "light",
+    tokens: Values, read: Curves, steer: Curves, placebo: Curves, donor: Curves, *, theme: ThemeName = "light"
 ) -> Figure:
     """When a belief can be read and when writing it begins to steer the network, a panel for each site.
 
-    Args:
-        tokens: Tokens seen at each checkpoint.
-        read: Site to held-out R² of its probe at each checkpoint.
-        steer: Site to the share of the KL to the target's optimum that steering recovers.
-        placebo: The same for a random step of equal norm.
-        donor: The same for the activation of a run that held the target belief.
-        theme: `"light"` or `"dark"`.
+    Over the tokens seen: the held-out R² of the site's probe (`read`), and the share of the KL to the target's optimum
+    that is recovered by steering (`steer`), by a random step of equal norm (`placebo`), and by the activation of a run
+    that held the target belief (`donor`).
     """
-    figure, look = new_figure(1.4 + 3.2 * len(steer), 3.6, theme)
-    axes = figure.subplots(1, len(steer), squeeze=False, sharey=True)[0]
+    figure, axes, look = new_figure(1.4 + 3.2 * len(steer), 3.6, theme, columns=len(steer), sharey=True)
     series = (
         ("probe: R² held out", read, look.color(0), "-"),
         ("steering: KL recovered", steer, look.color(1), "-"),
@@ -136,10 +99,8 @@ def plot_use(
     return finished(figure, look)
 
 
-def scale_tokens(axis: Axes, tokens: Sequence[int]) -> None:
-    """Put tokens on a logarithmic axis; if it has to show 0 too, linear up to the first checkpoint after it."""
-    from matplotlib.ticker import NullLocator
-
+def scale_tokens(axis: Axes, tokens: Values) -> None:
+    """Put tokens on a logarithmic axis, linear from 0 to the first checkpoint after it if there is one at 0."""
     beyond_zero = [seen for seen in tokens if seen > 0]
     least, most = min(beyond_zero, default=1), max(beyond_zero, default=10)
     if min(tokens) > 0:
@@ -154,21 +115,15 @@ def scale_tokens(axis: Axes, tokens: Sequence[int]) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def positive(values: Sequence[float]) -> np.ndarray:
+def positive(values: Values) -> np.ndarray:
     """The values, with a gap where a logarithmic axis has no place for them."""
     heights = np.asarray(values, dtype=float)
     return np.where(heights > 0, heights, np.nan)
 
 
-def _plot_positive(axis: Axes, tokens: Sequence[int], values: Sequence[float], **style: object) -> None:
+def plot_positive(axis: Axes, tokens: Values, values: Values, **style: Any) -> None:
+    """Draw a curve on a logarithmic axis, with gaps where values are not positive."""
     heights = positive(values)
-    axis.plot(tokens, heights, **style)  # pyright: ignore[reportArgumentType]
+    axis.plot(tokens, heights, **style)
     if np.isfinite(heights).any():
         axis.set_yscale("log")
-
-
-def _colors(sites: Sequence[str], look: Theme) -> list[str]:
-    """From dark to light along the forward pass; all sites concatenated stand out."""
-    single = [site for site in sites if site != "concatenated"]
-    shades = dict(zip(single, ordered_colors(len(single), look), strict=True))
-    return [shades.get(site, look.color(1)) for site in sites]

@@ -1,7 +1,7 @@
 """The simplex to explore: the image of all beliefs, and the prefixes with the largest weight on hover.
 
-Plotly figures: they show in a notebook, are saved by `write_html`, and need no browser to be made. Three states lie on
-the same image as in `plot_beliefs`; four in a tetrahedron that can be turned.
+Plotly figures, saved by `write_html`. Three states lie on the same image as in `plot_beliefs`; four in a tetrahedron
+that can be turned.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from msp_lens.figures.projections import TETRAHEDRON, Panels, arranged, density_image, png
+from msp_lens.figures.projections import TETRAHEDRON, Beliefs, Panels, arranged, density_image, png
 from msp_lens.figures.style import Theme, ThemeName, theme_named
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def explore_beliefs(
-    true: Float[Tensor, "prefix state"],
-    represented: Mapping[str, Float[Tensor, "prefix state"]],
+    true: Beliefs,
+    represented: Mapping[str, Beliefs],
     words: Int[Tensor, "prefix pos"],
     positions: Int[Tensor, "prefix"],
     *,
@@ -33,19 +33,11 @@ def explore_beliefs(
     max_points: int = 4_000,
     theme: ThemeName = "light",
 ) -> Figure:
-    """True beliefs next to represented ones; hovering over a point shows its prefix, true belief and read belief.
+    """True beliefs next to represented ones; hovering over a point shows its prefix and both beliefs.
 
-    Args:
-        true: The optimal observer's beliefs.
-        represented: Panel title to the beliefs read in a network, row by row those of `true`.
-        words: A word that begins with each prefix.
-        positions: The position of each prefix's last token.
-        weights: How much each prefix counts; all alike by default.
-        states: Names of the states.
-        tokens: Names of the tokens.
-        max_points: How many prefixes can be hovered over, those with the largest weight; the image shows all. Many
-            make a browser sluggish.
-        theme: `"light"` or `"dark"`.
+    Args as for `plot_beliefs`; `words` has a word that begins with each prefix, `positions` the position of that
+    prefix's last token. The image shows all prefixes; the `max_points` of largest weight can be hovered over, and many
+    make a browser sluggish.
 
     Raises:
         ValueError: if `max_points` is less than 1.
@@ -58,28 +50,21 @@ def explore_beliefs(
     look = theme_named(theme)
     beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
     panels = arranged(beliefs_of, weights, states, look)
-    symbols = list(tokens) if tokens is not None else [str(i) for i in range(int(words.max()) + 1)]
+    symbols = [html.escape(symbol) for symbol in tokens or map(str, range(int(words.max()) + 1))]
+    # Tokens that are single letters need no spaces between them.
+    between = "" if all(len(symbol) == 1 for symbol in tokens or symbols) else " "
     kept = panels.weights.argsort(descending=True, stable=True)[:max_points].sort().values
-    prefixes = [
-        _spelled(word[: position + 1], symbols)
-        for word, position in zip(words[kept].tolist(), positions[kept].tolist(), strict=True)
-    ]
-    heads = [
-        f"<b>{prefix}</b><br>belief {_listed(belief, panels.states)}"
-        for prefix, belief in zip(prefixes, true[kept].tolist(), strict=True)
-    ]
+    heads = []
+    for word, last, belief in zip(words[kept].tolist(), positions[kept].tolist(), true[kept].tolist(), strict=True):
+        prefix = between.join(symbols[token] for token in word[: last + 1])
+        heads.append(f"<b>{prefix}</b><br>belief {_listed(belief, panels.states)}")
     colors = [f"rgb({','.join(str(round(255 * c)) for c in color)})" for color in panels.colors[kept].tolist()]
     is_solid = true.shape[1] == 4
     across = min(3, len(beliefs_of))
     down = -(-len(beliefs_of) // across)
-    figure = make_subplots(
-        rows=down,
-        cols=across,
-        subplot_titles=list(beliefs_of),
-        specs=[[{"type": "scene" if is_solid else "xy"}] * across] * down,
-        horizontal_spacing=0.02,
-        vertical_spacing=0.12 / down,
-    )
+    kinds = [[{"type": "scene" if is_solid else "xy"}] * across] * down
+    grid: Any = {"rows": down, "cols": across, "horizontal_spacing": 0.02, "vertical_spacing": 0.12 / down}
+    figure = make_subplots(subplot_titles=list(beliefs_of), specs=kinds, **grid)
     for index, (name, beliefs) in enumerate(beliefs_of.items()):
         read = [f"<br>read {_listed(belief, panels.states)}" if index else "" for belief in beliefs[kept].tolist()]
         hover = [head + here for head, here in zip(heads, read, strict=True)]
@@ -89,45 +74,33 @@ def explore_beliefs(
             x, y, z = (beliefs[kept].double() @ TETRAHEDRON).T.tolist()
             figure.add_trace(_tetrahedron(panels.states, look), **where)
             figure.add_trace(Scatter3d(x=x, y=y, z=z, marker={"size": 2.5, "color": colors}, **shared), **where)
-            continue
-        _draw_image(figure, panels, name, where)
-        x, y = panels.points[name][kept].T.tolist()
-        # The image shows the points; these are only there to be found by the pointer.
-        invisible = Scattergl(x=x, y=y, marker={"size": 9, "color": colors, "opacity": 0.0}, **shared)
-        figure.add_trace(invisible, **where)
-        _outline(figure, panels, look, where)
-        figure.update_xaxes(range=panels.bounds[0], visible=False, constrain="domain", **where)
-        anchor = f"x{index + 1}" if index else "x"
-        figure.update_yaxes(range=panels.bounds[1], visible=False, scaleanchor=anchor, constrain="domain", **where)
+        else:
+            _draw_plane(figure, panels, name, look, where)
+            x, y = panels.points[name][kept].T.tolist()
+            # The image shows the points; these are only there to be found by the pointer.
+            invisible = Scattergl(x=x, y=y, marker={"size": 9, "color": colors, "opacity": 0.0}, **shared)
+            figure.add_trace(invisible, **where)
+            axes: Any = {"visible": False, "constrain": "domain", **where}
+            figure.update_xaxes(range=panels.bounds[0], **axes)
+            figure.update_yaxes(range=panels.bounds[1], scaleanchor=f"x{index + 1}" if index else "x", **axes)
     hidden = {f"{axis}axis_visible": False for axis in "xyz"}
     figure.update_scenes(**hidden, aspectmode="data", camera_eye={"x": 0.65, "y": -2.1, "z": 0.65})
     # A panel's size in pixels of the page.
     panel = 460 if len(beliefs_of) <= 2 else 350
-    figure.update_layout(
-        width=panel * across + 40,
-        height=(panel * (1.0 if is_solid else panels.aspect) + 40) * down + 30,
-        margin={"l": 20, "r": 20, "t": 50, "b": 20},
-        paper_bgcolor=look.paper,
-        plot_bgcolor="rgba(0,0,0,0)",
-        font_color=look.ink,
-        hoverlabel={"bgcolor": look.paper, "font": {"color": look.ink}},
-    )
+    height = (panel * (1.0 if is_solid else panels.aspect) + 40) * down + 30
+    figure.update_layout(width=panel * across + 40, height=height, margin={"l": 20, "r": 20, "t": 50, "b": 20})
+    figure.update_layout(paper_bgcolor=look.paper, plot_bgcolor="rgba(0,0,0,0)", font_color=look.ink)
+    figure.update_layout(hoverlabel={"bgcolor": look.paper, "font": {"color": look.ink}})
     return figure
 
 
-def _draw_image(figure: Figure, panels: Panels, name: str, where: Mapping[str, Any]) -> None:
+def _draw_plane(figure: Figure, panels: Panels, name: str, look: Theme, where: Mapping[str, Any]) -> None:
+    """The image of a panel's points, and the simplex where it is drawn."""
     (left, right), (bottom, top) = panels.bounds
     image = png(density_image(panels.points[name], panels.colors, panels.weights, panels.bounds, pixels=700))
-    figure.add_layout_image(
-        source="data:image/png;base64," + base64.b64encode(image).decode(),
-        **{"x": left, "y": top, "sizex": right - left, "sizey": top - bottom},
-        sizing="stretch",
-        layer="below",
-        **where,
-    )
-
-
-def _outline(figure: Figure, panels: Panels, look: Theme, where: Mapping[str, Any]) -> None:
+    source = "data:image/png;base64," + base64.b64encode(image).decode()
+    place: Any = {"x": left, "y": top, "sizex": right - left, "sizey": top - bottom, **where}
+    figure.add_layout_image(source=source, sizing="stretch", layer="below", **place)
     project = panels.project
     if project.corners is None:
         return
@@ -135,8 +108,8 @@ def _outline(figure: Figure, panels: Panels, look: Theme, where: Mapping[str, An
     for pair in project.edges:
         (x0, y0), (x1, y1) = project.corners[list(pair)].tolist()
         figure.add_shape(type="line", x0=x0, y0=y0, x1=x1, y1=y1, line=line, layer="below", **where)
-    for (x, y), name in zip(project.state_places, panels.states, strict=True):
-        figure.add_annotation(x=x, y=y, text=name, showarrow=False, font_color=look.soft, **where)
+    for (x, y), state in zip(project.state_places, panels.states, strict=True):
+        figure.add_annotation(x=x, y=y, text=state, showarrow=False, font_color=look.soft, **where)
 
 
 def _tetrahedron(names: Sequence[str], look: Theme) -> Any:
@@ -146,27 +119,13 @@ def _tetrahedron(names: Sequence[str], look: Theme) -> Any:
     stroke = [0, 1, 2, 0, 3, 1, 3, 2]
     x, y, z = TETRAHEDRON[stroke].T.tolist()
     text = [names[corner] if stroke.index(corner) == i else "" for i, corner in enumerate(stroke)]
-    return Scatter3d(
-        **{"x": x, "y": y, "z": z},
-        mode="lines+text",
-        text=text,
-        textfont={"color": look.soft},
-        line={"color": look.faint, "width": 2},
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
-def _spelled(word: Sequence[int], symbols: Sequence[str]) -> str:
-    """The prefix in the names of its tokens, without spaces where each is a single letter."""
-    between = "" if all(len(symbol) == 1 for symbol in symbols) else " "
-    return between.join(html.escape(symbols[token]) for token in word)
+    look_of: Any = {"textfont": {"color": look.soft}, "line": {"color": look.faint, "width": 2}}
+    return Scatter3d(x=x, y=y, z=z, text=text, mode="lines+text", hoverinfo="skip", showlegend=False, **look_of)
 
 
 def _listed(belief: Sequence[float], names: Sequence[str], *, most: int = 6) -> str:
-    """The probability of each state; where there are too many, only of the likeliest."""
-    shown = sorted(range(len(names)), key=lambda state: -belief[state])[:most]
-    if len(names) <= most:
-        shown.sort()
-    rest = ", …" if len(names) > most else ""
+    """The probability of each state, or of the likeliest if there are more than `most`."""
+    shown, rest = range(len(names)), ""
+    if len(names) > most:
+        shown, rest = sorted(shown, key=lambda state: -belief[state])[:most], ", …"
     return ", ".join(f"{html.escape(names[state])} {belief[state]:.3f}" for state in shown) + rest

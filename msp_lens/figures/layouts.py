@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 def spring_layout(n_nodes: int, edges: Sequence[tuple[int, int]], *, gap: float) -> np.ndarray:
     """Places `[node, xy]` at distances like those in the graph, neighbors about `gap` apart; centered.
 
-    By Kamada & Kawai's energy; of several starts, the one with the fewest crossings. Connected components stand side
-    by side.
+    By Kamada & Kawai's energy, from the start that leads to the fewest crossings; components stand side by side.
     """
     import networkx
 
     graph = networkx.Graph()
     graph.add_nodes_from(range(n_nodes))
     graph.add_edges_from((a, b) for a, b in edges if a != b)
-    places = np.zeros((n_nodes, 2))
-    left = 0.0
+    places, left = np.zeros((n_nodes, 2)), 0.0
     for part in networkx.connected_components(graph):
         members = sorted(part)
         found = _part_layout(graph.subgraph(members), gap)
@@ -40,14 +38,12 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     """Places of a connected graph's nodes in order of their numbers: the first on top, or in the middle."""
     import networkx
 
-    members = sorted(graph)
-    n_nodes = len(members)
+    members, n_nodes = sorted(graph), len(graph)
     if n_nodes <= 2:
         return gap * np.array([[float(k), 0.0] for k in range(n_nodes)])
-    generator = np.random.default_rng(0)
+    generator, candidates = np.random.default_rng(0), []
     angles = 2 * math.pi * np.arange(n_nodes) / n_nodes
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    candidates = []
     # Small graphs are laid out from several starts.
     for attempt in range(16 if n_nodes <= 12 else 1):
         order = list(members) if attempt == 0 else generator.permutation(members).tolist()
@@ -58,22 +54,19 @@ def _part_layout(graph: networkx.Graph, gap: float) -> np.ndarray:
     places = min(candidates, key=lambda each: crossings(each, lines))
     places = places - places.mean(axis=0)
     upper = 0 if np.linalg.norm(places[0]) > 0.1 else 1
-    places = _turned(places, math.pi / 2 - math.atan2(places[upper, 1], places[upper, 0]))
+    angle = math.pi / 2 - math.atan2(places[upper, 1], places[upper, 0])
+    sine, cosine = math.sin(angle), math.cos(angle)
+    places = places @ np.array([[cosine, sine], [-sine, cosine]])
     if np.ptp(places[:, 1]) > 1.3 * np.ptp(places[:, 0]):
-        places = _turned(places, math.pi / 2)
+        places = np.stack([-places[:, 1], places[:, 0]], axis=1)
     apart = np.linalg.norm(places[:, None] - places[None], axis=2) + np.diag(np.full(n_nodes, np.inf))
     nearest = apart.min(axis=1)
     # No two nodes are nearer than .8 inch.
     return places * max(gap / float(np.median(nearest)), 0.8 / max(float(nearest.min()), 1e-3))
 
 
-def _turned(places: np.ndarray, angle: float) -> np.ndarray:
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return places @ turn.T
-
-
 def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:
-    """How many pairs of straight edges cross or lie on each other; pairs that share a node do not count.
+    """How many pairs of straight edges cross or touch; pairs that share a node do not count.
 
     Example:
         >>> square = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -95,16 +88,10 @@ def crossings(places: np.ndarray, edges: Sequence[tuple[int, int]]) -> int:
 def layered_layout(
     columns: Sequence[int], edges: Sequence[tuple[int, int]], *, across: float, along: float
 ) -> np.ndarray:
-    """Places `[node, xy]` in columns, each node near the height of its neighbors in other columns; centered in height.
+    """Places `[node, xy]` in columns (0 is leftmost) `across` apart, with at least `along` between a column's nodes.
 
-    In sweeps to and fro, the nodes of a column move to the mean height of their neighbors (Sugiyama's barycenters)
-    and are spread to the least distance, which leaves few crossings.
-
-    Args:
-        columns: Each node's column; 0 is the leftmost.
-        edges: Pairs of nodes.
-        across: Distance between columns.
-        along: Least distance between nodes of a column.
+    In sweeps to and fro, each column's nodes move to the mean height of their neighbors in other columns (Sugiyama's
+    barycenters) and are spread out, which leaves few crossings. Centered in height.
     """
     column = np.asarray(columns)
     neighbors: list[list[int]] = [[] for _ in columns]

@@ -1,8 +1,7 @@
 """Beliefs as colored points in the plane: where they lie, their color, and the image that any number of them makes.
 
 Three states: an equilateral triangle. Four: a tetrahedron seen from the side. More, or fewer: the principal axes of
-the *true* beliefs. All panels share one projection, so that a represented belief is drawn where it is, not where axes
-of its own would put it.
+the *true* beliefs. All panels share the true beliefs' projection.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
+from matplotlib.image import imsave
 from torch import Tensor
 
 from msp_lens.figures.style import Theme
@@ -25,34 +25,27 @@ TRIANGLE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch
 TETRAHEDRON = torch.tensor(
     [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 3**0.5 / 2, 0.0], [0.5, 3**0.5 / 6, (2 / 3) ** 0.5]], dtype=torch.float64
 )
+Beliefs = Float[Tensor, "prefix state"]
 Bounds = tuple[tuple[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """An affine map from beliefs to the plane; call it with beliefs.
-
-    Attributes:
-        axes: `[state, xy]`.
-        center: The belief drawn at the origin.
-        corners: Where the states lie, if the whole simplex is drawn.
-        hidden: Pairs of corners whose edge lies behind the simplex.
-        variance: The share of the true beliefs' variance along each axis, if these are principal axes.
-    """
+    """An affine map from beliefs to the plane; call it with beliefs."""
 
     axes: Float64[Tensor, "state xy"]
-    center: Float64[Tensor, "state"]
-    corners: Float64[Tensor, "state xy"] | None = None
-    hidden: frozenset[tuple[int, int]] = frozenset()
-    variance: tuple[float, ...] = ()
+    center: Float64[Tensor, "state"]  # the belief drawn at the origin
+    corners: Float64[Tensor, "state xy"] | None = None  # where the states lie, if the whole simplex is drawn
+    hidden: frozenset[tuple[int, int]] = frozenset()  # pairs of corners whose edge lies behind the simplex
+    variance: tuple[float, ...] = ()  # the share of the true beliefs' variance along each axis, for principal axes
 
-    def __call__(self, beliefs: Float[Tensor, "prefix state"]) -> Float64[Tensor, "prefix xy"]:
+    def __call__(self, beliefs: Beliefs) -> Float64[Tensor, "prefix xy"]:
         """Where the beliefs lie in the plane."""
         return (beliefs.double() - self.center) @ self.axes
 
     @property
     def edges(self) -> list[tuple[int, int]]:
-        """Pairs of corners that the simplex's edges join; none where it is not drawn."""
+        """Pairs of corners joined by an edge of the simplex; none where it is not drawn."""
         return list(itertools.combinations(range(0 if self.corners is None else len(self.corners)), 2))
 
     @property
@@ -66,22 +59,13 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Panels:
-    """What all panels of a figure share, and the points of each.
-
-    Attributes:
-        points: Title of a panel to its beliefs in the plane, row by row the same prefixes.
-        project: The projection.
-        bounds: The area that is shown.
-        colors: Each row's color, by its true belief.
-        weights: How much each row counts where rows share a grid cell.
-        states: The states' names.
-    """
+    """What all panels of a figure share, and the points of each by its title; a row is the same prefix in all."""
 
     points: dict[str, Float64[Tensor, "prefix xy"]]
     project: Projection
-    bounds: Bounds
-    colors: Float64[Tensor, "prefix rgb"]
-    weights: Float64[Tensor, "prefix"]
+    bounds: Bounds  # the area that is shown
+    colors: Float64[Tensor, "prefix rgb"]  # by true belief
+    weights: Float64[Tensor, "prefix"]  # how much each row counts where rows share a grid cell
     states: tuple[str, ...]
 
     @property
@@ -92,44 +76,50 @@ class Panels:
 
 
 def arranged(
-    beliefs: Mapping[str, Float[Tensor, "prefix state"]],
-    weights: Float[Tensor, "prefix"] | None,
-    states: Sequence[str] | None,
-    look: Theme,
+    beliefs: Mapping[str, Beliefs], weights: Float[Tensor, "prefix"] | None, states: Sequence[str] | None, look: Theme
 ) -> Panels:
-    """The panels of these beliefs, by title; the first are the true ones, which set projection, area and colors."""
+    """The panels of these beliefs, by title; the first are the true ones, which set projection, area and colors.
+
+    The area holds the whole simplex, or all true points and nearly all represented ones.
+    """
     true = next(iter(beliefs.values()))
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
     project = projection(true, counts)
     points = {title: project(each) for title, each in beliefs.items()}
-    # The colors as they are seen on the theme's paper: nearer to white where it is dark.
+    seen, *represented = points.values()
+    # The beliefs of a generalized process may lie outside the simplex.
+    around = map(without_outliers, represented) if project.corners is None else [project.corners]
+    # Colors are nearer to white on dark paper.
     colors = look.lift + (1 - look.lift) * belief_colors(true)
     names = tuple(states) if states is not None else tuple(map(str, range(true.shape[1])))
-    return Panels(points, project, bounds_of(project, list(points.values())), colors, counts, names)
+    return Panels(points, project, area_around(torch.cat([seen, *around])), colors, counts, names)
 
 
 def projection(
-    true: Float[Tensor, "prefix state"],
-    weights: Float64[Tensor, "prefix"],
-    *,
-    view: tuple[float, float] = (-72.0, 14.0),
+    true: Beliefs, weights: Float64[Tensor, "prefix"], *, view: tuple[float, float] = (-72.0, 14.0)
 ) -> Projection:
-    """The map to the plane for these true beliefs.
+    """The map to the plane for these true beliefs, weighted for principal axes.
 
-    Args:
-        true: The optimal observer's beliefs.
-        weights: How much each counts for principal axes.
-        view: For four states: degrees around the tetrahedron and above its base. Seen from the default, no corner
-            hides another and no edge is seen end on.
+    Four states are seen from `view`, degrees around the tetrahedron and above its base; by default no corner hides
+    another and no edge is seen end on.
     """
     n_states = true.shape[1]
     origin = torch.zeros(n_states, dtype=torch.float64)
     if n_states == 3:
         return Projection(TRIANGLE, origin, TRIANGLE)
     if n_states == 4:
-        seen, towards = _seen_from(view)
-        corners = TETRAHEDRON @ seen
-        return Projection(corners, origin, corners, _hidden_edges(towards))
+        around, above = map(math.radians, view)
+        # What a distant observer sees as right and up; their cross product points to the observer.
+        right = [-math.sin(around), math.cos(around), 0.0]
+        up = [-math.cos(around) * math.sin(above), -math.sin(around) * math.sin(above), math.cos(above)]
+        seen = torch.tensor([right, up], dtype=torch.float64).T
+        corners, depth = TETRAHEDRON @ seen, TETRAHEDRON @ torch.linalg.cross(*seen.unbind(1))
+        # A face looks away if the corner opposite is nearer to the observer than the center.
+        away = (depth > depth.mean()).tolist()
+        # An edge is hidden if both its faces look away: those opposite the two corners that it does not join.
+        pairs = itertools.combinations(range(4), 2)
+        hidden = frozenset(pair for pair in pairs if all(away[k] for k in range(4) if k not in pair))
+        return Projection(corners, origin, corners, hidden)
     true = true.double()
     axes, variance = principal_axes(true, weights, 2)
     padded = torch.nn.functional.pad(axes, (0, 2 - axes.shape[1]))
@@ -137,14 +127,12 @@ def projection(
 
 
 def belief_colors(
-    beliefs: Float[Tensor, "prefix state"], *, among: Float[Tensor, "other state"] | None = None
+    beliefs: Beliefs, *, among: Float[Tensor, "other state"] | None = None
 ) -> Float64[Tensor, "prefix rgb"]:
     """Red, green and blue in [0, 1]: the belief itself for three states, else its place on three principal axes.
 
-    Args:
-        beliefs: What is colored.
-        among: The beliefs that set the axes and their ranges; by default `beliefs`. Give the same for all pictures in
-            which a color has to mean the same belief.
+    The axes and their ranges are those of the beliefs `among`, by default of `beliefs`: give the same for all pictures
+    in which a color should mean the same belief.
     """
     beliefs = beliefs.double()
     if beliefs.shape[1] == 3:
@@ -167,25 +155,16 @@ def principal_axes(
     centered = beliefs - weights @ beliefs / weights.sum()
     sizes, vectors = torch.linalg.eigh(centered.T @ (centered * weights.unsqueeze(1)))
     axes = vectors.flip(1)[:, :count]
-    # An eigenvector's sign is arbitrary: fix it, so that a picture does not flip from run to run.
+    # An eigenvector's sign is arbitrary: fixed, it does not flip a picture from run to run.
     leading = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
     shares = sizes.flip(0).clamp(min=0) / sizes.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return axes * leading.sign(), tuple(shares[:count].tolist())
 
 
-def bounds_of(project: Projection, panels: Sequence[Float64[Tensor, "prefix xy"]]) -> Bounds:
-    """The area that all panels show: the whole simplex, or all true points and nearly all represented ones."""
-    true, *represented = panels
-    if project.corners is None:
-        return area_around(torch.cat([true, *map(without_outliers, represented)]))
-    # The beliefs of a generalized process may lie outside the simplex.
-    return area_around(torch.cat([project.corners, true]))
-
-
 def area_around(points: Float64[Tensor, "corner xy"], *, margin: float = 0.08) -> Bounds:
     """The area that shows all these points, with a margin that is a share of their extent."""
     low, high = points.amin(dim=0), points.amax(dim=0)
-    # A line or a single point still needs an area to be drawn in.
+    # A line or a single point needs an area too.
     extent = float((high - low).amax().clamp(min=1e-3))
     center = (low + high) / 2
     half = torch.maximum((high - low) / 2, torch.tensor(0.15 * extent, dtype=torch.float64)) + margin * extent
@@ -208,16 +187,16 @@ def density_image(
 ) -> np.ndarray:
     """An RGBA image, `[row, column, 4]`: each cell the mean color of its points, the more opaque the more they weigh.
 
-    So ten points or ten million stay crisp, and a file's size does not grow with them. Opacity follows the logarithm
-    of the cell's weight, from faint at its 2nd percentile to full at its 80th: rare words are visible without hiding
-    the common ones. Few points are drawn as discs, many as single cells. Points outside the bounds are left out.
+    Opacity follows the logarithm of the cell's weight, from faint at its 2nd percentile to full at its 80th: rare words
+    are visible without hiding the common ones. Few points are drawn as discs, many as single cells. Points outside the
+    bounds are not drawn.
     """
     (left, right), (bottom, top) = bounds
     height = max(1, round(pixels * (top - bottom) / (right - left)))
     column = ((points[:, 0] - left) / (right - left) * pixels).floor().long()
     row = ((points[:, 1] - bottom) / (top - bottom) * height).floor().long()
-    distinct = len(torch.unique(row * pixels + column))
     # Many points on few cells are drawn as large as those few cells allow.
+    distinct = len(torch.unique(row * pixels + column))
     n_points = distinct if distinct < 2_000 else len(points)
     # Radius of a disc in cells: about six for a hundred points, none from 200,000 on.
     radius = int(np.clip(round(pixels / 45 / max(n_points, 1) ** 0.25), 1, 8)) if n_points < 200_000 else 0
@@ -229,45 +208,21 @@ def density_image(
         r, c = row + shift_row, column + shift_column
         inside = (r >= 0) & (r < height) & (c >= 0) & (c < pixels)
         total.index_add_(0, (r * pixels + c)[inside], channels[inside])
-    filled = total[:, 3] > 0
+    filled, faintest = total[:, 3] > 0, 0.15
     image = torch.zeros(height * pixels, 4, dtype=torch.float64)
     image[filled, :3] = total[filled, :3] / total[filled, 3:4]
-    image[filled, 3] = _opacity(total[filled, 3])
+    image[filled, 3] = 1.0
+    if filled.any():
+        logs = total[filled, 3].log()
+        faint, full = torch.from_numpy(np.quantile(logs.numpy(), [0.02, 0.8]))
+        if full - faint >= 1e-9:
+            opacity = faintest + (1 - faintest) * (logs - faint) / (full - faint)
+            image[filled, 3] = opacity.clamp(faintest, 1)
     return image.reshape(height, pixels, 4).numpy()
 
 
 def png(image: np.ndarray) -> bytes:
     """An image `[row, column, rgba]` in [0, 1], its first row at the bottom, as a PNG file."""
-    from matplotlib.image import imsave
-
     buffer = io.BytesIO()
     imsave(buffer, image, origin="lower", format="png")
     return buffer.getvalue()
-
-
-def _opacity(cell_weights: Float64[Tensor, "cell"]) -> Float64[Tensor, "cell"]:
-    if len(cell_weights) == 0:
-        return cell_weights
-    faintest = 0.15
-    logs = cell_weights.log()
-    faint, full = torch.from_numpy(np.quantile(logs.numpy(), [0.02, 0.8]))
-    if full - faint < 1e-9:
-        return torch.ones_like(logs)
-    return (faintest + (1 - faintest) * (logs - faint) / (full - faint)).clamp(faintest, 1)
-
-
-def _seen_from(view: tuple[float, float]) -> tuple[Float64[Tensor, "xyz xy"], Float64[Tensor, "xyz"]]:
-    """What a distant observer sees as right and up, and the direction towards them."""
-    around, above = (math.radians(angle) for angle in view)
-    right = [-math.sin(around), math.cos(around), 0.0]
-    up = [-math.cos(around) * math.sin(above), -math.sin(around) * math.sin(above), math.cos(above)]
-    towards = [math.cos(around) * math.cos(above), math.sin(around) * math.cos(above), math.sin(above)]
-    return torch.tensor([right, up], dtype=torch.float64).T, torch.tensor(towards, dtype=torch.float64)
-
-
-def _hidden_edges(towards: Float64[Tensor, "xyz"]) -> frozenset[tuple[int, int]]:
-    """Edges of the tetrahedron between two faces that both face away."""
-    # The normal of the face opposite a corner points away from that corner.
-    away = [bool(float((TETRAHEDRON.mean(dim=0) - corner) @ towards) < 0) for corner in TETRAHEDRON]
-    pairs = itertools.combinations(range(4), 2)
-    return frozenset(pair for pair in pairs if all(away[face] for face in range(4) if face not in pair))

@@ -1,50 +1,48 @@
 """Scores of probes as curves: R² by rank and by position, the crossover with windows, and distances between beliefs.
 
-Near 1, what matters in an R² is how much it lacks: where scores are high, equal steps up the axis divide the share that
-is left unexplained, 1 - R², by equal factors.
+Where scores come near 1, equal steps up the axis divide the unexplained share, 1 - R², by equal factors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from msp_lens.figures.labels import spread_out
-from msp_lens.figures.style import Theme, ThemeName, finished, legend_beside, marker, new_figure, ordered_colors
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from msp_lens.figures.style import (
+    Curves,
+    Theme,
+    ThemeName,
+    Values,
+    finished,
+    legend_beside,
+    marker,
+    new_figure,
+    ordered_colors,
+)
 
 # An unexplained share below this is rounding: the axis reaches 1 there.
 LEAST_LEFT = 1e-7
-# Scores below this say no more than "worse than the mean", and would squeeze the others.
+# Lower scores all say "worse than the mean", and would squeeze the others.
 LOWEST = -1.0
 
 
 def plot_r2(
-    places: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
+    places: Values,
+    curves: Curves,
     *,
     xlabel: str,
     title: str = "",
     ylabel: str = "R² of beliefs, held out",
     theme: ThemeName = "light",
 ) -> Figure:
-    """R² over ranks or positions, a curve for each site in the order of the forward pass.
-
-    Args:
-        places: Ranks, or positions.
-        curves: Site to R² at each place; NaN where there is none.
-        xlabel: What the places are.
-        title: Over the figure.
-        ylabel: Which R² it is.
-        theme: `"light"` or `"dark"`.
-    """
-    figure, look = new_figure(6.8, 3.8, theme)
-    axis = figure.subplots()
+    """R² over ranks or positions, a curve for each site in the order of the forward pass; NaN leaves a gap."""
+    figure, (axis,), look = new_figure(6.8, 3.8, theme)
     colors = ordered_colors(len(curves), look)
     for index, ((name, values), color) in enumerate(zip(curves.items(), colors, strict=True)):
         axis.plot(places, values, color=color, marker=marker(index), markersize=5, linewidth=1.3, label=name)
@@ -56,24 +54,13 @@ def plot_r2(
 
 
 def plot_crossover(
-    lengths: Sequence[int],
-    windows: Mapping[str, Sequence[float]],
-    sites: Mapping[str, float],
-    *,
-    title: str = "Probes of the network and windows of the last k tokens",
-    theme: ThemeName = "light",
+    lengths: Sequence[int], windows: Curves, sites: Mapping[str, float], *, theme: ThemeName = "light"
 ) -> Figure:
-    """R² of windows over their length, and of each site as a level, with a ring where the first window overtakes it.
+    """Held-out R² of windows over their length k, and of each site as a level, ringed where a window first reaches it.
 
-    Args:
-        lengths: Tokens in the windows, k.
-        windows: Kind of window to R² held out at each length; NaN where there is none.
-        sites: Site to R² held out.
-        title: Over the figure.
-        theme: `"light"` or `"dark"`.
+    `windows` has a curve for each kind of window, NaN where there is none.
     """
-    figure, look = new_figure(7.6, 4.4, theme)
-    axis = figure.subplots()
+    figure, (axis,), look = new_figure(7.6, 4.4, theme)
     for index, (name, values) in enumerate(windows.items()):
         axis.plot(lengths, values, color=look.color(index), marker=marker(index), markersize=6, label=name)
     scale_r2(axis, [*sites.values(), *(value for values in windows.values() for value in values)])
@@ -86,7 +73,8 @@ def plot_crossover(
         if len(overtaken):
             axis.plot(lengths[overtaken[0]], value, "o", markersize=11, mfc="none", mec=look.ink)
     _name_levels(axis, sites, look)
-    axis.set(xlabel="tokens in the window, k", ylabel="R² of beliefs, held out", xticks=lengths, title=title)
+    axis.set(xlabel="tokens in the window, k", ylabel="R² of beliefs, held out", xticks=lengths)
+    axis.set_title("Probes of the network and windows of the last k tokens")
     axis.legend(frameon=False, loc="lower right")
     return finished(figure, look)
 
@@ -101,39 +89,30 @@ def plot_distances(
 ) -> Figure:
     """Distances between represented beliefs over other distances of the same pairs; the more pairs, the darker.
 
-    Args:
-        represented: `[pair]`, distance in the network.
-        against: What the other distances are between, to their values `[pair]` and the R² in the panel's title.
-        weights: `[pair]`, how much each counts; all alike by default.
-        ylabel: What the distances in the network are between.
-        theme: `"light"` or `"dark"`.
+    Arrays are `[pair]`. `against` maps what the other distances are between to their values and the R² in the panel's
+    title; `weights` says how much each pair counts (default: all alike), `ylabel` what the represented distances are.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
-    from matplotlib.colors import LogNorm
-
     counts = np.ones(len(represented)) if weights is None else weights / weights.mean()
-    figure, look = new_figure(4.6 * len(against), 4.2, theme)
-    axes = figure.subplots(1, len(against), squeeze=False, sharey=True)[0]
+    figure, axes, look = new_figure(4.6 * len(against), 4.2, theme, columns=len(against), sharey=True)
     for axis, (name, (distances, r2)) in zip(axes, against.items(), strict=True):
         density, xs, ys = np.histogram2d(distances, represented, bins=120, weights=counts)
         shown = np.ma.masked_less_equal(density.T, 0)
         norm = LogNorm(vmin=max(shown.min(), 1e-4 * shown.max()), vmax=shown.max())
-        # Dark on light paper and light on dark: the densest cells stand out most.
-        color_map = "Blues" if theme == "light" else "Blues_r"
-        axis.pcolormesh(xs, ys, shown, cmap=color_map, norm=norm, rasterized=True)
-        ends = np.array([xs[0], xs[-1]])
-        # A line needs two distances; the residuals' own weights are the roots of the pairs'.
+        # The densest cells stand out most: dark on light paper, light on dark.
+        axis.pcolormesh(xs, ys, shown, cmap="Blues" if theme == "light" else "Blues_r", norm=norm, rasterized=True)
+        # A slope needs two different distances; polyfit weighs residuals, not their squares.
         degree = int(np.ptp(distances) > 0)
         line = np.polyfit(distances, represented, degree, w=np.sqrt(counts))
-        axis.plot(ends, np.polyval(line, ends), color=look.color(1), linewidth=1.2)
+        axis.plot(xs[[0, -1]], np.polyval(line, xs[[0, -1]]), color=look.color(1), linewidth=1.2)
         axis.set(xlabel=f"distance between {name}", title=f"R² {r2:.4f}", xlim=(0, None), ylim=(0, None))
     axes[0].set_ylabel(ylabel)
     return finished(figure, look)
 
 
-def scale_r2(axis: Axes, values: Sequence[float]) -> None:
-    """Stretch the axis towards 1 where scores come near it, and fit its ends to them."""
+def scale_r2(axis: Axes, values: Values) -> None:
+    """Fit the axis to the scores, and stretch it toward 1 where they come near it."""
     finite = np.asarray([value for value in values if np.isfinite(value)])
     if len(finite) == 0:
         return
@@ -147,17 +126,14 @@ def scale_r2(axis: Axes, values: Sequence[float]) -> None:
     pad = 0.06 * (ends[1] - ends[0]) + 0.02
     bottom, top = _unstretched(np.array([ends[0] - pad, ends[1] + pad]))
     axis.set_ylim(bottom, top)
+    nines = np.array([-1.0, 0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999, 1.0])
+    between = np.array([0.2, 0.7, 0.8, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998])
     # Scores between the nines are named only where there is room.
-    ticks = _within((-1.0, 0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999, 1.0), bottom, top)
-    if len(ticks) <= 3:
-        ticks += _within((0.2, 0.7, 0.8, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998), bottom, top)
-    axis.set_yticks(sorted(ticks))
+    is_sparse = ((nines >= bottom) & (nines <= top)).sum() <= 3
+    ticks = np.concatenate([nines, between]) if is_sparse else nines
+    axis.set_yticks(sorted(ticks[(ticks >= bottom) & (ticks <= top)]))
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:.7g}")
-
-
-def _within(values: Sequence[float], low: float, high: float) -> list[float]:
-    return [value for value in values if low <= value <= high]
 
 
 def _stretched(r2: np.ndarray) -> np.ndarray:
@@ -173,19 +149,10 @@ def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
     # A level below the axis is named at its foot.
     low, high = axis.get_ylim()
     shown = {name: min(max(value, low), high) for name, value in levels.items() if not np.isnan(value)}
-    to_axes = axis.get_yaxis_transform(which="grid")
-    heights = axis.transAxes.inverted().transform(
-        axis.transData.transform([(axis.get_xlim()[0], value) for value in shown.values()])
-    )[:, 1]
+    places = axis.transData.transform([(axis.get_xlim()[0], value) for value in shown.values()])
+    heights = spread_out(axis.transAxes.inverted().transform(places)[:, 1], gap=0.045)
     line = {"arrowstyle": "-", "color": look.faint, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
-    for (name, value), height in zip(shown.items(), spread_out(heights, gap=0.045), strict=True):
-        axis.annotate(
-            f"{name} {levels[name]:.4f}",
-            xy=(1.0, value),
-            xycoords=to_axes,
-            xytext=(1.04, height),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8,
-            arrowprops=line,
-        )
+    style: Any = {"xycoords": axis.get_yaxis_transform(which="grid"), "textcoords": "axes fraction", "arrowprops": line}
+    for (name, value), height in zip(shown.items(), heights, strict=True):
+        text = f"{name} {levels[name]:.4f}"
+        axis.annotate(text, xy=(1.0, value), xytext=(1.04, height), va="center", fontsize=8, **style)

@@ -1,36 +1,33 @@
 """Beliefs on the simplex: the fractal of the true beliefs, and what a network makes of it.
 
-A belief over three states is a point of an equilateral triangle, its color the belief itself as (red, green, blue).
-Four states make a tetrahedron; beliefs over more are projected on the principal axes of the *true* beliefs, the same
-for all panels.
+A belief over three states is a point of an equilateral triangle, its color the belief itself as (red, green, blue); for
+other numbers of states see `projections`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from msp_lens.figures.labels import Box, around, first_free, subscript, text_box
-from msp_lens.figures.projections import Panels, Projection, arranged, density_image
+from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
 from msp_lens.figures.style import Picture, Theme, ThemeName, finished, new_figure, theme_named, write_centered
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Width of a panel of `plot_beliefs`, in inches.
 PANEL = 5.2
 
 
 def plot_beliefs(
-    true: Float[Tensor, "prefix state"],
-    represented: Mapping[str, Float[Tensor, "prefix state"]],
+    true: Beliefs,
+    represented: Mapping[str, Beliefs],
     *,
     weights: Float[Tensor, "prefix"] | None = None,
     states: Sequence[str] | None = None,
@@ -46,7 +43,7 @@ def plot_beliefs(
 
     Args:
         true: The optimal observer's beliefs.
-        represented: Panel title (a layer's, say) to the beliefs read in a network, row by row those of `true`.
+        represented: Panel title (a layer, say) to the beliefs read in a network, each row the same prefix as in `true`.
         weights: How much each row counts where rows share a grid cell; all alike by default.
         states: Names of the states, for the corners.
         path: Rows of the prefixes of one word, shortest first: its path is drawn in every panel.
@@ -56,8 +53,7 @@ def plot_beliefs(
         theme: `"light"` or `"dark"`.
 
     Raises:
-        ValueError: if there is not one of `path_tokens` for each row of `path`, or represented beliefs do not have
-            the shape of the true ones.
+        ValueError: if `path_tokens` and `path` differ in length, or represented and true beliefs in shape.
 
     Returns:
         A matplotlib figure that belongs to no window.
@@ -66,16 +62,14 @@ def plot_beliefs(
         raise ValueError(f"path has {len(path)} rows and path_tokens {len(path_tokens)}: give one token for each row.")
     for name, beliefs in represented.items():
         if beliefs.shape != true.shape:
-            raise ValueError(
-                f"{name}: {tuple(beliefs.shape)}; the true beliefs are {tuple(true.shape)}: give a row for each."
-            )
-    panels = arranged(
-        {f"True beliefs: {len(true):,} prefixes": true} | dict(represented), weights, states, theme_named(theme)
-    )
-    across = min(columns, len(panels.points))
-    down = -(-len(panels.points) // across)
-    figure, look = new_figure(PANEL * across, (PANEL * panels.aspect + 0.3) * down, theme)
-    axes = figure.subplots(down, across, squeeze=False).flatten()
+            shapes = f"{tuple(beliefs.shape)}; the true beliefs are {tuple(true.shape)}"
+            raise ValueError(f"{name}: {shapes}: give a row for each.")
+    beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
+    panels = arranged(beliefs_of, weights, states, theme_named(theme))
+    across = min(columns, len(beliefs_of))
+    down = -(-len(beliefs_of) // across)
+    height = (PANEL * panels.aspect + 0.3) * down
+    figure, axes, look = new_figure(PANEL * across, height, theme, rows=down, columns=across)
     for axis, name in zip(axes, panels.points, strict=False):
         _draw_panel(axis, panels, name, look)
         axis.set_title(name)
@@ -87,8 +81,8 @@ def plot_beliefs(
 
 
 def plot_positions(
-    true: Float[Tensor, "prefix state"],
-    represented: Mapping[str, Float[Tensor, "prefix state"]],
+    true: Beliefs,
+    represented: Mapping[str, Beliefs],
     positions: Int[Tensor, "prefix"],
     *,
     shown: Sequence[int] | None = None,
@@ -99,18 +93,11 @@ def plot_positions(
 ) -> Figure:
     """Beliefs by position: a column each, the true ones in the first row and represented ones below.
 
-    Args:
-        true: The optimal observer's beliefs.
-        represented: Row title to the beliefs read in a network, row by row those of `true`.
-        positions: The position of each prefix's last token.
-        shown: Which positions; by default up to six, evenly spaced from the first to the last.
-        weights: How much each prefix counts; all alike by default.
-        states: Names of the states, for the corners.
-        title: Over the whole figure.
-        theme: `"light"` or `"dark"`.
+    Args as for `plot_beliefs`; `positions` has the position of each prefix's last token, and `shown` says which of them
+    are drawn, by default up to six, evenly spaced from the first to the last.
 
     Raises:
-        ValueError: if a position has no prefix.
+        ValueError: if a position in `shown` has no prefix.
     """
     there = positions.unique().tolist()
     if shown is None:
@@ -119,14 +106,14 @@ def plot_positions(
     if missing := [position for position in shown if position not in there]:
         raise ValueError(f"shown has position {missing[0]}; prefixes end at positions {there[0]} to {there[-1]}.")
     panels = arranged({"true": true} | dict(represented), weights, states, theme_named(theme))
-    width, n_rows = 2.5, len(panels.points)
-    figure, look = new_figure(width * len(shown) + 0.4, (width * panels.aspect + 0.2) * n_rows + 0.4, theme)
-    axes = figure.subplots(n_rows, len(shown), squeeze=False)
-    for line, name in zip(axes, panels.points, strict=True):
-        for axis, position in zip(line, shown, strict=True):
-            _draw_panel(axis, panels, name, look, rows=positions == position, pixels=500)
-        line[0].text(-0.04, 0.5, name, transform=line[0].transAxes, rotation=90, ha="right", va="center")
-    for axis, position in zip(axes[0], shown, strict=True):
+    side, down, across = 2.5, len(panels.points), len(shown)
+    width, height = side * across + 0.4, (side * panels.aspect + 0.2) * down + 0.4
+    figure, axes, look = new_figure(width, height, theme, rows=down, columns=across)
+    for axis, (name, position) in zip(axes, itertools.product(panels.points, shown), strict=True):
+        _draw_panel(axis, panels, name, look, rows=positions == position, pixels=500)
+    for axis, name in zip(axes[::across], panels.points, strict=True):
+        axis.text(-0.04, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center")
+    for axis, position in zip(axes[:across], shown, strict=True):
         axis.set_title(f"position {position}: {int((positions == position).sum()):,}", fontsize=10)
     return _completed(figure, panels.project, title, look)
 
@@ -136,21 +123,14 @@ def draw_simplex(axis: Axes, project: Projection, states: Sequence[str], look: T
     if project.corners is None:
         return
     for pair in project.edges:
-        ends = project.corners[list(pair)]
         style = ":" if pair in project.hidden else "-"
-        axis.plot(ends[:, 0], ends[:, 1], color=look.faint, linewidth=0.8, linestyle=style, zorder=0)
+        axis.plot(*project.corners[list(pair)].T, color=look.faint, linewidth=0.8, linestyle=style, zorder=0)
     for place, name in zip(project.state_places, states, strict=True):
         write_centered(axis, place, name, size=10, color=look.soft)
 
 
 def _draw_panel(
-    axis: Axes,
-    panels: Panels,
-    name: str,
-    look: Theme,
-    *,
-    rows: Tensor | slice = slice(None),
-    pixels: int = 900,
+    axis: Axes, panels: Panels, name: str, look: Theme, *, rows: Tensor | slice = slice(None), pixels: int = 900
 ) -> None:
     (x, y), points = panels.bounds, panels.points[name][rows]
     image = density_image(points, panels.colors[rows], panels.weights[rows], panels.bounds, pixels=pixels)
@@ -162,8 +142,6 @@ def _draw_panel(
 
 def _draw_path(axis: Axes, panels: Panels, name: str, rows: Tensor, tokens: Sequence[str], look: Theme) -> None:
     """The points joined by arrows, each labeled by its token with the position as a subscript."""
-    from matplotlib.patheffects import withStroke
-
     points, colors = panels.points[name][rows].numpy(), panels.colors[rows].numpy()
     halo = [withStroke(linewidth=2.5, foreground=look.paper)]
     unit = (panels.bounds[0][1] - panels.bounds[0][0]) / PANEL
@@ -175,16 +153,16 @@ def _draw_path(axis: Axes, panels: Panels, name: str, rows: Tensor, tokens: Sequ
     taken = [Box(x, y, 0.1 * unit, 0.1 * unit) for x, y in points]
     taken += [Box(x, y, 0.2 * unit, 0.2 * unit) for x, y in panels.project.state_places]
     center = (float(points[:, 0].mean()), float(points[:, 1].mean()))
-    for index, ((x, y), token) in enumerate(zip(points, tokens, strict=False)):
+    for index, (point, token) in enumerate(zip(points, tokens, strict=False)):
         text = f"{token}{subscript(index)}"
-        places = around((x, y), text_box(text, 10, unit=unit), gap=0.07 * unit, away_from=center)
+        places = around(point, text_box(text, 10, unit=unit), gap=0.07 * unit, away_from=center)
         box = places[first_free(places, taken)]
         taken.append(box)
         write_centered(axis, (box.x, box.y), text, size=10, color=look.ink, path_effects=halo, zorder=5)
 
 
 def _completed(figure: Picture, project: Projection, title: str | None, look: Theme) -> Picture:
-    """The figure with its title, and what the axes are where the simplex itself is not drawn."""
+    """The figure with its title, and with a name for its axes where the simplex is not drawn."""
     if project.corners is None and project.axes.shape[0] > 2:
         first, second = (f"{share:.0%}" for share in project.variance)
         label = f"principal axes of the true beliefs, {first} and {second} of their variance"

@@ -1,13 +1,12 @@
-"""How all figures look: a light and a dark theme, and a figure that belongs to no window.
+"""How all figures look: a light and a dark theme in Okabe & Ito's colors, which all kinds of color vision tell apart.
 
-The colors are Okabe & Ito's palette, which readers with any kind of color vision can tell apart. Nothing here touches
-matplotlib's global settings.
+Nothing here touches matplotlib's global settings.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,64 +19,34 @@ from matplotlib.text import Text
 from PIL import Image
 
 ThemeName = Literal["light", "dark"]
+# Numbers in order, such as a curve's heights; and curves by name.
+Values = Sequence[float]
+Curves = Mapping[str, Values]
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colors of a figure.
+    """The colors of a figure."""
 
-    Attributes:
-        paper: Background.
-        ink: Text and axes.
-        soft: Secondary text.
-        faint: Outlines and grids.
-        wash: Areas in the background, such as controls.
-        lift: How far colors that encode data are moved towards white, to be visible on this paper.
-        palette: Series, in the order in which they are used; the first two are the main ones.
-        shades: The range of viridis for things that come in an order.
-    """
-
-    paper: str
-    ink: str
-    soft: str
-    faint: str
-    wash: str
-    lift: float
-    palette: tuple[str, ...]
-    shades: tuple[float, float]
+    paper: str  # background
+    ink: str  # text and axes
+    soft: str  # secondary text
+    faint: str  # outlines and grids
+    wash: str  # areas in the background, such as controls
+    lift: float  # how far colors that encode data move toward white, to be visible on this paper
+    palette: tuple[str, ...]  # colors of series, in order of use
+    shades: tuple[float, float]  # the range of viridis for things that come in an order
 
     def color(self, index: int) -> str:
-        """The color of a series; they repeat when there are more series than colors."""
+        """The color of a series; colors repeat when there are more series."""
         return self.palette[index % len(self.palette)]
 
 
+_LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#595959", "#999999", "#cccccc")
+_DARK = ("#56B4E9", "#E69F00", "#00B386", "#CC79A7", "#F0E442", "#E8743B", "#ffffff", "#b3b3b3", "#808080", "#555a63")
 THEMES = {
-    "light": Theme(
-        paper="#ffffff",
-        ink="#1a1a1a",
-        soft="#595959",
-        faint="#bfbfbf",
-        wash="#dedede",
-        lift=0.0,
-        palette=(
-            *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
-            *("#000000", "#595959", "#999999", "#cccccc"),
-        ),
-        shades=(0.0, 0.85),
-    ),
-    "dark": Theme(
-        paper="#14161a",
-        ink="#ececec",
-        soft="#b3b3b3",
-        faint="#555a63",
-        wash="#3a3f47",
-        lift=0.3,
-        palette=(
-            *("#56B4E9", "#E69F00", "#00B386", "#CC79A7", "#F0E442", "#E8743B"),
-            *("#ffffff", "#b3b3b3", "#808080", "#555a63"),
-        ),
-        shades=(0.3, 1.0),
-    ),
+    "light": Theme("#ffffff", "#1a1a1a", "#595959", "#bfbfbf", "#dedede", lift=0.0, palette=_LIGHT, shades=(0.0, 0.85)),
+    "dark": Theme("#14161a", "#ececec", "#b3b3b3", "#555a63", "#3a3f47", lift=0.3, palette=_DARK, shades=(0.3, 1.0)),
 }
 
 
@@ -93,25 +62,24 @@ class Picture(Figure):
 
 
 def theme_named(name: str) -> Theme:
-    """The theme of that name.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The theme of that name; raises ValueError if there is none."""
     if name not in THEMES:
         raise ValueError(f"theme={name!r}: there are {' and '.join(map(repr, THEMES))}.")
     return THEMES[name]
 
 
-def new_figure(width: float, height: float, theme: str) -> tuple[Picture, Theme]:
-    """An empty figure of that size in inches, and its theme."""
+def new_figure(
+    width: float, height: float, theme: str, *, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Picture, list[Axes], Theme]:
+    """An empty figure of that size in inches, its axes row by row, and its theme; options are those of `subplots`."""
     look = theme_named(theme)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
-    return Picture(figsize=(width, height), layout=layout, facecolor=look.paper), look
+    figure = Picture(figsize=(width, height), layout=layout, facecolor=look.paper)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options).flatten().tolist(), look
 
 
 def finished(figure: Picture, look: Theme) -> Picture:
-    """The figure, with axes and text in the theme's colors unless they were given others, and no spare spines."""
+    """The figure without spare spines, its axes in the theme's colors, and its text too unless colored already."""
     for axis in figure.axes:
         axis.set_facecolor("none")
         axis.tick_params(which="both", colors=look.soft, labelcolor=look.ink)
@@ -125,13 +93,13 @@ def finished(figure: Picture, look: Theme) -> Picture:
 
 
 def legend_beside(axis: Axes, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
-    """A legend to the right of the axes, where it hides nothing; by default of all artists that have a label."""
+    """A legend to the right of the axes, where it hides nothing; by default of all labeled artists."""
     given = (handles, labels) if handles else axis.get_legend_handles_labels()
     axis.legend(*given, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def write_centered(axis: Axes, place: tuple[float, float], text: str, *, size: float, color: str, **more: Any) -> None:
-    """Write a text, in which `$` has no meaning, centered at a place."""
+    """Write text centered at a place; `$` stands for itself."""
     axis.text(*place, text, ha="center", va="center", fontsize=size, color=color, parse_math=False, **more)
 
 
@@ -141,6 +109,6 @@ def marker(index: int) -> str:
 
 
 def ordered_colors(count: int, look: Theme) -> list[str]:
-    """Colors for things that come in an order, such as layers: along viridis, ever lighter."""
+    """Colors for things that come in an order, such as layers: along viridis, from dark to light."""
     low, high = look.shades
     return [to_hex(colormaps["viridis"](low + (high - low) * i / max(count - 1, 1))) for i in range(count)]

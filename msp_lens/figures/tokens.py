@@ -1,7 +1,6 @@
 """A word token by token, as HTML: colored by belief, and circuitsvis's views of attention and of read-outs.
 
-Every view is one self-contained piece of HTML that shows in a notebook, can be saved as a page, and fetches nothing.
-Those of circuitsvis carry its script, 1.3 MB each.
+Every view is self-contained and fetches nothing. Those of circuitsvis carry its script, 1.3 MB each.
 """
 
 from __future__ import annotations
@@ -54,16 +53,10 @@ def word_view(
     among: Float[Tensor, "prefix state"] | None = None,
     theme: ThemeName = "light",
 ) -> Html:
-    """A word in the colors of beliefs: a line for the true beliefs, say, and one for those read at each site.
+    """A word in the colors of beliefs, with a line for the true beliefs, say, and one for those read at each site.
 
-    Under each token is the likeliest state with its probability; the whole belief shows on hover.
-
-    Args:
-        tokens: The word.
-        beliefs: Title of a line (`"true"`, a site's label) to the belief after each token.
-        states: Names of the states.
-        among: For more than three states, the beliefs that set the colors; see `belief_colors`.
-        theme: `"light"` or `"dark"`.
+    Under each token is the likeliest state with its probability; the whole belief shows on hover. `beliefs` maps each
+    line's title to the belief after each token; for more than three states, `among` sets the colors (`belief_colors`).
 
     Raises:
         ValueError: if a line does not have a belief for each token.
@@ -78,10 +71,9 @@ def word_view(
         _check_length(len(tokens), len(values), f"beliefs[{name!r}]")
     first = next(iter(beliefs.values()))
     names = list(states) if states is not None else [str(i) for i in range(first.shape[1])]
-    reference = first if among is None else among
     lines = []
     for name, values in beliefs.items():
-        colors = belief_colors(values, among=reference).tolist()
+        colors = belief_colors(values, among=first if among is None else among).tolist()
         cells = [_cell(*parts, names) for parts in zip(tokens, values.tolist(), colors, strict=True)]
         lines.append((name, cells))
     markup = render_template("msp_lens.figures", "word.html", look=look, positions=range(len(tokens)), lines=lines)
@@ -97,7 +89,7 @@ def _cell(token: str, belief: Sequence[float], color: Sequence[float], states: S
         "belief": ", ".join(f"{state} {p:.3f}" for state, p in zip(states, belief, strict=True)),
         "likeliest": f"{states[likeliest]} {probability}",
         "rgb": (red, green, blue),
-        # Dark letters on light colors and the other way round, by the luminance that screens give the channels.
+        # Dark letters on light colors and the other way round, by luminance.
         "ink": "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "#fff",
     }
 
@@ -116,27 +108,15 @@ def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key
 
     for axis, size in (("rows", pattern.shape[1]), ("columns", pattern.shape[2])):
         _check_length(len(tokens), size, f"pattern's {axis}")
-    view = attention_patterns(
-        tokens=[f"{position}: {token}" for position, token in enumerate(tokens)],
-        attention=pattern.detach().cpu().float(),
-    )
+    numbered = [f"{position}: {token}" for position, token in enumerate(tokens)]
+    view = attention_patterns(tokens=numbered, attention=pattern.detach().cpu().float())
     return Html(_well_formed(view.local_src), f"Attention over {' '.join(tokens)}")
 
 
 def readout_view(
-    tokens: Sequence[str],
-    readouts: Float[Tensor, "site pos state"],
-    *,
-    sites: Sequence[str],
-    states: Sequence[str],
+    tokens: Sequence[str], readouts: Float[Tensor, "site pos state"], *, sites: Sequence[str], states: Sequence[str]
 ) -> Html:
-    """Circuitsvis's view of what is read at each site: tokens shaded by the probability of a state of your choice.
-
-    Args:
-        tokens: The word.
-        readouts: The belief read at each site after each token.
-        sites: Labels of the sites.
-        states: Names of the states.
+    """Circuitsvis's view of the belief read at each site after each token, shaded by the state of your choice.
 
     Raises:
         ValueError: if the numbers of tokens, sites or states are not the read-outs'.
@@ -158,12 +138,7 @@ def readout_view(
 
 
 def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, states: Sequence[str]) -> Html:
-    """Circuitsvis's view of one belief after each token: tokens shaded by the probability of a state of your choice.
-
-    Args:
-        tokens: The word.
-        beliefs: The belief after each token.
-        states: Names of the states.
+    """Circuitsvis's view of one belief after each token, shaded by the probability of the state of your choice.
 
     Raises:
         ValueError: if the numbers of tokens or states are not the beliefs'.
@@ -182,6 +157,6 @@ def _well_formed(markup: str) -> str:
 
 
 def _check_length(expected: int, found: int, what: str, *, of: str = "token") -> None:
-    # circuitsvis accepts a mismatch silently and draws something else.
+    # Circuitsvis accepts a mismatch silently and draws something else.
     if expected != found:
         raise ValueError(f"{what} has length {found} and there are {expected} {of}s: give one for each {of}.")
