@@ -16,11 +16,7 @@ Result = TypeVar("Result")
 
 
 def run_each(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    *,
-    n_jobs: int = -1,
-    was_started: Callable[[Item], bool],
+    function: Callable[[Item], Result], items: Sequence[Item], *, n_jobs: int = -1, was_started: Callable[[Item], bool]
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Each item with what the function makes of it, as they are done; with an exception where its worker died.
 

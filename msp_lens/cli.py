@@ -47,12 +47,10 @@ ProcessName = Annotated[
     typer.Argument(help="A process of the catalog; msp-lens processes lists them.", autocompletion=_complete_process),
 ]
 Parameters = Annotated[
-    list[str] | None,
-    typer.Option("--param", "-p", help="A parameter of the process, as name=value. Repeatable."),
+    list[str] | None, typer.Option("--param", "-p", help="A parameter of the process, as name=value. Repeatable.")
 ]
 Preset = Annotated[
-    str,
-    typer.Option(help="Recipe of model and training: quick, paper or shai2024.", autocompletion=_complete_preset),
+    str, typer.Option(help="Recipe of model and training: quick, paper or shai2024.", autocompletion=_complete_preset)
 ]
 ModelPath = Annotated[Path, typer.Argument(help="A saved model: the folder of a run, or a .safetensors file.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a training.")]
@@ -128,11 +126,7 @@ def processes(as_json: AsJson = False, debug: Debug = False) -> None:
 
 @app.command()
 def msp(
-    process: ProcessName,
-    param: Parameters = None,
-    plot: Picture = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    process: ProcessName, param: Parameters = None, plot: Picture = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Describe a process in theory: its mixed-state presentation, its entropies, and what a probe can tell apart.
 

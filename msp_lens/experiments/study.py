@@ -146,14 +146,7 @@ def run(
     write_json(folder / CONFIG_FILE, config)
     # A former training in the folder is never resumed: it was refused, or is overwritten.
     trained = train(
-        process,
-        preset=preset,
-        config=training,
-        seed=seed,
-        device=device,
-        out=folder,
-        resume=False,
-        progress=progress,
+        process, preset=preset, config=training, seed=seed, device=device, out=folder, resume=False, progress=progress
     )
     return _report(trained, config, folder, emergence=emergence, device=device, progress=progress)
 

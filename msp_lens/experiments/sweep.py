@@ -211,13 +211,7 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
     seed, measures = decisive["seed"], decisive["measures"]
     started = time.perf_counter()
     trained = train(
-        process,
-        ModelConfig(**decisive["model"]),
-        config=training,
-        seed=seed,
-        device=device,
-        out=folder,
-        progress=False,
+        process, ModelConfig(**decisive["model"]), config=training, seed=seed, device=device, out=folder, progress=False
     )
     read = {"sites": measures["sites"], "weighting": measures["weighting"], "controls": measures["controls"]}
     report = probe(trained.model, process, **read, seed=seed, progress=False)
