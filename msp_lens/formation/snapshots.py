@@ -36,10 +36,7 @@ class Snapshot:
 
 
 def recoveries(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By site, what steering, the placebo and the donor recovered: the rows of `intervene(…, edits="steer")`.
-
-    `used` is steering's recovery on the scale from the placebo (0) to the donor (1).
-    """
+    """By site, what steering, the placebo and the donor recovered, from the rows of `intervene(…, edits="steer")`."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         columns = found.setdefault(row["site"], {})

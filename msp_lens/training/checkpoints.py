@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +33,11 @@ class SavedCheckpoint:
     step: int
     tokens: int
     path: Path
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The model's config, the process and the provenance, as JSON; from the file's header, read once."""
+        return json.loads(read_header(self.path).get("msp_lens", "{}"))
 
     def load(self, *, device: str | torch.device = "cpu") -> Checkpoint:
         """The model, with its process and provenance; see `load_checkpoint`."""
@@ -78,4 +85,7 @@ def _described(path: Path) -> SavedCheckpoint:
     provenance = description.get("provenance") or {}
     if not {"step", "tokens"} <= provenance.keys():
         raise ValueError(f"{path} was not saved by a training of msp_lens: move it elsewhere.")
-    return SavedCheckpoint(provenance["step"], provenance["tokens"], path)
+    saved = SavedCheckpoint(provenance["step"], provenance["tokens"], path)
+    # Fills the cached property.
+    vars(saved)["description"] = description
+    return saved
