@@ -198,7 +198,12 @@ def report(
 
 
 def _report(
-    trained: TrainingRun, config: dict[str, Any], folder: Path, emergence: bool, device: str | torch.device, progress: bool
+    trained: TrainingRun,
+    config: dict[str, Any],
+    folder: Path,
+    emergence: bool,
+    device: str | torch.device,
+    progress: bool,
 ) -> Study:
     """Probe, intervene, and write the files."""
     process = trained.process

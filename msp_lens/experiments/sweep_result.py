@@ -151,7 +151,9 @@ class SweepResult(TableView):
         """A line for each combination of the settings that vary, with means over seeds."""
         table = self.to_dataframe()
         names = [name for name in self._varying() if name != "seed"] or ["process"]
-        measured = [name for name in ("skill", "steer", "placebo", "donor") if name in table and table[name].notna().any()]
+        measured = [
+            name for name in ("skill", "steer", "placebo", "donor") if name in table and table[name].notna().any()
+        ]
         lines = []
         for key, group in table.groupby(names, sort=False, dropna=False):
             done = group.loc[group["status"] == "done"]

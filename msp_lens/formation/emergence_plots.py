@@ -75,16 +75,18 @@ class EmergencePlots:
             raise ValueError(
                 "There are no words or models to run: load with Emergence.load(folder, checkpoints=…, dataset=…)."
             )
-        captions, frames = [], []
+        represented: dict[str, list] = {f"represented at {site}": [] for site in chosen}
+        captions = []
         for saved, snapshot in zip(self.checkpoints, self.snapshots, strict=True):
             model = saved.load(device=device).model
             if model_fingerprint(model) != snapshot.report.provenance["model_fingerprint"]:
                 raise ValueError(f"{saved.path} has changed since it was probed: call emergence() again.")
             probes = [snapshot.report[site] for site in chosen]
-            frames.append(read_beliefs(model, self.dataset, probes, batch_size=batch_size))
+            read = read_beliefs(model, self.dataset, probes, batch_size=batch_size)
+            for frames, beliefs in zip(represented.values(), read, strict=True):
+                frames.append(beliefs)
             r2 = probes[0].scores.held_out.r2
             captions.append(f"step {snapshot.step:,}    {count_text(snapshot.tokens)} tokens    R² {r2:.4f}")
-        represented = {f"represented at {site}": [*each] for site, each in zip(chosen, zip(*frames), strict=True)}
         curves = {"MSE of beliefs": curve(self.snapshots, "MSE held out", chosen[0])}
         if not any(map(math.isnan, self._regrets)):
             curves["regret (nats)"] = self._regrets

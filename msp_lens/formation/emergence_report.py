@@ -169,8 +169,8 @@ class Emergence(TableView):
         error = self._curve("MSE held out")
         lines = [
             f"{len(self)} checkpoint{'s' * (len(self) > 1)} of {given['process']['name']}, each probed on the same "
-            f"{given['words']:,} words of {given['n_ctx']} tokens ({which}), weighted by {given['weighting']}. Held out "
-            "by prefix; regret is E KL(optimal ‖ model), nats, the mean over positions.",
+            f"{given['words']:,} words of {given['n_ctx']} tokens ({which}), weighted by {given['weighting']}. Held "
+            "out by prefix; regret is E KL(optimal ‖ model), nats, the mean over positions.",
             f"MSE at {best} is {error[0]:.2g} at step {first.step:,}",
         ]
         # Half of the first checkpoint's error is left where the coarse shape is there, a tenth where the detail is.
@@ -198,7 +198,11 @@ class Emergence(TableView):
         """A line for each checkpoint: the site that is best at the end, and all sites together."""
         shown = pd.DataFrame(index=pd.Index([f"{each.step:,}" for each in self.snapshots], name="step"))
         shown["tokens"] = [count_text(each.tokens) for each in self.snapshots]
-        columns = {"regret": ("regret", 5), f"R² {self.best_site}": ("R² held out", 4), "in-sample": ("R² in-sample", 4)}
+        columns = {
+            "regret": ("regret", 5),
+            f"R² {self.best_site}": ("R² held out", 4),
+            "in-sample": ("R² in-sample", 4),
+        }
         for heading, (column, digits) in {**columns, "MSE": ("MSE held out", 6)}.items():
             shown[heading] = [f"{value:.{digits}f}" for value in self._curve(column)]
         skill = self._curve("skill")

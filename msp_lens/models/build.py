@@ -113,20 +113,19 @@ def build_model(
 def _built(fields: dict[str, Any], *, as_bridge: bool) -> Any:
     """The model on the CPU, from those fields that its config class accepts in this version."""
     if as_bridge:
-        from transformer_lens.config import TransformerBridgeConfig as Config
+        from transformer_lens.config import TransformerBridgeConfig
         from transformer_lens.model_bridge import TransformerBridge
 
-        build = TransformerBridge.boot_native
+        kind, build = TransformerBridgeConfig, TransformerBridge.boot_native
         # A HookedTransformer's config holds the actual scale, √d_head; a bridge's holds -1 for this default.
-        omitted = {"attn_scale", "original_architecture"}
+        fields = {key: value for key, value in fields.items() if key not in ("attn_scale", "original_architecture")}
     else:
-        from transformer_lens import HookedTransformer as build
-        from transformer_lens import HookedTransformerConfig as Config
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-        omitted = set()
-    accepted = {field.name for field in dataclasses.fields(Config)} - omitted
+        kind, build = HookedTransformerConfig, HookedTransformer
+    accepted = {field.name for field in dataclasses.fields(kind)}
     known = {key: value for key, value in fields.items() if key in accepted}
-    return build(Config(**known | {"device": "cpu", "seed": None}))
+    return build(kind(**known | {"device": "cpu", "seed": None}))
 
 
 def config_fields(model: HookedModel) -> dict[str, Any]:
