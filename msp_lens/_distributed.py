@@ -34,7 +34,7 @@ def is_main() -> bool:
 
 
 def share(n: int) -> slice:
-    """This process's part of `n` words, contiguous, all within one word in size; `ValueError` if some would be empty."""
+    """The part of `n` words that this process takes: contiguous, of even size; `ValueError` if some would be empty."""
     count, index = process_count(), process_index()
     if n < count:
         raise ValueError(f"{n} words for {count} processes: start at most {n} processes.")

@@ -64,8 +64,7 @@ class Study:
         necessity: Whether the belief is needed, and whether it is enough.
         bayes_consistency: Whether the beliefs read follow the dynamics of the process.
         prediction_consistency: Whether the model predicts what the beliefs read imply.
-        skipped: Name of each experiment that is not possible for this process and model, with the reason; its field is
-            `None`.
+        skipped: Name of each experiment that is not possible here, with the reason; its field is `None`.
         folder: The folder with all files.
         emergence: How beliefs formed, if it was asked for and the run kept checkpoints.
     """
@@ -282,8 +281,6 @@ def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False)
         raise ValueError(f"out={str(folder)!r} is a file: give a folder.")
     present = [file for file in RUN_FILES if (folder / file).exists()]
     if present and not overwrite:
-        raise ValueError(
-            f"out={str(folder)!r} already holds a run ({', '.join(present)}): give another folder, or overwrite it "
-            "with overwrite=True (--overwrite)."
-        )
+        remedy = "give another folder, or overwrite it with overwrite=True (--overwrite)."
+        raise ValueError(f"out={str(folder)!r} already holds a run ({', '.join(present)}): {remedy}")
     return folder

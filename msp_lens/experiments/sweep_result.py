@@ -42,11 +42,10 @@ class SweepRun:
     found: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, result: Mapping[str, Any], folder: Path) -> SweepRun:
+    def of(cls, found: Mapping[str, Any], folder: Path) -> SweepRun:
         """The run in a folder, from its `result.json`."""
-        error = result.get("error")
-        message = f"{error['type']}: {error['message']}" if error else None
-        return cls(dict(result["settings"]), folder, result["status"], message, result)
+        error = "{type}: {message}".format(**found["error"]) if "error" in found else None
+        return cls(dict(found["settings"]), folder, found["status"], error, found)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -151,18 +150,18 @@ class SweepResult(TableView):
         """A line for each combination of the settings that vary, with means over seeds."""
         table = self.to_dataframe()
         names = [name for name in self._varying() if name != "seed"] or ["process"]
-        measured = [
-            name for name in ("skill", "steer", "placebo", "donor") if name in table and table[name].notna().any()
-        ]
+        known = table.columns[table.notna().any()]
+        measured = [name for name in ("steer", "placebo", "donor") if name in known]
         lines = []
+        key: Any  # A tuple, for a list of names.
         for key, group in table.groupby(names, sort=False, dropna=False):
             done = group.loc[group["status"] == "done"]
             line = dict(zip(names, key, strict=True)) | {"runs": f"{len(done)} of {len(group)}"}
             for column, digits in (("regret", 5), ("R² held out", 4), ("R² concatenated", 4), ("MSE held out", 6)):
                 line[column] = _mean(done, column, digits)
-            if "skill" in measured:
+            if "skill" in known:
                 line["skill"] = skill_text(float(done["skill"].mean()), digits=2)
-            line |= {column: _mean(done, column, 2) for column in measured if column != "skill"}
+            line |= {column: _mean(done, column, 2) for column in measured}
             lines.append(line)
         return pd.DataFrame(lines).set_index(names[0])
 

@@ -1,7 +1,7 @@
 """Emergence: the same words probed at every checkpoint of a training.
 
-At each checkpoint every site and their concatenation are probed in one pass, which gives the regret as well; on
-request, beliefs are also written back, because a belief that can be read need not be used yet.
+One pass at each checkpoint gives the probes and the regret. Steering, on request, shows whether a belief that can be
+read is used yet.
 """
 
 from __future__ import annotations
@@ -135,10 +135,8 @@ def _check_alike(checkpoints: Sequence[SavedCheckpoint]) -> None:
     process, model = _process(first), first.description["model"]
     for other in others:
         if (its_own := _process(other)) != process:
-            raise ValueError(
-                f"{other.path} was trained on {its_own!r}, {first.path} on {process!r}: give the checkpoints of one "
-                "training."
-            )
+            trained = f"{other.path} was trained on {its_own!r}, {first.path} on {process!r}"
+            raise ValueError(f"{trained}: give the checkpoints of one training.")
         changed = other.description["model"]
         differing = [
             f"{field.name} is {changed.get(field.name)}, not {model.get(field.name)}"
@@ -146,10 +144,8 @@ def _check_alike(checkpoints: Sequence[SavedCheckpoint]) -> None:
             if changed.get(field.name) != model.get(field.name)
         ]
         if differing:
-            raise ValueError(
-                f"{other.path} is of another architecture than {first.path}: {', '.join(differing)}. Give the "
-                "checkpoints of one training."
-            )
+            what = f"{other.path} is of another architecture than {first.path}: {', '.join(differing)}"
+            raise ValueError(f"{what}. Give the checkpoints of one training.")
 
 
 def _process(saved: SavedCheckpoint) -> Process | None:

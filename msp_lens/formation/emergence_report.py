@@ -67,9 +67,9 @@ class Emergence(TableView):
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each checkpoint and site.
 
-        R² is over all coordinates, MSE per coordinate, and regret the mean over positions in nats. If beliefs were
-        written: the share of KL to the target's optimum that `steer`, `placebo` and `donor` recover, and `used`,
-        steering's on a scale from the placebo (0) to the donor (1); NaN where there was nothing to recover.
+        R² is over all coordinates, MSE per coordinate, and regret the mean over positions in nats. With interventions:
+        the share of KL to the target's optimum that `steer`, `placebo` and `donor` recover, and `used`, steering's on
+        a scale from the placebo (0) to the donor (1); NaN where there was nothing to recover.
         """
         return snapshot_table(self.snapshots)
 
@@ -102,9 +102,7 @@ class Emergence(TableView):
         return self._since([value >= threshold for value in self._curve(column, site)])
 
     def rank_correlation(self, site: str | None = None, *, in_sample: bool = False) -> float:
-        """Spearman's rank correlation of regret and MSE over the checkpoints: 1 if they fall together.
-
-        NaN if there are fewer than three checkpoints or the regret is not known.
+        """Spearman's rank correlation of regret and MSE over the checkpoints: 1 if they fall together, NaN if unknown.
 
         Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
         """
@@ -115,11 +113,9 @@ class Emergence(TableView):
         return float(stats.spearmanr(regret, error).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
     def save(self, folder: str | Path) -> Path:
-        """Write everything but the models and words to a folder: the probes of each checkpoint, and `emergence.json`.
-
-        The JSON is written last, so a folder that has one is complete.
-        """
+        """Write each checkpoint's probes and `emergence.json` to a folder; the models and words are not saved."""
         folder = Path(folder)
+        # The JSON is written last, so a folder that has one is complete.
         (folder / TABLE_FILE).unlink(missing_ok=True)
         snapshots = []
         for each in self.snapshots:
@@ -179,9 +175,8 @@ class Emergence(TableView):
                 lines[-1] += f", {share:g} of that from step {since:,} on"
         lines[-1] += f", and {error[-1]:.2g} at step {last.step:,}."
         if not math.isnan(correlation := self.rank_correlation()):
-            lines.append(
-                f"Spearman's rank correlation of regret and MSE over the checkpoints: {correlation:.2f} at {best}."
-            )
+            what = "Spearman's rank correlation of regret and MSE over the checkpoints"
+            lines.append(f"{what}: {correlation:.2f} at {best}.")
         if last.interventions is not None:
             used = self.onset("used", 0.5)
             since = f"from step {used:,} on" if used is not None else "not at the end"

@@ -125,7 +125,7 @@ def _built(fields: dict[str, Any], *, as_bridge: bool) -> Any:
         kind, build = HookedTransformerConfig, HookedTransformer
     accepted = {field.name for field in dataclasses.fields(kind)}
     known = {key: value for key, value in fields.items() if key in accepted}
-    return build(kind(**known | {"device": "cpu", "seed": None}))
+    return cast(Any, build)(kind(**known | {"device": "cpu", "seed": None}))
 
 
 def config_fields(model: HookedModel) -> dict[str, Any]:
@@ -145,10 +145,9 @@ def weights(model: HookedModel) -> dict[str, Tensor]:
 
 
 def load_weights(model: HookedModel, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict of either TransformerLens version into the model; every weight must have its place.
+    """Load a state dict of either TransformerLens version into the model.
 
-    Raises:
-        ValueError: if weights are missing, left over or of another shape. The model is then unchanged.
+    It raises `ValueError`, and leaves the model unchanged, if weights are missing, left over or of another shape.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED_BUFFERS)}
     module = cast(Any, model)

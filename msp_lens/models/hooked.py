@@ -29,34 +29,34 @@ class HookedModel(Protocol):
     @property
     def hook_dict(self) -> Mapping[str, Any]:
         """The hook points by name."""
+        ...
 
     def __call__(self, tokens: Tensor) -> Any:
         """Logits `[batch, pos, d_vocab]` for a language model."""
+        ...
 
     def hooks(self, fwd_hooks: list[Any]) -> AbstractContextManager:
         """Add pairs of hook name and `hook(activation, hook)`, removed at the end of the context."""
+        ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights."""
+        ...
 
     def modules(self) -> Iterator[nn.Module]:
         """The modules, itself included."""
+        ...
 
     def train(self, mode: bool = True) -> Any:
         """Set training or evaluation mode."""
+        ...
 
 
 def site_index(model: HookedModel) -> SiteIndex:
-    """The sites of the model, from its own `hook_dict`.
-
-    Raises:
-        TypeError: if it has no `hook_dict`.
-    """
+    """The sites of the model, from its own `hook_dict`; `TypeError` if it has none."""
     if not isinstance(getattr(model, "hook_dict", None), Mapping):
-        raise TypeError(
-            f"A {type(model).__name__} has no hook_dict: give a HookedTransformer, a TransformerBridge or any other "
-            "HookedRootModule."
-        )
+        remedy = "give a HookedTransformer, a TransformerBridge or any other HookedRootModule."
+        raise TypeError(f"A {type(model).__name__} has no hook_dict: {remedy}")
     return SiteIndex(
         {name: id(point) for name, point in model.hook_dict.items()},
         n_heads=_config(model, "n_heads"),
@@ -147,9 +147,8 @@ def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> N
             f"Tokens run from {least} to {most}; the model's are {allowed}. Map a process's symbols with a TokenMap."
         )
     if longest is not None and tokens.shape[1] > longest:
-        raise ValueError(
-            f"Words of {tokens.shape[1]} tokens are longer than the model's context of {longest}: shorten them."
-        )
+        n_ctx = tokens.shape[1]
+        raise ValueError(f"Words of {n_ctx} tokens are longer than the model's context of {longest}: shorten them.")
 
 
 def context_length(model: HookedModel) -> int | None:

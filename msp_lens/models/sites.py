@@ -72,16 +72,12 @@ class Site:
     def take(self, activation: Tensor) -> Float[Tensor, "batch pos feature"]:
         """The site's features in its hook's activation: the head's, or those of all heads side by side. Not copied.
 
-        Raises:
-            ValueError: if the activation is neither `[batch, pos, feature]` nor `[batch, pos, head, feature]`, or has
-                no such head.
+        It raises `ValueError` if the activation's shape does not fit the site.
         """
         shape = tuple(activation.shape)
         if activation.ndim not in (3, 4) or _ATTENTION.fullmatch(self.hook):
-            raise ValueError(
-                f"{self.name} has activations of shape {shape}; a site's are [batch, pos, d_model], or "
-                "[batch, pos, head, d_head]. Choose another site."
-            )
+            rule = "a site's are [batch, pos, d_model], or [batch, pos, head, d_head]. Choose another site."
+            raise ValueError(f"{self.name} has activations of shape {shape}; {rule}")
         if self.head is None:
             return activation if activation.ndim == 3 else activation.flatten(2)
         if activation.ndim == 3 or self.head >= shape[2]:
@@ -320,10 +316,10 @@ def _order(name: str) -> tuple[float, int]:
     found = re.match(r"blocks\.(\d+)\.(.*)", name)
     if not found:
         return math.inf, 0
-    part = found[2]
+    layer, part = int(found[1]), found[2]
     if part in _PARTS:
-        return int(found[1]), 2 * _PARTS.index(part)
-    return int(found[1]), 1 if "attn" in part or part.startswith("ln1") else 5
+        return layer, 2 * _PARTS.index(part)
+    return layer, 1 if "attn" in part or part.startswith("ln1") else 5
 
 
 def _shown(sites: Any) -> str:
