@@ -1,7 +1,4 @@
-"""Checks of options and numbers that many functions share: one rule, one message, in one place.
-
-Every message names the value, the rule and the remedy.
-"""
+"""Checks of options and numbers that many functions share. Every message names the value, the rule and the remedy."""
 
 from __future__ import annotations
 
@@ -29,11 +26,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def check_at_least(name: str, value: float | None, minimum: float, reason: str = "") -> None:
     """Raise `ValueError` if the value is below the minimum (or NaN); `None` stands for a default and passes.
 
-    Args:
-        name: The option's name.
-        value: What was given.
-        minimum: The smallest value allowed.
-        reason: Why, for the message: "cross-validation needs at least two folds".
+    The reason is for the message: "cross-validation needs at least two folds".
     """
     if value is not None and not value >= minimum:
         because = f" ({reason})" if reason else ""
@@ -51,12 +44,9 @@ def is_finite(values: Tensor) -> bool:
 
 
 def check_finite(values: Tensor, where: str, remedy: str) -> None:
-    """Raise `ValueError` naming the place, the first bad row and the remedy if a number is NaN or infinite.
+    """Raise `ValueError` with the first bad row if a number is NaN or infinite.
 
-    Args:
-        values: Any numbers, rows first.
-        where: What they are and where they come from: "blocks.0.hook_resid_post in batch 3".
-        remedy: What to do about it, a whole sentence.
+    The place is such as "blocks.0.hook_resid_post in batch 3", the remedy a whole sentence.
     """
     if not is_finite(values):
         row = int((~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero()[0])

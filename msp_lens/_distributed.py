@@ -1,8 +1,7 @@
 """The processes that share the work under `torchrun` or `accelerate launch`, and how they talk to each other.
 
-Every process runs the same script. Whatever is random is drawn alike in all of them, from the seed, and only then are
-the words shared out, so the number of processes changes no draw. Where torch.distributed is not initialized there is
-one process, number 0, and none of these functions communicates.
+Every process runs the same script and makes the same random draws; only then are the words divided, so the number of
+processes changes no draw. Without torch.distributed there is one process, number 0, and nothing communicates.
 """
 
 from __future__ import annotations
@@ -35,11 +34,7 @@ def is_main() -> bool:
 
 
 def share(n: int) -> slice:
-    """The part of `n` words that this process takes: contiguous, and at most one word smaller than any other.
-
-    Raises:
-        ValueError: if there are fewer words than processes.
-    """
+    """The part of `n` words that this process takes: contiguous, of even size; `ValueError` if some would be empty."""
     count, index = process_count(), process_index()
     if n < count:
         raise ValueError(f"{n} words for {count} processes: start at most {n} processes.")
@@ -48,8 +43,7 @@ def share(n: int) -> slice:
 
 def own_path(path: str | Path) -> Path:
     """A path for this process alone, `moments.0-of-2.safetensors`; the path itself if there is one process."""
-    path = Path(path)
-    count = process_count()
+    path, count = Path(path), process_count()
     return path.with_suffix(f".{process_index()}-of-{count}{path.suffix}") if count > 1 else path
 
 

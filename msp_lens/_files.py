@@ -57,12 +57,7 @@ def without_nan(value: Any) -> Any:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without reading its tensors.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged.
-    """
+    """The metadata of a safetensors file, without reading its tensors; errors as for `read_tensors`."""
     with _opened(path) as file:
         return file.metadata() or {}
 

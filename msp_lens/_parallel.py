@@ -1,7 +1,7 @@
-"""Work shared out by joblib, so that processes, or a Dask or Ray cluster, serve by joblib's own backends.
+"""Work distributed by joblib, on whatever backend `joblib.parallel_config` chooses: processes, Dask, Ray.
 
-A worker that dies (killed for memory, say) takes all work in flight with it. Which item killed it is found by doing
-those that had been started again, each alone; the others go on.
+A worker that dies (killed for memory, say) takes all work in flight with it. To find the item that killed it, each item
+that had been started is done again alone.
 """
 
 from __future__ import annotations
@@ -16,24 +16,16 @@ Result = TypeVar("Result")
 
 
 def run_each(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    *,
-    n_jobs: int = -1,
-    was_started: Callable[[Item], bool],
+    function: Callable[[Item], Result], items: Sequence[Item], *, n_jobs: int = -1, was_started: Callable[[Item], bool]
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """Each item with what the function makes of it, as they are done; with an exception where its worker died.
-
-    Within `joblib.parallel_config(backend=…)` the work is done by that backend.
+    """Each item with its result as soon as it is done, or with an exception if its worker died.
 
     Args:
-        function: What to do. It should not raise.
-        items: With what.
+        function: What to do with an item. It should not raise.
+        items: The items.
         n_jobs: How many at once; -1 for as many as there are cores, or workers in a cluster. 1 is this very process.
-        was_started: Whether work on an item was begun: all others are innocent of a worker's death.
-
-    Raises:
-        Exception: what joblib raised, if no item had been started.
+        was_started: Whether work on an item was begun; only such an item can have killed its worker. If a worker dies
+            and there is none, joblib's exception is raised.
     """
     left = list(enumerate(items))
     while left:
@@ -44,27 +36,20 @@ def run_each(
                 yield items[index], result
             return
         except Exception as error:
-            left = [(index, item) for index, item in left if index not in done]
-            suspects = [(index, item) for index, item in left if was_started(item)]
+            left = [pair for pair in left if pair[0] not in done]
+            suspects = [pair for pair in left if was_started(pair[1])]
             if not suspects:
                 raise
             left = [pair for pair in left if pair not in suspects]
-            yield from _one_by_one(function, suspects, error)
-
-
-def _one_by_one(
-    function: Callable[..., Any], suspects: Sequence[tuple[int, Item]], error: Exception
-) -> Iterator[tuple[Item, Any]]:
-    if len(suspects) == 1:
-        yield suspects[0][1], error
-        return
-    for index, item in suspects:
-        try:
-            # Two jobs for one item: with one joblib would run it in this process, and that would die.
-            ((_, result),) = _results(function, [(index, item)], 2)
-            yield item, result
-        except Exception as its_own:
-            yield item, its_own
+            for pair in suspects:
+                result: Any = error
+                if len(suspects) > 1:
+                    try:
+                        # Two jobs for one item: with one joblib would run it in this process, and that would die.
+                        ((_, result),) = _results(function, [pair], 2)
+                    except Exception as its_own:
+                        result = its_own
+                yield pair[1], result
 
 
 def _results(function: Callable[..., Any], pairs: Sequence[tuple[int, Any]], n_jobs: int) -> Iterator[Any]:

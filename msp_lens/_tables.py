@@ -48,14 +48,9 @@ class TableView:
 def to_text(
     table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), left: Sequence[str] = (), width: int = 120
 ) -> str:
-    """The table with its title and notes as plain text, for a `repr`.
+    """The table as plain text, for a `repr`; values are never cut off.
 
-    Args:
-        table: What to show; values are converted by `str` and never cut off.
-        title: Above the table.
-        notes: Below the table, each on lines of its own.
-        left: Columns to align on the left, such as words.
-        width: Characters in a line of the notes.
+    The notes are wrapped to `width` characters, and the columns in `left`, such as words, are aligned left.
     """
     from rich import box
     from rich.console import Console
@@ -80,25 +75,17 @@ def to_text(
 
 
 def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shades: pd.DataFrame | None = None) -> str:
-    """The table with its title and notes as HTML, for a notebook or a page.
-
-    Args:
-        table: What to show; values are converted by `str`.
-        title: Above the table.
-        notes: Below the table, a paragraph each.
-        shades: How dark to shade the cells of some columns, 0 to 1, row by row; NaN for no shade.
-    """
-    dark = {} if shades is None else {name: shades[name].tolist() for name in shades}
+    """The table as HTML, for a notebook or a page; `shades` says how dark to shade some columns' cells, 0 to 1."""
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [table.index.name or "", *table.columns])
-    body = "".join(
-        f"<tr><th>{html.escape(str(label))}</th>"
-        + "".join(
-            f"<td{_shade(dark[name][place]) if name in dark else ''}>{html.escape(str(value))}</td>"
-            for name, value in zip(table.columns, row, strict=True)
-        )
-        + "</tr>"
-        for place, (label, row) in enumerate(table.iterrows())
-    )
+    body = ""
+    for place, (label, row) in enumerate(table.iterrows()):
+        body += f"<tr><th>{html.escape(str(label))}</th>"
+        for name, value in zip(table.columns, row, strict=True):
+            shade = shades[name].iloc[place] if shades is not None and name in shades else 0
+            # A blue over any background, light enough for text of any color.
+            blue = f' style="background: rgba(0, 114, 178, {0.4 * min(float(shade), 1):.2f})"' if shade > 0 else ""
+            body += f"<td{blue}>{html.escape(str(value))}</td>"
+        body += "</tr>"
     remarks = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
         f'<div class="msp-lens-table"><h3>{html.escape(title)}</h3>'
@@ -106,13 +93,6 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
         '<div class="msp-lens-scroll" style="overflow-x: auto" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
-
-
-def _shade(value: float) -> str:
-    if pd.isna(value) or value <= 0:
-        return ""
-    # A blue over any background, light enough for text of any color.
-    return f' style="background: rgba(0, 114, 178, {0.4 * min(float(value), 1):.2f})"'
 
 
 def skill_text(skill: float, *, digits: int = 3) -> str:
@@ -124,8 +104,8 @@ def skill_text(skill: float, *, digits: int = 3) -> str:
 
 def json_records(rows: Iterable[Mapping[Any, Any]]) -> list[dict[str, Any]]:
     """Rows for JSON, with null for undefined values."""
-    return [{str(key): None if _is_undefined(value) else value for key, value in row.items()} for row in rows]
 
+    def plain(value: Any) -> Any:
+        return None if pd.api.types.is_scalar(value) and pd.isna(value) else value
 
-def _is_undefined(value: Any) -> bool:
-    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+    return [{str(key): plain(value) for key, value in row.items()} for row in rows]

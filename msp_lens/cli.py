@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,39 +43,24 @@ def _complete_preset(incomplete: str) -> list[str]:
     return [name for name in PRESETS if name.startswith(incomplete)]
 
 
-ProcessName = Annotated[
-    str,
-    typer.Argument(help="A process of the catalog; msp-lens processes lists them.", autocompletion=_complete_process),
-]
-Parameters = Annotated[
-    list[str] | None,
-    typer.Option("--param", "-p", help="A parameter of the process, as name=value. Repeatable."),
-]
-Preset = Annotated[
-    str,
-    typer.Option(help="Recipe of model and training: quick, paper or shai2024.", autocompletion=_complete_preset),
-]
+_PROCESS_HELP = "A process of the catalog; msp-lens processes lists them."
+_WEIGHTING_HELP = "How much each prefix counts: probability, sequence (as in the paper) or prefix."
+_SEED_HELP = "Seed of everything random."
+_PRESET_HELP = "Recipe of model and training: quick, paper or shai2024."
+_SITE_HELP = "A hook name, a label such as 2_post, a glob such as '*_mid', or all. Repeatable."
+_OTHER_HELP = "A process of the catalog. By default the one the model was trained on."
+_PARAMETER_HELP = "A parameter of the process, as name=value. Repeatable."
+ProcessName = Annotated[str, typer.Argument(help=_PROCESS_HELP, autocompletion=_complete_process)]
+Parameters = Annotated[list[str] | None, typer.Option("--param", "-p", help=_PARAMETER_HELP)]
+Preset = Annotated[str, typer.Option(help=_PRESET_HELP, autocompletion=_complete_preset)]
 ModelPath = Annotated[Path, typer.Argument(help="A saved model: the folder of a run, or a .safetensors file.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a training.")]
-OtherProcess = Annotated[
-    str | None,
-    typer.Option(
-        "--process",
-        help="A process of the catalog. By default the one the model was trained on.",
-        autocompletion=_complete_process,
-    ),
-]
-Sites = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--site", "-s", help="A hook name, a label such as 2_post, a glob such as '*_mid', or all. Repeatable."
-    ),
-]
-WEIGHTING_HELP = "How much each prefix counts: probability, sequence (as in the paper) or prefix."
-Weighting = Annotated[str, typer.Option(help=WEIGHTING_HELP)]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-RunWeighting = Annotated[str | None, typer.Option("--weighting", help=f"{WEIGHTING_HELP} By default as in the run.")]
-RunSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random. By default as in the run.")]
+OtherProcess = Annotated[str | None, typer.Option("--process", help=_OTHER_HELP, autocompletion=_complete_process)]
+Sites = Annotated[list[str] | None, typer.Option("--site", "-s", help=_SITE_HELP)]
+Weighting = Annotated[str, typer.Option(help=_WEIGHTING_HELP)]
+Seed = Annotated[int, typer.Option(help=_SEED_HELP)]
+RunWeighting = Annotated[str | None, typer.Option("--weighting", help=f"{_WEIGHTING_HELP} By default as in the run.")]
+RunSeed = Annotated[int | None, typer.Option("--seed", help=f"{_SEED_HELP} By default as in the run.")]
 Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, …")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -104,7 +90,7 @@ def run(
         chosen = _process(process, param)
         place.folder = studies.choose_folder(out, chosen.name, overwrite=overwrite)
         options: dict[str, Any] = {"preset": preset, "weighting": weighting, "seed": seed, "device": device}
-        _show_study(studies.run(chosen, out=place.folder, overwrite=overwrite, **options), as_json=as_json)
+        _show_study(studies.run(chosen, out=place.folder, overwrite=overwrite, **options), as_json)
 
 
 @app.command()
@@ -123,16 +109,12 @@ def processes(as_json: AsJson = False, debug: Debug = False) -> None:
             "Where all of them do, a probe cannot tell beliefs from predictions.",
         ]
         table = catalog_table()
-        _show(to_text(table, title="Processes", notes=notes), table.reset_index().to_dict("records"), as_json=as_json)
+        _show(to_text(table, title="Processes", notes=notes), table.reset_index().to_dict("records"), as_json)
 
 
 @app.command()
 def msp(
-    process: ProcessName,
-    param: Parameters = None,
-    plot: Picture = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
+    process: ProcessName, param: Parameters = None, plot: Picture = None, as_json: AsJson = False, debug: Debug = False
 ) -> None:
     """Describe a process in theory: its mixed-state presentation, its entropies, and what a probe can tell apart.
 
@@ -142,9 +124,7 @@ def msp(
         from msp_lens.beliefs import describe
 
         found = describe(_process(process, param))
-        if plot is not None:
-            found.plot().savefig(plot)
-        _show(found, found.to_dict(), as_json=as_json)
+        _show(found, found.to_dict(), as_json, plot)
 
 
 @app.command()
@@ -170,6 +150,7 @@ def train(
     with _command(debug) as place:
         from dataclasses import replace
 
+        from msp_lens.experiments.study import training_numbers
         from msp_lens.training import recipe
         from msp_lens.training import train as train_model
 
@@ -183,13 +164,8 @@ def train(
         trained = train_model(
             chosen, preset=preset, config=config, seed=seed, device=device, out=place.folder, resume=not fresh
         )
-        result = {
-            "folder": str(place.folder),
-            "regret_nats": trained.regret.tolist(),
-            "optimum_nats": trained.optimum.tolist(),
-            "seconds": trained.seconds,
-        }
-        _show(f"{trained!r}\n\nModel: {place.folder}", result, as_json=as_json)
+        result = {"folder": str(place.folder), **training_numbers(trained)}
+        _show(f"{trained!r}\n\nModel: {place.folder}", result, as_json)
 
 
 @app.command()
@@ -226,9 +202,7 @@ def probe(
         report = probe_model(loaded.model, chosen, sites=_sites(site), untrained=untrained, **options)
         if out is not None:
             report.save(out)
-        if plot is not None:
-            report.plot().savefig(plot)
-        _show(report, report.to_dict(), as_json=as_json)
+        _show(report, report.to_dict(), as_json, plot)
 
 
 @app.command()
@@ -263,19 +237,10 @@ def intervene(
         loaded, chosen = _model(model, process, param, device)
         options = _run_options(model, weighting, seed)
         report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, **options)
-        found = intervene_on(
-            loaded.model,
-            chosen,
-            probes=report,
-            positions=position or None,
-            edits=edit or None,
-            targets=target or "another word",
-            n_words=n_words,
-            seed=options["seed"],
-        )
-        if plot is not None:
-            found.plot().savefig(plot)
-        _show(found, found.to_dict(), as_json=as_json)
+        asked: dict[str, Any] = {"positions": position or None, "edits": edit or None, "n_words": n_words}
+        asked |= {"targets": target or "another word", "seed": options["seed"]}
+        found = intervene_on(loaded.model, chosen, probes=report, **asked)
+        _show(found, found.to_dict(), as_json, plot)
 
 
 @app.command()
@@ -303,15 +268,13 @@ def emergence(
         checkpoints = saved_checkpoints(run)
         options = _run_options(checkpoints[0].path, weighting, seed)
         found = probe_checkpoints(checkpoints, sites=_sites(site), interventions=steer, device=device, **options)
-        if plot is not None:
-            found.plot().savefig(plot)
         if gif is not None or page is not None:
             movie = found.plot.movie(device=device)
             if gif is not None:
                 movie.save_gif(gif)
             if page is not None:
                 movie.save_html(page)
-        _show(found, found.to_dataframe().to_dict("records"), as_json=as_json)
+        _show(found, found.to_dataframe().to_dict("records"), as_json, plot)
 
 
 @app.command()
@@ -332,19 +295,16 @@ def report(
 
         place.folder = run
         options: dict[str, Any] = {"weighting": weighting, "seed": seed, "device": device}
-        _show_study(studies.report(run, **options), as_json=as_json)
-
-
-class _Place:
-    """The folder a command writes to, for the message if it is interrupted."""
-
-    folder: Path | None = None
+        _show_study(studies.report(run, **options), as_json)
 
 
 @contextlib.contextmanager
-def _command(debug: bool, plot: Path | None = None) -> Iterator[_Place]:
-    """Check the path of the picture, print an error as one line, and say what an interruption left in the folder."""
-    place = _Place()
+def _command(debug: bool, plot: Path | None = None) -> Iterator[SimpleNamespace]:
+    """Check the path of the picture, print an error as one line, and say what an interruption left in the folder.
+
+    The command sets the folder on what it is given.
+    """
+    place = SimpleNamespace(folder=None)
     try:
         if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise ValueError(f"--plot {plot}: pictures are .png, .svg or .pdf.")
@@ -365,17 +325,19 @@ def _command(debug: bool, plot: Path | None = None) -> Iterator[_Place]:
         raise typer.Exit(1) from None
 
 
-def _show(result: object, as_values: Any, *, as_json: bool) -> None:
+def _show(result: Any, values: Any, as_json: bool, plot: Path | None = None) -> None:
     from msp_lens._files import without_nan
 
-    print(json.dumps(without_nan(as_values), indent=2, ensure_ascii=False) if as_json else result)
+    if plot is not None:
+        result.plot().savefig(plot)
+    print(json.dumps(without_nan(values), indent=2, ensure_ascii=False) if as_json else result)
 
 
-def _show_study(study: Study, *, as_json: bool) -> None:
+def _show_study(study: Study, as_json: bool) -> None:
     from msp_lens._files import read_json
     from msp_lens.experiments.study import REPORT_FILE
 
-    _show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json=as_json)
+    _show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json)
 
 
 def _process(name: str, parameters: list[str] | None) -> Process:

@@ -17,7 +17,7 @@ import torch
 
 from msp_lens._files import read_header, read_json, write_atomically, write_json
 from msp_lens._tables import json_records
-from msp_lens.data import BeliefDataset, Weighting, check_weighting, words
+from msp_lens.data import Weighting, check_weighting, words
 from msp_lens.formation import Emergence
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
@@ -26,7 +26,6 @@ from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
 from msp_lens.models.build import ModelConfig, config_fields, versions
-from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import MODEL_FILE, load_checkpoint, model_fingerprint
 from msp_lens.page.pictures import run_pictures
 from msp_lens.page.render import render_page
@@ -65,8 +64,7 @@ class Study:
         necessity: Whether the belief is needed, and whether it is enough.
         bayes_consistency: Whether the beliefs read follow the dynamics of the process.
         prediction_consistency: Whether the model predicts what the beliefs read imply.
-        skipped: Name of each experiment that is not possible for this process and model, with the reason; its field is
-            `None`.
+        skipped: Name of each experiment that is not possible here, with the reason; its field is `None`.
         folder: The folder with all files.
         emergence: How beliefs formed, if it was asked for and the run kept checkpoints.
     """
@@ -88,11 +86,10 @@ class Study:
         return self.folder / PAGE_FILE
 
     def __repr__(self) -> str:
-        found = [repr(getattr(self, name)) for name in EXPERIMENTS if name not in self.skipped]
-        formed = [repr(self.emergence)] if self.emergence is not None else []
+        found = [getattr(self, name) for name in EXPERIMENTS if name not in self.skipped]
+        results = [self.training, self.report, *found, *([self.emergence] if self.emergence is not None else [])]
         skipped = [f"No {name}: {reason}" for name, reason in self.skipped.items()]
-        parts = [repr(self.training), repr(self.report), *found, *formed, *skipped, f"Report: {self.page}"]
-        return "\n\n".join(parts)
+        return "\n\n".join([*map(repr, results), *skipped, f"Report: {self.page}"])
 
 
 def run(
@@ -115,7 +112,7 @@ def run(
         weighting: How much each prefix counts in the probes.
         out: Folder for the results; by default a new one under `runs/`.
         overwrite: Whether a run already in `out` may be replaced.
-        emergence: Whether to show how beliefs formed; keeps checkpoints of the training even if the preset keeps none.
+        emergence: Whether to show how beliefs formed; keeps checkpoints even if the preset keeps none.
         seed: Seed of everything random.
         device: Device for training and probing.
         progress: Whether to show progress bars.
@@ -146,16 +143,9 @@ def run(
     write_json(folder / CONFIG_FILE, config)
     # A former training in the folder is never resumed: it was refused, or is overwritten.
     trained = train(
-        process,
-        preset=preset,
-        config=training,
-        seed=seed,
-        device=device,
-        out=folder,
-        resume=False,
-        progress=progress,
+        process, preset=preset, config=training, seed=seed, device=device, out=folder, resume=False, progress=progress
     )
-    return _report(trained, config, folder, emergence=emergence, device=device, progress=progress)
+    return _report(trained, config, folder, emergence, device, progress)
 
 
 def report(
@@ -187,52 +177,51 @@ def report(
         check_weighting(weighting)
     folder = Path(folder)
     trained = load_run(folder, device=device)
-    changes = {"weighting": weighting, "seed": seed}
-    config = _config(trained, folder) | {key: value for key, value in changes.items() if value is not None}
-    return _report(trained, config, folder, emergence=emergence, device=device, progress=progress)
-
-
-def _config(trained: TrainingRun, folder: Path) -> dict[str, Any]:
-    """The options of the run: as written by `run`, or as far as the model's file says."""
     if (folder / CONFIG_FILE).exists():
-        return read_json(folder / CONFIG_FILE)
-    known, provenance = config_fields(trained.model), load_checkpoint(folder).provenance
-    return {
-        "process": trained.process.to_dict(),
-        "preset": None,
-        "model": {field.name: known[field.name] for field in fields(ModelConfig) if field.name in known},
-        "training": trained.config.to_dict(),
-        **run_options(folder),
-        "versions": provenance["versions"],
-        "started": None,
-    }
+        config = read_json(folder / CONFIG_FILE)
+    else:
+        # As far as the model's file says.
+        known = config_fields(trained.model)
+        config = {
+            "process": trained.process.to_dict(),
+            "preset": None,
+            "model": {field.name: known[field.name] for field in fields(ModelConfig) if field.name in known},
+            "training": trained.config.to_dict(),
+            **run_options(folder),
+            "versions": load_checkpoint(folder).provenance["versions"],
+            "started": None,
+        }
+    changes = {"weighting": weighting, "seed": seed}
+    config |= {key: value for key, value in changes.items() if value is not None}
+    return _report(trained, config, folder, emergence, device, progress)
 
 
 def _report(
     trained: TrainingRun,
     config: dict[str, Any],
     folder: Path,
-    *,
     emergence: bool,
     device: str | torch.device,
     progress: bool,
 ) -> Study:
     """Probe, intervene, and write the files."""
-    process, seed = trained.process, config["seed"]
-    probes = probe(trained.model, process, weighting=config["weighting"], seed=seed, progress=progress)
-    experiments, skipped = _experiments(trained.model, process, probes, seed)
-    formed = None
+    process = trained.process
+    options: dict[str, Any] = {"weighting": config["weighting"], "seed": config["seed"], "progress": progress}
+    probes = probe(trained.model, process, **options)
+    experiments, skipped = {}, {}
+    for name, experiment in EXPERIMENTS.items():
+        try:
+            experiments[name] = experiment(trained.model, process, probes=probes, seed=config["seed"])
+        except ValueError as refusal:
+            # Not every question can be asked of every process.
+            skipped[name] = str(refusal)
+    formed = movie = None
     if emergence and (folder / CHECKPOINTS_FOLDER).is_dir():
-        formed = probe_checkpoints(
-            folder,
-            _short_words(process, len(trained.regret), seed),
-            weighting=config["weighting"],
-            controls=False,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
-    movie = formed.plot.movie(probes.best_site.label, device=str(device)) if formed is not None else None
+        # At most about 7,000 words: each checkpoint is then probed in about a second.
+        length = min(len(trained.regret), max(2, int(math.log(7_000, max(2, process.n_tokens)))))
+        short = words(process, n_ctx=length, max_words=7_000, seed=config["seed"])
+        formed = probe_checkpoints(folder, short, controls=False, device=device, **options)
+        movie = formed.plot.movie(probes.best_site.label, device=str(device))
     pictures = run_pictures(trained, probes, experiments.get("interventions"), formed)
     for name, file in PICTURES.items():
         buffer = io.BytesIO()
@@ -244,16 +233,12 @@ def _report(
     findings = {
         "process": str(process),
         "model_fingerprint": model_fingerprint(trained.model),
-        "training": {
-            "seconds": trained.seconds,
-            "regret_nats": trained.regret.tolist(),
-            "optimum_nats": trained.optimum.tolist(),
-        },
+        "training": training_numbers(trained),
         "probes": probes.to_dict(),
+        **{name: found.to_dict() for name, found in experiments.items()},
+        "skipped": skipped,
+        "emergence": json_records(formed.to_dataframe().to_dict("records")) if formed is not None else [],
     }
-    findings |= {name: found.to_dict() for name, found in experiments.items()}
-    findings["skipped"] = skipped
-    findings["emergence"] = json_records(formed.to_dataframe().to_dict("records")) if formed is not None else []
     write_json(folder / REPORT_FILE, findings)
     page = render_page(
         trained, probes, experiments, skipped, pictures, config, emergence=formed, movie=movie, model_file=MODEL_FILE
@@ -263,35 +248,16 @@ def _report(
     return Study(trained, probes, **found, skipped=skipped, folder=folder, emergence=formed)
 
 
-def _short_words(process: Process, n_ctx: int, seed: int) -> BeliefDataset:
-    """Words so short that there are at most about 7,000 of them: each checkpoint is then probed in about a second."""
-    most = 7_000
-    length = min(n_ctx, max(2, int(math.log(most, max(2, process.n_tokens)))))
-    return words(process, n_ctx=length, max_words=most, seed=seed)
-
-
-def _experiments(
-    model: HookedModel, process: Process, report: ProbeReport, seed: int
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """What each experiment found, or why it refused: not every question can be asked of every process."""
-    found, skipped = {}, {}
-    for name, experiment in EXPERIMENTS.items():
-        try:
-            found[name] = experiment(model, process, probes=report, seed=seed)
-        except ValueError as refusal:
-            skipped[name] = str(refusal)
-    return found, skipped
+def training_numbers(trained: TrainingRun) -> dict[str, Any]:
+    """Seconds, and regret and optimum at each position in nats, for JSON."""
+    numbers = {"regret_nats": trained.regret.tolist(), "optimum_nats": trained.optimum.tolist()}
+    return {"seconds": trained.seconds, **numbers}
 
 
 def run_options(path: str | Path) -> dict[str, Any]:
     """The `weighting` and `seed` that a run was given; `"probability"` and 0 as far as its files don't say.
 
-    Args:
-        path: The folder of a run, its model, or one of its checkpoints.
-
-    Raises:
-        FileNotFoundError: if there is no such model.
-        ValueError: if the model's file is damaged.
+    The path is the folder of a run, its model, or one of its checkpoints.
     """
     file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
     provenance = json.loads(read_header(file).get("msp_lens", "{}")).get("provenance") or {}
@@ -304,21 +270,17 @@ def run_options(path: str | Path) -> dict[str, Any]:
 def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:
     """The folder to write a run to: `out`, or the first free one under `runs/`. Nothing is created or removed.
 
-    Raises:
-        ValueError: if `out` is a file, or holds a run and `overwrite` is false.
+    It raises `ValueError` if `out` is a file, or holds a run and `overwrite` is false.
     """
-    folder = Path(out) if out is not None else _free_folder(Path("runs"), name)
+    if out is not None:
+        folder = Path(out)
+    else:
+        names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+        folder = next(each for each in map(Path("runs").joinpath, names) if not each.exists())
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={str(folder)!r} is a file: give a folder.")
     present = [file for file in RUN_FILES if (folder / file).exists()]
     if present and not overwrite:
-        raise ValueError(
-            f"out={str(folder)!r} already holds a run ({', '.join(present)}): give another folder, or overwrite it "
-            "with overwrite=True (--overwrite)."
-        )
+        remedy = "give another folder, or overwrite it with overwrite=True (--overwrite)."
+        raise ValueError(f"out={str(folder)!r} already holds a run ({', '.join(present)}): {remedy}")
     return folder
-
-
-def _free_folder(parent: Path, name: str) -> Path:
-    candidates = itertools.chain([parent / name], (parent / f"{name}-{k}" for k in itertools.count(2)))
-    return next(folder for folder in candidates if not folder.exists())

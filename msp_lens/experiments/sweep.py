@@ -1,11 +1,11 @@
 """Sweeps: networks with many settings, trained and probed in the same way, in one table.
 
-Each run has its own folder, named by a fingerprint of everything that decides its result. A sweep that is started again
-makes only the runs that are missing.
+Each run has its own folder, named by a fingerprint of everything that decides its result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -25,6 +25,7 @@ from msp_lens._files import read_json, write_json
 from msp_lens._parallel import run_each
 from msp_lens._tables import json_records
 from msp_lens.data import Weighting, check_weighting
+from msp_lens.experiments.study import training_numbers
 from msp_lens.experiments.sweep_result import RESULT_FILE, SweepResult, SweepRun
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.intervene import intervene
@@ -58,10 +59,9 @@ def sweep(
 ) -> SweepResult:
     """Train and probe a network for every combination of processes, settings and seeds.
 
-    joblib distributes the runs, and each worker gets its share of the cores. Inside
-    `joblib.parallel_config(backend="dask")` or `"ray"` a cluster does the work; it must share the folder. A run that
-    fails is recorded and the others continue. Started again with the same folder, a sweep makes only the runs that are
-    missing or have failed.
+    joblib distributes the runs; inside `joblib.parallel_config(backend="dask")` or `"ray"` a cluster that shares the
+    folder does the work. A run that fails is recorded and the others continue. Started again with the same folder, a
+    sweep makes only the runs that are missing or have failed.
 
     Args:
         processes: One or several.
@@ -74,17 +74,14 @@ def sweep(
         weighting: How much each prefix counts in the probes.
         controls: Whether to compare the probes with their controls.
         interventions: Whether to steer each network too, and compare with a placebo and a donor.
-        emergence: Whether to probe checkpoints of the training too; they are spaced logarithmically unless `settings`
-            say otherwise.
-        n_jobs: Number of runs at once; -1 for one on each core, or on each worker of a cluster. With 1 they are made
-            in this process.
+        emergence: Whether to probe checkpoints too; spaced logarithmically unless `settings` say otherwise.
+        n_jobs: Number of runs at once; -1 for one on each core or worker of a cluster; 1 for this process alone.
         device: Device of the networks.
         progress: Whether to show a progress bar.
 
     Raises:
-        KeyError: if there is no such setting or preset.
-        ValueError: if a setting has no value or one out of range, or two runs would be the same. All are raised before
-            any work.
+        KeyError: if there is no such setting or preset; before any work.
+        ValueError: if a setting has no value or one out of range, or two runs would be the same; before any work.
 
     Example:
         >>> import tempfile
@@ -108,25 +105,21 @@ def sweep(
     varied = {name: _values(name, value) for name, value in (settings or {}).items()}
     runs = _plan(worlds, varied, _values("seeds", seeds), preset, measures)
     folders = [Path(out) / run["folder"] for run in runs]
-    done = [folder for folder in folders if (folder / RESULT_FILE).is_file()]
-    found: dict[str, dict[str, Any]] = {str(folder): read_json(folder / RESULT_FILE) for folder in done}
-    todo = [
-        (run, str(folder), device)
-        for run, folder in zip(runs, folders, strict=True)
-        if found.get(str(folder), {}).get("status") != "done"
-    ]
+    found = {folder: read_json(folder / RESULT_FILE) for folder in folders if (folder / RESULT_FILE).is_file()}
+    works = [(run, folder, device) for run, folder in zip(runs, folders, strict=True)]
+    todo = [work for work in works if found.get(work[1], {}).get("status") != "done"]
     for _, folder, _ in todo:
-        (Path(folder) / STARTED_FILE).unlink(missing_ok=True)
+        (folder / STARTED_FILE).unlink(missing_ok=True)
     with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="Sweep", unit="run", disable=not progress) as bar:
         for (run, folder, _), result in run_each(_run, todo, n_jobs=n_jobs, was_started=_was_started):
             if isinstance(result, Exception):
                 result = _failure(run, result)
-                write_json(Path(folder) / RESULT_FILE, result)
+                write_json(folder / RESULT_FILE, result)
             found[folder] = result
             failed = sum(each["status"] == "failed" for each in found.values())
             bar.set_postfix_str(f"{failed} failed" if failed else "")
             bar.update()
-    return SweepResult(tuple(SweepRun.of(found[str(folder)], folder) for folder in folders))
+    return SweepResult(tuple(SweepRun.of(found[folder], folder) for folder in folders))
 
 
 def _values(name: str, value: Any) -> list[Any]:
@@ -140,19 +133,14 @@ def _values(name: str, value: Any) -> list[Any]:
 
 
 def _plan(
-    processes: Sequence[Process],
-    varied: Mapping[str, Sequence[Any]],
-    seeds: Sequence[int],
-    preset: str,
-    measures: Mapping[str, Any],
+    processes: list[Process], varied: dict[str, list], seeds: list[int], preset: str, measures: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Every run as JSON-ready values: everything that decides its result, and how the table names it."""
     if not processes:
         raise ValueError("processes is empty: give at least one.")
     of_model, of_training = ([field.name for field in fields(kind)] for kind in (ModelConfig, TrainingConfig))
-    for name in varied:
-        if name not in (*of_model, *of_training):
-            raise KeyError(f"No setting {name!r}; there are {', '.join((*of_model, *of_training))}.")
+    if unknown := [name for name in varied if name not in (*of_model, *of_training)]:
+        raise KeyError(f"No setting {unknown[0]!r}; there are {', '.join((*of_model, *of_training))}.")
     runs: dict[str, dict[str, Any]] = {}
     combinations = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     for process, chosen, seed in itertools.product(processes, combinations, seeds):
@@ -166,11 +154,10 @@ def _plan(
             "model": model.to_dict(),
             "training": training.to_dict(),
             "seed": seed,
-            "measures": dict(measures),
+            "measures": measures,
         }
         fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-        label = repr(process).partition(": ")[0]
-        named = {"process": label, **chosen, "seed": seed}
+        named = {"process": repr(process).partition(": ")[0], **chosen, "seed": seed}
         if fingerprint in runs:
             raise ValueError(f"{named} is asked for twice: give each value once.")
         folder = f"{process.name}-{fingerprint}"
@@ -178,65 +165,47 @@ def _plan(
     return list(runs.values())
 
 
-def _was_started(work: tuple[dict[str, Any], str, str]) -> bool:
-    folder = Path(work[1])
-    return (folder / STARTED_FILE).exists() and not (folder / RESULT_FILE).exists()
+def _was_started(work: tuple[dict[str, Any], Path, str]) -> bool:
+    return (work[1] / STARTED_FILE).exists() and not (work[1] / RESULT_FILE).exists()
 
 
-def _run(work: tuple[dict[str, Any], str, str]) -> dict[str, Any]:
+def _run(work: tuple[dict[str, Any], Path, str]) -> dict[str, Any]:
     """Make one run, in a worker, and write what was found or what went wrong to its folder."""
-    run, where, device = work
-    folder = Path(where)
+    run, folder, device = work
     with _ONE_AT_A_TIME:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / RESULT_FILE).unlink(missing_ok=True)
             (folder / STARTED_FILE).touch()
-            result = {**_described(run), "status": "done", **_measured(run["decisive"], folder, device)}
+            result = {**run, "status": "done", **_measured(run["decisive"], folder, device)}
             write_json(folder / RESULT_FILE, result)
         except Exception as error:
             result = _failure(run, error)
-            try:
+            # On a full disk, for instance, the table still shows the failure, and the run will be tried again.
+            with contextlib.suppress(OSError):
                 write_json(folder / RESULT_FILE, result)
-            except OSError:
-                # On a full disk, for instance: the table shows the failure, and the run will be tried again.
-                return result
     return result
 
 
 def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[str, Any]:
     """Train, probe, and make the other measurements asked for."""
-    process = Process.from_dict(decisive["process"])
-    training = TrainingConfig.from_dict(decisive["training"])
-    seed, measures = decisive["seed"], decisive["measures"]
+    process, seed, measures = Process.from_dict(decisive["process"]), decisive["seed"], decisive["measures"]
+    config, training = ModelConfig(**decisive["model"]), TrainingConfig.from_dict(decisive["training"])
     started = time.perf_counter()
-    trained = train(
-        process,
-        ModelConfig(**decisive["model"]),
-        config=training,
-        seed=seed,
-        device=device,
-        out=folder,
-        progress=False,
-    )
-    read = {"sites": measures["sites"], "weighting": measures["weighting"], "controls": measures["controls"]}
+    trained = train(process, config, config=training, seed=seed, device=device, out=folder, progress=False)
+    read = {name: measures[name] for name in ("sites", "weighting", "controls")}
     report = probe(trained.model, process, **read, seed=seed, progress=False)
     report.save(folder / "probes.safetensors")
-    steered = None
+    steered = emerged = None
     if measures["interventions"]:
         steered = intervene(trained.model, process, probes=report, edits="steer", seed=seed)
-    emerged = None
     if measures["emergence"]:
         steer = measures["interventions"]
         emerged = probe_checkpoints(folder, **read, interventions=steer, seed=seed, device=device, progress=False)
         emerged.save(folder / "emergence")
+    parameters = sum(weight.numel() for weight in trained.model.parameters())
     return {
-        "training": {
-            "seconds": trained.seconds,
-            "regret_nats": trained.regret.tolist(),
-            "optimum_nats": trained.optimum.tolist(),
-            "parameters": sum(weight.numel() for weight in trained.model.parameters()),
-        },
+        "training": training_numbers(trained) | {"parameters": parameters},
         "sites": report.to_dict()["sites"],
         "interventions": steered.to_dict()["results"] if steered else [],
         "emergence": json_records(emerged.to_dataframe().to_dict("records")) if emerged else [],
@@ -250,17 +219,7 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
     }
 
 
-def _described(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: run[key] for key in ("folder", "fingerprint", "settings", "decisive")}
-
-
 def _failure(run: Mapping[str, Any], error: Exception) -> dict[str, Any]:
-    return {
-        **_described(run),
-        "status": "failed",
-        "error": {
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
-        },
-    }
+    text = "".join(traceback.format_exception(error))
+    described = {"type": type(error).__name__, "message": str(error), "traceback": text}
+    return {**run, "status": "failed", "error": described}

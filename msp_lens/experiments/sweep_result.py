@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,20 +42,15 @@ class SweepRun:
     found: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, result: Mapping[str, Any], folder: Path) -> SweepRun:
+    def of(cls, found: Mapping[str, Any], folder: Path) -> SweepRun:
         """The run in a folder, from its `result.json`."""
-        error = result.get("error")
-        message = f"{error['type']}: {error['message']}" if error else None
-        return cls(dict(result["settings"]), folder, result["status"], message, result)
+        error = "{type}: {message}".format(**found["error"]) if "error" in found else None
+        return cls(dict(found["settings"]), folder, found["status"], error, found)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SweepResult(TableView):
-    """The runs of a sweep, in the order of its settings.
-
-    Attributes:
-        runs: All runs, done or failed.
-    """
+    """All runs of a sweep, done or failed, in the order of its settings."""
 
     runs: tuple[SweepRun, ...]
 
@@ -65,11 +59,7 @@ class SweepResult(TableView):
 
     @classmethod
     def load(cls, out: str | Path) -> SweepResult:
-        """The runs in the folder of a sweep, finished or not, in order of process, settings and seed.
-
-        Raises:
-            FileNotFoundError: if the folder holds no run.
-        """
+        """The runs in the folder of a sweep, finished or not, in order of process, settings and seed."""
         files = sorted(Path(out).glob(f"*/{RESULT_FILE}"))
         if not files:
             raise FileNotFoundError(f"There is no run of a sweep in {out}: give the folder that sweep(out=…) wrote to.")
@@ -87,15 +77,12 @@ class SweepResult(TableView):
         return tuple(run for run in self.runs if run.status == "failed")
 
     def to_dataframe(self, rows: Rows = "run") -> pd.DataFrame:
-        """The table.
+        """The table, with a row for each run, for each of its sites, or for each of its sites and checkpoints.
 
-        Args:
-            rows: `"run"`: one row for each run, with the scores of the single site that is read best, and the R² of all
-                sites concatenated. `"site"`: one for each site of each run. `"checkpoint"`: one for each site and
-                checkpoint of each run, if emergence was asked for.
+        A run's row has the scores of the single site that is read best, and the R² of all sites concatenated.
 
         Raises:
-            ValueError: if there are no such rows.
+            ValueError: if there are no such rows, or no checkpoints were probed.
         """
         makers = {"run": _of_run, "site": _by_site, "checkpoint": _by_checkpoint}
         check_choice("rows", rows, makers)
@@ -138,15 +125,14 @@ class SweepResult(TableView):
             places, heights = curves.setdefault(name, ([], []))
             places.append(row[x])
             heights.append(float(row[y]))
-        label = y if site is None else f"{y} at {site}"
         is_error = y in ("regret", "MSE held out", "MSE in-sample")
-        return plot_sweep(curves, xlabel=x, ylabel=label, is_error=is_error)
+        return plot_sweep(curves, xlabel=x, ylabel=y if site is None else f"{y} at {site}", is_error=is_error)
 
     def summary(self) -> list[str]:
         """How many runs were done and failed, and what the numbers are."""
-        counts = Counter(run.status for run in self.runs)
+        n_failed = len(self.failed)
         lines = [
-            f"{len(self)} runs, {counts['done']} done, {counts['failed']} failed. R² and MSE of beliefs held out by "
+            f"{len(self)} runs, {len(self) - n_failed} done, {n_failed} failed. R² and MSE of beliefs held out by "
             "prefix, at each run's best single site; regret in nats, mean over positions."
         ]
         for run in self.failed[:3]:
@@ -164,19 +150,18 @@ class SweepResult(TableView):
         """A line for each combination of the settings that vary, with means over seeds."""
         table = self.to_dataframe()
         names = [name for name in self._varying() if name != "seed"] or ["process"]
+        known = table.columns[table.notna().any()]
+        measured = [name for name in ("steer", "placebo", "donor") if name in known]
         lines = []
+        key: Any  # A tuple, for a list of names.
         for key, group in table.groupby(names, sort=False, dropna=False):
             done = group.loc[group["status"] == "done"]
-            values = dict(zip(names[1:], key[1:], strict=True)) if isinstance(key, tuple) else {}
-            line = {names[0]: key[0] if isinstance(key, tuple) else key, **values}
-            line |= {"runs": f"{len(done)} of {len(group)}"}
+            line = dict(zip(names, key, strict=True)) | {"runs": f"{len(done)} of {len(group)}"}
             for column, digits in (("regret", 5), ("R² held out", 4), ("R² concatenated", 4), ("MSE held out", 6)):
                 line[column] = _mean(done, column, digits)
-            if "skill" in table and bool(table["skill"].notna().any()):
+            if "skill" in known:
                 line["skill"] = skill_text(float(done["skill"].mean()), digits=2)
-            for column in ("steer", "placebo", "donor"):
-                if column in table and bool(table[column].notna().any()):
-                    line[column] = _mean(done, column, 2)
+            line |= {column: _mean(done, column, 2) for column in measured}
             lines.append(line)
         return pd.DataFrame(lines).set_index(names[0])
 
@@ -189,16 +174,16 @@ def _mean(table: pd.DataFrame, column: str, digits: int) -> str:
 def _of_run(run: SweepRun) -> list[dict[str, Any]]:
     row: dict[str, Any] = {"status": run.status, "error": run.error}
     if run.status == "done":
-        training = run.found["training"]
-        regret, optimum = np.mean(training["regret_nats"]), np.mean(training["optimum_nats"])
-        row |= {"regret": float(regret), "loss ratio": float(1 + regret / optimum) if optimum > 0 else math.nan}
-        sites = {each["site"]: each for each in _by_site(run)}
-        single = [name for name in sites if name != "concatenated"]
+        training, sites = run.found["training"], {each.pop("site"): each for each in _by_site(run)}
+        regret, optimum = (float(np.mean(training[name])) for name in ("regret_nats", "optimum_nats"))
         # A belief that never varies has no R².
-        best = max(single, key=lambda name: -math.inf if math.isnan(r2 := sites[name]["R² held out"]) else r2)
-        row |= {"best site": best, **{key: value for key, value in sites[best].items() if key != "site"}}
+        scores = {name: each["R² held out"] for name, each in sites.items()}
+        single = {name: -math.inf if math.isnan(r2) else r2 for name, r2 in scores.items() if name != "concatenated"}
+        best = max(single, key=single.__getitem__)
+        row |= {"regret": regret, "loss ratio": 1 + regret / optimum if optimum > 0 else math.nan}
+        row |= {"best site": best, **sites[best]}
         if "concatenated" in sites:
-            row["R² concatenated"] = sites["concatenated"]["R² held out"]
+            row["R² concatenated"] = scores["concatenated"]
         row |= {"parameters": training["parameters"], "seconds": training["seconds"]}
     return [{**row, "folder": str(run.folder)}]
 

@@ -1,13 +1,12 @@
 """Emergence: the same words probed at every checkpoint of a training.
 
-At each checkpoint every site and their concatenation are probed in one pass, which gives the regret as well; on
-request, beliefs are also written back, because a belief that can be read need not be used yet.
+One pass at each checkpoint gives the probes and the regret. Steering, on request, shows whether a belief that can be
+read is used yet.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch
 from tqdm.auto import tqdm
 
 from msp_lens._checks import check_at_least
-from msp_lens._files import read_header
 from msp_lens.data import BeliefDataset, Weighting, check_weighting
 from msp_lens.formation.emergence_report import Emergence, default_words
 from msp_lens.formation.snapshots import Snapshot
@@ -27,7 +25,6 @@ from msp_lens.models.hooked import check_fits, site_groups, word_length
 from msp_lens.models.model_files import Checkpoint
 from msp_lens.models.sites import Sites
 from msp_lens.probing.fit import probe
-from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
 from msp_lens.training.training_run import TrainingRun
@@ -52,13 +49,11 @@ def emergence(
 
     Args:
         run: A training that kept checkpoints, its folder, or some of them: `saved_checkpoints(folder)[::2]`.
-        data: The process whose beliefs to read, or a dataset of its words; shorter words are faster. By default, words
-            of the model's context from the process it was trained on: all of them, or a sample if there are more than
-            100,000 (or four million tokens).
+        data: A process or a dataset of its words; shorter words are faster. By default, words of the model's context
+            from the process it was trained on, a sample if there are over 100,000 (or four million tokens).
         sites: As for `probe`; by default the residual stream along the model.
         weighting: How much each prefix counts, as for `probe`.
-        controls: Whether to compare every checkpoint with shuffled beliefs, next-token probabilities and token windows,
-            which gives the skill. The checkpoint of step 0 serves as an untrained network.
+        controls: Whether to probe controls too, which gives the skill. The checkpoint of step 0 is the untrained one.
         interventions: Whether to steer at every checkpoint too, and compare with a placebo and a donor.
         n_words: Number of pairs of a word and a target belief to steer.
         position: Position to steer at; by default three quarters into the context.
@@ -68,8 +63,8 @@ def emergence(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: if no checkpoint is given, if the checkpoints differ in process or architecture or two are of the
-            same step, if neither they nor `data` say the process; and whatever `probe` refuses.
+        ValueError: if the checkpoints are none or not of one training, or the process is not known; and whatever
+            `probe` refuses.
         KeyError: if the model lacks a site.
         FileNotFoundError: if the folder or the training holds no checkpoints.
 
@@ -88,38 +83,30 @@ def emergence(
     """
     check_weighting(weighting)
     check_at_least("n_words", n_words, 2, "an interval needs two pairs of a word and a target")
-    checkpoints = _in_order(run)
+    if isinstance(run, TrainingRun):
+        run = run.checkpoints
+    elif isinstance(run, str | Path):
+        run = saved_checkpoints(run)
+    checkpoints = tuple(sorted(run, key=lambda each: each.step))
     _check_alike(checkpoints)
     first = checkpoints[0].load(device=device)
     dataset = _dataset(first, data, seed)
     site_groups(first.model, sites)
+    shared = {"seed": seed, "batch_size": batch_size}
+    reading: dict[str, Any] = {"sites": sites, "weighting": weighting, "controls": controls, "by_position": False}
+    steering: dict[str, Any] = {"edits": "steer", "positions": position, "n_words": n_words}
     snapshots = []
     for saved in tqdm(checkpoints, desc="Emergence", unit="checkpoint", disable=not progress):
         model = first.model if saved is checkpoints[0] else saved.load(device=device).model
-        report = probe(
-            model,
-            dataset,
-            sites=sites,
-            weighting=weighting,
-            controls=controls,
-            by_position=False,
-            seed=seed,
-            batch_size=batch_size,
-            progress=False,
-        )
+        report = probe(model, dataset, progress=False, **reading, **shared)
         steered = None
         if interventions:
-            steered = intervene(
-                model,
-                dataset.process,
-                probes=[each for each in report.probes if len(each.sites) == 1],
-                edits="steer",
-                positions=position,
-                n_words=n_words,
-                seed=seed,
-                batch_size=batch_size,
-            )
-        snapshots.append(Snapshot(saved.step, saved.tokens, _light(report), steered))
+            single = [each for each in report.probes if len(each.sites) == 1]
+            steered = intervene(model, dataset.process, probes=single, **steering, **shared)
+        # Without models, words and moments, so that many fit in memory.
+        probes = tuple(replace(each, moments=None) for each in report.probes)
+        light = replace(report, probes=probes, model=None, dataset=None)
+        snapshots.append(Snapshot(saved.step, saved.tokens, light, steered))
     provenance = {
         "process": dataset.process.to_dict(),
         "weighting": weighting,
@@ -132,28 +119,41 @@ def emergence(
     return Emergence(tuple(snapshots), provenance, checkpoints, dataset)
 
 
-def _in_order(run: str | Path | TrainingRun | Sequence[SavedCheckpoint]) -> tuple[SavedCheckpoint, ...]:
-    """The checkpoints by step."""
-    if isinstance(run, TrainingRun):
-        found = run.checkpoints
-    else:
-        found = saved_checkpoints(run) if isinstance(run, str | Path) else tuple(run)
-    if not found:
+def _check_alike(checkpoints: Sequence[SavedCheckpoint]) -> None:
+    """Raise `ValueError` unless there are some, in order, of one process and architecture; no weights are read."""
+    if not checkpoints:
         raise ValueError(
             "run holds no checkpoints: give a training with TrainingConfig(checkpoints=…) and out=, its folder, or "
             "some of saved_checkpoints(folder)."
         )
-    ordered = tuple(sorted(found, key=lambda each: each.step))
-    for before, after in itertools.pairwise(ordered):
+    for before, after in itertools.pairwise(checkpoints):
         if before.step == after.step:
             raise ValueError(
                 f"{before.path} and {after.path} are both of step {after.step}: give the checkpoints of one training."
             )
-    return ordered
+    first, *others = checkpoints
+    process, model = _process(first), first.description["model"]
+    for other in others:
+        if (its_own := _process(other)) != process:
+            trained = f"{other.path} was trained on {its_own!r}, {first.path} on {process!r}"
+            raise ValueError(f"{trained}: give the checkpoints of one training.")
+        changed = other.description["model"]
+        differing = [
+            f"{field.name} is {changed.get(field.name)}, not {model.get(field.name)}"
+            for field in fields(ModelConfig)
+            if changed.get(field.name) != model.get(field.name)
+        ]
+        if differing:
+            what = f"{other.path} is of another architecture than {first.path}: {', '.join(differing)}"
+            raise ValueError(f"{what}. Give the checkpoints of one training.")
+
+
+def _process(saved: SavedCheckpoint) -> Process | None:
+    definition = saved.description["process"]
+    return Process.from_dict(definition) if definition else None
 
 
 def _dataset(first: Checkpoint, data: Process | BeliefDataset | None, seed: int) -> BeliefDataset:
-    """The words that every checkpoint is probed on."""
     if isinstance(data, BeliefDataset):
         check_fits(first.model, data.process, data.n_ctx, token_map=data.token_map)
         return data
@@ -163,36 +163,3 @@ def _dataset(first: Checkpoint, data: Process | BeliefDataset | None, seed: int)
     n_ctx = word_length(first.model, otherwise="a dataset")
     check_fits(first.model, process, n_ctx)
     return default_words(process, n_ctx, seed=seed)
-
-
-def _check_alike(checkpoints: Sequence[SavedCheckpoint]) -> None:
-    """Raise `ValueError` unless all are of one process and architecture; reads the files' headers only."""
-    first = checkpoints[0]
-    process, architecture = _kind(first)
-    for other in checkpoints[1:]:
-        other_process, other_architecture = _kind(other)
-        if other_process != process:
-            raise ValueError(
-                f"{other.path} was trained on {other_process!r}, {first.path} on {process!r}: give the checkpoints of "
-                "one training."
-            )
-        differing = [key for key, value in architecture.items() if other_architecture[key] != value]
-        if differing:
-            raise ValueError(
-                f"{other.path} is of another architecture than {first.path}: "
-                + ", ".join(f"{key} is {other_architecture[key]}, not {architecture[key]}" for key in differing)
-                + ". Give the checkpoints of one training."
-            )
-
-
-def _kind(saved: SavedCheckpoint) -> tuple[Process | None, dict[str, Any]]:
-    description = json.loads(read_header(saved.path)["msp_lens"])
-    process = Process.from_dict(description["process"]) if description["process"] else None
-    return process, {field.name: description["model"].get(field.name) for field in fields(ModelConfig)}
-
-
-def _light(report: ProbeReport) -> ProbeReport:
-    """The report without its model, words and moments, so that many fit in memory."""
-    return replace(
-        report, probes=tuple(replace(each, moments=None) for each in report.probes), model=None, dataset=None
-    )

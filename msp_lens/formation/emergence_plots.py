@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EmergencePlots:
-    """The pictures of an emergence: `found.plot()`, `found.plot.regret()`, `found.plot.use()`, `found.plot.movie()`."""
+    """The pictures of an emergence: `found.plot()`, and the methods here."""
 
     snapshots: tuple[Snapshot, ...]
     checkpoints: tuple[SavedCheckpoint, ...]
@@ -38,10 +38,7 @@ class EmergencePlots:
         return plot_emergence(self._tokens, r2, mse, self._regrets, scored=scored, theme=theme)
 
     def regret(self, *sites: str, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
-        """Regret against the MSE of beliefs, a point for each checkpoint.
-
-        The sites are by default the one read best at the end, and all sites concatenated.
-        """
+        """Regret against MSE, a point for each checkpoint; by default at the site best at the end and concatenated."""
         from msp_lens.figures.formation_curves import plot_regret_against_error
 
         scored, probes = scored_text(in_sample), self.snapshots[-1].report
@@ -50,11 +47,7 @@ class EmergencePlots:
         return plot_regret_against_error(self._tokens, self._regrets, mse, scored=scored, theme=theme)
 
     def use(self, *sites: str, theme: ThemeName = "light") -> Figure:
-        """When beliefs can be read, and when writing them begins to steer; by default at the last four sites.
-
-        Raises:
-            ValueError: if no beliefs were written.
-        """
+        """When beliefs can be read, and when writing them begins to steer; by default at the last four sites."""
         from msp_lens.figures.formation_curves import plot_use
 
         steered = self.snapshots[0].interventions
@@ -67,13 +60,8 @@ class EmergencePlots:
     def movie(self, *sites: str, device: str = "cpu", batch_size: int | None = None) -> Movie:
         """The beliefs that each checkpoint represents, next to the true ones: the fractal as it forms.
 
-        Each checkpoint's own probes map its activations to beliefs, and all frames share the projection of the true
-        beliefs. Every model is run over the words once more.
-
-        Args:
-            sites: A panel each; by default the single site that is read best at the end.
-            device: Device of the models.
-            batch_size: Words in one forward pass.
+        Each site is a panel: by default the single site that is read best at the end. Each checkpoint's own probes map
+        its activations to beliefs, and all frames share the projection of the true ones. Every model is run again.
 
         Raises:
             KeyError: if a site was not probed.

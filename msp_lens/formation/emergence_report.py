@@ -67,9 +67,9 @@ class Emergence(TableView):
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each checkpoint and site.
 
-        R² is over all coordinates, MSE per coordinate, and regret the mean over positions in nats. If beliefs were
-        written: the share of KL to the target's optimum that `steer`, `placebo` and `donor` recover, and `used`,
-        steering's on a scale from the placebo (0) to the donor (1); NaN where there was nothing to recover.
+        R² is over all coordinates, MSE per coordinate, and regret the mean over positions in nats. With interventions:
+        the share of KL to the target's optimum that `steer`, `placebo` and `donor` recover, and `used`, steering's on
+        a scale from the placebo (0) to the donor (1); NaN where there was nothing to recover.
         """
         return snapshot_table(self.snapshots)
 
@@ -77,20 +77,13 @@ class Emergence(TableView):
         """One column of the table, a row for each checkpoint (by step) and a column for each site.
 
         Args:
-            column: `"R² held out"`, `"MSE held out"`, `"skill"`, `"steer"`, …
+            column: `"R² held out"`, `"MSE held out"`, `"skill"`, `"steer"`, …; `KeyError` if there is none such.
             sites: Labels; by default all.
-
-        Raises:
-            KeyError: if there is no such column or site.
         """
         return over_training(self.snapshots, column, *sites)
 
     def regret_by_position(self) -> pd.DataFrame:
-        """Regret in nats at each position, a row for each checkpoint (by step).
-
-        Raises:
-            ValueError: if the model gave no logits.
-        """
+        """Regret in nats at each position, a row for each checkpoint (by step); an error if there were no logits."""
         rows = {}
         for each in self.snapshots:
             if each.report.regret is None:
@@ -99,22 +92,17 @@ class Emergence(TableView):
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="step", columns="position")
 
     def onset(self, column: str, threshold: float, site: str | None = None) -> int | None:
-        """The first step from which a column stays at or above a threshold; `None` if it is below it at the end.
+        """The first step from which a column of the table stays at or above a threshold; `None` if it ends below it.
 
         Args:
-            column: A column of the table, such as `"R² held out"` or `"used"`.
+            column: Such as `"R² held out"` or `"used"`; `KeyError` if the table has no such column.
             threshold: The value to reach.
-            site: A site's label; by default the single site that is read best at the end.
-
-        Raises:
-            KeyError: if there is no such column or site.
+            site: A label; by default the single site that is read best at the end.
         """
-        return self._since([bool(value >= threshold) for value in self._curve(column, site)])
+        return self._since([value >= threshold for value in self._curve(column, site)])
 
     def rank_correlation(self, site: str | None = None, *, in_sample: bool = False) -> float:
-        """Spearman's rank correlation of regret and MSE over the checkpoints: 1 if they fall together.
-
-        NaN if there are fewer than three checkpoints or the regret is not known.
+        """Spearman's rank correlation of regret and MSE over the checkpoints: 1 if they fall together, NaN if unknown.
 
         Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
         """
@@ -125,22 +113,15 @@ class Emergence(TableView):
         return float(stats.spearmanr(regret, error).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
     def save(self, folder: str | Path) -> Path:
-        """Write everything but the models and words to a folder: the probes of each checkpoint, and `emergence.json`.
-
-        The JSON is written last, so a folder that has one is complete.
-        """
+        """Write each checkpoint's probes and `emergence.json` to a folder; the models and words are not saved."""
         folder = Path(folder)
+        # The JSON is written last, so a folder that has one is complete.
         (folder / TABLE_FILE).unlink(missing_ok=True)
-        for snapshot in self.snapshots:
-            snapshot.report.save(folder / _probes_file(snapshot.step))
-        snapshots = [
-            {
-                "step": each.step,
-                "tokens": each.tokens,
-                "interventions": each.interventions.to_dict() if each.interventions else None,
-            }
-            for each in self.snapshots
-        ]
+        snapshots = []
+        for each in self.snapshots:
+            each.report.save(folder / _probes_file(each.step))
+            steered = each.interventions.to_dict() if each.interventions else None
+            snapshots.append({"step": each.step, "tokens": each.tokens, "interventions": steered})
         checkpoints = [{**asdict(each), "path": str(each.path.absolute())} for each in self.checkpoints]
         description = {"snapshots": snapshots, "checkpoints": checkpoints, "provenance": self.provenance}
         write_json(folder / TABLE_FILE, description)
@@ -154,64 +135,48 @@ class Emergence(TableView):
         checkpoints: Sequence[SavedCheckpoint] | None = None,
         dataset: BeliefDataset | None = None,
     ) -> Emergence:
-        """Load what `save` wrote.
+        """Load what `save` wrote to a folder.
 
         Args:
-            folder: The folder it was written to.
+            folder: The folder; `FileNotFoundError` if it holds none.
             checkpoints: The models, if they have moved.
             dataset: The words, if a dataset was given to `emergence`; for the movie.
-
-        Raises:
-            FileNotFoundError: if the folder holds none.
         """
         path = Path(folder) / TABLE_FILE
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}: give the folder that Emergence.save(folder) wrote.")
-        saved = read_json(path)
+        saved, snapshots = read_json(path), []
         provenance = saved["provenance"]
-        snapshots = tuple(
-            Snapshot(
-                each["step"],
-                each["tokens"],
-                ProbeReport.load(path.parent / _probes_file(each["step"])),
-                InterventionReport.from_dict(each["interventions"]) if each["interventions"] else None,
-            )
-            for each in saved["snapshots"]
-        )
+        for each in saved["snapshots"]:
+            report = ProbeReport.load(path.parent / _probes_file(each["step"]))
+            steered = InterventionReport.from_dict(each["interventions"]) if each["interventions"] else None
+            snapshots.append(Snapshot(each["step"], each["tokens"], report, steered))
         if checkpoints is None:
             checkpoints = [SavedCheckpoint(**{**each, "path": Path(each["path"])}) for each in saved["checkpoints"]]
         if dataset is None and not provenance["own_dataset"]:
             process = Process.from_dict(provenance["process"])
             dataset = default_words(process, provenance["n_ctx"], seed=provenance["seed"])
-        return cls(snapshots, provenance, tuple(checkpoints), dataset)
+        return cls(tuple(snapshots), provenance, tuple(checkpoints), dataset)
 
     def summary(self) -> list[str]:
         """What the numbers are, what they say, and what they do not prove."""
-        given, first, last = self.provenance, self.snapshots[0], self.snapshots[-1]
+        given, first, last, best = self.provenance, self.snapshots[0], self.snapshots[-1], self.best_site
         which = "every possible word" if given["is_population"] else "sampled words"
-        n_checkpoints = f"{len(self)} checkpoint" + ("s" if len(self) > 1 else "")
-        lines = [
-            f"{n_checkpoints} of {given['process']['name']}, each probed on the same {given['words']:,} words of "
-            f"{given['n_ctx']} tokens ({which}), weighted by {given['weighting']}. Held out by prefix; regret is "
-            "E KL(optimal ‖ model), nats, the mean over positions."
-        ]
-        best = self.best_site
         error = self._curve("MSE held out")
-        # Half of the first checkpoint's error is left where the coarse shape is there, a tenth where the detail is.
-        left = [
-            f"{share:g} of that from step {since:,} on"
-            for share in (0.5, 0.1)
-            if (since := self._since([bool(each <= share * error[0]) for each in error])) is not None
+        lines = [
+            f"{len(self)} checkpoint{'s' * (len(self) > 1)} of {given['process']['name']}, each probed on the same "
+            f"{given['words']:,} words of {given['n_ctx']} tokens ({which}), weighted by {given['weighting']}. Held "
+            "out by prefix; regret is E KL(optimal ‖ model), nats, the mean over positions.",
+            f"MSE at {best} is {error[0]:.2g} at step {first.step:,}",
         ]
-        lines.append(
-            f"MSE at {best} is {error[0]:.2g} at step {first.step:,}"
-            + "".join(f", {each}" for each in left)
-            + f", and {error[-1]:.2g} at step {last.step:,}."
-        )
+        # Half of the first checkpoint's error is left where the coarse shape is there, a tenth where the detail is.
+        for share in (0.5, 0.1):
+            if (since := self._since([each <= share * error[0] for each in error])) is not None:
+                lines[-1] += f", {share:g} of that from step {since:,} on"
+        lines[-1] += f", and {error[-1]:.2g} at step {last.step:,}."
         if not math.isnan(correlation := self.rank_correlation()):
-            lines.append(
-                f"Spearman's rank correlation of regret and MSE over the checkpoints: {correlation:.2f} at {best}."
-            )
+            what = "Spearman's rank correlation of regret and MSE over the checkpoints"
+            lines.append(f"{what}: {correlation:.2f} at {best}.")
         if last.interventions is not None:
             used = self.onset("used", 0.5)
             since = f"from step {used:,} on" if used is not None else "not at the end"
@@ -228,10 +193,13 @@ class Emergence(TableView):
         """A line for each checkpoint: the site that is best at the end, and all sites together."""
         shown = pd.DataFrame(index=pd.Index([f"{each.step:,}" for each in self.snapshots], name="step"))
         shown["tokens"] = [count_text(each.tokens) for each in self.snapshots]
-        shown["regret"] = [f"{each.regret:.5f}" for each in self.snapshots]
-        shown[f"R² {self.best_site}"] = [f"{r2:.4f}" for r2 in self._curve("R² held out")]
-        shown["in-sample"] = [f"{r2:.4f}" for r2 in self._curve("R² in-sample")]
-        shown["MSE"] = [f"{mse:.6f}" for mse in self._curve("MSE held out")]
+        columns = {
+            "regret": ("regret", 5),
+            f"R² {self.best_site}": ("R² held out", 4),
+            "in-sample": ("R² in-sample", 4),
+        }
+        for heading, (column, digits) in {**columns, "MSE": ("MSE held out", 6)}.items():
+            shown[heading] = [f"{value:.{digits}f}" for value in self._curve(column)]
         skill = self._curve("skill")
         if not all(map(math.isnan, skill)):
             shown["skill"] = list(map(skill_text, skill))
@@ -244,8 +212,8 @@ class Emergence(TableView):
 
     def _since(self, holds: Sequence[bool]) -> int | None:
         """The first step from which something holds to the end."""
-        always = list(itertools.accumulate(reversed(holds), lambda later, now: later and now))
-        return self.snapshots[-sum(always)].step if always[0] else None
+        lasting = list(itertools.takewhile(bool, reversed(holds)))
+        return self.snapshots[-len(lasting)].step if lasting else None
 
     def _curve(self, column: str, site: str | None = None) -> list[float]:
         return curve(self.snapshots, column, site or self.best_site)

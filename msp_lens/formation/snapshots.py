@@ -36,10 +36,7 @@ class Snapshot:
 
 
 def recoveries(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By site, what steering, the placebo and the donor recovered: the rows of `intervene(…, edits="steer")`.
-
-    `used` is steering's recovery on the scale from the placebo (0) to the donor (1).
-    """
+    """By site, what steering, the placebo and the donor recovered, from the rows of `intervene(…, edits="steer")`."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         columns = found.setdefault(row["site"], {})
@@ -57,19 +54,11 @@ def snapshot_table(snapshots: Sequence[Snapshot]) -> pd.DataFrame:
         report, steered = snapshot.report, snapshot.interventions
         recovered = recoveries(steered.to_dataframe().to_dict("records")) if steered is not None else {}
         for label, found in report.items():
-            scores = found.scores
-            row = {
-                "step": snapshot.step,
-                "tokens": snapshot.tokens,
-                "site": label,
-                "regret": snapshot.regret,
-                "R² held out": scores.held_out.r2,
-                "R² in-sample": scores.in_sample.r2,
-                "MSE held out": scores.held_out.mse,
-                "MSE in-sample": scores.in_sample.mse,
-                "skill": report.skill(label),
-                "n": scores.in_sample.n,
-            }
+            held_out, in_sample = found.scores.held_out, found.scores.in_sample
+            row = {"step": snapshot.step, "tokens": snapshot.tokens, "site": label, "regret": snapshot.regret}
+            row |= {"R² held out": held_out.r2, "R² in-sample": in_sample.r2}
+            row |= {"MSE held out": held_out.mse, "MSE in-sample": in_sample.mse}
+            row |= {"skill": report.skill(label), "n": in_sample.n}
             rows.append(row | recovered.get(label, {}))
     return pd.DataFrame(rows)
 

@@ -56,17 +56,13 @@ def stream_activations(
         ValueError: if `batch_size` is below 1; during a forward pass, if a site does not have one activation for each
             word and position.
     """
-    nothing = isinstance(sites, Sequence | Mapping) and not sites
-    names = () if nothing else find_sites(model, sites)
-    return _stream(model, tokens, names, words_per_batch(batch_size, tokens.shape[1]), progress)
+    names = () if isinstance(sites, Sequence | Mapping) and not sites else find_sites(model, sites)
+    size, index = words_per_batch(batch_size, tokens.shape[1]), site_index(model)
+    return _stream(model, tokens, {name: index.site(name) for name in names}, size, progress)
 
 
 def words_per_batch(batch_size: int | None, n_ctx: int) -> int:
-    """The given batch size, or by default about 8,192 tokens' worth of words.
-
-    Raises:
-        ValueError: if it is below 1.
-    """
+    """The given batch size, checked, or by default about 8,192 tokens' worth of words."""
     check_batch_size(batch_size)
     # Few enough tokens for the activations of a small model to stay in a CPU's cache (measured: four times as many
     # take 1.6 times as long), enough to keep a small GPU busy.
@@ -74,24 +70,21 @@ def words_per_batch(batch_size: int | None, n_ctx: int) -> int:
 
 
 def _stream(
-    model: HookedModel, tokens: Int[Tensor, "word pos"], names: Sequence[str], size: int, progress: str | None
+    model: HookedModel, tokens: Int[Tensor, "word pos"], sites: Mapping[str, Site], size: int, progress: str | None
 ) -> Iterator[ActivationBatch]:
     device = model_device(model)
-    index = site_index(model)
-    places = {name: index.site(name) for name in names}
-    starts = range(0, len(tokens), size)
-    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch", leave=False):
+    for start in tqdm(range(0, len(tokens), size), desc=progress, disable=progress is None, unit="batch", leave=False):
         words = slice(start, min(start + size, len(tokens)))
         captured: dict[str, Tensor] = {}
         # A hook is captured once, even if several of its heads are sites.
-        hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in places.values()}]
+        hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in sites.values()}]
         batch = tokens[words].to(device)
         with evaluating(model), model.hooks(fwd_hooks=hooks):
             output = model(batch)
-        missed = [site.hook for site in places.values() if site.hook not in captured]
+        missed = [site.hook for site in sites.values() if site.hook not in captured]
         if missed:
             raise ValueError(f"The model never reached {', '.join(missed)} in its forward pass: choose other sites.")
-        activations = {name: _taken(site, captured[site.hook], batch) for name, site in places.items()}
+        activations = {name: _taken(site, captured[site.hook], batch) for name, site in sites.items()}
         yield ActivationBatch(words, activations, output)
 
 

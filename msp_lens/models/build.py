@@ -94,83 +94,60 @@ def build_model(
         >>> model(torch.zeros(2, 10, dtype=torch.int64)).shape
         torch.Size([2, 10, 3])
     """
-    _check_device(device)
-    fields = _fields(config)
-    as_bridge = not has_hooked_transformer() if bridge is None else bridge
-    # Built on the CPU, so that a seed gives the same weights on every device.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
-        torch.default_generator.manual_seed(seed)
-        model = _build_bridge(fields) if as_bridge else _build_hooked_transformer(fields)
-        return cast(HookedModel, model.to(device, print_details=False))
-
-
-def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device={str(device)!r} can't be used here ({reason}): leave it out for the CPU.") from None
-
-
-def _build_hooked_transformer(fields: dict[str, Any]) -> Any:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-    return HookedTransformer(HookedTransformerConfig(**_known(HookedTransformerConfig, fields)))
-
-
-def _build_bridge(fields: dict[str, Any]) -> Any:
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.model_bridge import TransformerBridge
-
-    # A HookedTransformer's config holds the actual scale, √d_head; a bridge's holds -1 for this default.
-    fields = {key: value for key, value in fields.items() if key not in ("attn_scale", "original_architecture")}
-    return TransformerBridge.boot_native(TransformerBridgeConfig(**_known(TransformerBridgeConfig, fields)))
-
-
-def _known(config_class: type, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that this version's config class accepts."""
-    names = {field.name for field in dataclasses.fields(config_class)}
-    return {key: value for key, value in fields.items() if key in names} | {"device": "cpu", "seed": None}
-
-
-def _fields(config: ModelConfig | Mapping[str, Any] | Any) -> dict[str, Any]:
     fields = dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
     if isinstance(fields.get("dtype"), str):
         fields["dtype"] = getattr(torch, fields["dtype"])
-    return fields
+    # Built on the CPU, so that a seed gives the same weights on every device.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        torch.default_generator.manual_seed(seed)
+        model = _built(fields, as_bridge=not has_hooked_transformer() if bridge is None else bridge)
+        return cast(HookedModel, model.to(device, print_details=False))
+
+
+def _built(fields: dict[str, Any], *, as_bridge: bool) -> Any:
+    """The model on the CPU, from those fields that its config class accepts in this version."""
+    if as_bridge:
+        from transformer_lens.config import TransformerBridgeConfig
+        from transformer_lens.model_bridge import TransformerBridge
+
+        kind, build = TransformerBridgeConfig, TransformerBridge.boot_native
+        # A HookedTransformer's config holds the actual scale, √d_head; a bridge's holds -1 for this default.
+        fields = {key: value for key, value in fields.items() if key not in ("attn_scale", "original_architecture")}
+    else:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        kind, build = HookedTransformerConfig, HookedTransformer
+    accepted = {field.name for field in dataclasses.fields(kind)}
+    known = {key: value for key, value in fields.items() if key in accepted}
+    return cast(Any, build)(kind(**known | {"device": "cpu", "seed": None}))
 
 
 def config_fields(model: HookedModel) -> dict[str, Any]:
     """The model's configuration as JSON-ready values, from which `build_model` builds a model of the same kind."""
-    cfg = cast(Any, model).cfg
-    fields = {}
-    for key, value in cfg.to_dict().items():
-        if isinstance(value, torch.dtype):
-            fields[key] = str(value).removeprefix("torch.")
-        elif value is None or isinstance(value, bool | int | str):
-            fields[key] = value
-        elif isinstance(value, float):
-            fields[key] = float(value)
+    fields = cast(Any, model).cfg.to_dict()
     # The device and the seed do not describe the model.
-    return {key: value for key, value in fields.items() if key not in ("device", "seed", "n_params", "n_devices")}
+    fields = {key: fields[key] for key in fields if key not in ("device", "seed", "n_params", "n_devices")}
+    named = {key: str(each).removeprefix("torch.") for key, each in fields.items() if isinstance(each, torch.dtype)}
+    plain = {key: each for key, each in fields.items() if each is None or isinstance(each, bool | int | float | str)}
+    return plain | named
 
 
 def weights(model: HookedModel) -> dict[str, Tensor]:
     """The model's state by name, on the CPU, without the buffers that its config determines."""
-    state = cast(Any, model).state_dict()
-    return {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-        if not name.endswith(_DERIVED_BUFFERS)
-    }
+    state = cast(Any, model).state_dict().items()
+    return {name: each.detach().cpu().contiguous() for name, each in state if not name.endswith(_DERIVED_BUFFERS)}
 
 
 def load_weights(model: HookedModel, state: Mapping[str, Tensor]) -> None:
-    """Load a state dict of either TransformerLens version into the model; every weight must have its place.
+    """Load a state dict of either TransformerLens version into the model.
 
-    Raises:
-        ValueError: if weights are missing, left over or of another shape. The model is then unchanged.
+    It raises `ValueError`, and leaves the model unchanged, if weights are missing, left over or of another shape.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED_BUFFERS)}
     module = cast(Any, model)

@@ -16,23 +16,8 @@ from torch import Tensor, nn
 
 from msp_lens._checks import check_at_least
 from msp_lens.data.token_map import TokenMap
-from msp_lens.models.sites import Site, SiteIndex, Sites, site_label
+from msp_lens.models.sites import Site, SiteIndex, Sites
 from msp_lens.processes.process import Process
-
-__all__ = [
-    "HookedModel",
-    "check_fits",
-    "check_reads_tokens",
-    "context_length",
-    "editing",
-    "evaluating",
-    "find_sites",
-    "model_device",
-    "residual_sites",
-    "site_groups",
-    "site_index",
-    "site_label",
-]
 
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 
@@ -68,31 +53,24 @@ class HookedModel(Protocol):
 
 
 def site_index(model: HookedModel) -> SiteIndex:
-    """The sites of the model, from its own `hook_dict`.
-
-    Raises:
-        TypeError: if it has no `hook_dict`.
-    """
+    """The sites of the model, from its own `hook_dict`; `TypeError` if it has none."""
     if not isinstance(getattr(model, "hook_dict", None), Mapping):
-        raise TypeError(
-            f"A {type(model).__name__} has no hook_dict: give a HookedTransformer, a TransformerBridge or any other "
-            "HookedRootModule."
-        )
-    cfg = getattr(model, "cfg", None)
+        remedy = "give a HookedTransformer, a TransformerBridge or any other HookedRootModule."
+        raise TypeError(f"A {type(model).__name__} has no hook_dict: {remedy}")
     return SiteIndex(
         {name: id(point) for name, point in model.hook_dict.items()},
-        n_heads=getattr(cfg, "n_heads", None),
+        n_heads=_config(model, "n_heads"),
         # Without normalization, a bridge still has the hook, on a module that does nothing.
-        normalizes=getattr(cfg, "normalization_type", "LN") is not None,
+        normalizes=_config(model, "normalization_type", "LN") is not None,
     )
 
 
-def residual_sites(model: HookedModel) -> tuple[str, ...]:
-    """The residual stream before the first layer, after each layer, and after the final LayerNorm if there is one.
+def _config(model: HookedModel, name: str, default: Any = None) -> Any:
+    return getattr(getattr(model, "cfg", None), name, default)
 
-    Raises:
-        ValueError: if the model has no residual-stream hooks.
-    """
+
+def residual_sites(model: HookedModel) -> tuple[str, ...]:
+    """The residual stream before the first layer, after each layer, and after the final LayerNorm if there is one."""
     return site_index(model).residual
 
 
@@ -109,7 +87,8 @@ def find_sites(model: HookedModel, sites: Sites) -> tuple[str, ...]:
 
     Raises:
         KeyError: if the model has no such site; the message lists similar ones.
-        ValueError: if a site is named twice, or no site is named.
+        ValueError: if a site is named twice in one sequence, or no site is named.
+        TypeError: if something in `sites` is not a name, function, sequence or mapping.
     """
     return site_index(model).find(sites)
 
@@ -123,7 +102,7 @@ def site_groups(model: HookedModel, sites: Sites) -> dict[str, tuple[str, ...]]:
             mapping, `{"early": ["0_post", "1_post"]}`, each value is a group, under its key.
 
     Raises:
-        KeyError, ValueError: as for `find_sites`.
+        KeyError, ValueError, TypeError: as for `find_sites`.
 
     Example:
         >>> from msp_lens.models.build import ModelConfig, build_model
@@ -137,62 +116,44 @@ def site_groups(model: HookedModel, sites: Sites) -> dict[str, tuple[str, ...]]:
 def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: TokenMap | None = None) -> None:
     """Raise `ValueError` if the model cannot read words of `n_ctx` symbols of the process.
 
-    Args:
-        model: What reads the words.
-        process: What emits them.
-        n_ctx: Symbols in a word.
-        token_map: How the model reads the symbols; by default symbol 0 as token 0, and so on.
+    The token map says how the model reads the symbols: by default symbol 0 as token 0, and so on.
     """
     if not isinstance(process, Process):
         raise TypeError(f"process={process!r}: give a Process, for example msp.mess3(x=0.05, a=0.85).")
     check_at_least("n_ctx", n_ctx, 1, "the number of symbols in a word")
     token_map = token_map or TokenMap.identity(process.n_tokens)
     token_map.check_reads(process)
-    d_vocab = _vocabulary(model)
+    d_vocab, longest, length = _config(model, "d_vocab"), context_length(model), token_map.length(n_ctx)
     if d_vocab is not None and d_vocab < token_map.d_vocab:
+        used = f"and the token map uses token {token_map.d_vocab - 1}: make the map with the model's own tokenizer."
         if token_map.is_identity:
-            raise ValueError(
-                f"The model's vocabulary has {d_vocab} tokens, {process.name} emits {process.n_tokens}: "
-                f"build the model with d_vocab={process.n_tokens} or more."
-            )
-        raise ValueError(
-            f"The model's vocabulary has {d_vocab} tokens, and the token map uses token {token_map.d_vocab - 1}: "
-            "make the map with the model's own tokenizer."
-        )
-    longest = context_length(model)
-    if longest is not None and (length := token_map.length(n_ctx)) > longest:
+            n_tokens = process.n_tokens
+            used = f"{process.name} emits {n_tokens}: build the model with d_vocab={n_tokens} or more."
+        raise ValueError(f"The model's vocabulary has {d_vocab} tokens, {used}")
+    if longest is not None and length > longest:
+        fits, excess = token_map.longest_word(longest), f"symbols are {length} tokens to the model, longer than its"
         if token_map.is_identity:
-            raise ValueError(
-                f"n_ctx={n_ctx} is longer than the model's context of {longest}: choose n_ctx ≤ {longest}."
-            )
-        raise ValueError(
-            f"n_ctx={n_ctx} symbols are {length} tokens to the model, longer than its context of {longest}: "
-            f"choose n_ctx ≤ {token_map.longest_word(longest)}."
-        )
+            excess = "is longer than the model's"
+        raise ValueError(f"n_ctx={n_ctx} {excess} context of {longest}: choose n_ctx ≤ {fits}.")
 
 
 def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> None:
     """Raise `ValueError` if a token is outside the model's vocabulary or words are longer than its context."""
-    d_vocab = _vocabulary(model)
-    if int(tokens.min()) < 0 or (d_vocab is not None and int(tokens.max()) >= d_vocab):
+    d_vocab, longest = _config(model, "d_vocab"), context_length(model)
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or (d_vocab is not None and most >= d_vocab):
+        allowed = "at least 0" if d_vocab is None else f"0 to {d_vocab - 1}"
         raise ValueError(
-            f"Tokens run from {int(tokens.min())} to {int(tokens.max())}; the model's are "
-            f"{'at least 0' if d_vocab is None else f'0 to {d_vocab - 1}'}. Map a process's symbols with a TokenMap."
+            f"Tokens run from {least} to {most}; the model's are {allowed}. Map a process's symbols with a TokenMap."
         )
-    longest = context_length(model)
     if longest is not None and tokens.shape[1] > longest:
-        raise ValueError(
-            f"Words of {tokens.shape[1]} tokens are longer than the model's context of {longest}: shorten them."
-        )
+        n_ctx = tokens.shape[1]
+        raise ValueError(f"Words of {n_ctx} tokens are longer than the model's context of {longest}: shorten them.")
 
 
 def context_length(model: HookedModel) -> int | None:
     """The longest word that the model reads, `cfg.n_ctx`, if it has one."""
-    return getattr(getattr(model, "cfg", None), "n_ctx", None)
-
-
-def _vocabulary(model: HookedModel) -> int | None:
-    return getattr(getattr(model, "cfg", None), "d_vocab", None)
+    return _config(model, "n_ctx")
 
 
 def word_length(
@@ -200,14 +161,7 @@ def word_length(
 ) -> int:
     """Symbols in a word: `n_ctx`, or by default as many as always fit in the model's context.
 
-    Args:
-        model: What reads the words.
-        n_ctx: The number asked for, if any.
-        token_map: How the model reads the symbols; by default one token each.
-        otherwise: What to give if the model has no context length, for the message.
-
-    Raises:
-        ValueError: if there is no default.
+    It raises `ValueError` if there is no default, and names what to give in its place (`otherwise`).
     """
     if n_ctx is not None:
         return n_ctx
@@ -252,9 +206,8 @@ def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]])
         ValueError: during the forward pass, if an edit returns another shape.
     """
     index = site_index(model)
-    sites = [index.site(name) for name in edits]
-    hooks = [(site.hook, checked_hook(site, edit)) for site, edit in zip(sites, edits.values(), strict=True)]
-    with model.hooks(fwd_hooks=hooks):
+    sites = [(index.site(name), edit) for name, edit in edits.items()]
+    with model.hooks(fwd_hooks=[(site.hook, checked_hook(site, edit)) for site, edit in sites]):
         yield
 
 
@@ -268,10 +221,8 @@ def checked_hook(site: Site | str, edit: Callable[[Tensor], Tensor]) -> HookFunc
         edited = edit(before)
         if not isinstance(edited, Tensor) or edited.shape != before.shape:
             got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
-            raise ValueError(
-                f"The edit at {site.name} returned {got}; it must return a tensor of the activation's shape "
-                f"{tuple(before.shape)}."
-            )
+            rule = f"it must return a tensor of the activation's shape {tuple(before.shape)}."
+            raise ValueError(f"The edit at {site.name} returned {got}; {rule}")
         edited = edited.to(activation.dtype)
         return site.put(activation, edited) if before is not activation else edited
 

@@ -18,13 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from msp_lens._files import read_tensors, write_atomically
-from msp_lens.models.build import (
-    build_model,
-    config_fields,
-    load_weights,
-    transformer_lens_version,
-    weights,
-)
+from msp_lens.models.build import build_model, config_fields, load_weights, transformer_lens_version, weights
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 
@@ -57,11 +51,7 @@ def model_fingerprint(model: HookedModel) -> str:
 
 
 def save_checkpoint(
-    path: str | Path,
-    model: HookedModel,
-    *,
-    process: Process | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    path: str | Path, model: HookedModel, *, process: Process | None = None, provenance: Mapping[str, Any] | None = None
 ) -> Path:
     """Write the model to a file, or to `model.safetensors` in a folder, completely or not at all."""
     path = _model_file(path)
@@ -78,14 +68,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
-    """Load a model saved by `save_checkpoint` under either TransformerLens version.
+    """Load a model saved by `save_checkpoint` under either TransformerLens version, from a file or a run's folder.
 
     Under TransformerLens 4, a HookedTransformer's weights are converted exactly to a bridge's; a bridge's weights
     give a bridge under TransformerLens 3, too.
-
-    Args:
-        path: The file, or the folder of a run.
-        device: Where to put the model.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -94,9 +80,7 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     path = _model_file(path)
     state, metadata = read_tensors(path)
     if "msp_lens" not in metadata:
-        raise ValueError(
-            f"{path} was not saved by msp_lens: build the model and use load_weights(model, state) instead."
-        )
+        raise ValueError(f"{path} was not saved by msp_lens: build the model and use load_weights(model, state).")
     description = json.loads(metadata["msp_lens"])
     if state_fingerprint(state) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")

@@ -38,11 +38,7 @@ def check_position(position: Position, n_ctx: int | None) -> None:
 
 
 def position_indices(position: Position, length: int) -> Int[Tensor, "pos"]:
-    """Positions that are the same for every word, as indices into a word of `length` tokens.
-
-    Raises:
-        ValueError: if one is outside the word, or there are none.
-    """
+    """Positions that are the same for every word, as checked indices into a word of `length` tokens."""
     if position is None or isinstance(position, slice):
         indices = torch.arange(length)[position or slice(None)]
     else:
@@ -105,15 +101,20 @@ def at_positions(
         if isinstance(position, Tensor) and _is_mask(position):
             mask = position.to(activation.device)
             if mask.shape != (n_words, length):
+                shape = tuple(mask.shape)
                 raise ValueError(
-                    f"The mask of positions has shape {tuple(mask.shape)}; the batch has {n_words} words of {length} "
-                    "tokens."
+                    f"The mask of positions has shape {shape}; the batch has {n_words} words of {length} tokens."
                 )
             return torch.where(mask.unsqueeze(-1), change(activation, _spread(belief, n_words, length)), activation)
-        indices = _grid(position, n_words, length).to(activation.device)
-        words = torch.arange(n_words, device=activation.device).unsqueeze(1)
-        result = activation.clone()
-        beliefs = _spread(belief, n_words, indices.shape[1])
+        if isinstance(position, Tensor) and position.ndim == 2:
+            check_position(position, length)
+            if len(position) != n_words:
+                raise ValueError(f"Positions are given for {len(position)} words; the batch has {n_words}.")
+            indices = position % length
+        else:
+            indices = position_indices(position, length).unsqueeze(0)
+        indices, words = indices.to(activation.device), torch.arange(n_words, device=activation.device).unsqueeze(1)
+        result, beliefs = activation.clone(), _spread(belief, n_words, indices.shape[1])
         result[words, indices] = change(activation[words, indices], beliefs).to(activation.dtype)
         return result
 
@@ -122,15 +123,6 @@ def at_positions(
 
 def _is_mask(position: Position) -> bool:
     return isinstance(position, Tensor) and position.dtype == torch.bool
-
-
-def _grid(position: Position, n_words: int, length: int) -> Int[Tensor, "word pos"]:
-    if not isinstance(position, Tensor) or position.ndim < 2:
-        return position_indices(position, length).expand(n_words, -1)
-    check_position(position, length)
-    if len(position) != n_words:
-        raise ValueError(f"Positions are given for {len(position)} words; the batch has {n_words}.")
-    return position % length
 
 
 def _spread(belief: Float[Tensor, "*batch state"] | None, n_words: int, n_positions: int) -> Tensor | None:

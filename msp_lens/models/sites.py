@@ -72,16 +72,12 @@ class Site:
     def take(self, activation: Tensor) -> Float[Tensor, "batch pos feature"]:
         """The site's features in its hook's activation: the head's, or those of all heads side by side. Not copied.
 
-        Raises:
-            ValueError: if the activation is neither `[batch, pos, feature]` nor `[batch, pos, head, feature]`, or has
-                no such head.
+        It raises `ValueError` if the activation's shape does not fit the site.
         """
         shape = tuple(activation.shape)
         if activation.ndim not in (3, 4) or _ATTENTION.fullmatch(self.hook):
-            raise ValueError(
-                f"{self.name} has activations of shape {shape}; a site's are [batch, pos, d_model], or "
-                "[batch, pos, head, d_head]. Choose another site."
-            )
+            rule = "a site's are [batch, pos, d_model], or [batch, pos, head, d_head]. Choose another site."
+            raise ValueError(f"{self.name} has activations of shape {shape}; {rule}")
         if self.head is None:
             return activation if activation.ndim == 3 else activation.flatten(2)
         if activation.ndim == 3 or self.head >= shape[2]:
@@ -123,8 +119,7 @@ class SiteIndex:
     """The sites of a model, or of a cache, by name, label and pattern.
 
     Args:
-        places: Each name's place, as any value that tells places apart. A bridge has several names for one hook point;
-            these share a place.
+        places: Each name's place, as any value that tells places apart. Names of one hook point share a place.
         n_heads: Heads in a layer, if known.
         normalizes: Whether there is a final LayerNorm that does anything.
         of: Whose sites they are, for messages.
@@ -155,11 +150,7 @@ class SiteIndex:
 
     @property
     def residual(self) -> tuple[str, ...]:
-        """The residual stream before the first layer, after each layer, and after the final LayerNorm.
-
-        Raises:
-            ValueError: if there are no residual-stream hooks.
-        """
+        """The residual stream before the first layer, after each layer, and after the final LayerNorm."""
         blocks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in self._layers)]
         sites = [name for name in blocks if name in self._places] + self._final
         if not sites:
@@ -171,41 +162,23 @@ class SiteIndex:
 
     @property
     def all(self) -> tuple[str, ...]:
-        """The residual stream and what each sublayer adds to it, in the order of the forward pass.
-
-        Only the first layer's `hook_resid_pre` is among them: a later layer's is the `hook_resid_post` of the layer
-        before.
-        """
+        """The residual stream and what each sublayer adds to it, in the order of the forward pass."""
+        # A later layer's hook_resid_pre is the hook_resid_post of the layer before.
         parts = [f"blocks.{layer}.{part}" for layer in self._layers for part in _PARTS[bool(layer) :]]
         return tuple([name for name in parts if name in self._places] + self._final) or self.residual
 
     def find(self, sites: Sites) -> tuple[str, ...]:
-        """The full names of all requested sites, including those of groups, each once.
-
-        Raises:
-            KeyError: if there is no such site; the message lists similar ones.
-            ValueError: if a site is named twice in one sequence, or no site is named.
-            TypeError: if something in `sites` is not a name, function, sequence or mapping.
-        """
+        """The full names of all requested sites, including those of groups, each once; see `models.find_sites`."""
         return tuple(dict.fromkeys(name for group in self.groups(sites).values() for name in group))
 
     def groups(self, sites: Sites) -> dict[str, tuple[str, ...]]:
-        """Which sites to read together, by label. A single site is a group of one.
-
-        Args:
-            sites: As for `find`. In a sequence, a sequence within is a group, labeled `"1_post+2_post"`; in a
-                mapping, each value is a group under its key.
-
-        Raises:
-            KeyError, ValueError, TypeError: as for `find`.
-        """
+        """Which sites to read together, by label, such as `"1_post+2_post"`; see `models.site_groups`."""
         if isinstance(sites, Mapping):
             groups = {str(label): self._members(members, sites) for label, members in sites.items()}
         else:
-            items = _items(sites)
-            together = [item for item in items if _is_group(item)]
-            alone = [item for item in items if not _is_group(item)]
             groups: dict[str, tuple[str, ...]] = {}
+            together = [item for item in _items(sites) if _is_group(item)]
+            alone = [item for item in _items(sites) if not _is_group(item)]
             for name in self._members(alone, sites) if alone or not together else ():
                 label = site_label(name)
                 # Two names with one label keep their names.
@@ -233,30 +206,20 @@ class SiteIndex:
         named = [self._place_of(name) for name in exact]
         if not found or len(set(named)) != len(named):
             raise ValueError(f"sites={_shown(whole)}: name at least one site, and none twice.")
-        for name in found:
-            if _ATTENTION.fullmatch(name):
-                raise ValueError(
-                    f"{name} holds [batch, head, query, key], not an activation at a position: choose another site."
-                )
+        if attention := next(filter(_ATTENTION.fullmatch, found), None):
+            holds = "[batch, head, query, key], not an activation at a position"
+            raise ValueError(f"{attention} holds {holds}: choose another site.")
         return tuple(name for name in found if name in exact or self._place_of(name) not in named)
 
     def site(self, spelling: str) -> Site:
-        """The site with this name or label.
-
-        Raises:
-            KeyError: if there is no such site, or the spelling is a pattern.
-        """
+        """The site with this name or label; `KeyError` if there is none, or it is a pattern."""
         name = self._exact(spelling)
         if name is None:
             raise KeyError(f"{spelling!r} is a pattern: name one site, e.g. {self._matching(spelling)[0]!r}.")
         return self._parsed(name)
 
     def _exact(self, spelling: str) -> str | None:
-        """The full name for a name or label; `None` for a pattern.
-
-        Raises:
-            KeyError: if it is none of these.
-        """
+        """The full name for a name or label; `None` for a pattern; `KeyError` for anything else."""
         if spelling in self._places:
             return spelling
         if name := self.labels.get(spelling) or self.aliases.get(spelling):
@@ -277,14 +240,12 @@ class SiteIndex:
 
     def _matching(self, pattern: Any) -> Sequence[str]:
         """The sites that a glob, a function or `"all"` selects: in the order of the forward pass, each place once."""
-        if pattern is None:
-            return self.residual
-        if pattern == "all":
-            return self.all
-        if callable(pattern):
-            matched = self._once(name for name in self.names if pattern(name))
-        elif isinstance(pattern, str):
+        if pattern is None or pattern == "all":
+            return self.residual if pattern is None else self.all
+        if isinstance(pattern, str):
             matched = self._globbed(pattern)
+        elif callable(pattern):
+            matched = self._once(name for name in self.names if pattern(name))
         else:
             raise TypeError(
                 f"sites: {pattern!r} is a {type(pattern).__name__}; give names, labels, globs, functions of a hook's "
@@ -303,10 +264,9 @@ class SiteIndex:
             labeled = [name for name in self.names if fnmatchcase(self._label_of.get(name, ""), pattern)]
             return self._once(labeled or [name for name in self.names if fnmatchcase(name, pattern)])
         hooks = in_brackets[1] if in_brackets and not by_label else "blocks.*.attn.hook_z"
-        heads = []
+        heads: list[Site] = []
         for hook in self._once(name for name in self.names if fnmatchcase(name, hooks)):
-            n_heads = self._heads(hook)
-            if n_heads is None:
+            if (n_heads := self._heads(hook)) is None:
                 raise ValueError(
                     f"sites: {pattern!r} asks for heads, but {self.of.lower()} does not say how many it has "
                     "(cfg.n_heads): name each, e.g. 'blocks.0.attn.hook_z[0]'."
@@ -356,10 +316,10 @@ def _order(name: str) -> tuple[float, int]:
     found = re.match(r"blocks\.(\d+)\.(.*)", name)
     if not found:
         return math.inf, 0
-    part = found[2]
+    layer, part = int(found[1]), found[2]
     if part in _PARTS:
-        return int(found[1]), 2 * _PARTS.index(part)
-    return int(found[1]), 1 if "attn" in part or part.startswith("ln1") else 5
+        return layer, 2 * _PARTS.index(part)
+    return layer, 1 if "attn" in part or part.startswith("ln1") else 5
 
 
 def _shown(sites: Any) -> str:
@@ -368,6 +328,5 @@ def _shown(sites: Any) -> str:
 
 def _listed(names: Iterable[str], limit: int = 12) -> str:
     shown = list(names)
-    return ", ".join(shown[:limit]) + (
-        f" and {len(shown) - limit} more (model.hook_dict)" if len(shown) > limit else ""
-    )
+    more = f" and {len(shown) - limit} more (model.hook_dict)" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more

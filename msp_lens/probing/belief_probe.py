@@ -29,9 +29,10 @@ from msp_lens._files import read_tensors, write_atomically
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
-from msp_lens.models.hooked import HookedModel, check_fits, find_sites, site_label
+from msp_lens.models.hooked import HookedModel, check_fits, find_sites
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Change, Position, writing
+from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import ratio
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from msp_lens._checks import check_at_least
-from msp_lens.models.hooked import site_label
+from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress

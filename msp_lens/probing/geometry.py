@@ -31,7 +31,8 @@ from msp_lens._tables import TableView
 from msp_lens.beliefs.nearest import nearest_distribution
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
-from msp_lens.models.hooked import HookedModel, site_label
+from msp_lens.models.hooked import HookedModel
+from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import NO_VARIANCE
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class SavedCheckpoint:
     step: int
     tokens: int
     path: Path
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The model's config, the process and the provenance, as JSON; from the file's header, read once."""
+        return json.loads(read_header(self.path).get("msp_lens", "{}"))
 
     def load(self, *, device: str | torch.device = "cpu") -> Checkpoint:
         """The model, with its process and provenance; see `load_checkpoint`."""
