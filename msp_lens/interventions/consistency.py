@@ -61,11 +61,10 @@ def bayes_consistency(
         `weight` the share of all steps.
 
     Raises:
-        ValueError: if an option is too small, a probe belongs to another model, the model does not fit the process, or
-            words have one token.
+        ValueError: if an option is too small, a probe or the model does not fit, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
+    prepared = OverWords.prepare(model, data, probes, n_words, seed, batch_size)
     dataset, process = prepared.dataset, prepared.dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
@@ -80,9 +79,8 @@ def bayes_consistency(
             before, after = beliefs[:, :-1].flatten(0, 1), beliefs[:, 1:].flatten(0, 1)
             updated = follow(process, before, tokens.unsqueeze(1))[:, 1]
             defined = ~updated.isnan().any(dim=1)
-            pairs = ((updated, after), (before, after), (after, truth))
-            errors = ((first - second).square().mean(dim=1) for first, second in pairs)
-            columns = [torch.where(defined, error, 0.0) for error in errors]
+            differences = (updated - after, before - after, after - truth)
+            columns = [torch.where(defined, each.square().mean(dim=1), 0.0) for each in differences]
             columns += [defined.double(), torch.ones_like(weights)]
             sums[label].index_add_(0, tokens, torch.stack(columns, dim=1) * weights.unsqueeze(1))
     every_token = "all"
@@ -90,18 +88,9 @@ def bayes_consistency(
     for label, by_token in sums.items():
         for token, row in zip((every_token, *process.tokens), (by_token.sum(dim=0), *by_token), strict=True):
             update, copy, reading = (row[:3] / row[3]).tolist()
-            records.append(
-                {
-                    "site": label,
-                    "token": token,
-                    "update": update,
-                    "copy": copy,
-                    "skill": 1 - update / copy if copy > 0 else math.nan,
-                    "read": reading,
-                    "undefined": 1 - float(row[3] / row[4]),
-                    "weight": float(row[4]),
-                }
-            )
+            skill = 1 - update / copy if copy > 0 else math.nan
+            record = {"site": label, "token": token, "update": update, "copy": copy, "skill": skill, "read": reading}
+            records.append(record | {"undefined": 1 - float(row[3] / row[4]), "weight": float(row[4])})
     left = {row["site"]: 1 - row["skill"] for row in records if row["token"] == every_token}
     known = [f"{100 * share:.1f} % at {site}" for site, share in left.items() if not math.isnan(share)]
     notes = (
@@ -117,14 +106,9 @@ def bayes_consistency(
         "with the process's dynamics, as they must if both are read well; it does not show that the network computes "
         "one from the other.",
     )
-    return InterventionReport(
-        title="Bayes consistency: the belief read, then updated, and the belief read after the token",
-        table=pd.DataFrame(records),
-        keys=("site", "token"),
-        notes=notes,
-        provenance=prepared.provenance,
-        shown={"token": [every_token]},
-    )
+    title = "Bayes consistency: the belief read, then updated, and the belief read after the token"
+    table, shown = pd.DataFrame(records), {"token": [every_token]}
+    return InterventionReport(title, table, ("site", "token"), notes, prepared.provenance, shown=shown)
 
 
 def prediction_consistency(
@@ -145,10 +129,10 @@ def prediction_consistency(
         `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
 
     Raises:
-        ValueError: if an option is too small, a probe belongs to another model, or the model does not fit the process.
+        ValueError: if an option is too small, or a probe or the model does not fit.
         KeyError: if the model lacks a probe's site.
     """
-    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
+    prepared = OverWords.prepare(model, data, probes, n_words, seed, batch_size)
     dataset, process = prepared.dataset, prepared.dataset.process
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
@@ -160,14 +144,10 @@ def prediction_consistency(
             # The belief read of a generalized process may imply probabilities below 0.
             implied = next_token_probabilities(process, beliefs).clamp(min=0)
             implied = implied / implied.sum(dim=-1, keepdim=True)
-            divergences = (
-                kl_divergence(implied, predicted),
-                # A belief read may rule out what is possible; no prediction is quite so sure.
-                kl_divergence(optimal[words], implied.clamp(min=1e-6).log()),
-                kl_divergence(optimal[words], predicted),
-                kl_divergence(average.expand_as(predicted), predicted),
-            )
-            totals[label] += torch.stack([weights @ kl.sum(dim=1) for kl in divergences])
+            # A belief read may rule out what is possible; no prediction is quite so sure.
+            pairs = [(implied, predicted), (optimal[words], implied.clamp(min=1e-6).log())]
+            pairs += [(optimal[words], predicted), (average.expand_as(predicted), predicted)]
+            totals[label] += torch.stack([weights @ kl_divergence(p, log_q).sum(dim=1) for p, log_q in pairs])
     columns = ("implied_to_model", "optimal_to_implied", "optimal_to_model", "average_to_model")
     records = [{"site": label} | dict(zip(columns, row.tolist(), strict=True)) for label, row in totals.items()]
     nearest = min(records, key=lambda row: row["implied_to_model"])
@@ -180,13 +160,8 @@ def prediction_consistency(
         "ignores the words.",
         "Agreement shows that the belief read accounts for the predictions, not that they are made from it: intervene.",
     )
-    return InterventionReport(
-        title="Next-token probabilities implied by the belief read, and the model's own",
-        table=pd.DataFrame(records),
-        keys=("site",),
-        notes=notes,
-        provenance=prepared.provenance,
-    )
+    title = "Next-token probabilities implied by the belief read, and the model's own"
+    return InterventionReport(title, pd.DataFrame(records), ("site",), notes, prepared.provenance)
 
 
 def _reads(
@@ -196,8 +171,8 @@ def _reads(
     dataset = prepared.dataset
     sites = list(dict.fromkeys(probe.sites[0] for probe in prepared.probes))
     for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
-        read = {
-            probe.label: probe.predict(batch.activations[probe.sites[0]]).cpu().double() for probe in prepared.probes
-        }
-        nearest = {label: nearest_belief(dataset.process, beliefs) for label, beliefs in read.items()}
-        yield batch.words, nearest, batch.output
+        read = {}
+        for probe in prepared.probes:
+            beliefs = probe.predict(batch.activations[probe.sites[0]]).cpu().double()
+            read[probe.label] = nearest_belief(dataset.process, beliefs)
+        yield batch.words, read, batch.output

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +29,11 @@ from msp_lens.beliefs.trajectories import continuations, follow
 from msp_lens.data import words as words_of
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
-from msp_lens.interventions.menu import REFERENCES, EditMaker, Material, resolve_edits
+from msp_lens.interventions.menu import REFERENCES, EditMaker, Edits, Material, resolve_edits
 from msp_lens.interventions.preparation import Probes, group_label, single_site_probes
 from msp_lens.interventions.targets import TargetMaker, resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits
-from msp_lens.models.positions import Position
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
@@ -47,7 +45,7 @@ class Course:
     Attributes:
         words: The words, which go on after the edited position.
         donors: Words of the same length that lead to the targets and go on alike.
-        target: The beliefs to be written.
+        target: The beliefs to write.
         actual: The beliefs that the words lead to; NaN where the tokens that follow are impossible.
         wrong: The beliefs of third words.
         start: The (first) edited position.
@@ -68,7 +66,7 @@ def draw_course(
 ) -> Course:
     """Draw words, their targets, third words and the tokens that follow, in this order.
 
-    The tokens that follow are drawn as an observer with the target belief expects them, so that they are possible.
+    The tokens that follow are drawn as an observer with the target belief expects them, so they are possible.
     """
     generator = torch.Generator().manual_seed(seed)
     words = process.sample(n_words, position + 1, generator=generator)
@@ -77,20 +75,15 @@ def draw_course(
     third = process.sample(len(words), position + 1, generator=generator)
     following = continuations(process, made.beliefs, n_after, generator=generator)
     actual, wrong = (follow(process, filter_beliefs(process, each)[:, -1], following) for each in (words, third))
-    return Course(
-        words=torch.cat([words, following], dim=1),
-        donors=torch.cat([made.donors, following], dim=1),
-        target=follow(process, made.beliefs, following),
-        actual=actual,
-        # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
-        wrong=torch.where(wrong.isnan(), process.initial, wrong),
-        start=position,
-        generator=generator,
-    )
+    # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
+    wrong = torch.where(wrong.isnan(), process.initial, wrong)
+    target = follow(process, made.beliefs, following)
+    words, donors = (torch.cat([each, following], dim=1) for each in (words, made.donors))
+    return Course(words, donors, target, actual, wrong, position, generator)
 
 
 # Quantities of each word and later position: KL to target, KL to actual, displacement along the way, the way squared.
-_Measured = Float64[Tensor, "quantity word later"]
+_Measured = dict[tuple[str, int, str, float], Float64[Tensor, "quantity word later"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +104,7 @@ class Engine:
         model: HookedModel,
         process: Process,
         probes: Probes,
-        *,
-        edits: str | Sequence[str] | Mapping[str, EditMaker] | None,
+        edits: Edits,
         targets: str | Sequence[str] | Mapping[str, Any] | Tensor,
         n_ctx: int,
         n_words: int,
@@ -163,50 +155,40 @@ class Engine:
             A row for each site (or group), span, edit, strength and number of tokens `after` the first edited position,
             averaged over words; its measures are described at `InterventionReport`.
         """
-        measured: dict[tuple[str, int, str, float], list[_Measured]] = {}
+        measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
         sites = [probe.sites[0] for probe in self.probes]
         reader, read_site = self.probes[-1], sites[-1]
         optima = [next_token_probabilities(self.process, beliefs) for beliefs in (course.target, course.actual)]
         # Where the tokens that follow are impossible there is no actual belief, and an edit away from it does nothing.
         actual = torch.where(course.actual.isnan(), course.target, course.actual)
         later = slice(course.start, None)
-        size = words_per_batch(self.batch_size, course.words.shape[1])
-        for first in range(0, len(course.words), size):
-            rows = slice(first, first + size)
+        for rows in torch.arange(len(course.words)).split(words_per_batch(self.batch_size, course.words.shape[1])):
             words, target = course.words[rows], course.target[rows]
-            _, donor = self._forward(course.donors[rows], sites=sites)
-            plain, held = self._forward(words, sites=[read_site])
-            before = self._read(held, course.start)
+            _, donor = self._forward(course.donors[rows], sites)
+            plain, held = self._forward(words, [read_site])
+            before = self._read(held[read_site][:, later])
             way = target - before
             for group in groups:
                 # Only the probe of a later site tells what became of an edit.
                 watched = [] if reader in group else [read_site]
                 for span in spans:
                     places = slice(course.start, course.start + span)
-                    materials = [
-                        Material(
-                            actual=actual[rows, :span],
-                            wrong=course.wrong[rows, :span],
-                            donor=donor[probe.sites[0]][:, places],
-                            centroids=self.centroids,
-                            generator=course.generator,
-                        )
+                    beliefs = (actual[rows, :span], course.wrong[rows, :span])
+                    given = [
+                        Material(*beliefs, donor[probe.sites[0]][:, places], self.centroids, course.generator)
                         for probe in group
                     ]
-                    for name, strength, edits in self._edits(group, materials, strengths):
+                    for name, strength, edits in self._edits(group, given, strengths):
                         predicted, after = plain, held
                         if name != "none":
-                            predicted, after = self._forward(words, edits, target[:, :span], places, sites=watched)
+                            with applying(self.model, edits, target[:, :span], position=places):
+                                predicted, after = self._forward(words, watched)
                         moved = torch.full_like(way, math.nan)
                         if watched:
-                            moved = (self._read(after, course.start) - before) * way
-                        quantities = [
-                            *(kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima),
-                            moved.sum(dim=-1),
-                            way.square().sum(dim=-1),
-                        ]
-                        key = (group_label(group), span, name, strength)
-                        measured.setdefault(key, []).append(torch.stack(quantities))
+                            moved = (self._read(after[read_site][:, later]) - before) * way
+                        kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
+                        quantities = torch.stack([*kl, moved.sum(dim=-1), way.square().sum(dim=-1)])
+                        measured.setdefault((group_label(group), span, name, strength), []).append(quantities)
         return _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()})
 
     def _edits(
@@ -221,28 +203,19 @@ class Engine:
             for strength in scales:
                 yield name, strength, [edit.scaled(strength) for edit in whole]
 
-    def _read(self, activations: Mapping[str, Tensor], start: int) -> Float64[Tensor, "word later state"]:
-        """The beliefs that the latest site's probe reads from a position on."""
-        values = activations[self.probes[-1].sites[0]][:, start:]
-        read = self.probes[-1].predict(values.flatten(0, 1)).cpu().double()
-        return read.unflatten(0, values.shape[:2])
+    def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
+        """The beliefs that the latest site's probe reads."""
+        return self.probes[-1].predict(activations.flatten(0, 1)).cpu().double().unflatten(0, activations.shape[:2])
 
     def _forward(
-        self,
-        tokens: Int[Tensor, "word pos"],
-        edits: Sequence[Edit] = (),
-        belief: Tensor | None = None,
-        position: Position = None,
-        *,
-        sites: Sequence[str],
+        self, tokens: Int[Tensor, "word pos"], sites: Sequence[str]
     ) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
-        """Log-probabilities of the process's next tokens, and activations at some sites, in one (edited) forward pass.
+        """Log-probabilities of the process's next tokens, and activations at some sites, in one forward pass.
 
         Raises:
             ValueError: if the model does not return next-token logits.
         """
-        with applying(self.model, edits, belief, position=position) if edits else nullcontext():
-            (batch,) = stream_activations(self.model, tokens, sites, batch_size=len(tokens))
+        (batch,) = stream_activations(self.model, tokens, sites, batch_size=len(tokens))
         logits, n_tokens = batch.output, self.process.n_tokens
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < n_tokens:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -253,30 +226,25 @@ class Engine:
         return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
 
 
-def _table(measured: Mapping[tuple[str, int, str, float], _Measured]) -> pd.DataFrame:
+def _table(measured: _Measured) -> pd.DataFrame:
     """Averages over words, with standard errors, each compared with no edit, the placebo and the donor."""
-
-    def recovery(site: str, span: int, edit: str, strength: float, after: int) -> tuple[float, float]:
-        left_alone = measured[site, span, "none", 1.0][0, :, after]
-        return ratio(left_alone - measured[site, span, edit, strength][0, :, after], left_alone)
-
     records = []
     for (site, span, edit, strength), quantities in measured.items():
         for after in range(quantities.shape[2]):
             to_target, to_actual, moved, way = quantities[:, :, after]
             left_alone = measured[site, span, "none", 1.0][:, :, after]
-            recovered = recovery(site, span, edit, strength, after)
-            references = [recovery(site, span, name, 1.0, after) for name in ("placebo", "donor")]
+            compared = [quantities, *(measured[site, span, name, 1.0] for name in ("placebo", "donor"))]
+            recovered, placebo, donor = (ratio(left_alone[0] - each[0, :, after], left_alone[0]) for each in compared)
+            gain = donor[0] - placebo[0]
             acts = acts_on_belief(_mean(left_alone[1])[0], _mean(left_alone[0])[0])
-            records.append(
-                {"site": site, "edit": edit, "strength": strength, "span": span, "after": after}
-                | dict(zip(("kl_to_target", "kl_to_target_error"), _mean(to_target), strict=True))
-                | dict(zip(("kl_to_actual", "kl_to_actual_error"), _mean(to_actual), strict=True))
-                | dict(zip(("recovery", "recovery_error"), recovered, strict=True))
-                | {"above_placebo": _above(recovered[0], *references) if acts else math.nan}
-                | dict(zip(("displacement", "displacement_error"), ratio(moved, way), strict=True))
-                | {"n": len(to_target)}
-            )
+            surely = acts and gain > 2 * math.hypot(placebo[1], donor[1])
+            row = {"site": site, "edit": edit, "strength": strength, "span": span, "after": after}
+            row["kl_to_target"], row["kl_to_target_error"] = _mean(to_target)
+            row["kl_to_actual"], row["kl_to_actual_error"] = _mean(to_actual)
+            row["recovery"], row["recovery_error"] = recovered
+            row["above_placebo"] = (recovered[0] - placebo[0]) / gain if surely else math.nan
+            row["displacement"], row["displacement_error"] = ratio(moved, way)
+            records.append(row | {"n": len(to_target)})
     return pd.DataFrame(records)
 
 
@@ -306,9 +274,3 @@ def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
     about as far from the one as from the other.
     """
     return kl_to_actual < 0.5 * kl_to_target
-
-
-def _above(recovery: float, placebo: tuple[float, float], donor: tuple[float, float]) -> float:
-    """Recovery on the scale from the placebo (0) to the donor (1); NaN unless the donor surely recovers more."""
-    gain = donor[0] - placebo[0]
-    return (recovery - placebo[0]) / gain if gain > 2 * math.hypot(placebo[1], donor[1]) else math.nan

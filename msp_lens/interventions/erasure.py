@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_moments
+from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_covariance
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
@@ -63,39 +63,28 @@ def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     Raises:
         ValueError: if the probe has no moments.
     """
-    covariance = site_moments(probe).covariance(probe.sites, probe.sites)
     # V = Σ^-½ G reads random whitened coordinates; erasing them is V (Vᵀ Σ V)⁺ Vᵀ Σ.
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    eigenvalues, eigenvectors = torch.linalg.eigh(site_covariance(probe))
     kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
     gaussian = _gaussian(int(kept.sum()), read_basis(probe).shape[1], generator)
     weights = (eigenvectors[:, kept] / eigenvalues[kept].sqrt()) @ gaussian
-    read_covariance = weights.T @ covariance
-    inverse = torch.linalg.pinv(read_covariance @ weights, rtol=RANK_CUTOFF**2, hermitian=True)
-    return _projecting("erase random", probe, weights, inverse @ read_covariance)
+    return _projecting("erase random", probe, weights, read_decoder(probe, weights))
 
 
 def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     """The null of `project_out`: as many random orthonormal directions, drawn uniformly."""
-    n_features, rank = read_basis(probe).shape
-    random_basis, _ = torch.linalg.qr(_gaussian(n_features, rank, generator))
+    random_basis, _ = torch.linalg.qr(_gaussian(*read_basis(probe).shape, generator))
     return _projecting("project out random", probe, random_basis, random_basis.T)
 
 
 def read_basis(probe: BeliefProbe) -> Float64[Tensor, "feature rank"]:
-    """An orthonormal basis of the directions that the probe reads; their number is below that of the states."""
+    """An orthonormal basis of the directions that the probe reads, fewer than there are states."""
     directions, singular_values, _ = torch.linalg.svd(centered_weights(probe), full_matrices=False)
     return directions[:, singular_values > singular_values[0] * RANK_CUTOFF]
 
 
-def _projecting(
-    name: str,
-    probe: BeliefProbe,
-    read: Float64[Tensor, "feature rank"],
-    write: Float64[Tensor, "rank feature"],
-    *,
-    keep: bool = False,
-) -> Edit:
-    """Remove `(h - μ_h) read write` from h, or keep nothing else."""
+def _projecting(name: str, probe: BeliefProbe, read: Tensor, write: Tensor, *, keep: bool = False) -> Edit:
+    """Remove `(h - μ_h) read write` from h, or keep nothing else; the factors are [feature, rank], [rank, feature]."""
     # An orthonormal first factor: the projection onto it loses nothing in single precision.
     basis, triangle = torch.linalg.qr(read)
     like = conversions(probe.activation_mean, basis, triangle @ write)

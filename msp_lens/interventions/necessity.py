@@ -63,7 +63,7 @@ def necessity(
         KeyError: if the model lacks a probe's site.
     """
     check_at_least("n_random", n_random, 1, "the belief is compared with random dimensions")
-    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
+    prepared = OverWords.prepare(model, data, probes, n_words, seed, batch_size)
     dataset, chosen = prepared.dataset, prepared.probes
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
         raise ValueError(
@@ -79,26 +79,20 @@ def necessity(
     left_alone = regret([no_edit(chosen[0])])
     worth = _worth_of_context(dataset)
     ablations = {"erase": erase, "project out": project_out, "keep only": keep_only}
-    random_ablations = {"erase random": erase_random, "project out random": project_out_random}
+    at_random = {"erase random": erase_random, "project out random": project_out_random}
     records = []
     for group in [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else []):
         regrets = {"none": [left_alone]}
         regrets |= {name: [regret([ablate(probe) for probe in group])] for name, ablate in ablations.items()}
-        for name, ablate in random_ablations.items():
+        for name, ablate in at_random.items():
             draws = ([ablate(probe, generator=generator) for probe in group] for _ in range(n_random))
             regrets[name] = [regret(edits) for edits in draws]
         for name, values in regrets.items():
             draws = torch.tensor(values, dtype=torch.float64)
-            records.append(
-                {
-                    "site": group_label(group),
-                    "edit": name,
-                    "regret": float(draws.mean()),
-                    "share_lost": float(draws.mean()) / worth if worth > 1e-12 else math.nan,
-                    "spread": float(draws.std()) if len(draws) > 1 else math.nan,
-                    "draws": len(values),
-                }
-            )
+            row = {"site": group_label(group), "edit": name, "regret": float(draws.mean())}
+            row["share_lost"] = row["regret"] / worth if worth > 1e-12 else math.nan
+            row["spread"] = float(draws.std()) if len(draws) > 1 else math.nan
+            records.append(row | {"draws": len(values)})
     table = pd.DataFrame(records)
     title = "Regret with the belief erased, and with nothing else kept, nats"
     notes = (
@@ -111,14 +105,9 @@ def necessity(
         "If erasing costs, something linearly correlated with the belief was used, which need not be the belief. If "
         "keeping only the belief costs nothing, the belief is enough at that site.",
     )
-    return InterventionReport(
-        title=title,
-        table=table,
-        keys=("site", "edit"),
-        notes=notes,
-        provenance=prepared.provenance | {"n_random": n_random},
-        layout=Layout(rows=["site"], columns="edit", value="regret", label=title, shade="share_lost"),
-    )
+    provenance = prepared.provenance | {"n_random": n_random}
+    layout = Layout(rows=["site"], columns="edit", value="regret", label=title, shade="share_lost")
+    return InterventionReport(title, table, ("site", "edit"), notes, provenance, layout)
 
 
 def _contrast(table: pd.DataFrame) -> str:
@@ -139,7 +128,7 @@ def _contrast(table: pd.DataFrame) -> str:
 
 
 def _worth_of_context(dataset: BeliefDataset) -> float:
-    """Regret of predicting each token by its overall frequency: what there is to lose."""
+    """Regret of predicting each token by its overall frequency: the most that can be lost."""
     optimal = next_token_probabilities(dataset.process, dataset.beliefs)
     weights = dataset.word_weights[:, None, None]
     average = (weights * optimal).sum(dim=0).mean(dim=0)

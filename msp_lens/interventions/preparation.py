@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,8 @@ import torch
 
 from msp_lens._checks import check_at_least, check_batch_size
 from msp_lens.data import BeliefDataset, TokenMap, words
-from msp_lens.models.hooked import (
-    HookedModel,
-    check_fits,
-    context_length,
-    evaluating,
-    find_sites,
-    model_device,
-    word_length,
-)
+from msp_lens.models import hooked
+from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import check_position
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -44,18 +37,14 @@ class OverWords:
         model: HookedModel,
         data: Process | BeliefDataset,
         probes: Probes,
-        *,
         n_words: int,
         seed: int,
         batch_size: int | None,
     ) -> OverWords:
-        """Every possible word of the model's context if there are at most `n_words`, else that many drawn.
-
-        A `BeliefDataset` is taken whole.
+        """A dataset as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
 
         Raises:
-            ValueError: if an option is too small, the model does not fit the process, or a probe belongs to another
-                model or process.
+            ValueError: if an option is too small, the model does not fit the process, or a probe belongs to others.
             KeyError: if the model lacks a probe's site.
         """
         check_at_least("n_words", n_words, 1)
@@ -64,10 +53,10 @@ class OverWords:
         if isinstance(data, BeliefDataset):
             dataset = data
         else:
-            n_ctx = word_length(model, n_ctx, otherwise="a dataset")
+            n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
             dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
-        check_fits(model, dataset.process, dataset.n_ctx)
-        return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
+        hooked.check_fits(model, process, dataset.n_ctx)
+        return cls(dataset, single_site_probes(model, process, probes), seed)
 
     @property
     def description(self) -> str:
@@ -78,12 +67,8 @@ class OverWords:
     @property
     def provenance(self) -> dict[str, Any]:
         """Process, words and seed."""
-        return {
-            "process": self.dataset.process.to_dict(),
-            "words": len(self.dataset),
-            "is_population": self.dataset.is_population,
-            "seed": self.seed,
-        }
+        of_words = {"words": len(self.dataset), "is_population": self.dataset.is_population}
+        return {"process": self.dataset.process.to_dict(), **of_words, "seed": self.seed}
 
 
 def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Process, int | None]:
@@ -93,13 +78,25 @@ def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Proce
         ValueError: if the dataset has a token map.
     """
     if not isinstance(data, BeliefDataset):
-        return data, context_length(model)
+        return data, hooked.context_length(model)
     if data.token_map is not None and not data.token_map.is_identity:
         raise ValueError(
             f"{data!r} has a token map, and experiments feed the model the symbols themselves: give a dataset without "
             "one, or steer on the model's own tokens with probe.steer(model, belief, position=…)."
         )
     return data.process, data.n_ctx
+
+
+def from_menu(menu: Mapping[str, Any], asked: str | Sequence[str] | Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The entries asked for by name; a mapping brings its own. An unknown name raises `KeyError`."""
+    if isinstance(asked, Mapping):
+        return dict(asked)
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in menu:
+            own = "{name: maker} for your own" if kind == "edit" else "{name: belief}"
+            raise KeyError(f"No {kind} {name!r}; there are {', '.join(menu)}, or give {own}.")
+    return {name: menu[name] for name in names}
 
 
 def group_label(group: Sequence[BeliefProbe]) -> str:
@@ -111,16 +108,13 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
     """The probes of single sites, checked against model and process, in the order of the forward pass.
 
     Raises:
-        ValueError: if there is none, one reads several sites, two read the same, or one belongs to another model or
-            process.
+        ValueError: if there is none, or one reads several sites or belongs to another model or process.
         KeyError: if the model lacks a probe's site.
     """
-    if isinstance(probes, BeliefProbe):
-        chosen = [probes]
-    elif isinstance(probes, ProbeReport):
+    if isinstance(probes, ProbeReport):
         chosen = [probe for probe in probes.probes if len(probe.sites) == 1]
     else:
-        chosen = list(probes)
+        chosen = [probes] if isinstance(probes, BeliefProbe) else list(probes)
     for probe in chosen:
         if len(probe.sites) > 1:
             raise ValueError(
@@ -128,7 +122,7 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
             )
     if not chosen:
         raise ValueError("probes is empty: give a report, or at least one probe of a single site.")
-    sites = find_sites(model, [probe.sites[0] for probe in chosen])
+    sites = hooked.find_sites(model, [probe.sites[0] for probe in chosen])
     fingerprint = model_fingerprint(model)
     for probe in chosen:
         check_probe(probe, process, fingerprint)
@@ -138,16 +132,15 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
 
 def check_probe(probe: BeliefProbe, process: Process, fingerprint: str) -> None:
     """Raise `ValueError` if the probe is known to belong to another model, or its beliefs to another process."""
-    fitted_on = probe.provenance.get("process_fingerprint")
-    if probe.n_states != process.n_states or fitted_on not in (None, process.fingerprint):
+    known = probe.provenance.get
+    if probe.n_states != process.n_states or known("process_fingerprint") not in (None, process.fingerprint):
         raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")
-    if probe.provenance.get("model_fingerprint") not in (None, fingerprint):
+    if known("model_fingerprint") not in (None, fingerprint):
         raise ValueError(
-            f"{probe!r} was fitted on a model with other weights (fingerprint "
-            f"{probe.provenance['model_fingerprint']}, this model's is {fingerprint}): probe this model first."
+            f"{probe!r} was fitted on a model with other weights (fingerprint {known('model_fingerprint')}, this "
+            f"model's is {fingerprint}): probe this model first."
         )
-    token_map = probe.provenance.get("token_map")
-    if token_map is not None and not TokenMap.from_dict(token_map).is_identity:
+    if (token_map := known("token_map")) is not None and not TokenMap.from_dict(token_map).is_identity:
         raise ValueError(
             f"{probe!r} was fitted through a token map, and experiments feed the model the symbols themselves: steer "
             "it on the model's own tokens instead, with probe.steer(model, belief, position=…)."
@@ -156,14 +149,14 @@ def check_probe(probe: BeliefProbe, process: Process, fingerprint: str) -> None:
 
 def _firing_order(model: HookedModel, sites: Sequence[str]) -> list[str]:
     """The sites in the order in which a forward pass reaches them, found by making one."""
-    fired: list[str] = []
+    fired: dict[str, None] = {}
 
     def note(name: str) -> Any:
-        return lambda activation, hook: fired.append(name)
+        return lambda activation, hook: fired.setdefault(name)
 
-    with evaluating(model), model.hooks(fwd_hooks=[(site, note(site)) for site in sites]):
-        model(torch.zeros(1, 1, dtype=torch.int64, device=model_device(model)))
-    return [*dict.fromkeys(fired), *(site for site in sites if site not in fired)]
+    with hooked.evaluating(model), model.hooks(fwd_hooks=[(site, note(site)) for site in sites]):
+        model(torch.zeros(1, 1, dtype=torch.int64, device=hooked.model_device(model)))
+    return [*dict.fromkeys([*fired, *sites])]
 
 
 def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -> list[int]:
@@ -172,10 +165,10 @@ def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -
     Raises:
         ValueError: if one is outside the words, there is none, or there is no default.
     """
-    if positions is None and n_ctx is None:
-        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give positions=.")
     if positions is None:
-        positions = n_ctx * 3 // 4 if n_ctx else 0
+        if n_ctx is None:
+            raise ValueError("The model does not say how long its context is (cfg.n_ctx): give positions=.")
+        positions = n_ctx * 3 // 4
     wanted = [positions] if isinstance(positions, int) else list(positions)
     check_position(wanted, n_ctx)
     if not wanted or (n_ctx is None and min(wanted) < 0):

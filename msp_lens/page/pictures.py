@@ -41,10 +41,7 @@ class ThemedPicture:
 
 
 def run_pictures(
-    training: TrainingRun,
-    report: ProbeReport,
-    interventions: InterventionReport | None,
-    emergence: Emergence | None,
+    training: TrainingRun, report: ProbeReport, interventions: InterventionReport | None, emergence: Emergence | None
 ) -> dict[str, ThemedPicture]:
     """The pictures by name; those that do not apply to this run are omitted.
 
