@@ -26,7 +26,7 @@ from msp_lens.beliefs.nearest import nearest_belief
 from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.intervention_report import InterventionReport
-from msp_lens.interventions.preparation import OverWords, Probes
+from msp_lens.interventions.preparation import OverWords, Probes, over_words
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
@@ -64,7 +64,7 @@ def bayes_consistency(
         ValueError: if an option is too small, a probe or the model does not fit, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    prepared = OverWords.prepare(model, data, probes, n_words, seed, batch_size)
+    prepared = over_words(model, data, probes, n_words, seed, batch_size)
     dataset, process = prepared.dataset, prepared.dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
@@ -122,17 +122,13 @@ def prediction_consistency(
 ) -> InterventionReport:
     """Whether the model's own predictions are those that the belief read at each site implies, b̂ E.
 
-    Beliefs read are first moved to the nearest point of the simplex. Arguments as for `bayes_consistency`.
+    Beliefs read are first moved to the nearest point of the simplex. Arguments and errors as for `bayes_consistency`.
 
     Returns:
         A row for each site, mean KL in nats: `implied_to_model`, KL(implied ‖ model); `optimal_to_implied`;
         `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
-
-    Raises:
-        ValueError: if an option is too small, or a probe or the model does not fit.
-        KeyError: if the model lacks a probe's site.
     """
-    prepared = OverWords.prepare(model, data, probes, n_words, seed, batch_size)
+    prepared = over_words(model, data, probes, n_words, seed, batch_size)
     dataset, process = prepared.dataset, prepared.dataset.process
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx

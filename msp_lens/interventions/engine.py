@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -29,78 +28,31 @@ from msp_lens.beliefs.trajectories import continuations, follow
 from msp_lens.data import words as words_of
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
-from msp_lens.interventions.menu import REFERENCES, EditMaker, Edits, Material, resolve_edits
+from msp_lens.interventions.menu import REFERENCES, Edits, Material, resolve_edits
 from msp_lens.interventions.preparation import Probes, group_label, single_site_probes
-from msp_lens.interventions.targets import TargetMaker, resolve_targets
+from msp_lens.interventions.targets import resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
-
-@dataclass(frozen=True, eq=False)
-class Course:
-    """Words whose beliefs are edited from a position on, and the beliefs involved there.
-
-    Attributes:
-        words: The words, which go on after the edited position.
-        donors: Words of the same length that lead to the targets and go on alike.
-        target: The beliefs to write.
-        actual: The beliefs that the words lead to; NaN where the tokens that follow are impossible.
-        wrong: The beliefs of third words.
-        start: The (first) edited position.
-        generator: Source of the placebos' directions.
-    """
-
-    words: Int[Tensor, "word pos"]
-    donors: Int[Tensor, "word pos"]
-    target: Float64[Tensor, "word later state"]
-    actual: Float64[Tensor, "word later state"]
-    wrong: Float64[Tensor, "word later state"]
-    start: int
-    generator: torch.Generator
-
-
-def draw_course(
-    process: Process, position: int, target_maker: TargetMaker, *, n_after: int = 0, n_words: int, seed: int
-) -> Course:
-    """Draw words, their targets, third words and the tokens that follow, in this order.
-
-    The tokens that follow are drawn as an observer with the target belief expects them, so they are possible.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    words = process.sample(n_words, position + 1, generator=generator)
-    made = target_maker(process, words, generator)
-    words = words[made.words]
-    third = process.sample(len(words), position + 1, generator=generator)
-    following = continuations(process, made.beliefs, n_after, generator=generator)
-    actual, wrong = (follow(process, filter_beliefs(process, each)[:, -1], following) for each in (words, third))
-    # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
-    wrong = torch.where(wrong.isnan(), process.initial, wrong)
-    target = follow(process, made.beliefs, following)
-    words, donors = (torch.cat([each, following], dim=1) for each in (words, made.donors))
-    return Course(words, donors, target, actual, wrong, position, generator)
-
-
 # Quantities of each word and later position: KL to target, KL to actual, displacement along the way, the way squared.
 _Measured = dict[tuple[str, int, str, float], Float64[Tensor, "quantity word later"]]
 
 
-@dataclass(frozen=True, eq=False)
 class Engine:
-    """A model with the probes, edits and targets of an experiment, all checked."""
+    """A model with the probes, edits and targets of an experiment, all checked.
 
-    model: HookedModel
-    process: Process
-    probes: list[BeliefProbe]
-    edits: dict[str, EditMaker]
-    targets: dict[str, TargetMaker]
-    centroids: Centroids | None
-    batch_size: int | None
+    Centroids are computed, over words of `n_ctx` tokens, only if an edit needs them.
 
-    @classmethod
-    def prepare(
-        cls,
+    Raises:
+        ValueError: if the process is generalized, an option is too small, the model does not fit the process, or a
+            probe belongs to another model or process.
+        KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
+    """
+
+    def __init__(
+        self,
         model: HookedModel,
         process: Process,
         probes: Probes,
@@ -110,14 +62,7 @@ class Engine:
         n_words: int,
         seed: int,
         batch_size: int | None,
-    ) -> Engine:
-        """For `n_words` words of `n_ctx` tokens; centroids are computed only if an edit needs them.
-
-        Raises:
-            ValueError: if the process is generalized, an option is too small, the model does not fit the process, or a
-                probe belongs to another model or process.
-            KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
-        """
+    ) -> None:
         check_at_least("n_words", n_words, 2, "a standard error needs two words")
         check_batch_size(batch_size)
         check_fits(model, process, n_ctx)
@@ -127,17 +72,19 @@ class Engine:
                 "distributions over hidden states. Probe it, or use msp.necessity, msp.interventions.bayes_consistency "
                 "or msp.interventions.prediction_consistency."
             )
-        chosen = single_site_probes(model, process, probes)
-        makers, target_makers = resolve_edits(edits), resolve_targets(targets)
-        centroids = None
-        if "centroid" in makers:
-            sites = [probe.sites[0] for probe in chosen]
-            centroids = belief_centroids(model, words_of(process, n_ctx=n_ctx, seed=seed), sites, batch_size=batch_size)
-        return cls(model, process, chosen, makers, target_makers, centroids, batch_size)
+        self.model, self.process, self.n_words, self.seed, self.batch_size = model, process, n_words, seed, batch_size
+        self.probes = single_site_probes(model, process, probes)
+        self.edits, self.targets = resolve_edits(edits), resolve_targets(targets)
+        self.centroids: Centroids | None = None
+        if "centroid" in self.edits:
+            dataset = words_of(process, n_ctx=n_ctx, seed=seed)
+            sites = [probe.sites[0] for probe in self.probes]
+            self.centroids = belief_centroids(model, dataset, sites, batch_size=batch_size)
 
     def run(
         self,
-        course: Course,
+        position: int,
+        target: str,
         groups: Sequence[Sequence[BeliefProbe]],
         *,
         spans: Sequence[int] = (1,),
@@ -146,9 +93,10 @@ class Engine:
         """Make every edit at each group of sites, over each span of positions, at each strength.
 
         Args:
-            course: The words and beliefs.
+            position: The (first) edited position.
+            target: Name of the targets.
             groups: Probes of the sites that are edited together.
-            spans: Numbers of positions to edit, from the course's first on.
+            spans: Numbers of positions to edit; words go on to the end of the longest.
             strengths: How much of each edit to make; the references are always made whole, too.
 
         Returns:
@@ -158,31 +106,32 @@ class Engine:
         measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
         sites = [probe.sites[0] for probe in self.probes]
         reader, read_site = self.probes[-1], sites[-1]
-        optima = [next_token_probabilities(self.process, beliefs) for beliefs in (course.target, course.actual)]
+        generator = torch.Generator().manual_seed(self.seed)
+        words, donors, beliefs, actual, wrong = self._draw(position, target, max(spans) - 1, generator)
+        optima = [next_token_probabilities(self.process, each) for each in (beliefs, actual)]
         # Where the tokens that follow are impossible there is no actual belief, and an edit away from it does nothing.
-        actual = torch.where(course.actual.isnan(), course.target, course.actual)
-        later = slice(course.start, None)
-        for rows in torch.arange(len(course.words)).split(words_per_batch(self.batch_size, course.words.shape[1])):
-            words, target = course.words[rows], course.target[rows]
-            _, donor = self._forward(course.donors[rows], sites)
-            plain, held = self._forward(words, [read_site])
+        actual = torch.where(actual.isnan(), beliefs, actual)
+        later = slice(position, None)
+        for rows in torch.arange(len(words)).split(words_per_batch(self.batch_size, words.shape[1])):
+            _, donor = self._forward(donors[rows], sites)
+            plain, held = self._forward(words[rows], [read_site])
             before = self._read(held[read_site][:, later])
-            way = target - before
+            way = beliefs[rows] - before
             for group in groups:
                 # Only the probe of a later site tells what became of an edit.
                 watched = [] if reader in group else [read_site]
                 for span in spans:
-                    places = slice(course.start, course.start + span)
-                    beliefs = (actual[rows, :span], course.wrong[rows, :span])
+                    places = slice(position, position + span)
+                    others = (actual[rows, :span], wrong[rows, :span])
                     given = [
-                        Material(*beliefs, donor[probe.sites[0]][:, places], self.centroids, course.generator)
+                        Material(*others, donor[probe.sites[0]][:, places], self.centroids, generator)
                         for probe in group
                     ]
                     for name, strength, edits in self._edits(group, given, strengths):
                         predicted, after = plain, held
                         if name != "none":
-                            with applying(self.model, edits, target[:, :span], position=places):
-                                predicted, after = self._forward(words, watched)
+                            with applying(self.model, edits, beliefs[rows, :span], position=places):
+                                predicted, after = self._forward(words[rows], watched)
                         moved = torch.full_like(way, math.nan)
                         if watched:
                             moved = (self._read(after[read_site][:, later]) - before) * way
@@ -190,6 +139,28 @@ class Engine:
                         quantities = torch.stack([*kl, moved.sum(dim=-1), way.square().sum(dim=-1)])
                         measured.setdefault((group_label(group), span, name, strength), []).append(quantities)
         return _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()})
+
+    def _draw(self, position: int, target: str, n_after: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw words, their targets, third words and the tokens that follow, in this order.
+
+        The tokens that follow are drawn as an observer with the target belief expects them, so they are possible.
+
+        Returns:
+            The words `[word, pos]`; donors that lead to the targets and go on alike; and from the position on, the
+            beliefs `[word, later, state]` to write, the actual ones (NaN where the tokens that follow are impossible)
+            and those of third words.
+        """
+        process = self.process
+        words = process.sample(self.n_words, position + 1, generator=generator)
+        made = self.targets[target](process, words, generator)
+        words = words[made.words]
+        third = process.sample(len(words), position + 1, generator=generator)
+        following = continuations(process, made.beliefs, n_after, generator=generator)
+        actual, wrong = (follow(process, filter_beliefs(process, each)[:, -1], following) for each in (words, third))
+        # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
+        wrong = torch.where(wrong.isnan(), process.initial, wrong)
+        words, donors = (torch.cat([each, following], dim=1) for each in (words, made.donors))
+        return words, donors, follow(process, made.beliefs, following), actual, wrong
 
     def _edits(
         self, group: Sequence[BeliefProbe], materials: Sequence[Material], strengths: Sequence[float]

@@ -73,7 +73,8 @@ def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
 
 def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     """The null of `project_out`: as many random orthonormal directions, drawn uniformly."""
-    random_basis, _ = torch.linalg.qr(_gaussian(*read_basis(probe).shape, generator))
+    n_features, rank = read_basis(probe).shape
+    random_basis, _ = torch.linalg.qr(_gaussian(n_features, rank, generator))
     return _projecting("project out random", probe, random_basis, random_basis.T)
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from torch import Tensor
 
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.engine import Engine, acts_on_belief, draw_course
+from msp_lens.interventions.engine import Engine, acts_on_belief
 from msp_lens.interventions.intervention_report import InterventionReport, Layout
 from msp_lens.interventions.menu import Edits
 from msp_lens.interventions.preparation import Probes, chosen_positions, process_of
@@ -70,14 +70,14 @@ def intervene(
     scales = [float(s) for s in ([strengths] if isinstance(strengths, int | float) else strengths)]
     if not scales or not all(math.isfinite(s) for s in scales) or len(set(scales)) < len(scales):
         raise ValueError(f"strengths={scales}: give at least one finite number, and none twice.")
-    engine = Engine.prepare(model, process, probes, edits, targets, max(wanted) + 1, n_words, seed, batch_size)
+    engine = Engine(model, process, probes, edits, targets, max(wanted) + 1, n_words, seed, batch_size)
     chosen = engine.probes
     groups = [[probe] for probe in chosen] + ([chosen] if together and len(chosen) > 1 else [])
-    tables = []
-    for position in wanted:
-        for target, target_maker in engine.targets.items():
-            course = draw_course(process, position, target_maker, n_words=n_words, seed=seed)
-            tables.append(engine.run(course, groups, strengths=scales).assign(position=position, target=target))
+    tables = [
+        engine.run(position, target, groups, strengths=scales).assign(position=position, target=target)
+        for position in wanted
+        for target in engine.targets
+    ]
     keys = ["site", "position", "edit", "target", "strength"]
     table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"]).set_index(keys).reset_index()
     reader = chosen[-1].label if len(chosen) > 1 else None

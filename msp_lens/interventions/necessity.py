@@ -23,7 +23,7 @@ from msp_lens.data import BeliefDataset
 from msp_lens.interventions.edits import Edit, applying, no_edit
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
 from msp_lens.interventions.intervention_report import InterventionReport, Layout
-from msp_lens.interventions.preparation import ALL_SITES, OverWords, Probes, group_label
+from msp_lens.interventions.preparation import ALL_SITES, Probes, group_label, over_words
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import regret_by_position
@@ -41,21 +41,13 @@ def necessity(
 ) -> InterventionReport:
     """Regret with the belief erased, with only the belief kept, and with as many random dimensions erased.
 
-    Edits are made at every position, at each site and at all sites at once.
-
-    Args:
-        model: The model that the probes were fitted on.
-        data: The process it was trained on, or a `BeliefDataset` to take the regret over.
-        probes: A report (its single sites are taken) or probes of single sites.
-        n_random: Draws of each random erasure.
-        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
-        seed: Seed of the random dimensions and of drawn words.
-        batch_size: Words in one forward pass.
+    Edits are made at every position, at each site and at all sites at once. Arguments are those of `bayes_consistency`,
+    and `n_random`, the draws of each random erasure (by the same `seed`).
 
     Returns:
-        A row for each site and edit: `regret`, the mean over positions; `share_lost`, the regret divided by that of a
-        predictor that knows only how often each token comes; for random erasures both are means over `draws` draws, and
-        `spread` is the standard deviation of the regret.
+        A row for each site and edit: `regret`, the mean over positions; `share_lost`, its ratio to that of a predictor
+        that knows only token frequencies; `spread`, the standard deviation of the regret over the `draws` of a random
+        erasure, of which the others are means.
 
     Raises:
         ValueError: if an option is too small, a probe has no moments or belongs to another model, the model does not
@@ -63,7 +55,7 @@ def necessity(
         KeyError: if the model lacks a probe's site.
     """
     check_at_least("n_random", n_random, 1, "the belief is compared with random dimensions")
-    prepared = OverWords.prepare(model, data, probes, n_words, seed, batch_size)
+    prepared = over_words(model, data, probes, n_words, seed, batch_size)
     dataset, chosen = prepared.dataset, prepared.probes
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
         raise ValueError(

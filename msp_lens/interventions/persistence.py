@@ -19,7 +19,7 @@ from torch import Tensor
 
 from msp_lens._checks import check_at_least
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.engine import Engine, draw_course
+from msp_lens.interventions.engine import Engine
 from msp_lens.interventions.intervention_report import InterventionReport, Layout
 from msp_lens.interventions.menu import Edits
 from msp_lens.interventions.preparation import Probes, chosen_positions, process_of
@@ -47,28 +47,16 @@ def persistence(
     The tokens that follow are drawn as an observer with the target belief expects them, so they are possible. They are
     evidence for the target themselves: compare with no edit, whose predictions they move toward it too.
 
-    Args:
-        model: The model that the probes were fitted on.
-        data: The process it was trained on, or a `BeliefDataset`, taken for its process and the length of its words.
-        probes: A report (its single sites are taken) or probes of single sites.
-        position: Where the edit is made, or begins; by default three quarters into the words, and no later than the
-            last position but one.
-        n_ctx: Tokens in a word; by default the model's context.
-        edits: Names from `msp_lens.interventions.EDITS`, or a mapping of names to your own makers; no edit, a placebo
-            and a donor are added.
-        target: A name from `msp_lens.interventions.TARGETS`, `{name: maker or belief}`, or a belief.
-        n_words: Words to draw from the process, each with a target.
-        seed: Seed of the words, the targets, the tokens that follow and the placebo's directions.
-        batch_size: Words in one forward pass.
+    Arguments are those of `intervene`, except `position`, where the edit is made or begins (by default three quarters
+    into the words, no later than the last position but one), `n_ctx`, the tokens in a word (by default the model's
+    context), and `target`: a name, `{name: maker or belief}`, or a belief.
 
     Returns:
         A row for each site, edit, way of editing (`edited`: "one position" or "trajectory") and number of tokens
         since (`after`).
 
     Raises:
-        ValueError: if no token follows the position, an option is too small, a probe belongs to another model, or a
-            target is no belief.
-        KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
+        ValueError, KeyError: as for `intervene`, and if no token follows the position.
     """
     check_at_least("n_ctx", n_ctx, 2, "a token must follow the edit")
     process, longest = process_of(model, data)
@@ -78,20 +66,18 @@ def persistence(
     n_after = length - start - 1
     if n_after < 1:
         raise ValueError(f"position={start} is the last of {length}: no token follows. Choose an earlier one.")
-    engine = Engine.prepare(model, process, probes, edits, target, length, n_words, seed, batch_size)
+    engine = Engine(model, process, probes, edits, target, length, n_words, seed, batch_size)
     if len(engine.targets) != 1:
         raise ValueError(f"target={list(engine.targets)}: give one target.")
-    ((target_name, target_maker),) = engine.targets.items()
-    course = draw_course(process, start, target_maker, n_after=n_after, n_words=n_words, seed=seed)
-    table = engine.run(course, [[probe] for probe in engine.probes], spans=(1, n_after + 1))
+    (target_name,) = engine.targets
+    table = engine.run(start, target_name, [[probe] for probe in engine.probes], spans=(1, n_after + 1))
     # For one site and time, the two ways of editing stand together.
-    table = table.assign(
-        order=pd.factorize(table["site"])[0], edited=table["span"].map({1: ALONE, n_after + 1: ONWARD})
-    )
+    table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
+    table["order"] = pd.factorize(table["site"])[0]
     table = table.sort_values(["order", "after", "span"]).drop(columns=["order", "span", "strength"])
     keys = ["site", "after", "edited", "edit"]
     table = table.set_index(keys).reset_index()
-    words = len(course.words)
+    words = int(table["n"].iloc[0])
     title = "KL(optimum filtered on from the target ‖ model), nats"
     notes = (
         _contrast(table),

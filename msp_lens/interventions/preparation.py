@@ -31,33 +31,6 @@ class OverWords:
     probes: list[BeliefProbe]
     seed: int
 
-    @classmethod
-    def prepare(
-        cls,
-        model: HookedModel,
-        data: Process | BeliefDataset,
-        probes: Probes,
-        n_words: int,
-        seed: int,
-        batch_size: int | None,
-    ) -> OverWords:
-        """A dataset as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
-
-        Raises:
-            ValueError: if an option is too small, the model does not fit the process, or a probe belongs to others.
-            KeyError: if the model lacks a probe's site.
-        """
-        check_at_least("n_words", n_words, 1)
-        check_batch_size(batch_size)
-        process, n_ctx = process_of(model, data)
-        if isinstance(data, BeliefDataset):
-            dataset = data
-        else:
-            n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
-            dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
-        hooked.check_fits(model, process, dataset.n_ctx)
-        return cls(dataset, single_site_probes(model, process, probes), seed)
-
     @property
     def description(self) -> str:
         """Which words they are, for a note."""
@@ -69,6 +42,27 @@ class OverWords:
         """Process, words and seed."""
         of_words = {"words": len(self.dataset), "is_population": self.dataset.is_population}
         return {"process": self.dataset.process.to_dict(), **of_words, "seed": self.seed}
+
+
+def over_words(
+    model: HookedModel, data: Process | BeliefDataset, probes: Probes, n_words: int, seed: int, batch_size: int | None
+) -> OverWords:
+    """A dataset as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
+
+    Raises:
+        ValueError: if an option is too small, the model does not fit the process, or a probe belongs to others.
+        KeyError: if the model lacks a probe's site.
+    """
+    check_at_least("n_words", n_words, 1)
+    check_batch_size(batch_size)
+    process, n_ctx = process_of(model, data)
+    if isinstance(data, BeliefDataset):
+        dataset = data
+    else:
+        n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
+        dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
+    hooked.check_fits(model, process, dataset.n_ctx)
+    return OverWords(dataset, single_site_probes(model, process, probes), seed)
 
 
 def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Process, int | None]:

@@ -182,7 +182,7 @@ def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -
     chosen = from_menu(TARGETS, {"given": targets} if isinstance(targets, Tensor) else targets, "target")
     if not chosen:
         raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")
-    return {name: maker if callable(maker) else partial(given, belief=maker) for name, maker in chosen.items()}
+    return chosen | {name: partial(given, belief=value) for name, value in chosen.items() if not callable(value)}
 
 
 def nearest_words(
