@@ -26,9 +26,10 @@ from msp_lens.beliefs.nearest import nearest_belief
 from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.intervention_report import InterventionReport
-from msp_lens.interventions.preparation import OverWords, Probes, over_words
+from msp_lens.interventions.preparation import Probes, over_words
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
+from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
 
@@ -64,13 +65,13 @@ def bayes_consistency(
         ValueError: if an option is too small, a probe or the model does not fit, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    prepared = over_words(model, data, probes, n_words, seed, batch_size)
-    dataset, process = prepared.dataset, prepared.dataset.process
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
+    process = dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
-    sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in prepared.probes}
-    for words, read, _ in _reads(model, prepared, batch_size):
+    sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in chosen}
+    for words, read, _ in _reads(model, dataset, chosen, batch_size):
         tokens = dataset.tokens[words, 1:].flatten()
         truth = dataset.beliefs[words, 1:].flatten(0, 1)
         steps = dataset.n_ctx - 1
@@ -97,7 +98,7 @@ def bayes_consistency(
         f"Of the copy's error, the process's own update leaves {', '.join(known)}."
         if known
         else "No belief read moves at all: a copy has no error that an update could reduce.",
-        f"{prepared.description}. Mean squared error per coordinate, words weighted by probability.",
+        f"{description}. Mean squared error per coordinate, words weighted by probability.",
         "update: the belief read before the token, moved by the process's own update, compared with the belief read "
         "after it. copy: the belief read before the token, unchanged. skill: 1 - update / copy. read: the belief read "
         "after the token, compared with the true one; an update can hardly do better than about twice that. By token "
@@ -108,7 +109,7 @@ def bayes_consistency(
     )
     title = "Bayes consistency: the belief read, then updated, and the belief read after the token"
     table, shown = pd.DataFrame(records), {"token": [every_token]}
-    return InterventionReport(title, table, ("site", "token"), notes, prepared.provenance, shown=shown)
+    return InterventionReport(title, table, ("site", "token"), notes, provenance, shown=shown)
 
 
 def prediction_consistency(
@@ -128,12 +129,12 @@ def prediction_consistency(
         A row for each site, mean KL in nats: `implied_to_model`, KL(implied ‖ model); `optimal_to_implied`;
         `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
     """
-    prepared = over_words(model, data, probes, n_words, seed, batch_size)
-    dataset, process = prepared.dataset, prepared.dataset.process
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
+    process = dataset.process
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
-    totals = {probe.label: torch.zeros(4, dtype=torch.float64) for probe in prepared.probes}
-    for words, read, logits in _reads(model, prepared, batch_size):
+    totals = {probe.label: torch.zeros(4, dtype=torch.float64) for probe in chosen}
+    for words, read, logits in _reads(model, dataset, chosen, batch_size):
         weights = dataset.word_weights[words] / dataset.n_ctx
         predicted = logits.cpu().double().log_softmax(dim=-1)[..., : process.n_tokens]
         for label, beliefs in read.items():
@@ -150,25 +151,23 @@ def prediction_consistency(
     notes = (
         f"At {nearest['site']} the belief read implies what the model says to within {nearest['implied_to_model']:.3g} "
         f"nats; a prediction that ignores the words is {nearest['average_to_model']:.3g} away.",
-        f"{prepared.description}. KL in nats, mean over positions, words weighted by probability.",
+        f"{description}. KL in nats, mean over positions, words weighted by probability.",
         "implied_to_model: KL(b̂ E ‖ model's), 0 if the model says what the belief read there implies. "
         "optimal_to_implied and optimal_to_model: the regret of each. average_to_model: the null, of a prediction that "
         "ignores the words.",
         "Agreement shows that the belief read accounts for the predictions, not that they are made from it: intervene.",
     )
     title = "Next-token probabilities implied by the belief read, and the model's own"
-    return InterventionReport(title, pd.DataFrame(records), ("site",), notes, prepared.provenance)
+    return InterventionReport(title, pd.DataFrame(records), ("site",), notes, provenance)
 
 
 def _reads(
-    model: HookedModel, prepared: OverWords, batch_size: int | None
+    model: HookedModel, dataset: BeliefDataset, probes: list[BeliefProbe], batch_size: int | None
 ) -> Iterator[tuple[slice, dict[str, Float64[Tensor, "word pos state"]], Tensor]]:
     """Batches of words with the beliefs that each probe reads along them, and the model's logits."""
-    dataset = prepared.dataset
-    sites = list(dict.fromkeys(probe.sites[0] for probe in prepared.probes))
-    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
+    for batch in stream_activations(model, dataset.tokens, [probe.sites[0] for probe in probes], batch_size=batch_size):
         read = {}
-        for probe in prepared.probes:
+        for probe in probes:
             beliefs = probe.predict(batch.activations[probe.sites[0]]).cpu().double()
             read[probe.label] = nearest_belief(dataset.process, beliefs)
         yield batch.words, read, batch.output

@@ -64,11 +64,7 @@ class Edit:
     def __call__(
         self, activation: Float[Tensor, "*batch d_model"], belief: Float[Tensor, "*batch state"] | None = None
     ) -> Float[Tensor, "*batch d_model"]:
-        """The activation that replaces `activation`.
-
-        Raises:
-            ValueError: if the activation or its replacement has a wrong shape, or a belief is needed and not given.
-        """
+        """The new activation; `ValueError` if a shape is wrong, or a belief is needed and not given."""
         if activation.shape[-1] != self.probe.widths[0]:
             raise ValueError(
                 f"The activation has {activation.shape[-1]} features; the probe of {self.site} was fitted on "
@@ -193,10 +189,8 @@ def covariance_shift(probe: BeliefProbe) -> Edit:
     """`h + (b' - b̂) D̂`: of all changes after which the probe reads b', the smallest in the data's own metric.
 
     The metric is the Mahalanobis distance, δ Σ_hh⁺ δᵀ; D̂ is how activations move with the belief *read* in them. It
-    differs from `steer` only as far as the probe errs, and proves no more. Source: least norm under a metric.
-
-    Raises:
-        ValueError: if the probe has no moments.
+    differs from `steer` only as far as the probe errs, and proves no more. `ValueError` if the probe has no moments.
+    Source: least norm under a metric.
     """
     return _read_shift("covariance", probe, read_decoder(probe))
 
@@ -210,11 +204,8 @@ def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> E
     """The activation of another run, in which the network itself held the target belief: the ceiling of every edit.
 
     It brings everything that the donor's word left there, not the belief alone: success shows that the site carries
-    what the prediction needs, not what that is. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
-
-    Args:
-        probe: The probe of the site to edit.
-        activations: The donor's, `[word, pos, d_model]` over the edited positions.
+    what the prediction needs, not what that is. `activations` are the donor's, `[word, pos, d_model]` over the edited
+    positions. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
     """
     return Edit("donor", probe, lambda h, belief: activations.to(h).expand_as(h))
 
@@ -235,12 +226,8 @@ def centroid(
     """The mean activation of all prefixes whose belief is nearest b': `patch` without linearity.
 
     Where it does better than `patch`, activations bend as the belief moves. It averages over positions and everything
-    else in which the prefixes differ, and does not prove that the network needs none of that later.
-
-    Args:
-        probe: The probe of the site to edit.
-        beliefs: Mean belief of each cell, from `belief_centroids`.
-        activations: Mean activation of each cell at the site, likewise.
+    else in which the prefixes differ, and does not prove that the network needs none of that later. `belief_centroids`
+    gives the mean belief of each cell and its mean activation at the site.
     """
     like = conversions(beliefs, activations)
 
@@ -269,8 +256,7 @@ def placebo(edit: Edit, *, generator: torch.Generator) -> Edit:
 def placebo_off_belief(edit: Edit, *, generator: torch.Generator) -> Edit:
     """A step as long as `edit`'s that leaves the belief alone: in a random direction orthogonal to W and D.
 
-    Raises:
-        ValueError: if W and D span the site's whole activation.
+    `ValueError` if W and D span the site's whole activation.
     """
     probe = edit.probe
     written = probe.decoder - probe.decoder.mean(dim=0)
@@ -330,9 +316,7 @@ def read_decoder(
     """How activations move with what is *read* in them by W (or other weights), `D̂ = (Wᵀ Σ_hh W)⁺ Wᵀ Σ_hh`.
 
     `W D̂` is the oblique projection onto everything that is correlated with what is read: what LEACE erases.
-
-    Raises:
-        ValueError: if the probe has no moments.
+    `ValueError` if the probe has no moments.
     """
     weights = centered_weights(probe) if weights is None else weights
     read_covariance = weights.T @ site_covariance(probe)

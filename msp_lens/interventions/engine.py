@@ -36,9 +36,6 @@ from msp_lens.models.hooked import HookedModel, check_fits
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
-# Quantities of each word and later position: KL to target, KL to actual, displacement along the way, the way squared.
-_Measured = dict[tuple[str, int, str, float], Float64[Tensor, "quantity word later"]]
-
 
 class Engine:
     """A model with the probes, edits and targets of an experiment, all checked.
@@ -82,22 +79,11 @@ class Engine:
             self.centroids = belief_centroids(model, dataset, sites, batch_size=batch_size)
 
     def run(
-        self,
-        position: int,
-        target: str,
-        groups: Sequence[Sequence[BeliefProbe]],
-        *,
-        spans: Sequence[int] = (1,),
-        strengths: Sequence[float] = (1.0,),
+        self, position: int, target: str, groups: list[list[BeliefProbe]], spans: list[int], strengths: list[float]
     ) -> pd.DataFrame:
-        """Make every edit at each group of sites, over each span of positions, at each strength.
+        """Make every edit, from `position` on, at each group of sites, over each span of positions, at each strength.
 
-        Args:
-            position: The (first) edited position.
-            target: Name of the targets.
-            groups: Probes of the sites that are edited together.
-            spans: Numbers of positions to edit; words go on to the end of the longest.
-            strengths: How much of each edit to make; the references are always made whole, too.
+        Words go on to the end of the longest span. The references are always made whole, too.
 
         Returns:
             A row for each site (or group), span, edit, strength and number of tokens `after` the first edited position,
@@ -163,15 +149,14 @@ class Engine:
         return words, donors, follow(process, made.beliefs, following), actual, wrong
 
     def _edits(
-        self, group: Sequence[BeliefProbe], materials: Sequence[Material], strengths: Sequence[float]
+        self, group: list[BeliefProbe], materials: list[Material], strengths: list[float]
     ) -> Iterator[tuple[str, float, list[Edit]]]:
         """Each edit of the group's sites at each strength."""
         for name, maker in self.edits.items():
             whole = [maker(probe, material) for probe, material in zip(group, materials, strict=True)]
             # The references are always made whole, too; no edit has no parts.
-            scales = [1.0] if name == "none" else [*strengths]
-            scales = scales if 1.0 in scales or name not in REFERENCES else [*scales, 1.0]
-            for strength in scales:
+            whole_too = [1.0] if name in REFERENCES and 1.0 not in strengths else []
+            for strength in [1.0] if name == "none" else [*strengths, *whole_too]:
                 yield name, strength, [edit.scaled(strength) for edit in whole]
 
     def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
@@ -181,11 +166,7 @@ class Engine:
     def _forward(
         self, tokens: Int[Tensor, "word pos"], sites: Sequence[str]
     ) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
-        """Log-probabilities of the process's next tokens, and activations at some sites, in one forward pass.
-
-        Raises:
-            ValueError: if the model does not return next-token logits.
-        """
+        """Log-probabilities of the process's next tokens, and activations at some sites, in one forward pass."""
         (batch,) = stream_activations(self.model, tokens, sites, batch_size=len(tokens))
         logits, n_tokens = batch.output, self.process.n_tokens
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < n_tokens:
@@ -197,8 +178,11 @@ class Engine:
         return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
 
 
-def _table(measured: _Measured) -> pd.DataFrame:
-    """Averages over words, with standard errors, each compared with no edit, the placebo and the donor."""
+def _table(measured: Mapping[tuple[str, int, str, float], Float64[Tensor, "quantity word later"]]) -> pd.DataFrame:
+    """Averages over words, with standard errors, each compared with no edit, the placebo and the donor.
+
+    The quantities are KL to the target, KL to the actual optimum, displacement along the way, and the way squared.
+    """
     records = []
     for (site, span, edit, strength), quantities in measured.items():
         for after in range(quantities.shape[2]):

@@ -25,10 +25,7 @@ def erase(probe: BeliefProbe) -> Edit:
 
     Afterwards no affine probe of the site does better than a constant. If the loss rises, something correlated with the
     belief was used, which need not be the belief. The belief can be read again at later sites, from attention to other
-    positions, unless those are edited too.
-
-    Raises:
-        ValueError: if the probe has no moments.
+    positions, unless those are edited too. `ValueError` if the probe has no moments.
 
     Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form" (arXiv 2306.03819), theorem 4.3.
     """
@@ -39,10 +36,8 @@ def keep_only(probe: BeliefProbe) -> Edit:
     """Keep only the belief: everything else in h becomes its mean given the belief read, `μ_h + (b̂ - μ_b) D̂`.
 
     Afterwards the probe reads exactly the same belief. If the loss stays, the belief read is enough at this site; that
-    does not show that the network computes with it as a belief. Source: the complement of LEACE.
-
-    Raises:
-        ValueError: if the probe has no moments.
+    does not show that the network computes with it as a belief. `ValueError` if the probe has no moments. Source: the
+    complement of LEACE.
     """
     return _projecting("keep only", probe, centered_weights(probe), read_decoder(probe), keep=True)
 
@@ -58,11 +53,7 @@ def project_out(probe: BeliefProbe) -> Edit:
 
 
 def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
-    """The null of `erase`: LEACE of as many random features of h, drawn uniformly in whitened coordinates.
-
-    Raises:
-        ValueError: if the probe has no moments.
-    """
+    """The null of `erase`: LEACE of as many random features of h, drawn uniformly in whitened coordinates."""
     # V = Σ^-½ G reads random whitened coordinates; erasing them is V (Vᵀ Σ V)⁺ Vᵀ Σ.
     eigenvalues, eigenvectors = torch.linalg.eigh(site_covariance(probe))
     kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2

@@ -74,23 +74,16 @@ def intervene(
     chosen = engine.probes
     groups = [[probe] for probe in chosen] + ([chosen] if together and len(chosen) > 1 else [])
     tables = [
-        engine.run(position, target, groups, strengths=scales).assign(position=position, target=target)
+        engine.run(position, target, groups, [1], scales).assign(position=position, target=target)
         for position in wanted
         for target in engine.targets
     ]
     keys = ["site", "position", "edit", "target", "strength"]
     table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"]).set_index(keys).reset_index()
     reader = chosen[-1].label if len(chosen) > 1 else None
-    provenance = {
-        "process": process.to_dict(),
-        "n_words": n_words,
-        "seed": seed,
-        "positions": wanted,
-        "edits": list(engine.edits),
-        "targets": list(engine.targets),
-        "strengths": scales,
-        "reader": reader,
-    }
+    provenance = {"process": process.to_dict(), "n_words": n_words, "seed": seed, "positions": wanted}
+    makers = {"edits": list(engine.edits), "targets": list(engine.targets)}
+    provenance |= {**makers, "strengths": scales, "reader": reader}
     notes = [
         _contrast(table),
         f"{n_words:,} words drawn from {process.name}, each with a target belief ({', '.join(engine.targets)}). "

@@ -86,15 +86,9 @@ class InterventionReport(TableView):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; undefined numbers are `None`."""
-        return {
-            "title": self.title,
-            "results": json_records(self.table.to_dict(orient="records")),
-            "keys": list(self.keys),
-            "notes": list(self.notes),
-            "provenance": self.provenance,
-            "layout": asdict(self.layout) if self.layout else None,
-            "shown": dict(self.shown),
-        }
+        rows, layout = json_records(self.table.to_dict(orient="records")), asdict(self.layout) if self.layout else None
+        found = {"title": self.title, "results": rows, "keys": list(self.keys), "notes": list(self.notes)}
+        return {**found, "provenance": self.provenance, "layout": layout, "shown": dict(self.shown)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> InterventionReport:

@@ -55,11 +55,10 @@ def necessity(
         KeyError: if the model lacks a probe's site.
     """
     check_at_least("n_random", n_random, 1, "the belief is compared with random dimensions")
-    prepared = over_words(model, data, probes, n_words, seed, batch_size)
-    dataset, chosen = prepared.dataset, prepared.probes
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
         raise ValueError(
-            f"{prepared.description}: the belief is the same after each of them, so nothing can be erased. Choose a "
+            f"{description}: the belief is the same after each of them, so nothing can be erased. Choose a "
             "process with more than one belief."
         )
     generator = torch.Generator().manual_seed(seed)
@@ -89,7 +88,7 @@ def necessity(
     title = "Regret with the belief erased, and with nothing else kept, nats"
     notes = (
         _contrast(table),
-        f"{prepared.description}, edited at every position. Mean regret over positions, nats; "
+        f"{description}, edited at every position. Mean regret over positions, nats; "
         f"a predictor that knows only how often each token comes has {worth:.3g}.",
         "erase: LEACE, no linear trace of the belief is left. project out: only the probe's directions are removed; "
         "what is correlated with the belief in other directions stays. keep only: everything else becomes its mean "
@@ -97,9 +96,8 @@ def necessity(
         "If erasing costs, something linearly correlated with the belief was used, which need not be the belief. If "
         "keeping only the belief costs nothing, the belief is enough at that site.",
     )
-    provenance = prepared.provenance | {"n_random": n_random}
-    layout = Layout(rows=["site"], columns="edit", value="regret", label=title, shade="share_lost")
-    return InterventionReport(title, table, ("site", "edit"), notes, provenance, layout)
+    layout = Layout(["site"], "edit", "regret", title, shade="share_lost")
+    return InterventionReport(title, table, ("site", "edit"), notes, provenance | {"n_random": n_random}, layout)
 
 
 def _contrast(table: pd.DataFrame) -> str:

@@ -70,7 +70,7 @@ def persistence(
     if len(engine.targets) != 1:
         raise ValueError(f"target={list(engine.targets)}: give one target.")
     (target_name,) = engine.targets
-    table = engine.run(start, target_name, [[probe] for probe in engine.probes], spans=(1, n_after + 1))
+    table = engine.run(start, target_name, [[probe] for probe in engine.probes], [1, n_after + 1], [1.0])
     # For one site and time, the two ways of editing stand together.
     table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
     table["order"] = pd.factorize(table["site"])[0]
@@ -91,15 +91,8 @@ def persistence(
         "belief is unused.",
     )
     chosen = {"position": start, "target": target_name, "n_words": words, "seed": seed}
-    layout = Layout(
-        ["site", "after", "edited"],
-        columns="edit",
-        value="kl_to_target",
-        label=title,
-        shade="recovery",
-        across="after",
-        xlabel="tokens after the edit",
-    )
+    rows, xlabel = ["site", "after", "edited"], "tokens after the edit"
+    layout = Layout(rows, "edit", "kl_to_target", title, shade="recovery", across="after", xlabel=xlabel)
     shown = {"after": sorted({0, 1, n_after})}
     return InterventionReport(title, table, tuple(keys), notes, {"process": process.to_dict(), **chosen}, layout, shown)
 

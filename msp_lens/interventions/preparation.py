@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,35 +22,13 @@ ALL_SITES = "all sites"
 Probes = ProbeReport | BeliefProbe | Sequence[BeliefProbe]
 
 
-@dataclass(frozen=True, eq=False)
-class OverWords:
-    """What an experiment over whole words needs: the words with their beliefs, and probes of single sites."""
-
-    dataset: BeliefDataset
-    probes: list[BeliefProbe]
-    seed: int
-
-    @property
-    def description(self) -> str:
-        """Which words they are, for a note."""
-        count = "every possible word" if self.dataset.is_population else f"{len(self.dataset):,} distinct sampled words"
-        return f"{self.dataset.process!r}; {count} of {self.dataset.n_ctx} tokens"
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Process, words and seed."""
-        of_words = {"words": len(self.dataset), "is_population": self.dataset.is_population}
-        return {"process": self.dataset.process.to_dict(), **of_words, "seed": self.seed}
-
-
 def over_words(
     model: HookedModel, data: Process | BeliefDataset, probes: Probes, n_words: int, seed: int, batch_size: int | None
-) -> OverWords:
-    """A dataset as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
+) -> tuple[BeliefDataset, list[BeliefProbe], str, dict[str, Any]]:
+    """What an experiment over whole words needs: the words, probes of single sites, a description and the provenance.
 
-    Raises:
-        ValueError: if an option is too small, the model does not fit the process, or a probe belongs to others.
-        KeyError: if the model lacks a probe's site.
+    A dataset is taken as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
+    `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a site is missing.
     """
     check_at_least("n_words", n_words, 1)
     check_batch_size(batch_size)
@@ -62,15 +39,15 @@ def over_words(
         n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
         dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
     hooked.check_fits(model, process, dataset.n_ctx)
-    return OverWords(dataset, single_site_probes(model, process, probes), seed)
+    count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
+    sizes = {"words": len(dataset), "is_population": dataset.is_population}
+    provenance = {"process": process.to_dict(), **sizes, "seed": seed}
+    chosen = single_site_probes(model, process, probes)
+    return dataset, chosen, f"{process!r}; {count} of {dataset.n_ctx} tokens", provenance
 
 
 def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Process, int | None]:
-    """The process, and how long words are: as in the dataset, or else the model's context if it is known.
-
-    Raises:
-        ValueError: if the dataset has a token map.
-    """
+    """The process, and the length of words: the dataset's (`ValueError` if it has a token map) or the model's context."""
     if not isinstance(data, BeliefDataset):
         return data, hooked.context_length(model)
     if data.token_map is not None and not data.token_map.is_identity:
@@ -99,11 +76,10 @@ def group_label(group: Sequence[BeliefProbe]) -> str:
 
 
 def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> list[BeliefProbe]:
-    """The probes of single sites, checked against model and process, in the order of the forward pass.
+    """The probes of single sites, in the order of the forward pass.
 
-    Raises:
-        ValueError: if there is none, or one reads several sites or belongs to another model or process.
-        KeyError: if the model lacks a probe's site.
+    `ValueError` if there is none, or one reads several sites or belongs to another model or process; `KeyError` if the
+    model lacks a probe's site.
     """
     if isinstance(probes, ProbeReport):
         chosen = [probe for probe in probes.probes if len(probe.sites) == 1]
@@ -156,8 +132,7 @@ def _firing_order(model: HookedModel, sites: Sequence[str]) -> list[str]:
 def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -> list[int]:
     """The positions to edit, counted from the start; by default one, three quarters into the words.
 
-    Raises:
-        ValueError: if one is outside the words, there is none, or there is no default.
+    `ValueError` if one is outside the words, there is none, or there is no default.
     """
     if positions is None:
         if n_ctx is None:

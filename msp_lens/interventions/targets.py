@@ -52,10 +52,7 @@ def counterfactual(process: Process, words: Words, generator: torch.Generator, *
     """The belief if the last token (or the `back`-th from the end) had been another, the rest of the word unchanged.
 
     The other token is drawn by its probability, given that the changed word is possible. A word that has no possible
-    change has no target.
-
-    Raises:
-        ValueError: if the words are shorter than `back`, or none can be changed.
+    change has no target. `ValueError` if the words are shorter than `back`, or none can be changed.
     """
     if not 1 <= back <= words.shape[1]:
         raise ValueError(f"back={back}: give 1 (the last token) to {words.shape[1]} (the first of these words).")
@@ -74,11 +71,7 @@ def counterfactual(process: Process, words: Words, generator: torch.Generator, *
 
 
 def vertex(process: Process, words: Words, generator: torch.Generator, *, state: int | str | None = None) -> Targets:
-    """Certainty of one hidden state, given by its name or number; by default a uniformly random one for each word.
-
-    Raises:
-        KeyError: if there is no such state.
-    """
+    """Certainty of one hidden state, given by its name or number; by default a uniformly random one for each word."""
     if state is None:
         states = torch.randint(process.n_states, (len(words),), generator=generator, device=generator.device).cpu()
     else:
@@ -90,11 +83,7 @@ def vertex(process: Process, words: Words, generator: torch.Generator, *, state:
 
 
 def given(process: Process, words: Words, generator: torch.Generator, *, belief: Tensor | Sequence) -> Targets:
-    """The given belief, `[state]` for all words or `[word, state]` for each word.
-
-    Raises:
-        ValueError: if it is not a belief of the process, or there is not one for each word.
-    """
+    """The given belief, `[state]` for all words or `[word, state]` for each; `ValueError` if it is not a belief."""
     beliefs = torch.as_tensor(belief, dtype=torch.float64).detach().cpu()
     if beliefs.ndim == 1:
         beliefs = beliefs.expand(len(words), -1)
@@ -133,10 +122,7 @@ def emission_kernel(process: Process, words: Words, generator: torch.Generator) 
     Several directions are drawn uniformly in the kernel of the emission map; the belief moves along the one with the
     most room, to the simplex's face. (A belief on a face has little room.) Such a move should leave the next prediction
     unchanged and show only in later ones, which tells a belief from a next-token distribution. A word whose belief has
-    no such move has no target.
-
-    Raises:
-        ValueError: if there is no such move at all, since beliefs follow from next-token probabilities.
+    no such move has no target. `ValueError` if none has: beliefs then follow from next-token probabilities.
     """
     directions_tried, smallest_move = 64, 1e-3
     left, singular_values, _ = torch.linalg.svd(process.emissions)
@@ -173,12 +159,7 @@ TARGETS: Mapping[str, TargetMaker] = {
 
 
 def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -> dict[str, TargetMaker]:
-    """Target makers by name, from names in `TARGETS`, a mapping of names to makers or beliefs, or one belief.
-
-    Raises:
-        KeyError: if there is no target of a name.
-        ValueError: if none is given.
-    """
+    """Target makers by name, from names in `TARGETS`, a mapping of names to makers or beliefs, or one belief."""
     chosen = from_menu(TARGETS, {"given": targets} if isinstance(targets, Tensor) else targets, "target")
     if not chosen:
         raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")
