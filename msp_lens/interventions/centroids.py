@@ -11,7 +11,7 @@ from torch import Tensor
 
 from msp_lens.data import BeliefDataset
 from msp_lens.models.activations import stream_activations
-from msp_lens.models.hooked import HookedModel, check_fits, find_sites
+from msp_lens.models.hooked import HookedModel, check_fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,6 @@ def belief_centroids(
     if not width > 0:
         raise ValueError(f"width={width:g}: give a number above 0 (the width of a cell of beliefs).")
     check_fits(model, dataset.process, dataset.n_ctx)
-    names = find_sites(model, sites)
     beliefs, weights = dataset.prefix_beliefs, dataset.prefix_weights("probability")
     _, cells = (beliefs / width).round().unique(dim=0, return_inverse=True)
     totals = torch.zeros(int(cells.max()) + 1, dtype=torch.float64).index_add_(0, cells, weights)
@@ -61,7 +60,7 @@ def belief_centroids(
         return sums.index_add_(0, cells[ids], rows.double() * (weights[ids] / totals[cells[ids]]).unsqueeze(1))
 
     means: dict[str, Tensor] = {}
-    for batch in stream_activations(model, dataset.tokens, names, batch_size=batch_size):
+    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
         first = dataset.is_first[batch.words]
         ids = dataset.prefix_ids[batch.words][first]
         for site, values in batch.activations.items():

@@ -45,7 +45,7 @@ def bayes_consistency(
     """Whether updating the belief read at one position gives the belief read at the next, by site and token.
 
     Beliefs read are first moved to the nearest point of the simplex. If the token is impossible for the belief read,
-    there is no update; such steps are left out, and their share is given.
+    there is no update; such steps are omitted, and their share is given.
 
     Args:
         model: The model that the probes were fitted on.

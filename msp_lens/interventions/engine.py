@@ -40,12 +40,9 @@ from msp_lens.processes.process import Process
 class Engine:
     """A model with the probes, edits and targets of an experiment, all checked.
 
-    Centroids are computed, over words of `n_ctx` tokens, only if an edit needs them.
-
-    Raises:
-        ValueError: if the process is generalized, an option is too small, the model does not fit the process, or a
-            probe belongs to another model or process.
-        KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
+    Centroids are computed, over words of `n_ctx` tokens, only if an edit needs them. `ValueError` if the process is
+    generalized, an option is too small, or the model or a probe does not fit; `KeyError` for an unknown site, edit or
+    target.
     """
 
     def __init__(
@@ -83,11 +80,9 @@ class Engine:
     ) -> pd.DataFrame:
         """Make every edit, from `position` on, at each group of sites, over each span of positions, at each strength.
 
-        Words go on to the end of the longest span. The references are always made whole, too.
-
-        Returns:
-            A row for each site (or group), span, edit, strength and number of tokens `after` the first edited position,
-            averaged over words; its measures are described at `InterventionReport`.
+        Words go on to the end of the longest span; the references are always made whole, too. Returns a row for each
+        site (or group), span, edit, strength and number of tokens `after` the position, averaged over words; the
+        measures are described at `InterventionReport`.
         """
         measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
         sites = [probe.sites[0] for probe in self.probes]
@@ -118,11 +113,9 @@ class Engine:
                         if name != "none":
                             with applying(self.model, edits, beliefs[rows, :span], position=places):
                                 predicted, after = self._forward(words[rows], watched)
-                        moved = torch.full_like(way, math.nan)
-                        if watched:
-                            moved = (self._read(after[read_site][:, later]) - before) * way
+                        read = self._read(after[read_site][:, later]) if watched else torch.full_like(way, math.nan)
                         kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
-                        quantities = torch.stack([*kl, moved.sum(dim=-1), way.square().sum(dim=-1)])
+                        quantities = torch.stack([*kl, ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)])
                         measured.setdefault((group_label(group), span, name, strength), []).append(quantities)
         return _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()})
 
@@ -130,11 +123,9 @@ class Engine:
         """Draw words, their targets, third words and the tokens that follow, in this order.
 
         The tokens that follow are drawn as an observer with the target belief expects them, so they are possible.
-
-        Returns:
-            The words `[word, pos]`; donors that lead to the targets and go on alike; and from the position on, the
-            beliefs `[word, later, state]` to write, the actual ones (NaN where the tokens that follow are impossible)
-            and those of third words.
+        Returns the words `[word, pos]`; donors that lead to the targets and go on alike; and, from the position on, the
+        beliefs `[word, later, state]` to write, the actual ones (NaN where the tokens that follow are impossible) and
+        those of third words.
         """
         process = self.process
         words = process.sample(self.n_words, position + 1, generator=generator)
@@ -210,10 +201,7 @@ def _mean(values: Float64[Tensor, "word"]) -> tuple[float, float]:
 
 
 def ratio(numerator: Float64[Tensor, "word"], denominator: Float64[Tensor, "word"]) -> tuple[float, float]:
-    """The ratio of two means over the same words, and its standard error by the delta method.
-
-    NaN where the denominator is no more than rounding.
-    """
+    """The ratio of two means, and its standard error by the delta method; NaN if the denominator is only rounding."""
     below = float(denominator.mean())
     if abs(below) < 1e-12:
         return math.nan, math.nan

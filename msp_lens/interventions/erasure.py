@@ -6,7 +6,8 @@
 
 In whitened coordinates `W D̂ = Σ_hh^½ U Uᵀ Σ_hh^-½`, with U an orthonormal basis of `Σ_hh^-½ Σ_hb`: the oblique
 projection of Belrose et al. 2023. So erasing and keeping split h - μ_h in two. The null of each erasure removes as many
-random dimensions. Projections stay in factors, `[feature, rank]` and `[rank, feature]`.
+random dimensions. All but the last need the probe's moments (else `ValueError`). Projections stay in factors,
+`[feature, rank]` and `[rank, feature]`.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ def erase(probe: BeliefProbe) -> Edit:
 
     Afterwards no affine probe of the site does better than a constant. If the loss rises, something correlated with the
     belief was used, which need not be the belief. The belief can be read again at later sites, from attention to other
-    positions, unless those are edited too. `ValueError` if the probe has no moments.
-
-    Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form" (arXiv 2306.03819), theorem 4.3.
+    positions, unless those are edited too. Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in
+    closed form" (arXiv 2306.03819), theorem 4.3.
     """
     return _projecting("erase", probe, centered_weights(probe), read_decoder(probe))
 
@@ -36,8 +36,7 @@ def keep_only(probe: BeliefProbe) -> Edit:
     """Keep only the belief: everything else in h becomes its mean given the belief read, `μ_h + (b̂ - μ_b) D̂`.
 
     Afterwards the probe reads exactly the same belief. If the loss stays, the belief read is enough at this site; that
-    does not show that the network computes with it as a belief. `ValueError` if the probe has no moments. Source: the
-    complement of LEACE.
+    does not show that the network computes with it as a belief. Source: the complement of LEACE.
     """
     return _projecting("keep only", probe, centered_weights(probe), read_decoder(probe), keep=True)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one measure of a table is laid out, for reading and for pictures.
+    """How one measure of a table is laid out, as text and in pictures.
 
     Attributes:
         rows: The keys that name the rows.
@@ -98,11 +98,7 @@ class InterventionReport(TableView):
         return cls(table=pd.DataFrame(rows), layout=Layout(**saved["layout"]) if saved["layout"] else None, **rest)
 
     def select(self, **where: Any) -> pd.Series:
-        """The one result in which these columns have these values; its measures are attributes, as `.kl_to_target`.
-
-        Raises:
-            KeyError: unless exactly one row fits.
-        """
+        """The one result with these values (else `KeyError`); its measures are attributes, as `.kl_to_target`."""
         return pd.Series(self._rows(where, ()).iloc[0])
 
     def map(
@@ -110,8 +106,7 @@ class InterventionReport(TableView):
     ) -> pd.DataFrame:
         """A measure of an edit at each site and position, `[layer, pos]`, as in TransformerLens's patching maps.
 
-        Raises:
-            KeyError: if there are no such results, or they have several targets.
+        `KeyError` if there are no such results, or they have several targets.
         """
         rows = self._rows({"edit": edit, "target": target, "strength": strength}, ("site", "position"))
         return _wide(rows, ["site"], "position", value)
@@ -125,11 +120,7 @@ class InterventionReport(TableView):
         position: int | None = None,
         target: str | None = None,
     ) -> pd.Series:
-        """A measure of an edit at each strength λ, in ascending order.
-
-        Raises:
-            KeyError: if there are no such results, or they have several positions or targets.
-        """
+        """A measure by strength λ, ascending; `KeyError` if there are no results, or several positions or targets."""
         where = {"edit": edit, "site": site, "position": position, "target": target}
         return pd.Series(self._rows(where, ("strength",)).set_index("strength")[value]).sort_index()
 
@@ -205,12 +196,8 @@ class InterventionPlots:
     def __call__(self, *, theme: ThemeName = "light", **where: Any) -> Figure:
         """The numbers side by side: bars over sites, or curves over the tokens since an edit.
 
-        Args:
-            theme: `"light"` or `"dark"`.
-            where: Values of keys, if the table holds more than a picture can show.
-
-        Raises:
-            KeyError: if several rows would fall on one place; the message names the keys to choose by.
+        `where` gives values of keys, if the table holds more than a picture can show. `KeyError` if several rows would
+        fall on one place; the message names the keys to choose by.
         """
         from msp_lens.figures.edit_bars import plot_edits, plot_strengths
 

@@ -69,7 +69,7 @@ REFERENCES = ("none", "placebo", "donor")
 
 
 def resolve_edits(edits: Edits) -> dict[str, EditMaker]:
-    """Edit makers by name, in the menu's order: the edits asked for (by default the usual ones) and the references."""
+    """Edit makers by name, in the menu's order: those asked for (`KeyError` for an unknown name) and the references."""
     asked = from_menu(EDITS, ("wrong belief", "pseudo-inverse", "steer", "patch") if edits is None else edits, "edit")
     wanted = {name: EDITS[name] for name in REFERENCES} | asked
     return {name: wanted[name] for name in [*(name for name in EDITS if name in wanted), *wanted]}

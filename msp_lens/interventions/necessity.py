@@ -68,7 +68,10 @@ def necessity(
             return float(regret_by_position(model, dataset, batch_size=batch_size).mean())
 
     left_alone = regret([no_edit(chosen[0])])
-    worth = _worth_of_context(dataset)
+    # The most that can be lost: the regret of predicting each token by its overall frequency.
+    optimal = next_token_probabilities(dataset.process, dataset.beliefs)
+    average = (dataset.word_weights[:, None, None] * optimal).sum(dim=0).mean(dim=0)
+    worth = float((dataset.word_weights @ kl_divergence(optimal, average.log().expand_as(optimal))).mean())
     ablations = {"erase": erase, "project out": project_out, "keep only": keep_only}
     at_random = {"erase random": erase_random, "project out random": project_out_random}
     records = []
@@ -115,11 +118,3 @@ def _contrast(table: pd.DataFrame) -> str:
         f"erased {figure('erase')}, as much erased at random {figure('erase random')}, nothing but the belief kept "
         f"{figure('keep only')}."
     )
-
-
-def _worth_of_context(dataset: BeliefDataset) -> float:
-    """Regret of predicting each token by its overall frequency: the most that can be lost."""
-    optimal = next_token_probabilities(dataset.process, dataset.beliefs)
-    weights = dataset.word_weights[:, None, None]
-    average = (weights * optimal).sum(dim=0).mean(dim=0)
-    return float((dataset.word_weights @ kl_divergence(optimal, average.log().expand_as(optimal))).mean())

@@ -47,7 +47,7 @@ def over_words(
 
 
 def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Process, int | None]:
-    """The process, and the length of words: the dataset's (`ValueError` if it has a token map) or the model's context."""
+    """The process, and the length of words: the dataset's, or the model's context. `ValueError` for a token map."""
     if not isinstance(data, BeliefDataset):
         return data, hooked.context_length(model)
     if data.token_map is not None and not data.token_map.is_identity:
@@ -95,26 +95,21 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
     sites = hooked.find_sites(model, [probe.sites[0] for probe in chosen])
     fingerprint = model_fingerprint(model)
     for probe in chosen:
-        check_probe(probe, process, fingerprint)
+        known = probe.provenance.get
+        if probe.n_states != process.n_states or known("process_fingerprint") not in (None, process.fingerprint):
+            raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")
+        if known("model_fingerprint") not in (None, fingerprint):
+            raise ValueError(
+                f"{probe!r} was fitted on a model with other weights (fingerprint {known('model_fingerprint')}, this "
+                f"model's is {fingerprint}): probe this model first."
+            )
+        if (token_map := known("token_map")) is not None and not TokenMap.from_dict(token_map).is_identity:
+            raise ValueError(
+                f"{probe!r} was fitted through a token map, and experiments feed the model the symbols themselves: "
+                "steer it on the model's own tokens instead, with probe.steer(model, belief, position=…)."
+            )
     order = _firing_order(model, sites)
     return sorted(chosen, key=lambda probe: order.index(probe.sites[0]))
-
-
-def check_probe(probe: BeliefProbe, process: Process, fingerprint: str) -> None:
-    """Raise `ValueError` if the probe is known to belong to another model, or its beliefs to another process."""
-    known = probe.provenance.get
-    if probe.n_states != process.n_states or known("process_fingerprint") not in (None, process.fingerprint):
-        raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")
-    if known("model_fingerprint") not in (None, fingerprint):
-        raise ValueError(
-            f"{probe!r} was fitted on a model with other weights (fingerprint {known('model_fingerprint')}, this "
-            f"model's is {fingerprint}): probe this model first."
-        )
-    if (token_map := known("token_map")) is not None and not TokenMap.from_dict(token_map).is_identity:
-        raise ValueError(
-            f"{probe!r} was fitted through a token map, and experiments feed the model the symbols themselves: steer "
-            "it on the model's own tokens instead, with probe.steer(model, belief, position=…)."
-        )
 
 
 def _firing_order(model: HookedModel, sites: Sequence[str]) -> list[str]:

@@ -71,7 +71,7 @@ def counterfactual(process: Process, words: Words, generator: torch.Generator, *
 
 
 def vertex(process: Process, words: Words, generator: torch.Generator, *, state: int | str | None = None) -> Targets:
-    """Certainty of one hidden state, given by its name or number; by default a uniformly random one for each word."""
+    """Certainty of a hidden state, by name or number (else `KeyError`); by default a random one for each word."""
     if state is None:
         states = torch.randint(process.n_states, (len(words),), generator=generator, device=generator.device).cpu()
     else:
@@ -159,7 +159,7 @@ TARGETS: Mapping[str, TargetMaker] = {
 
 
 def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -> dict[str, TargetMaker]:
-    """Target makers by name, from names in `TARGETS`, a mapping of names to makers or beliefs, or one belief."""
+    """Makers by name, from names in `TARGETS` (else `KeyError`), a mapping to makers or beliefs, or one belief."""
     chosen = from_menu(TARGETS, {"given": targets} if isinstance(targets, Tensor) else targets, "target")
     if not chosen:
         raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")

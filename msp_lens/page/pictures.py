@@ -63,10 +63,9 @@ def run_pictures(
             return figure
 
         drawn["attractor"] = _themed(fractal, COARSE)
-    regret, optimum = training.regret.tolist(), training.optimum.tolist()
     tokens, estimates = ([record[key] for record in training.metrics] for key in ("tokens", "regret"))
     drawn["training"] = _themed(lambda theme: plot_training(tokens, estimates, theme=theme))
-    drawn["regret"] = _themed(lambda theme: plot_regret(regret, optimum, theme=theme))
+    drawn["regret"] = _themed(lambda theme: plot_regret(training.regret.tolist(), training.optimum.tolist(), theme=theme))
     drawn |= _of_beliefs(report)
     drawn["sites"] = _themed(lambda theme: report.plot.scores(theme=theme))
     if interventions is not None:

@@ -55,6 +55,7 @@ def render_page(
     shuffled = best.scores.shuffled_held_out
     tables: dict[str, Any] = {"probes": report, "controls": report.controls, **experiments}
     tables |= {"emergence": emergence} if emergence is not None else {}
+    images = {name: {"light": _embedded(both.light), "dark": _embedded(both.dark)} for name, both in pictures.items()}
     kl = None
     if steered is not None:
         edits = ("steer", "none", "placebo", "donor")
@@ -84,10 +85,7 @@ def render_page(
         movie=movie._repr_html_() if movie is not None else None,
         skipped=skipped,
         caveats=caveats(training, report, steered, emergence, skipped),
-        pictures={
-            name: {"light": _embedded(picture.light), "dark": _embedded(picture.dark)}
-            for name, picture in pictures.items()
-        },
+        pictures=images,
         config=config,
         fingerprint=model_fingerprint(training.model),
         model_file=model_file,
