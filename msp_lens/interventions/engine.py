@@ -103,11 +103,9 @@ class Engine:
                 watched = [] if reader in group else [read_site]
                 for span in spans:
                     places = slice(position, position + span)
-                    others = (actual[rows, :span], wrong[rows, :span])
-                    given = [
-                        Material(*others, donor[probe.sites[0]][:, places], self.centroids, generator)
-                        for probe in group
-                    ]
+                    known = (actual[rows, :span], wrong[rows, :span])
+                    donated = [donor[probe.sites[0]][:, places] for probe in group]
+                    given = [Material(*known, each, self.centroids, generator) for each in donated]
                     for name, strength, edits in self._edits(group, given, strengths):
                         predicted, after = plain, held
                         if name != "none":

@@ -41,13 +41,13 @@ def necessity(
 ) -> InterventionReport:
     """Regret with the belief erased, with only the belief kept, and with as many random dimensions erased.
 
-    Edits are made at every position, at each site and at all sites at once. Arguments are those of `bayes_consistency`,
-    and `n_random`, the draws of each random erasure (by the same `seed`).
+    Edits are made at every position, at each site and at all sites at once. Each random erasure is drawn `n_random`
+    times, from `seed`. The other arguments are as for `bayes_consistency`.
 
     Returns:
         A row for each site and edit: `regret`, the mean over positions; `share_lost`, its ratio to that of a predictor
         that knows only token frequencies; `spread`, the standard deviation of the regret over the `draws` of a random
-        erasure, of which the others are means.
+        erasure (the other two are then means).
 
     Raises:
         ValueError: if an option is too small, a probe has no moments or belongs to another model, the model does not

@@ -47,9 +47,9 @@ def persistence(
     The tokens that follow are drawn as an observer with the target belief expects them, so they are possible. They are
     evidence for the target themselves: compare with no edit, whose predictions they move toward it too.
 
-    Arguments are those of `intervene`, except `position`, where the edit is made or begins (by default three quarters
-    into the words, no later than the last position but one), `n_ctx`, the tokens in a word (by default the model's
-    context), and `target`: a name, `{name: maker or belief}`, or a belief.
+    `position` is where the edit is made or begins (by default three quarters into the words, no later than the last
+    position but one), `n_ctx` the number of tokens in a word (by default the model's context), and `target` a name,
+    `{name: maker or belief}`, or a belief. The other arguments are as for `intervene`.
 
     Returns:
         A row for each site, edit, way of editing (`edited`: "one position" or "trajectory") and number of tokens

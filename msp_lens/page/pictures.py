@@ -65,7 +65,8 @@ def run_pictures(
         drawn["attractor"] = _themed(fractal, COARSE)
     tokens, estimates = ([record[key] for record in training.metrics] for key in ("tokens", "regret"))
     drawn["training"] = _themed(lambda theme: plot_training(tokens, estimates, theme=theme))
-    drawn["regret"] = _themed(lambda theme: plot_regret(training.regret.tolist(), training.optimum.tolist(), theme=theme))
+    regret, optimum = training.regret.tolist(), training.optimum.tolist()
+    drawn["regret"] = _themed(lambda theme: plot_regret(regret, optimum, theme=theme))
     drawn |= _of_beliefs(report)
     drawn["sites"] = _themed(lambda theme: report.plot.scores(theme=theme))
     if interventions is not None:
