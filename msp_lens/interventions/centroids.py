@@ -11,18 +11,12 @@ from torch import Tensor
 
 from msp_lens.data import BeliefDataset
 from msp_lens.models.activations import stream_activations
-from msp_lens.models.hooked import HookedModel, check_fits, find_sites
+from msp_lens.models.hooked import HookedModel, check_fits
 
 
 @dataclass(frozen=True, eq=False)
 class Centroids:
-    """Mean belief and mean activations of the prefixes in each cell of beliefs.
-
-    Attributes:
-        beliefs: Mean belief of each cell.
-        activations: Mean activation of each cell, by hook name.
-        weights: Probability of each cell; they sum to 1.
-    """
+    """Mean belief and mean activations (by hook name) of the prefixes in each cell, and each cell's probability."""
 
     beliefs: Float64[Tensor, "cell state"]
     activations: dict[str, Float64[Tensor, "cell d_model"]]
@@ -57,22 +51,18 @@ def belief_centroids(
     if not width > 0:
         raise ValueError(f"width={width:g}: give a number above 0 (the width of a cell of beliefs).")
     check_fits(model, dataset.process, dataset.n_ctx)
-    names = find_sites(model, sites)
     beliefs, weights = dataset.prefix_beliefs, dataset.prefix_weights("probability")
     _, cells = (beliefs / width).round().unique(dim=0, return_inverse=True)
     totals = torch.zeros(int(cells.max()) + 1, dtype=torch.float64).index_add_(0, cells, weights)
 
-    def means(rows: Tensor, ids: Tensor, sums: Tensor) -> Tensor:
+    def add(sums: Tensor | None, rows: Tensor, ids: Tensor) -> Tensor:
+        sums = torch.zeros(len(totals), rows.shape[1], dtype=torch.float64) if sums is None else sums
         return sums.index_add_(0, cells[ids], rows.double() * (weights[ids] / totals[cells[ids]]).unsqueeze(1))
 
-    every = torch.arange(len(beliefs))
-    mean_beliefs = means(beliefs, every, torch.zeros(len(totals), beliefs.shape[1], dtype=torch.float64))
-    sums: dict[str, Tensor] = {}
-    for batch in stream_activations(model, dataset.tokens, names, batch_size=batch_size):
+    means: dict[str, Tensor] = {}
+    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
         first = dataset.is_first[batch.words]
         ids = dataset.prefix_ids[batch.words][first]
         for site, values in batch.activations.items():
-            rows = values[first.to(values.device)].cpu()
-            sums.setdefault(site, torch.zeros(len(totals), rows.shape[1], dtype=torch.float64))
-            means(rows, ids, sums[site])
-    return Centroids(mean_beliefs, sums, totals)
+            means[site] = add(means.get(site), values[first.to(values.device)].cpu(), ids)
+    return Centroids(add(None, beliefs, torch.arange(len(beliefs))), means, totals)

@@ -26,9 +26,10 @@ from msp_lens.beliefs.nearest import nearest_belief
 from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.intervention_report import InterventionReport
-from msp_lens.interventions.preparation import OverWords, Probes
+from msp_lens.interventions.preparation import Probes, over_words
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
+from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
 
@@ -44,7 +45,7 @@ def bayes_consistency(
     """Whether updating the belief read at one position gives the belief read at the next, by site and token.
 
     Beliefs read are first moved to the nearest point of the simplex. If the token is impossible for the belief read,
-    there is no update; such steps are left out, and their share is given.
+    there is no update; such steps are omitted, and their share is given.
 
     Args:
         model: The model that the probes were fitted on.
@@ -61,17 +62,16 @@ def bayes_consistency(
         `weight` the share of all steps.
 
     Raises:
-        ValueError: if an option is too small, a probe belongs to another model, the model does not fit the process, or
-            words have one token.
+        ValueError: if an option is too small, a probe or the model does not fit, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
-    dataset, process = prepared.dataset, prepared.dataset.process
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
+    process = dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
-    sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in prepared.probes}
-    for words, read, _ in _reads(model, prepared, batch_size):
+    sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in chosen}
+    for words, read, _ in _reads(model, dataset, chosen, batch_size):
         tokens = dataset.tokens[words, 1:].flatten()
         truth = dataset.beliefs[words, 1:].flatten(0, 1)
         steps = dataset.n_ctx - 1
@@ -80,9 +80,8 @@ def bayes_consistency(
             before, after = beliefs[:, :-1].flatten(0, 1), beliefs[:, 1:].flatten(0, 1)
             updated = follow(process, before, tokens.unsqueeze(1))[:, 1]
             defined = ~updated.isnan().any(dim=1)
-            pairs = ((updated, after), (before, after), (after, truth))
-            errors = ((first - second).square().mean(dim=1) for first, second in pairs)
-            columns = [torch.where(defined, error, 0.0) for error in errors]
+            differences = (updated - after, before - after, after - truth)
+            columns = [torch.where(defined, each.square().mean(dim=1), 0.0) for each in differences]
             columns += [defined.double(), torch.ones_like(weights)]
             sums[label].index_add_(0, tokens, torch.stack(columns, dim=1) * weights.unsqueeze(1))
     every_token = "all"
@@ -90,25 +89,16 @@ def bayes_consistency(
     for label, by_token in sums.items():
         for token, row in zip((every_token, *process.tokens), (by_token.sum(dim=0), *by_token), strict=True):
             update, copy, reading = (row[:3] / row[3]).tolist()
-            records.append(
-                {
-                    "site": label,
-                    "token": token,
-                    "update": update,
-                    "copy": copy,
-                    "skill": 1 - update / copy if copy > 0 else math.nan,
-                    "read": reading,
-                    "undefined": 1 - float(row[3] / row[4]),
-                    "weight": float(row[4]),
-                }
-            )
+            skill = 1 - update / copy if copy > 0 else math.nan
+            record = {"site": label, "token": token, "update": update, "copy": copy, "skill": skill, "read": reading}
+            records.append(record | {"undefined": 1 - float(row[3] / row[4]), "weight": float(row[4])})
     left = {row["site"]: 1 - row["skill"] for row in records if row["token"] == every_token}
     known = [f"{100 * share:.1f} % at {site}" for site, share in left.items() if not math.isnan(share)]
     notes = (
         f"Of the copy's error, the process's own update leaves {', '.join(known)}."
         if known
         else "No belief read moves at all: a copy has no error that an update could reduce.",
-        f"{prepared.description}. Mean squared error per coordinate, words weighted by probability.",
+        f"{description}. Mean squared error per coordinate, words weighted by probability.",
         "update: the belief read before the token, moved by the process's own update, compared with the belief read "
         "after it. copy: the belief read before the token, unchanged. skill: 1 - update / copy. read: the belief read "
         "after the token, compared with the true one; an update can hardly do better than about twice that. By token "
@@ -117,14 +107,9 @@ def bayes_consistency(
         "with the process's dynamics, as they must if both are read well; it does not show that the network computes "
         "one from the other.",
     )
-    return InterventionReport(
-        title="Bayes consistency: the belief read, then updated, and the belief read after the token",
-        table=pd.DataFrame(records),
-        keys=("site", "token"),
-        notes=notes,
-        provenance=prepared.provenance,
-        shown={"token": [every_token]},
-    )
+    title = "Bayes consistency: the belief read, then updated, and the belief read after the token"
+    table, shown = pd.DataFrame(records), {"token": [every_token]}
+    return InterventionReport(title, table, ("site", "token"), notes, provenance, shown=shown)
 
 
 def prediction_consistency(
@@ -138,66 +123,51 @@ def prediction_consistency(
 ) -> InterventionReport:
     """Whether the model's own predictions are those that the belief read at each site implies, b̂ E.
 
-    Beliefs read are first moved to the nearest point of the simplex. Arguments as for `bayes_consistency`.
+    Beliefs read are first moved to the nearest point of the simplex. Arguments and errors as for `bayes_consistency`.
 
     Returns:
         A row for each site, mean KL in nats: `implied_to_model`, KL(implied ‖ model); `optimal_to_implied`;
         `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
-
-    Raises:
-        ValueError: if an option is too small, a probe belongs to another model, or the model does not fit the process.
-        KeyError: if the model lacks a probe's site.
     """
-    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
-    dataset, process = prepared.dataset, prepared.dataset.process
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
+    process = dataset.process
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
-    totals = {probe.label: torch.zeros(4, dtype=torch.float64) for probe in prepared.probes}
-    for words, read, logits in _reads(model, prepared, batch_size):
+    totals = {probe.label: torch.zeros(4, dtype=torch.float64) for probe in chosen}
+    for words, read, logits in _reads(model, dataset, chosen, batch_size):
         weights = dataset.word_weights[words] / dataset.n_ctx
         predicted = logits.cpu().double().log_softmax(dim=-1)[..., : process.n_tokens]
         for label, beliefs in read.items():
             # The belief read of a generalized process may imply probabilities below 0.
             implied = next_token_probabilities(process, beliefs).clamp(min=0)
             implied = implied / implied.sum(dim=-1, keepdim=True)
-            divergences = (
-                kl_divergence(implied, predicted),
-                # A belief read may rule out what is possible; no prediction is quite so sure.
-                kl_divergence(optimal[words], implied.clamp(min=1e-6).log()),
-                kl_divergence(optimal[words], predicted),
-                kl_divergence(average.expand_as(predicted), predicted),
-            )
-            totals[label] += torch.stack([weights @ kl.sum(dim=1) for kl in divergences])
+            # A belief read may rule out what is possible; no prediction is quite so sure.
+            pairs = [(implied, predicted), (optimal[words], implied.clamp(min=1e-6).log())]
+            pairs += [(optimal[words], predicted), (average.expand_as(predicted), predicted)]
+            totals[label] += torch.stack([weights @ kl_divergence(p, log_q).sum(dim=1) for p, log_q in pairs])
     columns = ("implied_to_model", "optimal_to_implied", "optimal_to_model", "average_to_model")
     records = [{"site": label} | dict(zip(columns, row.tolist(), strict=True)) for label, row in totals.items()]
     nearest = min(records, key=lambda row: row["implied_to_model"])
     notes = (
         f"At {nearest['site']} the belief read implies what the model says to within {nearest['implied_to_model']:.3g} "
         f"nats; a prediction that ignores the words is {nearest['average_to_model']:.3g} away.",
-        f"{prepared.description}. KL in nats, mean over positions, words weighted by probability.",
+        f"{description}. KL in nats, mean over positions, words weighted by probability.",
         "implied_to_model: KL(b̂ E ‖ model's), 0 if the model says what the belief read there implies. "
         "optimal_to_implied and optimal_to_model: the regret of each. average_to_model: the null, of a prediction that "
         "ignores the words.",
         "Agreement shows that the belief read accounts for the predictions, not that they are made from it: intervene.",
     )
-    return InterventionReport(
-        title="Next-token probabilities implied by the belief read, and the model's own",
-        table=pd.DataFrame(records),
-        keys=("site",),
-        notes=notes,
-        provenance=prepared.provenance,
-    )
+    title = "Next-token probabilities implied by the belief read, and the model's own"
+    return InterventionReport(title, pd.DataFrame(records), ("site",), notes, provenance)
 
 
 def _reads(
-    model: HookedModel, prepared: OverWords, batch_size: int | None
+    model: HookedModel, dataset: BeliefDataset, probes: list[BeliefProbe], batch_size: int | None
 ) -> Iterator[tuple[slice, dict[str, Float64[Tensor, "word pos state"]], Tensor]]:
     """Batches of words with the beliefs that each probe reads along them, and the model's logits."""
-    dataset = prepared.dataset
-    sites = list(dict.fromkeys(probe.sites[0] for probe in prepared.probes))
-    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
-        read = {
-            probe.label: probe.predict(batch.activations[probe.sites[0]]).cpu().double() for probe in prepared.probes
-        }
-        nearest = {label: nearest_belief(dataset.process, beliefs) for label, beliefs in read.items()}
-        yield batch.words, nearest, batch.output
+    for batch in stream_activations(model, dataset.tokens, [probe.sites[0] for probe in probes], batch_size=batch_size):
+        read = {}
+        for probe in probes:
+            beliefs = probe.predict(batch.activations[probe.sites[0]]).cpu().double()
+            read[probe.label] = nearest_belief(dataset.process, beliefs)
+        yield batch.words, read, batch.output

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from jaxtyping import Float, Float64
@@ -25,14 +26,13 @@ from torch import Tensor
 
 from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook
 from msp_lens.models.positions import Position, at_positions, check_position, writing
-from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """A named change of one site's activation, given the belief to be written.
+    """A named change of one site's activation, given the belief to write.
 
     Call it on activations, use it as a TransformerLens hook (`edit.hook(...)`), or apply it to a model
     (`with applying(model, edit, ...)`).
@@ -64,12 +64,7 @@ class Edit:
     def __call__(
         self, activation: Float[Tensor, "*batch d_model"], belief: Float[Tensor, "*batch state"] | None = None
     ) -> Float[Tensor, "*batch d_model"]:
-        """The activation that replaces `activation`.
-
-        Raises:
-            ValueError: if the activation does not have the probe's width, a belief is needed and none is given, or the
-                function returns another shape.
-        """
+        """The new activation; `ValueError` if a shape is wrong, or a belief is needed and not given."""
         if activation.shape[-1] != self.probe.widths[0]:
             raise ValueError(
                 f"The activation has {activation.shape[-1]} features; the probe of {self.site} was fitted on "
@@ -91,11 +86,7 @@ class Edit:
         return belief
 
     def checked_belief(self, belief: Tensor | Sequence | None) -> Tensor | None:
-        """The belief as a float64 tensor, for this edit to write.
-
-        Raises:
-            ValueError: if it is not a belief of the probe's process, or one is needed and none is given.
-        """
+        """The belief as float64; a `ValueError` if it is not one of the probe's process, or is needed and missing."""
         checked = None if belief is None else self.probe.checked_belief(belief)
         self._belief(checked)
         return checked
@@ -107,16 +98,7 @@ class Edit:
         return replace(self, function=lambda h, belief: h + strength * (self.function(h, belief) - h))
 
     def at(self, position: Position, belief: Tensor | Sequence | None = None) -> Callable[[Tensor], Tensor]:
-        """The edit at some positions, as a function of the site's whole activation `[word, pos, d_model]`.
-
-        Args:
-            position: One position, several, a slice or all (`None`), the same for every word; or an integer tensor
-                `[word, pos]` or a boolean mask over whole words, different for each.
-            belief: `[state]`, `[word, state]`, or `[word, pos, state]` over the edited positions.
-
-        Raises:
-            ValueError: if the belief does not belong to this probe, or the position is invalid.
-        """
+        """The edit as a function of the site's whole activation `[word, pos, d_model]`; arguments as for `applying`."""
         check_position(position, None)
         return at_positions(self, position, self.checked_belief(belief))
 
@@ -136,11 +118,11 @@ def applying(
     *,
     position: Position = None,
 ) -> Iterator[None]:
-    """Within the context, the model runs with these edits, at one site or at several at once.
+    """Run the model with these edits, at one site or at several at once, inside a `with` block.
 
-    Gradients flow, also to a `belief` that requires them. On leaving, also by an exception, only these hooks are
-    removed; training mode and gradient settings are left alone. Whether the probes were fitted on the model's present
-    weights is not checked, since trying other weights may be the point; `probe.check_applies` tells.
+    Gradients flow, also to a `belief` that requires them. At the end these hooks, and only these, are removed, even
+    after an exception. Whether the probes were fitted on the model's present weights is not checked, since other
+    weights may be the point; `probe.check_applies` tells.
 
     Args:
         model: The model to edit.
@@ -156,12 +138,12 @@ def applying(
             not fit the batch.
         KeyError: if the model lacks a site.
     """
-    chosen = [edits] if isinstance(edits, Edit) else list(edits)
-    sites = [edit.site for edit in chosen]
-    if not chosen or len(set(sites)) != len(sites):
-        raise ValueError(f"edits={chosen}: give at least one, and no two of the same site (nest two contexts instead).")
-    *_, target = [edit.checked_belief(belief) for edit in chosen]
-    with writing(model, {edit.site: edit for edit in chosen}, position, target):
+    listed = [edits] if isinstance(edits, Edit) else list(edits)
+    chosen = {edit.site: edit for edit in listed}
+    if not listed or len(chosen) < len(listed):
+        raise ValueError(f"edits={listed}: give at least one, and no two of the same site (nest two contexts instead).")
+    *_, target = [edit.checked_belief(belief) for edit in listed]
+    with writing(model, chosen, position, target):
         yield
 
 
@@ -174,14 +156,12 @@ def steer(probe: BeliefProbe, *, current: Float[Tensor, "*batch state"] | None =
     """`h + (b' - b) D`: move everything that varies with the belief from the current belief to b', and keep the rest.
 
     Success does not prove that the network reads everything that moved: D moves every feature that is correlated with
-    the belief.
+    the belief. Source: the regression of activation on belief, from the moments of one pass.
 
     Args:
         probe: The probe of the site to edit.
-        current: The current belief b, in the shape of the belief to be written; by default b̂, read from h. Leave it
-            out when several sites are edited at once: the earlier edits have moved the later sites already.
-
-    Source: the regression of activation on belief, from the moments of one pass.
+        current: The current belief b, in the shape of the belief to write; by default b̂, read from h. Do not give it
+            if several sites are edited at once: the earlier edits have already moved the later sites.
     """
     name = "steer" if current is None else "steer from true"
     return Edit(name, probe, lambda h, belief: probe.steered(h, belief, current=current))
@@ -199,8 +179,8 @@ def patch(probe: BeliefProbe) -> Edit:
 def pseudo_inverse_shift(probe: BeliefProbe) -> Edit:
     """`h + (b' - b̂) W⁺`: the smallest change of h after which the probe reads b'.
 
-    This is the obvious edit and the wrong one: it leaves behind everything else that is correlated with the belief, so
-    its failure does not show that the belief is unused. Source: Moore–Penrose inverse of the probe's centered rows.
+    The obvious edit, and the wrong one: it leaves behind everything else that is correlated with the belief, so its
+    failure does not show that the belief is unused. Source: Moore–Penrose inverse of the probe's centered rows.
     """
     return _read_shift("pseudo-inverse", probe, torch.linalg.pinv(centered_weights(probe), rtol=RANK_CUTOFF))
 
@@ -209,11 +189,8 @@ def covariance_shift(probe: BeliefProbe) -> Edit:
     """`h + (b' - b̂) D̂`: of all changes after which the probe reads b', the smallest in the data's own metric.
 
     The metric is the Mahalanobis distance, δ Σ_hh⁺ δᵀ; D̂ is how activations move with the belief *read* in them. It
-    differs from `steer` only as far as the probe errs, and proves no more than `steer` does. Source: least norm under a
-    metric; the moments of one pass.
-
-    Raises:
-        ValueError: if the probe has no moments.
+    differs from `steer` only as far as the probe errs, and proves no more. `ValueError` if the probe has no moments.
+    Source: least norm under a metric.
     """
     return _read_shift("covariance", probe, read_decoder(probe))
 
@@ -227,11 +204,8 @@ def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> E
     """The activation of another run, in which the network itself held the target belief: the ceiling of every edit.
 
     It brings everything that the donor's word left there, not the belief alone: success shows that the site carries
-    what the prediction needs, not what that is. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
-
-    Args:
-        probe: The probe of the site to edit.
-        activations: The donor's, `[word, pos, d_model]` over the edited positions.
+    what the prediction needs, not what that is. `activations` are the donor's, `[word, pos, d_model]` over the edited
+    positions. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
     """
     return Edit("donor", probe, lambda h, belief: activations.to(h).expand_as(h))
 
@@ -247,19 +221,13 @@ def donor_belief(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"
 
 
 def centroid(
-    probe: BeliefProbe,
-    beliefs: Float64[Tensor, "cell state"],
-    activations: Float[Tensor, "cell d_model"],
+    probe: BeliefProbe, beliefs: Float64[Tensor, "cell state"], activations: Float[Tensor, "cell d_model"]
 ) -> Edit:
     """The mean activation of all prefixes whose belief is nearest b': `patch` without linearity.
 
-    Where it does better than `patch`, activations bend as the belief moves. It averages over positions and over
-    everything else in which the prefixes differ, and does not prove that the network needs none of that later.
-
-    Args:
-        probe: The probe of the site to edit.
-        beliefs: Mean belief of each cell, from `belief_centroids`.
-        activations: Mean activation of each cell at the site, from `belief_centroids`.
+    Where it does better than `patch`, activations bend as the belief moves. It averages over positions and everything
+    else in which the prefixes differ, and does not prove that the network needs none of that later. `belief_centroids`
+    gives the mean belief of each cell and its mean activation at the site.
     """
     like = conversions(beliefs, activations)
 
@@ -272,7 +240,7 @@ def centroid(
 
 
 def toward(edit: Edit, belief: Float[Tensor, "*batch state"]) -> Edit:
-    """The edit, but always writing `belief`, whatever target is asked for: a null if that is a wrong belief."""
+    """The edit, but always writing `belief`, whatever the target: a null if that is a wrong belief."""
     return replace(edit, name="wrong belief", function=lambda h, _: edit.function(h, belief.to(h)), writes=False)
 
 
@@ -280,39 +248,37 @@ def placebo(edit: Edit, *, generator: torch.Generator) -> Edit:
     """A step as long as `edit`'s in a uniformly random direction, drawn for each word and position.
 
     Whatever any push of that size does is no evidence for the edit. A random direction mostly leaves the space where
-    activations lie, so doing better than this placebo is a minimum: see also `placebo_off_belief` and `toward` a wrong
-    belief.
+    activations lie, so beating this placebo is a minimum: see also `placebo_off_belief` and `toward` a wrong belief.
     """
-    return _random_step("placebo", edit, generator, avoid=None)
+    return _random_step("placebo", edit, generator)
 
 
 def placebo_off_belief(edit: Edit, *, generator: torch.Generator) -> Edit:
     """A step as long as `edit`'s that leaves the belief alone: in a random direction orthogonal to W and D.
 
-    Raises:
-        ValueError: if W and D span the site's whole activation.
+    `ValueError` if W and D span the site's whole activation.
     """
     probe = edit.probe
     written = probe.decoder - probe.decoder.mean(dim=0)
     directions, singular_values, _ = torch.linalg.svd(torch.cat([centered_weights(probe), written.T], dim=1), False)
-    # W and D differ in scale: only rounding errors are left out.
+    # W and D differ in scale, so the cutoff drops rounding errors only.
     avoided = directions[:, singular_values > singular_values[0] * 1e-10]
     if avoided.shape[1] >= avoided.shape[0]:
         raise ValueError(
             f"{probe!r}: its weights and decoder span all {avoided.shape[0]} dimensions of the site, so no direction "
             "leaves the belief alone: use the plain placebo."
         )
-    return _random_step("placebo off belief", edit, generator, avoid=avoided)
+    return _random_step("placebo off belief", edit, generator, avoided)
 
 
 def _random_step(
-    name: str, edit: Edit, generator: torch.Generator, *, avoid: Float64[Tensor, "feature rank"] | None
+    name: str, edit: Edit, generator: torch.Generator, avoided: Float64[Tensor, "feature rank"] | None = None
 ) -> Edit:
     def step(h: Tensor, belief: Tensor) -> Tensor:
         length = (edit.function(h, belief) - h).norm(dim=-1, keepdim=True)
         direction = torch.randn(h.shape, dtype=torch.float64, generator=generator, device=generator.device).cpu()
-        if avoid is not None:
-            direction = direction - direction @ avoid @ avoid.T
+        if avoided is not None:
+            direction = direction - direction @ avoided @ avoided.T
         return h + length * (direction / direction.norm(dim=-1, keepdim=True)).to(h)
 
     return Edit(name, edit.probe, step, writes=edit.writes)
@@ -320,29 +286,22 @@ def _random_step(
 
 def conversions(*tensors: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """The tensors on the device and in the dtype of an activation; each conversion is made once and kept."""
-    kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
-    def like(activation: Tensor) -> tuple[Tensor, ...]:
-        key = (activation.device, activation.dtype)
-        if key not in kept:
-            kept[key] = tuple(tensor.to(activation) for tensor in tensors)
-        return kept[key]
+    @cache
+    def converted(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(device, dtype) for tensor in tensors)
 
-    return like
+    return lambda activation: converted(activation.device, activation.dtype)
 
 
-def site_moments(probe: BeliefProbe) -> Moments:
-    """The moments that the probe of one site was solved from.
-
-    Raises:
-        ValueError: if the probe has none.
-    """
+def site_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
+    """Σ_hh of the probe's site; a `ValueError` if the probe has no moments."""
     if probe.moments is None:
         raise ValueError(
             f"{probe!r} has no moments, and this edit is solved from them: fit the probe with msp.probe, or load one "
             "that was saved with its moments. steer, patch and pseudo_inverse_shift need none."
         )
-    return probe.moments
+    return probe.moments.covariance(probe.sites, probe.sites)
 
 
 def centered_weights(probe: BeliefProbe) -> Float64[Tensor, "feature state"]:
@@ -351,15 +310,14 @@ def centered_weights(probe: BeliefProbe) -> Float64[Tensor, "feature state"]:
     return weights - weights.mean(dim=1, keepdim=True)
 
 
-def read_decoder(probe: BeliefProbe) -> Float64[Tensor, "state feature"]:
-    """How activations move with the belief *read* in them, `D̂ = (Wᵀ Σ_hh W)⁺ Wᵀ Σ_hh`.
+def read_decoder(
+    probe: BeliefProbe, weights: Float64[Tensor, "feature rank"] | None = None
+) -> Float64[Tensor, "rank feature"]:
+    """How activations move with what is *read* in them by W (or other weights), `D̂ = (Wᵀ Σ_hh W)⁺ Wᵀ Σ_hh`.
 
-    `W D̂` is the oblique projection onto everything that is correlated with the belief read: what LEACE erases.
-
-    Raises:
-        ValueError: if the probe has no moments.
+    `W D̂` is the oblique projection onto everything that is correlated with what is read: what LEACE erases.
+    `ValueError` if the probe has no moments.
     """
-    weights = centered_weights(probe)
-    read_covariance = weights.T @ site_moments(probe).covariance(probe.sites, probe.sites)
-    inverse = torch.linalg.pinv(read_covariance @ weights, rtol=RANK_CUTOFF**2, hermitian=True)
-    return inverse @ read_covariance
+    weights = centered_weights(probe) if weights is None else weights
+    read_covariance = weights.T @ site_covariance(probe)
+    return torch.linalg.pinv(read_covariance @ weights, rtol=RANK_CUTOFF**2, hermitian=True) @ read_covariance

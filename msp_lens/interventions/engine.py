@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -30,102 +28,35 @@ from msp_lens.beliefs.trajectories import continuations, follow
 from msp_lens.data import words as words_of
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
-from msp_lens.interventions.menu import REFERENCES, EditMaker, Material, resolve_edits
+from msp_lens.interventions.menu import REFERENCES, Edits, Material, resolve_edits
 from msp_lens.interventions.preparation import Probes, group_label, single_site_probes
-from msp_lens.interventions.targets import TargetMaker, resolve_targets
+from msp_lens.interventions.targets import resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits
-from msp_lens.models.positions import Position
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
 
-@dataclass(frozen=True, eq=False)
-class Course:
-    """Words whose beliefs are edited from a position on, and the beliefs involved there.
-
-    Attributes:
-        words: The words, which go on after the edited position.
-        donors: Words of the same length that lead to the targets and go on alike.
-        target: The beliefs to be written.
-        actual: The beliefs that the words lead to; NaN where the tokens that follow are impossible.
-        wrong: The beliefs of third words.
-        start: The (first) edited position.
-        generator: Source of the placebos' directions.
-    """
-
-    words: Int[Tensor, "word pos"]
-    donors: Int[Tensor, "word pos"]
-    target: Float64[Tensor, "word later state"]
-    actual: Float64[Tensor, "word later state"]
-    wrong: Float64[Tensor, "word later state"]
-    start: int
-    generator: torch.Generator
-
-
-def draw_course(
-    process: Process, position: int, target_maker: TargetMaker, *, n_after: int = 0, n_words: int, seed: int
-) -> Course:
-    """Draw words, their targets, third words and the tokens that follow, in this order.
-
-    The tokens that follow are drawn as an observer with the target belief expects them, so that they are possible.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    words = process.sample(n_words, position + 1, generator=generator)
-    made = target_maker(process, words, generator)
-    words = words[made.words]
-    third = process.sample(len(words), position + 1, generator=generator)
-    following = continuations(process, made.beliefs, n_after, generator=generator)
-    actual, wrong = (follow(process, filter_beliefs(process, each)[:, -1], following) for each in (words, third))
-    return Course(
-        words=torch.cat([words, following], dim=1),
-        donors=torch.cat([made.donors, following], dim=1),
-        target=follow(process, made.beliefs, following),
-        actual=actual,
-        # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
-        wrong=torch.where(wrong.isnan(), process.initial, wrong),
-        start=position,
-        generator=generator,
-    )
-
-
-# Quantities of each word and later position: KL to target, KL to actual, displacement along the way, the way squared.
-_Measured = Float64[Tensor, "quantity word later"]
-
-
-@dataclass(frozen=True, eq=False)
 class Engine:
-    """A model with the probes, edits and targets of an experiment, all checked."""
+    """A model with the probes, edits and targets of an experiment, all checked.
 
-    model: HookedModel
-    process: Process
-    probes: list[BeliefProbe]
-    edits: dict[str, EditMaker]
-    targets: dict[str, TargetMaker]
-    centroids: Centroids | None
-    batch_size: int | None
+    Centroids are computed, over words of `n_ctx` tokens, only if an edit needs them. `ValueError` if the process is
+    generalized, an option is too small, or the model or a probe does not fit; `KeyError` for an unknown site, edit or
+    target.
+    """
 
-    @classmethod
-    def prepare(
-        cls,
+    def __init__(
+        self,
         model: HookedModel,
         process: Process,
         probes: Probes,
-        *,
-        edits: str | Sequence[str] | Mapping[str, EditMaker] | None,
+        edits: Edits,
         targets: str | Sequence[str] | Mapping[str, Any] | Tensor,
         n_ctx: int,
         n_words: int,
         seed: int,
         batch_size: int | None,
-    ) -> Engine:
-        """For `n_words` words of `n_ctx` tokens; centroids are computed only if an edit needs them.
-
-        Raises:
-            ValueError: if the process is generalized, an option is too small, the model does not fit the process, or a
-                probe belongs to another model or process.
-            KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
-        """
+    ) -> None:
         check_at_least("n_words", n_words, 2, "a standard error needs two words")
         check_batch_size(batch_size)
         check_fits(model, process, n_ctx)
@@ -135,114 +66,97 @@ class Engine:
                 "distributions over hidden states. Probe it, or use msp.necessity, msp.interventions.bayes_consistency "
                 "or msp.interventions.prediction_consistency."
             )
-        chosen = single_site_probes(model, process, probes)
-        makers, target_makers = resolve_edits(edits), resolve_targets(targets)
-        centroids = None
-        if "centroid" in makers:
-            sites = [probe.sites[0] for probe in chosen]
-            centroids = belief_centroids(model, words_of(process, n_ctx=n_ctx, seed=seed), sites, batch_size=batch_size)
-        return cls(model, process, chosen, makers, target_makers, centroids, batch_size)
+        self.model, self.process, self.n_words, self.seed, self.batch_size = model, process, n_words, seed, batch_size
+        self.probes = single_site_probes(model, process, probes)
+        self.edits, self.targets = resolve_edits(edits), resolve_targets(targets)
+        self.centroids: Centroids | None = None
+        if "centroid" in self.edits:
+            dataset = words_of(process, n_ctx=n_ctx, seed=seed)
+            sites = [probe.sites[0] for probe in self.probes]
+            self.centroids = belief_centroids(model, dataset, sites, batch_size=batch_size)
 
     def run(
-        self,
-        course: Course,
-        groups: Sequence[Sequence[BeliefProbe]],
-        *,
-        spans: Sequence[int] = (1,),
-        strengths: Sequence[float] = (1.0,),
+        self, position: int, target: str, groups: list[list[BeliefProbe]], spans: list[int], strengths: list[float]
     ) -> pd.DataFrame:
-        """Make every edit at each group of sites, over each span of positions, at each strength.
+        """Make every edit, from `position` on, at each group of sites, over each span of positions, at each strength.
 
-        Args:
-            course: The words and beliefs.
-            groups: Probes of the sites that are edited together.
-            spans: Numbers of positions to edit, from the course's first on.
-            strengths: How much of each edit to make; the references are always made whole, too.
-
-        Returns:
-            A row for each site (or group), span, edit, strength and number of tokens `after` the first edited position,
-            averaged over words; its measures are described at `InterventionReport`.
+        Words go on to the end of the longest span; the references are always made whole, too. Returns a row for each
+        site (or group), span, edit, strength and number of tokens `after` the position, averaged over words; the
+        measures are described at `InterventionReport`.
         """
-        measured: dict[tuple[str, int, str, float], list[_Measured]] = {}
+        measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
         sites = [probe.sites[0] for probe in self.probes]
         reader, read_site = self.probes[-1], sites[-1]
-        optima = [next_token_probabilities(self.process, beliefs) for beliefs in (course.target, course.actual)]
+        generator = torch.Generator().manual_seed(self.seed)
+        words, donors, beliefs, actual, wrong = self._draw(position, target, max(spans) - 1, generator)
+        optima = [next_token_probabilities(self.process, each) for each in (beliefs, actual)]
         # Where the tokens that follow are impossible there is no actual belief, and an edit away from it does nothing.
-        actual = torch.where(course.actual.isnan(), course.target, course.actual)
-        later = slice(course.start, None)
-        size = words_per_batch(self.batch_size, course.words.shape[1])
-        for first in range(0, len(course.words), size):
-            rows = slice(first, first + size)
-            words, target = course.words[rows], course.target[rows]
-            _, donor = self._forward(course.donors[rows], sites=sites)
-            plain, held = self._forward(words, sites=[read_site])
-            before = self._read(held, course.start)
-            way = target - before
+        actual = torch.where(actual.isnan(), beliefs, actual)
+        later = slice(position, None)
+        for rows in torch.arange(len(words)).split(words_per_batch(self.batch_size, words.shape[1])):
+            _, donor = self._forward(donors[rows], sites)
+            plain, held = self._forward(words[rows], [read_site])
+            before = self._read(held[read_site][:, later])
+            way = beliefs[rows] - before
             for group in groups:
                 # Only the probe of a later site tells what became of an edit.
                 watched = [] if reader in group else [read_site]
                 for span in spans:
-                    places = slice(course.start, course.start + span)
-                    materials = [
-                        Material(
-                            actual=actual[rows, :span],
-                            wrong=course.wrong[rows, :span],
-                            donor=donor[probe.sites[0]][:, places],
-                            centroids=self.centroids,
-                            generator=course.generator,
-                        )
-                        for probe in group
-                    ]
-                    for name, strength, edits in self._edits(group, materials, strengths):
+                    places = slice(position, position + span)
+                    known = (actual[rows, :span], wrong[rows, :span])
+                    donated = [donor[probe.sites[0]][:, places] for probe in group]
+                    given = [Material(*known, each, self.centroids, generator) for each in donated]
+                    for name, strength, edits in self._edits(group, given, strengths):
                         predicted, after = plain, held
                         if name != "none":
-                            predicted, after = self._forward(words, edits, target[:, :span], places, sites=watched)
-                        moved = torch.full_like(way, math.nan)
-                        if watched:
-                            moved = (self._read(after, course.start) - before) * way
-                        quantities = [
-                            *(kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima),
-                            moved.sum(dim=-1),
-                            way.square().sum(dim=-1),
-                        ]
-                        key = (group_label(group), span, name, strength)
-                        measured.setdefault(key, []).append(torch.stack(quantities))
+                            with applying(self.model, edits, beliefs[rows, :span], position=places):
+                                predicted, after = self._forward(words[rows], watched)
+                        read = self._read(after[read_site][:, later]) if watched else torch.full_like(way, math.nan)
+                        kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
+                        quantities = torch.stack([*kl, ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)])
+                        measured.setdefault((group_label(group), span, name, strength), []).append(quantities)
         return _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()})
 
+    def _draw(self, position: int, target: str, n_after: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Draw words, their targets, third words and the tokens that follow, in this order.
+
+        The tokens that follow are drawn as an observer with the target belief expects them, so they are possible.
+        Returns the words `[word, pos]`; donors that lead to the targets and go on alike; and, from the position on, the
+        beliefs `[word, later, state]` to write, the actual ones (NaN where the tokens that follow are impossible) and
+        those of third words.
+        """
+        process = self.process
+        words = process.sample(self.n_words, position + 1, generator=generator)
+        made = self.targets[target](process, words, generator)
+        words = words[made.words]
+        third = process.sample(len(words), position + 1, generator=generator)
+        following = continuations(process, made.beliefs, n_after, generator=generator)
+        actual, wrong = (follow(process, filter_beliefs(process, each)[:, -1], following) for each in (words, third))
+        # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
+        wrong = torch.where(wrong.isnan(), process.initial, wrong)
+        words, donors = (torch.cat([each, following], dim=1) for each in (words, made.donors))
+        return words, donors, follow(process, made.beliefs, following), actual, wrong
+
     def _edits(
-        self, group: Sequence[BeliefProbe], materials: Sequence[Material], strengths: Sequence[float]
+        self, group: list[BeliefProbe], materials: list[Material], strengths: list[float]
     ) -> Iterator[tuple[str, float, list[Edit]]]:
         """Each edit of the group's sites at each strength."""
         for name, maker in self.edits.items():
             whole = [maker(probe, material) for probe, material in zip(group, materials, strict=True)]
             # The references are always made whole, too; no edit has no parts.
-            scales = [1.0] if name == "none" else [*strengths]
-            scales = scales if 1.0 in scales or name not in REFERENCES else [*scales, 1.0]
-            for strength in scales:
+            whole_too = [1.0] if name in REFERENCES and 1.0 not in strengths else []
+            for strength in [1.0] if name == "none" else [*strengths, *whole_too]:
                 yield name, strength, [edit.scaled(strength) for edit in whole]
 
-    def _read(self, activations: Mapping[str, Tensor], start: int) -> Float64[Tensor, "word later state"]:
-        """The beliefs that the latest site's probe reads from a position on."""
-        values = activations[self.probes[-1].sites[0]][:, start:]
-        read = self.probes[-1].predict(values.flatten(0, 1)).cpu().double()
-        return read.unflatten(0, values.shape[:2])
+    def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
+        """The beliefs that the latest site's probe reads."""
+        return self.probes[-1].predict(activations.flatten(0, 1)).cpu().double().unflatten(0, activations.shape[:2])
 
     def _forward(
-        self,
-        tokens: Int[Tensor, "word pos"],
-        edits: Sequence[Edit] = (),
-        belief: Tensor | None = None,
-        position: Position = None,
-        *,
-        sites: Sequence[str],
+        self, tokens: Int[Tensor, "word pos"], sites: Sequence[str]
     ) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
-        """Log-probabilities of the process's next tokens, and activations at some sites, in one (edited) forward pass.
-
-        Raises:
-            ValueError: if the model does not return next-token logits.
-        """
-        with applying(self.model, edits, belief, position=position) if edits else nullcontext():
-            (batch,) = stream_activations(self.model, tokens, sites, batch_size=len(tokens))
+        """Log-probabilities of the process's next tokens, and activations at some sites, in one forward pass."""
+        (batch,) = stream_activations(self.model, tokens, sites, batch_size=len(tokens))
         logits, n_tokens = batch.output, self.process.n_tokens
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < n_tokens:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -253,30 +167,28 @@ class Engine:
         return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
 
 
-def _table(measured: Mapping[tuple[str, int, str, float], _Measured]) -> pd.DataFrame:
-    """Averages over words, with standard errors, each compared with no edit, the placebo and the donor."""
+def _table(measured: Mapping[tuple[str, int, str, float], Float64[Tensor, "quantity word later"]]) -> pd.DataFrame:
+    """Averages over words, with standard errors, each compared with no edit, the placebo and the donor.
 
-    def recovery(site: str, span: int, edit: str, strength: float, after: int) -> tuple[float, float]:
-        left_alone = measured[site, span, "none", 1.0][0, :, after]
-        return ratio(left_alone - measured[site, span, edit, strength][0, :, after], left_alone)
-
+    The quantities are KL to the target, KL to the actual optimum, displacement along the way, and the way squared.
+    """
     records = []
     for (site, span, edit, strength), quantities in measured.items():
         for after in range(quantities.shape[2]):
             to_target, to_actual, moved, way = quantities[:, :, after]
             left_alone = measured[site, span, "none", 1.0][:, :, after]
-            recovered = recovery(site, span, edit, strength, after)
-            references = [recovery(site, span, name, 1.0, after) for name in ("placebo", "donor")]
+            compared = [quantities, *(measured[site, span, name, 1.0] for name in ("placebo", "donor"))]
+            recovered, placebo, donor = (ratio(left_alone[0] - each[0, :, after], left_alone[0]) for each in compared)
+            gain = donor[0] - placebo[0]
             acts = acts_on_belief(_mean(left_alone[1])[0], _mean(left_alone[0])[0])
-            records.append(
-                {"site": site, "edit": edit, "strength": strength, "span": span, "after": after}
-                | dict(zip(("kl_to_target", "kl_to_target_error"), _mean(to_target), strict=True))
-                | dict(zip(("kl_to_actual", "kl_to_actual_error"), _mean(to_actual), strict=True))
-                | dict(zip(("recovery", "recovery_error"), recovered, strict=True))
-                | {"above_placebo": _above(recovered[0], *references) if acts else math.nan}
-                | dict(zip(("displacement", "displacement_error"), ratio(moved, way), strict=True))
-                | {"n": len(to_target)}
-            )
+            surely = acts and gain > 2 * math.hypot(placebo[1], donor[1])
+            row = {"site": site, "edit": edit, "strength": strength, "span": span, "after": after}
+            row["kl_to_target"], row["kl_to_target_error"] = _mean(to_target)
+            row["kl_to_actual"], row["kl_to_actual_error"] = _mean(to_actual)
+            row["recovery"], row["recovery_error"] = recovered
+            row["above_placebo"] = (recovered[0] - placebo[0]) / gain if surely else math.nan
+            row["displacement"], row["displacement_error"] = ratio(moved, way)
+            records.append(row | {"n": len(to_target)})
     return pd.DataFrame(records)
 
 
@@ -287,10 +199,7 @@ def _mean(values: Float64[Tensor, "word"]) -> tuple[float, float]:
 
 
 def ratio(numerator: Float64[Tensor, "word"], denominator: Float64[Tensor, "word"]) -> tuple[float, float]:
-    """The ratio of two means over the same words, and its standard error by the delta method.
-
-    NaN where the denominator is no more than rounding.
-    """
+    """The ratio of two means, and its standard error by the delta method; NaN if the denominator is only rounding."""
     below = float(denominator.mean())
     if abs(below) < 1e-12:
         return math.nan, math.nan
@@ -306,9 +215,3 @@ def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
     about as far from the one as from the other.
     """
     return kl_to_actual < 0.5 * kl_to_target
-
-
-def _above(recovery: float, placebo: tuple[float, float], donor: tuple[float, float]) -> float:
-    """Recovery on the scale from the placebo (0) to the donor (1); NaN unless the donor surely recovers more."""
-    gain = donor[0] - placebo[0]
-    return (recovery - placebo[0]) / gain if gain > 2 * math.hypot(placebo[1], donor[1]) else math.nan

@@ -6,7 +6,8 @@
 
 In whitened coordinates `W D̂ = Σ_hh^½ U Uᵀ Σ_hh^-½`, with U an orthonormal basis of `Σ_hh^-½ Σ_hb`: the oblique
 projection of Belrose et al. 2023. So erasing and keeping split h - μ_h in two. The null of each erasure removes as many
-random dimensions. Projections stay in factors, `[feature, rank]` and `[rank, feature]`.
+random dimensions. All but the last need the probe's moments (else `ValueError`). Projections stay in factors,
+`[feature, rank]` and `[rank, feature]`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_moments
+from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_covariance
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
@@ -25,12 +26,8 @@ def erase(probe: BeliefProbe) -> Edit:
 
     Afterwards no affine probe of the site does better than a constant. If the loss rises, something correlated with the
     belief was used, which need not be the belief. The belief can be read again at later sites, from attention to other
-    positions, unless those are edited too.
-
-    Raises:
-        ValueError: if the probe has no moments.
-
-    Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form" (arXiv 2306.03819), theorem 4.3.
+    positions, unless those are edited too. Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in
+    closed form" (arXiv 2306.03819), theorem 4.3.
     """
     return _projecting("erase", probe, centered_weights(probe), read_decoder(probe))
 
@@ -40,9 +37,6 @@ def keep_only(probe: BeliefProbe) -> Edit:
 
     Afterwards the probe reads exactly the same belief. If the loss stays, the belief read is enough at this site; that
     does not show that the network computes with it as a belief. Source: the complement of LEACE.
-
-    Raises:
-        ValueError: if the probe has no moments.
     """
     return _projecting("keep only", probe, centered_weights(probe), read_decoder(probe), keep=True)
 
@@ -58,20 +52,13 @@ def project_out(probe: BeliefProbe) -> Edit:
 
 
 def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
-    """The null of `erase`: LEACE of as many random features of h, drawn uniformly in whitened coordinates.
-
-    Raises:
-        ValueError: if the probe has no moments.
-    """
-    covariance = site_moments(probe).covariance(probe.sites, probe.sites)
+    """The null of `erase`: LEACE of as many random features of h, drawn uniformly in whitened coordinates."""
     # V = Σ^-½ G reads random whitened coordinates; erasing them is V (Vᵀ Σ V)⁺ Vᵀ Σ.
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    eigenvalues, eigenvectors = torch.linalg.eigh(site_covariance(probe))
     kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
     gaussian = _gaussian(int(kept.sum()), read_basis(probe).shape[1], generator)
     weights = (eigenvectors[:, kept] / eigenvalues[kept].sqrt()) @ gaussian
-    read_covariance = weights.T @ covariance
-    inverse = torch.linalg.pinv(read_covariance @ weights, rtol=RANK_CUTOFF**2, hermitian=True)
-    return _projecting("erase random", probe, weights, inverse @ read_covariance)
+    return _projecting("erase random", probe, weights, read_decoder(probe, weights))
 
 
 def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
@@ -82,20 +69,13 @@ def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edi
 
 
 def read_basis(probe: BeliefProbe) -> Float64[Tensor, "feature rank"]:
-    """An orthonormal basis of the directions that the probe reads; their number is below that of the states."""
+    """An orthonormal basis of the directions that the probe reads, fewer than there are states."""
     directions, singular_values, _ = torch.linalg.svd(centered_weights(probe), full_matrices=False)
     return directions[:, singular_values > singular_values[0] * RANK_CUTOFF]
 
 
-def _projecting(
-    name: str,
-    probe: BeliefProbe,
-    read: Float64[Tensor, "feature rank"],
-    write: Float64[Tensor, "rank feature"],
-    *,
-    keep: bool = False,
-) -> Edit:
-    """Remove `(h - μ_h) read write` from h, or keep nothing else."""
+def _projecting(name: str, probe: BeliefProbe, read: Tensor, write: Tensor, *, keep: bool = False) -> Edit:
+    """Remove `(h - μ_h) read write` from h, or keep nothing else; the factors are [feature, rank], [rank, feature]."""
     # An orthonormal first factor: the projection onto it loses nothing in single precision.
     basis, triangle = torch.linalg.qr(read)
     like = conversions(probe.activation_mean, basis, triangle @ write)

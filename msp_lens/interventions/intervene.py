@@ -10,16 +10,16 @@ network's next-token distribution there is compared with that of an optimal obse
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.engine import Engine, acts_on_belief, draw_course
+from msp_lens.interventions.engine import Engine, acts_on_belief
 from msp_lens.interventions.intervention_report import InterventionReport, Layout
-from msp_lens.interventions.menu import EditMaker
+from msp_lens.interventions.menu import Edits
 from msp_lens.interventions.preparation import Probes, chosen_positions, process_of
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
@@ -31,7 +31,7 @@ def intervene(
     *,
     probes: Probes,
     positions: int | Sequence[int] | None = None,
-    edits: str | Sequence[str] | Mapping[str, EditMaker] | None = None,
+    edits: Edits = None,
     targets: str | Sequence[str] | Mapping[str, Any] | Tensor = "another word",
     strengths: float | Sequence[float] = 1.0,
     together: bool = False,
@@ -45,8 +45,7 @@ def intervene(
 
     Args:
         model: The model that the probes were fitted on.
-        data: The process it was trained on, or a `BeliefDataset`, which stands for its process and the length of its
-            words.
+        data: The process it was trained on, or a `BeliefDataset`, taken for its process and the length of its words.
         probes: A report (its single sites are taken) or probes of single sites. The probe of the latest site reads
             the displacement caused at the others.
         positions: Positions to edit, one at a time; by default one, three quarters into the words.
@@ -62,100 +61,58 @@ def intervene(
         A row for each site, position, edit, target and strength.
 
     Raises:
-        ValueError: if a position is outside the context, an option is too small, a probe reads several sites or
-            belongs to another model, a target is no belief, or the model does not fit the process.
+        ValueError: if a position or option is invalid, a probe reads several sites or belongs to another model, a
+            target is no belief, or the model does not fit the process.
         KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
     """
     process, n_ctx = process_of(model, data)
     wanted = chosen_positions(positions, n_ctx)
-    scales = _strengths(strengths)
-    engine = Engine.prepare(
-        model,
-        process,
-        probes,
-        edits=edits,
-        targets=targets,
-        n_ctx=max(wanted) + 1,
-        n_words=n_words,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    chosen = engine.probes
-    groups = [[probe] for probe in chosen] + ([chosen] if together and len(chosen) > 1 else [])
-    tables = []
-    for position in wanted:
-        for target, target_maker in engine.targets.items():
-            course = draw_course(process, position, target_maker, n_words=n_words, seed=seed)
-            tables.append(engine.run(course, groups, strengths=scales).assign(position=position, target=target))
-    keys = ("site", "position", "edit", "target", "strength")
-    table = pd.concat(tables, ignore_index=True)
-    measures = [column for column in table.columns if column not in (*keys, "span", "after")]
-    table = pd.DataFrame(table[[*keys, *measures]])
-    provenance = {
-        "process": process.to_dict(),
-        "n_words": n_words,
-        "seed": seed,
-        "positions": wanted,
-        "edits": list(engine.edits),
-        "targets": list(engine.targets),
-        "strengths": scales,
-        "reader": chosen[-1].label if len(chosen) > 1 else None,
-    }
-    # What is the same in every row is said once, in the title.
-    varying = [key for key in ("position", "target", "strength") if len(set(table[key])) > 1]
-    constant = [f"{key} {table[key].iloc[0]}" for key in ("position", "target") if key not in varying]
-    # Many edits stand one below the other.
-    rows, columns = ("site", "edit") if len(engine.edits) <= 8 else ("edit", "site")
-    return InterventionReport(
-        title="; ".join(["KL(target's optimum ‖ model), nats", *constant]),
-        table=table,
-        keys=keys,
-        notes=tuple(_notes(table, provenance)),
-        provenance=provenance,
-        layout=Layout(
-            rows=[rows, *varying],
-            columns=columns,
-            value="kl_to_target",
-            label="KL to the target's optimum (nats)",
-            number=".4f",
-            shade="recovery",
-            chosen={"position": wanted[0], "target": next(iter(engine.targets)), "strength": 1.0},
-        ),
-    )
-
-
-def _strengths(strengths: float | Sequence[float]) -> list[float]:
     scales = [float(s) for s in ([strengths] if isinstance(strengths, int | float) else strengths)]
     if not scales or not all(math.isfinite(s) for s in scales) or len(set(scales)) < len(scales):
         raise ValueError(f"strengths={scales}: give at least one finite number, and none twice.")
-    return scales
-
-
-def _notes(table: pd.DataFrame, provenance: Mapping[str, Any]) -> Iterator[str]:
-    yield _contrast(table)
-    yield (
-        f"{provenance['n_words']:,} words drawn from {provenance['process']['name']}, each with a target belief "
-        f"({', '.join(provenance['targets'])}). KL(target's optimum ‖ model) in nats after each edit: 0 if the network "
-        "acts as if it held the target belief."
-    )
-    yield (
+    engine = Engine(model, process, probes, edits, targets, max(wanted) + 1, n_words, seed, batch_size)
+    chosen = engine.probes
+    groups = [[probe] for probe in chosen] + ([chosen] if together and len(chosen) > 1 else [])
+    tables = [
+        engine.run(position, target, groups, [1], scales).assign(position=position, target=target)
+        for position in wanted
+        for target in engine.targets
+    ]
+    keys = ["site", "position", "edit", "target", "strength"]
+    table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"]).set_index(keys).reset_index()
+    reader = chosen[-1].label if len(chosen) > 1 else None
+    provenance = {"process": process.to_dict(), "n_words": n_words, "seed": seed, "positions": wanted}
+    makers = {"edits": list(engine.edits), "targets": list(engine.targets)}
+    provenance |= {**makers, "strengths": scales, "reader": reader}
+    notes = [
+        _contrast(table),
+        f"{n_words:,} words drawn from {process.name}, each with a target belief ({', '.join(engine.targets)}). "
+        "KL(target's optimum ‖ model) in nats after each edit: 0 if the network acts as if it held the target belief.",
         "none: the network left alone. placebo: a step of the same length in a random direction. wrong belief: steered "
         "to the belief of a third word. donor: the activation of a run that held the target belief, the best any edit "
-        "can do."
-    )
-    yield (
+        "can do.",
         "An edit that works shows that the belief there is enough to change what the network says, not that nothing "
         "else is used. One that fails may be the wrong edit: the pseudo-inverse makes the smallest change that the "
-        "probe sees, the decoder (steer, patch) moves everything that varies with the belief."
-    )
+        "probe sees, the decoder (steer, patch) moves everything that varies with the belief.",
+    ]
     alone = table[table["edit"] == "none"]
     if not all(map(acts_on_belief, alone["kl_to_actual"], alone["kl_to_target"])):
-        yield (
+        notes.append(
             "Left alone, the model is hardly nearer to the actual optimum than to the target's: it does not act on the "
             "belief (or the two beliefs predict alike), and recoveries mean nothing, whatever their sign."
         )
-    if provenance["reader"] is not None:
-        yield f"Displacement is read at {provenance['reader']}, by its own probe."
+    if reader is not None:
+        notes.append(f"Displacement is read at {reader}, by its own probe.")
+    # What is the same in every row is said once, in the title.
+    varying = [key for key in ("position", "target", "strength") if len(set(table[key])) > 1]
+    constant = [f"{key} {table[key].iloc[0]}" for key in ("position", "target") if key not in varying]
+    title = "; ".join(["KL(target's optimum ‖ model), nats", *constant])
+    # Many edits stand one below the other.
+    rows, columns = ("site", "edit") if len(engine.edits) <= 8 else ("edit", "site")
+    shown = {"position": wanted[0], "target": next(iter(engine.targets)), "strength": 1.0}
+    label = "KL to the target's optimum (nats)"
+    layout = Layout([rows, *varying], columns, "kl_to_target", label, number=".4f", shade="recovery", chosen=shown)
+    return InterventionReport(title, table, tuple(keys), tuple(notes), provenance, layout)
 
 
 def _contrast(table: pd.DataFrame) -> str:
@@ -163,12 +120,10 @@ def _contrast(table: pd.DataFrame) -> str:
     whole = [row for row in table.to_dict(orient="records") if row["strength"] == 1]
     edit = "steer" if any(row["edit"] == "steer" for row in whole) else "donor"
     best = min((row for row in whole if row["edit"] == edit), key=lambda row: row["kl_to_target"])
-    compared = [row for row in whole if all(row[key] == best[key] for key in ("site", "position", "target"))]
-    numbers = (f"{row['edit']} {row['kl_to_target']:.4f} ({_percent(row['recovery'])})" for row in compared)
-    return (
-        f"At {best['site']}, position {best['position']}, KL to the target and share recovered: {', '.join(numbers)}."
-    )
-
-
-def _percent(value: float) -> str:
-    return "–" if pd.isna(value) else f"{100 * value:.1f} %"
+    numbers = []
+    for row in whole:
+        if all(row[key] == best[key] for key in ("site", "position", "target")):
+            share = "–" if pd.isna(row["recovery"]) else f"{100 * row['recovery']:.1f} %"
+            numbers.append(f"{row['edit']} {row['kl_to_target']:.4f} ({share})")
+    where = f"At {best['site']}, position {best['position']}"
+    return f"{where}, KL to the target and share recovered: {', '.join(numbers)}."

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one measure of a table is spread out, for reading and for pictures.
+    """How one measure of a table is laid out, as text and in pictures.
 
     Attributes:
         rows: The keys that name the rows.
         columns: The key whose values stand side by side.
         value: The measure shown.
-        label: What the measure is, for an axis.
+        label: What it is, for an axis.
         number: Its format.
         shade: A measure from 0 to 1 that shades a notebook's cells.
         across: The key along a picture's axis.
-        xlabel: If given, pictures show curves over `across`, with this label; otherwise bars.
-        chosen: Values of keys that a picture keeps to unless told otherwise.
+        xlabel: The label of curves over `across`; if `None`, pictures show bars.
+        chosen: Values of keys that a picture shows unless told otherwise.
     """
 
     rows: list[str]
@@ -65,11 +65,11 @@ class InterventionReport(TableView):
     Attributes:
         title: What the numbers are, with their unit.
         table: One row for each result.
-        keys: The columns that tell results apart; the other columns are measures.
-        notes: What the numbers cover, what they say and what they do not prove, a sentence or two each.
+        keys: The columns that tell results apart; the others are measures.
+        notes: What the numbers cover, what they say and what they do not prove.
         provenance: Process, words, seed and options.
-        layout: How the table is spread out; `None` shows it row by row.
-        shown: For some keys, the values that the display keeps to.
+        layout: How the table is laid out; `None` shows it row by row.
+        shown: For some keys, the only values displayed.
     """
 
     title: str
@@ -86,15 +86,9 @@ class InterventionReport(TableView):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; undefined numbers are `None`."""
-        return {
-            "title": self.title,
-            "results": json_records(self.table.to_dict(orient="records")),
-            "keys": list(self.keys),
-            "notes": list(self.notes),
-            "provenance": self.provenance,
-            "layout": asdict(self.layout) if self.layout else None,
-            "shown": dict(self.shown),
-        }
+        rows, layout = json_records(self.table.to_dict(orient="records")), asdict(self.layout) if self.layout else None
+        found = {"title": self.title, "results": rows, "keys": list(self.keys), "notes": list(self.notes)}
+        return {**found, "provenance": self.provenance, "layout": layout, "shown": dict(self.shown)}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> InterventionReport:
@@ -104,26 +98,15 @@ class InterventionReport(TableView):
         return cls(table=pd.DataFrame(rows), layout=Layout(**saved["layout"]) if saved["layout"] else None, **rest)
 
     def select(self, **where: Any) -> pd.Series:
-        """The one result in which these columns have these values; its measures are attributes, as `.kl_to_target`.
-
-        Raises:
-            KeyError: unless exactly one row fits.
-        """
+        """The one result with these values (else `KeyError`); its measures are attributes, as `.kl_to_target`."""
         return pd.Series(self._rows(where, ()).iloc[0])
 
     def map(
         self, edit: str, *, value: str = "recovery", target: str | None = None, strength: float = 1.0
     ) -> pd.DataFrame:
-        """One number for each site and position, `[layer, pos]`, as in TransformerLens's patching maps.
+        """A measure of an edit at each site and position, `[layer, pos]`, as in TransformerLens's patching maps.
 
-        Args:
-            edit: Which edit.
-            value: Any measure: `"recovery"`, `"kl_to_target"`, `"displacement"`, …
-            target: Which target, if there are several.
-            strength: Which strength.
-
-        Raises:
-            KeyError: if there are no such results, or they have several targets.
+        `KeyError` if there are no such results, or they have several targets.
         """
         rows = self._rows({"edit": edit, "target": target, "strength": strength}, ("site", "position"))
         return _wide(rows, ["site"], "position", value)
@@ -137,11 +120,7 @@ class InterventionReport(TableView):
         position: int | None = None,
         target: str | None = None,
     ) -> pd.Series:
-        """One number for each strength λ, in ascending order.
-
-        Raises:
-            KeyError: if there are no such results, or they have several positions or targets.
-        """
+        """A measure by strength λ, ascending; `KeyError` if there are no results, or several positions or targets."""
         where = {"edit": edit, "site": site, "position": position, "target": target}
         return pd.Series(self._rows(where, ("strength",)).set_index("strength")[value]).sort_index()
 
@@ -176,30 +155,29 @@ class InterventionReport(TableView):
         return found
 
     def _shown(self) -> pd.DataFrame:
-        kept = pd.Series(True, index=self.table.index)
+        found = self.table
         for column, values in self.shown.items():
-            kept &= self.table[column].isin(values)
-        return self.table.loc[kept]
+            found = found.loc[found[column].isin(values)]
+        return found
 
     def _display(self) -> pd.DataFrame:
-        number = self.layout.number if self.layout else ".3g"
+        layout = self.layout
+        number = layout.number if layout else ".3g"
 
         def text(value: Any) -> Any:
             return "" if pd.isna(value) else f"{value:{number}}" if isinstance(value, float) else value
 
-        if self.layout is None:
+        if layout is None:
             # A column with the same value in every row is not shown.
             constant = [column for column, values in self.shown.items() if len(values) == 1]
             table = self._shown().drop(columns=constant)
             return table.map(text).set_index(table.columns[0])
-        rows, columns = self.layout.rows, self.layout.columns
-        wide = _wide(self._shown(), rows, columns, self.layout.value).map(text)
-        return wide.reset_index(level=rows[1:]).rename_axis(columns=None)
+        wide = _wide(self._shown(), layout.rows, layout.columns, layout.value).map(text)
+        return wide.reset_index(level=layout.rows[1:]).rename_axis(columns=None)
 
     def _shades(self) -> pd.DataFrame | None:
-        if self.layout is None or self.layout.shade is None:
-            return None
-        return _wide(self._shown(), self.layout.rows, self.layout.columns, self.layout.shade)
+        layout = self.layout
+        return _wide(self._shown(), layout.rows, layout.columns, layout.shade) if layout and layout.shade else None
 
     def _html_notes(self) -> list[str]:
         shade = self.layout.shade if self.layout else None
@@ -218,31 +196,27 @@ class InterventionPlots:
     def __call__(self, *, theme: ThemeName = "light", **where: Any) -> Figure:
         """The numbers side by side: bars over sites, or curves over the tokens since an edit.
 
-        Args:
-            theme: `"light"` or `"dark"`.
-            where: Keys that must have these values, if the table holds more than a picture can show.
-
-        Raises:
-            KeyError: if several rows would fall on one place; the message names the keys to choose by.
+        `where` gives values of keys, if the table holds more than a picture can show. `KeyError` if several rows would
+        fall on one place; the message names the keys to choose by.
         """
         from msp_lens.figures.edit_bars import plot_edits, plot_strengths
 
         report, layout = self.report, self.report.layout
+        where = {**layout.chosen, **where} if layout else where
+        chosen = (f"{key} {value:g}" if isinstance(value, int | float) else str(value) for key, value in where.items())
+        title = ", ".join(chosen)
         if layout is None:
             rows = report._rows(where, ("site",)).set_index("site")
             series = {name: rows[name].to_dict() for name in rows.select_dtypes("float")}
-            return plot_edits(list(rows.index), series, ylabel=report.title, title=_caption(where), theme=theme)
-        where = {**layout.chosen, **where}
+            return plot_edits(list(rows.index), series, ylabel=report.title, title=title, theme=theme)
         rows = report._rows(where, (layout.across, layout.columns))
-        series = {
-            str(name): part.set_index(layout.across)[layout.value].to_dict()
-            for name, part in rows.groupby(layout.columns, sort=False)
-        }
-        labels = {"ylabel": layout.label, "title": _caption(where)}
+        groups = rows.set_index(layout.across).groupby(layout.columns, sort=False)[layout.value]
+        series = {str(name): heights.to_dict() for name, heights in groups}
         if layout.xlabel is None:
-            return plot_edits(rows[layout.across].unique().tolist(), series, **labels, theme=theme)
+            places = rows[layout.across].unique().tolist()
+            return plot_edits(places, series, ylabel=layout.label, title=title, theme=theme)
         curves = {name: (list(heights), list(heights.values())) for name, heights in series.items()}
-        return plot_strengths(curves, **labels, xlabel=layout.xlabel, theme=theme)
+        return plot_strengths(curves, ylabel=layout.label, xlabel=layout.xlabel, title=title, theme=theme)
 
     def map(
         self, edit: str = "steer", *, value: str = "recovery", target: str | None = None, theme: ThemeName = "light"
@@ -260,17 +234,13 @@ class InterventionPlots:
         """KL to the target's optimum against the strength λ, a curve for each edit."""
         from msp_lens.figures.edit_bars import plot_strengths
 
-        curves = {
-            edit: self.report.curve(edit, site=site, position=position, target=target)
-            for edit in self.report.values("edit")
-            if edit != "none"
-        }
-        return plot_strengths(
-            {name: (list(curve.index), curve.tolist()) for name, curve in curves.items()},
-            ylabel="KL to the target's optimum (nats)",
-            title=f"edits at {site}",
-            theme=theme,
-        )
+        curves = {}
+        for edit in self.report.values("edit"):
+            if edit != "none":
+                curve = self.report.curve(edit, site=site, position=position, target=target)
+                curves[edit] = (list(curve.index), curve.tolist())
+        label = "KL to the target's optimum (nats)"
+        return plot_strengths(curves, ylabel=label, title=f"edits at {site}", theme=theme)
 
 
 def _wide(table: pd.DataFrame, rows: Sequence[str], columns: str, value: str) -> pd.DataFrame:
@@ -280,9 +250,3 @@ def _wide(table: pd.DataFrame, rows: Sequence[str], columns: str, value: str) ->
     ordered = table.assign(**{name: pd.Categorical(table[name], table[name].unique()) for name in names})
     wide = ordered.set_index(keys)[value].sort_index().unstack(columns)
     return pd.DataFrame(wide).set_axis(wide.columns.tolist(), axis=1)
-
-
-def _caption(where: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key} {value:g}" if isinstance(value, int | float) else str(value) for key, value in where.items()
-    )

@@ -14,12 +14,13 @@ from msp_lens.interventions import edits as write
 from msp_lens.interventions import erasure
 from msp_lens.interventions.centroids import Centroids
 from msp_lens.interventions.edits import Edit
+from msp_lens.interventions.preparation import from_menu
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What edits of one site may be made from, apart from the belief to be written, for a batch of words.
+    """What edits of one site may be made from, apart from the belief to write, for a batch of words.
 
     Attributes:
         actual: The optimal observer's beliefs at the edited positions.
@@ -37,6 +38,7 @@ class Material:
 
 
 EditMaker: TypeAlias = Callable[[BeliefProbe, Material], Edit]
+Edits: TypeAlias = str | Sequence[str] | Mapping[str, EditMaker] | None
 
 
 def _centroid(probe: BeliefProbe, material: Material) -> Edit:
@@ -46,19 +48,17 @@ def _centroid(probe: BeliefProbe, material: Material) -> Edit:
 
 EDITS: Mapping[str, EditMaker] = {
     "none": lambda probe, _: write.no_edit(probe),
-    "placebo": lambda probe, material: write.placebo(write.steer(probe), generator=material.generator),
-    "placebo off belief": lambda probe, material: write.placebo_off_belief(
-        write.steer(probe), generator=material.generator
-    ),
-    "wrong belief": lambda probe, material: write.toward(write.steer(probe), material.wrong),
+    "placebo": lambda probe, given: write.placebo(write.steer(probe), generator=given.generator),
+    "placebo off belief": lambda probe, given: write.placebo_off_belief(write.steer(probe), generator=given.generator),
+    "wrong belief": lambda probe, given: write.toward(write.steer(probe), given.wrong),
     "pseudo-inverse": lambda probe, _: write.pseudo_inverse_shift(probe),
     "covariance": lambda probe, _: write.covariance_shift(probe),
     "steer": lambda probe, _: write.steer(probe),
-    "steer from true": lambda probe, material: write.steer(probe, current=material.actual),
+    "steer from true": lambda probe, given: write.steer(probe, current=given.actual),
     "patch": lambda probe, _: write.patch(probe),
     "centroid": _centroid,
-    "donor belief": lambda probe, material: write.donor_belief(probe, material.donor),
-    "donor": lambda probe, material: write.donor(probe, material.donor),
+    "donor belief": lambda probe, given: write.donor_belief(probe, given.donor),
+    "donor": lambda probe, given: write.donor(probe, given.donor),
     "keep only": lambda probe, _: erasure.keep_only(probe),
     "project out": lambda probe, _: erasure.project_out(probe),
     "erase": lambda probe, _: erasure.erase(probe),
@@ -68,23 +68,8 @@ EDITS: Mapping[str, EditMaker] = {
 REFERENCES = ("none", "placebo", "donor")
 
 
-def resolve_edits(edits: str | Sequence[str] | Mapping[str, EditMaker] | None) -> dict[str, EditMaker]:
-    """Edit makers by name, in the menu's order: the edits asked for and always the references.
-
-    Args:
-        edits: Names from `EDITS`, or a mapping of names to your own makers; by default the usual ones.
-
-    Raises:
-        KeyError: if there is no edit of a name.
-    """
-    if edits is None:
-        edits = ("wrong belief", "pseudo-inverse", "steer", "patch")
-    if not isinstance(edits, Mapping):
-        names = [edits] if isinstance(edits, str) else list(edits)
-        for name in names:
-            if name not in EDITS:
-                raise KeyError(f"No edit {name!r}; there are {', '.join(EDITS)}, or give {{name: maker}} for your own.")
-        edits = {name: EDITS[name] for name in names}
-    wanted = {name: EDITS[name] for name in REFERENCES} | dict(edits)
-    order = [name for name in EDITS if name in wanted] + [name for name in wanted if name not in EDITS]
-    return {name: wanted[name] for name in order}
+def resolve_edits(edits: Edits) -> dict[str, EditMaker]:
+    """Edit makers by name, in the menu's order: those asked for (`KeyError` for an unknown name) and the references."""
+    asked = from_menu(EDITS, ("wrong belief", "pseudo-inverse", "steer", "patch") if edits is None else edits, "edit")
+    wanted = {name: EDITS[name] for name in REFERENCES} | asked
+    return {name: wanted[name] for name in [*(name for name in EDITS if name in wanted), *wanted]}

@@ -23,7 +23,7 @@ from msp_lens.data import BeliefDataset
 from msp_lens.interventions.edits import Edit, applying, no_edit
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
 from msp_lens.interventions.intervention_report import InterventionReport, Layout
-from msp_lens.interventions.preparation import ALL_SITES, OverWords, Probes, group_label
+from msp_lens.interventions.preparation import ALL_SITES, Probes, group_label, over_words
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import regret_by_position
@@ -41,21 +41,13 @@ def necessity(
 ) -> InterventionReport:
     """Regret with the belief erased, with only the belief kept, and with as many random dimensions erased.
 
-    Edits are made at every position, at each site and at all sites at once.
-
-    Args:
-        model: The model that the probes were fitted on.
-        data: The process it was trained on, or a `BeliefDataset` to take the regret over.
-        probes: A report (its single sites are taken) or probes of single sites.
-        n_random: Draws of each random erasure.
-        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
-        seed: Seed of the random dimensions and of drawn words.
-        batch_size: Words in one forward pass.
+    Edits are made at every position, at each site and at all sites at once. Each random erasure is drawn `n_random`
+    times, from `seed`. The other arguments are as for `bayes_consistency`.
 
     Returns:
-        A row for each site and edit: `regret`, the mean over positions; `share_lost`, the regret divided by that of a
-        predictor that knows only how often each token comes; for random erasures both are means over `draws` draws, and
-        `spread` is the standard deviation of the regret.
+        A row for each site and edit: `regret`, the mean over positions; `share_lost`, its ratio to that of a predictor
+        that knows only token frequencies; `spread`, the standard deviation of the regret over the `draws` of a random
+        erasure (the other two are then means).
 
     Raises:
         ValueError: if an option is too small, a probe has no moments or belongs to another model, the model does not
@@ -63,11 +55,10 @@ def necessity(
         KeyError: if the model lacks a probe's site.
     """
     check_at_least("n_random", n_random, 1, "the belief is compared with random dimensions")
-    prepared = OverWords.prepare(model, data, probes, n_words=n_words, seed=seed, batch_size=batch_size)
-    dataset, chosen = prepared.dataset, prepared.probes
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
         raise ValueError(
-            f"{prepared.description}: the belief is the same after each of them, so nothing can be erased. Choose a "
+            f"{description}: the belief is the same after each of them, so nothing can be erased. Choose a "
             "process with more than one belief."
         )
     generator = torch.Generator().manual_seed(seed)
@@ -77,33 +68,30 @@ def necessity(
             return float(regret_by_position(model, dataset, batch_size=batch_size).mean())
 
     left_alone = regret([no_edit(chosen[0])])
-    worth = _worth_of_context(dataset)
+    # The most that can be lost: the regret of predicting each token by its overall frequency.
+    optimal = next_token_probabilities(dataset.process, dataset.beliefs)
+    average = (dataset.word_weights[:, None, None] * optimal).sum(dim=0).mean(dim=0)
+    worth = float((dataset.word_weights @ kl_divergence(optimal, average.log().expand_as(optimal))).mean())
     ablations = {"erase": erase, "project out": project_out, "keep only": keep_only}
-    random_ablations = {"erase random": erase_random, "project out random": project_out_random}
+    at_random = {"erase random": erase_random, "project out random": project_out_random}
     records = []
     for group in [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else []):
         regrets = {"none": [left_alone]}
         regrets |= {name: [regret([ablate(probe) for probe in group])] for name, ablate in ablations.items()}
-        for name, ablate in random_ablations.items():
+        for name, ablate in at_random.items():
             draws = ([ablate(probe, generator=generator) for probe in group] for _ in range(n_random))
             regrets[name] = [regret(edits) for edits in draws]
         for name, values in regrets.items():
             draws = torch.tensor(values, dtype=torch.float64)
-            records.append(
-                {
-                    "site": group_label(group),
-                    "edit": name,
-                    "regret": float(draws.mean()),
-                    "share_lost": float(draws.mean()) / worth if worth > 1e-12 else math.nan,
-                    "spread": float(draws.std()) if len(draws) > 1 else math.nan,
-                    "draws": len(values),
-                }
-            )
+            row = {"site": group_label(group), "edit": name, "regret": float(draws.mean())}
+            row["share_lost"] = row["regret"] / worth if worth > 1e-12 else math.nan
+            row["spread"] = float(draws.std()) if len(draws) > 1 else math.nan
+            records.append(row | {"draws": len(values)})
     table = pd.DataFrame(records)
     title = "Regret with the belief erased, and with nothing else kept, nats"
     notes = (
         _contrast(table),
-        f"{prepared.description}, edited at every position. Mean regret over positions, nats; "
+        f"{description}, edited at every position. Mean regret over positions, nats; "
         f"a predictor that knows only how often each token comes has {worth:.3g}.",
         "erase: LEACE, no linear trace of the belief is left. project out: only the probe's directions are removed; "
         "what is correlated with the belief in other directions stays. keep only: everything else becomes its mean "
@@ -111,14 +99,8 @@ def necessity(
         "If erasing costs, something linearly correlated with the belief was used, which need not be the belief. If "
         "keeping only the belief costs nothing, the belief is enough at that site.",
     )
-    return InterventionReport(
-        title=title,
-        table=table,
-        keys=("site", "edit"),
-        notes=notes,
-        provenance=prepared.provenance | {"n_random": n_random},
-        layout=Layout(rows=["site"], columns="edit", value="regret", label=title, shade="share_lost"),
-    )
+    layout = Layout(["site"], "edit", "regret", title, shade="share_lost")
+    return InterventionReport(title, table, ("site", "edit"), notes, provenance | {"n_random": n_random}, layout)
 
 
 def _contrast(table: pd.DataFrame) -> str:
@@ -136,11 +118,3 @@ def _contrast(table: pd.DataFrame) -> str:
         f"erased {figure('erase')}, as much erased at random {figure('erase random')}, nothing but the belief kept "
         f"{figure('keep only')}."
     )
-
-
-def _worth_of_context(dataset: BeliefDataset) -> float:
-    """Regret of predicting each token by its overall frequency: what there is to lose."""
-    optimal = next_token_probabilities(dataset.process, dataset.beliefs)
-    weights = dataset.word_weights[:, None, None]
-    average = (weights * optimal).sum(dim=0).mean(dim=0)
-    return float((dataset.word_weights @ kl_divergence(optimal, average.log().expand_as(optimal))).mean())

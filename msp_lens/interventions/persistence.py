@@ -11,7 +11,7 @@ too. Later positions attend to the past: where it was not edited, it speaks for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from msp_lens._checks import check_at_least
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.engine import Engine, draw_course
+from msp_lens.interventions.engine import Engine
 from msp_lens.interventions.intervention_report import InterventionReport, Layout
-from msp_lens.interventions.menu import EditMaker
+from msp_lens.interventions.menu import Edits
 from msp_lens.interventions.preparation import Probes, chosen_positions, process_of
 from msp_lens.models.hooked import HookedModel, word_length
 from msp_lens.processes.process import Process
@@ -36,7 +36,7 @@ def persistence(
     probes: Probes,
     position: int | None = None,
     n_ctx: int | None = None,
-    edits: str | Sequence[str] | Mapping[str, EditMaker] | None = ("steer", "patch"),
+    edits: Edits = ("steer", "patch"),
     target: str | Mapping[str, Any] | Tensor = "another word",
     n_words: int = 1000,
     seed: int = 0,
@@ -45,31 +45,18 @@ def persistence(
     """Edit at one position, or from it onward along the filtered trajectory, and follow the predictions.
 
     The tokens that follow are drawn as an observer with the target belief expects them, so they are possible. They are
-    evidence for the target themselves: compare with no edit, whose predictions they move towards it too.
+    evidence for the target themselves: compare with no edit, whose predictions they move toward it too.
 
-    Args:
-        model: The model that the probes were fitted on.
-        data: The process it was trained on, or a `BeliefDataset`, which stands for its process and the length of its
-            words.
-        probes: A report (its single sites are taken) or probes of single sites.
-        position: Where the edit is made, or begins; by default three quarters into the words, and no later than the
-            last position but one.
-        n_ctx: Tokens in a word; by default the model's context.
-        edits: Names from `msp_lens.interventions.EDITS`, or a mapping of names to your own makers; no edit, a placebo
-            and a donor are added.
-        target: A name from `msp_lens.interventions.TARGETS`, `{name: maker or belief}`, or a belief.
-        n_words: Words to draw from the process, each with a target.
-        seed: Seed of the words, the targets, the tokens that follow and the placebo's directions.
-        batch_size: Words in one forward pass.
+    `position` is where the edit is made or begins (by default three quarters into the words, no later than the last
+    position but one), `n_ctx` the number of tokens in a word (by default the model's context), and `target` a name,
+    `{name: maker or belief}`, or a belief. The other arguments are as for `intervene`.
 
     Returns:
         A row for each site, edit, way of editing (`edited`: "one position" or "trajectory") and number of tokens
         since (`after`).
 
     Raises:
-        ValueError: if no token follows the position, an option is too small, a probe belongs to another model, or a
-            target is no belief.
-        KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
+        ValueError, KeyError: as for `intervene`, and if no token follows the position.
     """
     check_at_least("n_ctx", n_ctx, 2, "a token must follow the edit")
     process, longest = process_of(model, data)
@@ -79,33 +66,22 @@ def persistence(
     n_after = length - start - 1
     if n_after < 1:
         raise ValueError(f"position={start} is the last of {length}: no token follows. Choose an earlier one.")
-    engine = Engine.prepare(
-        model,
-        process,
-        probes,
-        edits=edits,
-        targets=target,
-        n_ctx=length,
-        n_words=n_words,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    engine = Engine(model, process, probes, edits, target, length, n_words, seed, batch_size)
     if len(engine.targets) != 1:
         raise ValueError(f"target={list(engine.targets)}: give one target.")
-    ((target_name, target_maker),) = engine.targets.items()
-    course = draw_course(process, start, target_maker, n_after=n_after, n_words=n_words, seed=seed)
-    table = engine.run(course, [[probe] for probe in engine.probes], spans=(1, n_after + 1))
-    keys = ("site", "after", "edited", "edit")
-    table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
+    (target_name,) = engine.targets
+    table = engine.run(start, target_name, [[probe] for probe in engine.probes], [1, n_after + 1], [1.0])
     # For one site and time, the two ways of editing stand together.
-    by = table.assign(site=pd.factorize(table["site"])[0]).sort_values(["site", "after", "span"])
-    table = table.loc[by.index].reset_index(drop=True)
-    measures = [column for column in table.columns if column not in (*keys, "span", "strength")]
-    table = pd.DataFrame(table[[*keys, *measures]])
+    table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
+    table["order"] = pd.factorize(table["site"])[0]
+    table = table.sort_values(["order", "after", "span"]).drop(columns=["order", "span", "strength"])
+    keys = ["site", "after", "edited", "edit"]
+    table = table.set_index(keys).reset_index()
+    words = int(table["n"].iloc[0])
     title = "KL(optimum filtered on from the target ‖ model), nats"
     notes = (
         _contrast(table),
-        f"{len(course.words):,} words drawn from {process.name}, edited at position {start} towards {target_name}, "
+        f"{words:,} words drawn from {process.name}, edited at position {start} towards {target_name}, "
         f"then fed {n_after} tokens drawn from the target's own future. KL in nats to the optimum of the belief "
         "filtered on from the target; after: tokens fed since the edit.",
         f"one position: the edit is made at position {start} alone. trajectory: the filtered beliefs are written at "
@@ -114,29 +90,11 @@ def persistence(
         "edit. If an edit of one position fades, later positions read the unedited past; that does not show that the "
         "belief is unused.",
     )
-    return InterventionReport(
-        title=title,
-        table=table,
-        keys=keys,
-        notes=notes,
-        provenance={
-            "process": process.to_dict(),
-            "position": start,
-            "target": target_name,
-            "n_words": len(course.words),
-            "seed": seed,
-        },
-        layout=Layout(
-            rows=["site", "after", "edited"],
-            columns="edit",
-            value="kl_to_target",
-            label=title,
-            shade="recovery",
-            across="after",
-            xlabel="tokens after the edit",
-        ),
-        shown={"after": sorted({0, 1, n_after})},
-    )
+    chosen = {"position": start, "target": target_name, "n_words": words, "seed": seed}
+    rows, xlabel = ["site", "after", "edited"], "tokens after the edit"
+    layout = Layout(rows, "edit", "kl_to_target", title, shade="recovery", across="after", xlabel=xlabel)
+    shown = {"after": sorted({0, 1, n_after})}
+    return InterventionReport(title, table, tuple(keys), notes, {"process": process.to_dict(), **chosen}, layout, shown)
 
 
 def _contrast(table: pd.DataFrame) -> str:

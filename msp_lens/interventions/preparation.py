@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from msp_lens._checks import check_at_least, check_batch_size
 from msp_lens.data import BeliefDataset, TokenMap, words
-from msp_lens.models.hooked import (
-    HookedModel,
-    check_fits,
-    context_length,
-    evaluating,
-    find_sites,
-    model_device,
-    word_length,
-)
+from msp_lens.models import hooked
+from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import check_position
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -30,70 +22,34 @@ ALL_SITES = "all sites"
 Probes = ProbeReport | BeliefProbe | Sequence[BeliefProbe]
 
 
-@dataclass(frozen=True, eq=False)
-class OverWords:
-    """What an experiment over whole words needs: the words with their beliefs, and probes of single sites."""
+def over_words(
+    model: HookedModel, data: Process | BeliefDataset, probes: Probes, n_words: int, seed: int, batch_size: int | None
+) -> tuple[BeliefDataset, list[BeliefProbe], str, dict[str, Any]]:
+    """What an experiment over whole words needs: the words, probes of single sites, a description and the provenance.
 
-    dataset: BeliefDataset
-    probes: list[BeliefProbe]
-    seed: int
-
-    @classmethod
-    def prepare(
-        cls,
-        model: HookedModel,
-        data: Process | BeliefDataset,
-        probes: Probes,
-        *,
-        n_words: int,
-        seed: int,
-        batch_size: int | None,
-    ) -> OverWords:
-        """Every possible word of the model's context if there are at most `n_words`, else that many drawn.
-
-        A `BeliefDataset` is taken whole.
-
-        Raises:
-            ValueError: if an option is too small, the model does not fit the process, or a probe belongs to another
-                model or process.
-            KeyError: if the model lacks a probe's site.
-        """
-        check_at_least("n_words", n_words, 1)
-        check_batch_size(batch_size)
-        process, n_ctx = process_of(model, data)
-        if isinstance(data, BeliefDataset):
-            dataset = data
-        else:
-            n_ctx = word_length(model, n_ctx, otherwise="a dataset")
-            dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
-        check_fits(model, dataset.process, dataset.n_ctx)
-        return cls(dataset, single_site_probes(model, dataset.process, probes), seed)
-
-    @property
-    def description(self) -> str:
-        """Which words they are, for a note."""
-        count = "every possible word" if self.dataset.is_population else f"{len(self.dataset):,} distinct sampled words"
-        return f"{self.dataset.process!r}; {count} of {self.dataset.n_ctx} tokens"
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Process, words and seed."""
-        return {
-            "process": self.dataset.process.to_dict(),
-            "words": len(self.dataset),
-            "is_population": self.dataset.is_population,
-            "seed": self.seed,
-        }
+    A dataset is taken as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
+    `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a site is missing.
+    """
+    check_at_least("n_words", n_words, 1)
+    check_batch_size(batch_size)
+    process, n_ctx = process_of(model, data)
+    if isinstance(data, BeliefDataset):
+        dataset = data
+    else:
+        n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
+        dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
+    hooked.check_fits(model, process, dataset.n_ctx)
+    count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
+    sizes = {"words": len(dataset), "is_population": dataset.is_population}
+    provenance = {"process": process.to_dict(), **sizes, "seed": seed}
+    chosen = single_site_probes(model, process, probes)
+    return dataset, chosen, f"{process!r}; {count} of {dataset.n_ctx} tokens", provenance
 
 
 def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Process, int | None]:
-    """The process, and how long words are: as in the dataset, or else the model's context if it is known.
-
-    Raises:
-        ValueError: if the dataset has a token map.
-    """
+    """The process, and the length of words: the dataset's, or the model's context. `ValueError` for a token map."""
     if not isinstance(data, BeliefDataset):
-        return data, context_length(model)
+        return data, hooked.context_length(model)
     if data.token_map is not None and not data.token_map.is_identity:
         raise ValueError(
             f"{data!r} has a token map, and experiments feed the model the symbols themselves: give a dataset without "
@@ -102,25 +58,33 @@ def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Proce
     return data.process, data.n_ctx
 
 
+def from_menu(menu: Mapping[str, Any], asked: str | Sequence[str] | Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The entries asked for by name; a mapping brings its own. An unknown name raises `KeyError`."""
+    if isinstance(asked, Mapping):
+        return dict(asked)
+    names = [asked] if isinstance(asked, str) else list(asked)
+    for name in names:
+        if name not in menu:
+            own = "{name: maker} for your own" if kind == "edit" else "{name: belief}"
+            raise KeyError(f"No {kind} {name!r}; there are {', '.join(menu)}, or give {own}.")
+    return {name: menu[name] for name in names}
+
+
 def group_label(group: Sequence[BeliefProbe]) -> str:
     """The name in tables of the sites that are edited together."""
     return group[0].label if len(group) == 1 else ALL_SITES
 
 
 def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> list[BeliefProbe]:
-    """The probes of single sites, checked against model and process, in the order of the forward pass.
+    """The probes of single sites, in the order of the forward pass.
 
-    Raises:
-        ValueError: if there is none, one reads several sites, two read the same, or one belongs to another model or
-            process.
-        KeyError: if the model lacks a probe's site.
+    `ValueError` if there is none, or one reads several sites or belongs to another model or process; `KeyError` if the
+    model lacks a probe's site.
     """
-    if isinstance(probes, BeliefProbe):
-        chosen = [probes]
-    elif isinstance(probes, ProbeReport):
+    if isinstance(probes, ProbeReport):
         chosen = [probe for probe in probes.probes if len(probe.sites) == 1]
     else:
-        chosen = list(probes)
+        chosen = [probes] if isinstance(probes, BeliefProbe) else list(probes)
     for probe in chosen:
         if len(probe.sites) > 1:
             raise ValueError(
@@ -128,54 +92,47 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
             )
     if not chosen:
         raise ValueError("probes is empty: give a report, or at least one probe of a single site.")
-    sites = find_sites(model, [probe.sites[0] for probe in chosen])
+    sites = hooked.find_sites(model, [probe.sites[0] for probe in chosen])
     fingerprint = model_fingerprint(model)
     for probe in chosen:
-        check_probe(probe, process, fingerprint)
+        known = probe.provenance.get
+        if probe.n_states != process.n_states or known("process_fingerprint") not in (None, process.fingerprint):
+            raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")
+        if known("model_fingerprint") not in (None, fingerprint):
+            raise ValueError(
+                f"{probe!r} was fitted on a model with other weights (fingerprint {known('model_fingerprint')}, this "
+                f"model's is {fingerprint}): probe this model first."
+            )
+        if (token_map := known("token_map")) is not None and not TokenMap.from_dict(token_map).is_identity:
+            raise ValueError(
+                f"{probe!r} was fitted through a token map, and experiments feed the model the symbols themselves: "
+                "steer it on the model's own tokens instead, with probe.steer(model, belief, position=…)."
+            )
     order = _firing_order(model, sites)
     return sorted(chosen, key=lambda probe: order.index(probe.sites[0]))
 
 
-def check_probe(probe: BeliefProbe, process: Process, fingerprint: str) -> None:
-    """Raise `ValueError` if the probe is known to belong to another model, or its beliefs to another process."""
-    fitted_on = probe.provenance.get("process_fingerprint")
-    if probe.n_states != process.n_states or fitted_on not in (None, process.fingerprint):
-        raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")
-    if probe.provenance.get("model_fingerprint") not in (None, fingerprint):
-        raise ValueError(
-            f"{probe!r} was fitted on a model with other weights (fingerprint "
-            f"{probe.provenance['model_fingerprint']}, this model's is {fingerprint}): probe this model first."
-        )
-    token_map = probe.provenance.get("token_map")
-    if token_map is not None and not TokenMap.from_dict(token_map).is_identity:
-        raise ValueError(
-            f"{probe!r} was fitted through a token map, and experiments feed the model the symbols themselves: steer "
-            "it on the model's own tokens instead, with probe.steer(model, belief, position=…)."
-        )
-
-
 def _firing_order(model: HookedModel, sites: Sequence[str]) -> list[str]:
     """The sites in the order in which a forward pass reaches them, found by making one."""
-    fired: list[str] = []
+    fired: dict[str, None] = {}
 
     def note(name: str) -> Any:
-        return lambda activation, hook: fired.append(name)
+        return lambda activation, hook: fired.setdefault(name)
 
-    with evaluating(model), model.hooks(fwd_hooks=[(site, note(site)) for site in sites]):
-        model(torch.zeros(1, 1, dtype=torch.int64, device=model_device(model)))
-    return [*dict.fromkeys(fired), *(site for site in sites if site not in fired)]
+    with hooked.evaluating(model), model.hooks(fwd_hooks=[(site, note(site)) for site in sites]):
+        model(torch.zeros(1, 1, dtype=torch.int64, device=hooked.model_device(model)))
+    return [*dict.fromkeys([*fired, *sites])]
 
 
 def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -> list[int]:
     """The positions to edit, counted from the start; by default one, three quarters into the words.
 
-    Raises:
-        ValueError: if one is outside the words, there is none, or there is no default.
+    `ValueError` if one is outside the words, there is none, or there is no default.
     """
-    if positions is None and n_ctx is None:
-        raise ValueError("The model does not say how long its context is (cfg.n_ctx): give positions=.")
     if positions is None:
-        positions = n_ctx * 3 // 4 if n_ctx else 0
+        if n_ctx is None:
+            raise ValueError("The model does not say how long its context is (cfg.n_ctx): give positions=.")
+        positions = n_ctx * 3 // 4
     wanted = [positions] if isinstance(positions, int) else list(positions)
     check_position(wanted, n_ctx)
     if not wanted or (n_ctx is None and min(wanted) < 0):

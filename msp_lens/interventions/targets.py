@@ -1,4 +1,4 @@
-"""Targets: the beliefs to be written in place of those that the words lead to.
+"""Targets: the beliefs to write in place of those that the words lead to.
 
 Each maker takes the process, the words (which end at the edited position) and a generator, and returns `Targets`. The
 best target is a belief that the network could have held: that of another word, or of a counterfactual one. A belief to
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float64, Int
@@ -18,12 +19,13 @@ from torch import Tensor
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.trajectories import draw_tokens
 from msp_lens.data import words as words_of
+from msp_lens.interventions.preparation import from_menu
 from msp_lens.processes.process import Process, validated_distribution
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Beliefs to be written, for those of the given words that have a target.
+    """Beliefs to write, for those of the given words that have a target.
 
     Attributes:
         words: Indices of the words that have one.
@@ -37,24 +39,20 @@ class Targets:
 
 
 TargetMaker: TypeAlias = Callable[[Process, Tensor, torch.Generator], Targets]
+Words: TypeAlias = Int[Tensor, "word pos"]
 
 
-def another_word(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+def another_word(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """The belief after another word, drawn from the process."""
     donors = process.sample(*words.shape, generator=generator).cpu()
     return Targets(torch.arange(len(words)), filter_beliefs(process, donors)[:, -1], donors)
 
 
-def counterfactual(
-    process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, back: int = 1
-) -> Targets:
+def counterfactual(process: Process, words: Words, generator: torch.Generator, *, back: int = 1) -> Targets:
     """The belief if the last token (or the `back`-th from the end) had been another, the rest of the word unchanged.
 
     The other token is drawn by its probability, given that the changed word is possible. A word that has no possible
-    change has no target.
-
-    Raises:
-        ValueError: if the words are shorter than `back`, or none can be changed.
+    change has no target. `ValueError` if the words are shorter than `back`, or none can be changed.
     """
     if not 1 <= back <= words.shape[1]:
         raise ValueError(f"back={back}: give 1 (the last token) to {words.shape[1]} (the first of these words).")
@@ -68,41 +66,27 @@ def counterfactual(
             f"None of the {len(words)} words stays possible when token {back} from its end is changed: choose "
             "another back=, or targets='another word'."
         )
-    token = draw_tokens(probabilities[able], generator)
-    donors = changed[able, token]
+    donors = changed[able, draw_tokens(probabilities[able], generator)]
     return Targets(able, filter_beliefs(process, donors)[:, -1], donors)
 
 
-def vertex(
-    process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, state: int | str | None = None
-) -> Targets:
-    """Certainty of one hidden state, given by its name or number; by default a uniformly random one for each word.
-
-    Raises:
-        KeyError: if there is no such state.
-    """
+def vertex(process: Process, words: Words, generator: torch.Generator, *, state: int | str | None = None) -> Targets:
+    """Certainty of a hidden state, by name or number (else `KeyError`); by default a random one for each word."""
     if state is None:
         states = torch.randint(process.n_states, (len(words),), generator=generator, device=generator.device).cpu()
     else:
-        names = dict(zip(process.states, range(process.n_states), strict=True))
-        index = state if isinstance(state, int) else names.get(state)
-        if index is None or not 0 <= index < process.n_states:
+        index = process.states.index(state) if state in process.states else state
+        if not isinstance(index, int) or not 0 <= index < process.n_states:
             raise KeyError(f"{process.name} has no state {state!r}; it has {', '.join(process.states)}.")
         states = torch.full((len(words),), index)
     return _with_nearest_donors(process, words, torch.eye(process.n_states, dtype=torch.float64)[states])
 
 
-def given(
-    process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator, *, belief: Tensor | Sequence
-) -> Targets:
-    """The given belief, `[state]` for all words or `[word, state]` for each word.
-
-    Raises:
-        ValueError: if it is not a belief of the process, or there is not one for each word.
-    """
+def given(process: Process, words: Words, generator: torch.Generator, *, belief: Tensor | Sequence) -> Targets:
+    """The given belief, `[state]` for all words or `[word, state]` for each; `ValueError` if it is not a belief."""
     beliefs = torch.as_tensor(belief, dtype=torch.float64).detach().cpu()
     if beliefs.ndim == 1:
-        return given(process, words, generator, belief=beliefs.expand(len(words), -1))
+        beliefs = beliefs.expand(len(words), -1)
     if beliefs.shape != (len(words), process.n_states):
         raise ValueError(
             f"belief has shape {tuple(beliefs.shape)}: give [state] or [word, state], here [{process.n_states}] or "
@@ -114,36 +98,33 @@ def given(
     return _with_nearest_donors(process, words, beliefs)
 
 
-def reachable(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+def reachable(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """The belief after a word of this length, every possible word being equally likely, improbable ones included.
 
     If there are more than 100,000 possible words, it is one of the distinct words of a sample.
     """
-    dataset = words_of(process, n_ctx=words.shape[1], seed=_seed(generator))
-    chosen = torch.randint(len(dataset), (len(words),), generator=generator, device=generator.device).cpu()
+    draw = {"generator": generator, "device": generator.device}
+    dataset = words_of(process, n_ctx=words.shape[1], seed=int(torch.randint(2**31, (1,), **draw)))
+    chosen = torch.randint(len(dataset), (len(words),), **draw).cpu()
     return Targets(torch.arange(len(words)), dataset.beliefs[chosen, -1], dataset.tokens[chosen])
 
 
-def simplex(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+def simplex(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """A belief drawn uniformly from the whole simplex (Dirichlet with all parameters 1)."""
     draws = torch.empty(len(words), process.n_states, dtype=torch.float64, device=generator.device)
     exponential = draws.exponential_(generator=generator).cpu()
     return _with_nearest_donors(process, words, exponential / exponential.sum(dim=1, keepdim=True))
 
 
-def emission_kernel(process: Process, words: Int[Tensor, "word pos"], generator: torch.Generator) -> Targets:
+def emission_kernel(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """The actual belief moved so that the next token's probabilities stay: `b' = b + v`, `v E = 0`.
 
     Several directions are drawn uniformly in the kernel of the emission map; the belief moves along the one with the
     most room, to the simplex's face. (A belief on a face has little room.) Such a move should leave the next prediction
     unchanged and show only in later ones, which tells a belief from a next-token distribution. A word whose belief has
-    no such move has no target.
-
-    Raises:
-        ValueError: if there is no such move at all, since beliefs follow from next-token probabilities.
+    no such move has no target. `ValueError` if none has: beliefs then follow from next-token probabilities.
     """
-    directions_tried = 64
-    smallest_move = 1e-3
+    directions_tried, smallest_move = 64, 1e-3
     left, singular_values, _ = torch.linalg.svd(process.emissions)
     rank = int((singular_values > singular_values[0] * 1e-9).sum())
     kernel = left[:, rank:].T
@@ -151,7 +132,11 @@ def emission_kernel(process: Process, words: Int[Tensor, "word pos"], generator:
     shape = (directions_tried, len(words), len(kernel))
     draws = torch.randn(shape, dtype=torch.float64, generator=generator, device=generator.device).cpu()
     directions = torch.nn.functional.normalize(draws, dim=-1) @ kernel
-    room = _room(beliefs, directions) if len(kernel) else torch.zeros(shape[:2], dtype=torch.float64)
+    room = torch.zeros(shape[:2], dtype=torch.float64)
+    if len(kernel):
+        # How far each direction can be followed on the simplex; it sums to 0, so it shrinks some state.
+        steps = beliefs / directions.abs().clamp(min=1e-12)
+        room = torch.where(directions < -1e-12, steps, torch.inf).amin(dim=-1)
     furthest, which = room.max(dim=0)
     able = (furthest > smallest_move).nonzero().squeeze(1)
     if len(able) == 0:
@@ -159,8 +144,7 @@ def emission_kernel(process: Process, words: Int[Tensor, "word pos"], generator:
             f"No belief of {process!r} after these words can move without changing the next token's probabilities "
             f"(its emission map has rank {rank} of {process.n_states}): choose other targets."
         )
-    moves = directions[which[able], able] * furthest[able].unsqueeze(1)
-    moved = (beliefs[able] + moves).clamp(min=0)
+    moved = (beliefs[able] + directions[which[able], able] * furthest[able].unsqueeze(1)).clamp(min=0)
     return _with_nearest_donors(process, words, moved / moved.sum(dim=1, keepdim=True), able)
 
 
@@ -175,23 +159,11 @@ TARGETS: Mapping[str, TargetMaker] = {
 
 
 def resolve_targets(targets: str | Sequence[str] | Mapping[str, Any] | Tensor) -> dict[str, TargetMaker]:
-    """Target makers by name, from names in `TARGETS`, a mapping of names to makers or beliefs, or one belief.
-
-    Raises:
-        KeyError: if there is no target of a name.
-        ValueError: if none is given.
-    """
-    if isinstance(targets, Tensor):
-        targets = {"given": targets}
-    if not isinstance(targets, Mapping):
-        names = [targets] if isinstance(targets, str) else list(targets)
-        for name in names:
-            if name not in TARGETS:
-                raise KeyError(f"No target {name!r}; there are {', '.join(TARGETS)}, or give {{name: belief}}.")
-        targets = {name: TARGETS[name] for name in names}
-    if not targets:
+    """Makers by name, from names in `TARGETS` (else `KeyError`), a mapping to makers or beliefs, or one belief."""
+    chosen = from_menu(TARGETS, {"given": targets} if isinstance(targets, Tensor) else targets, "target")
+    if not chosen:
         raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")
-    return {name: cast(TargetMaker, maker) if callable(maker) else _given(maker) for name, maker in targets.items()}
+    return chosen | {name: partial(given, belief=value) for name, value in chosen.items() if not callable(value)}
 
 
 def nearest_words(
@@ -210,27 +182,8 @@ def nearest_words(
     return dataset.tokens[a_word[nearest]]
 
 
-def _given(belief: Any) -> TargetMaker:
-    return lambda process, words, generator: given(process, words, generator, belief=belief)
-
-
 def _with_nearest_donors(
-    process: Process,
-    words: Int[Tensor, "word pos"],
-    beliefs: Float64[Tensor, "target state"],
-    chosen: Int[Tensor, "target"] | None = None,
+    process: Process, words: Tensor, beliefs: Float64[Tensor, "target state"], able: Tensor | None = None
 ) -> Targets:
-    which = torch.arange(len(words)) if chosen is None else chosen
+    which = torch.arange(len(words)) if able is None else able
     return Targets(which, beliefs, nearest_words(process, beliefs, words.shape[1]))
-
-
-def _room(
-    beliefs: Float64[Tensor, "word state"], directions: Float64[Tensor, "try word state"]
-) -> Float64[Tensor, "try word"]:
-    """How far each direction can be followed on the simplex; a direction sums to 0, so it shrinks some state."""
-    shrinks = directions < -1e-12
-    return torch.where(shrinks, beliefs / directions.abs().clamp(min=1e-12), torch.inf).amin(dim=-1)
-
-
-def _seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))

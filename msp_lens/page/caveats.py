@@ -22,37 +22,29 @@ def caveats(
     skipped: Mapping[str, str],
 ) -> list[str]:
     """The caveats that apply to this run, the most serious first."""
-    found = [
-        *_beliefs(training),
-        *_regret(training, emergence),
-        *_skill(report),
-        *_untrained(report, emergence),
-        *_overfitted(report),
-        *_rows(report),
+    return [
+        *_training(training, emergence),
+        *_skill(report, emergence),
+        *_scores(report),
         *(_interventions(report, interventions) if interventions is not None else ()),
+        *(f"Not run: {name}. {reason}" for name, reason in skipped.items()),
+        f"This is one network, trained once (seed {training.seed}): how results vary with the seed is unknown.",
     ]
-    found += [f"Not run: {name}. {reason}" for name, reason in skipped.items()]
-    found.append(
-        f"This is one network, trained once (seed {training.seed}): how results vary with the seed is unknown."
-    )
-    return found
 
 
 def untrained_snapshot(emergence: Emergence | None) -> Snapshot | None:
     """What was found before the first training step, if that was kept."""
-    if emergence is None or emergence.snapshots[0].step > 0:
-        return None
-    return emergence.snapshots[0]
+    return None if emergence is None or emergence.snapshots[0].step > 0 else emergence.snapshots[0]
 
 
 def of_words(report: ProbeReport, emergence: Emergence | None) -> str:
-    """How long the words are that checkpoints were probed on, where their length is not the report's."""
+    """The length of the words that checkpoints were probed on, if it is not the report's."""
     if emergence is None or emergence.provenance["n_ctx"] == report.provenance["n_ctx"]:
         return ""
     return f" (on words of {emergence.provenance['n_ctx']} tokens)"
 
 
-def _beliefs(training: TrainingRun) -> Iterator[str]:
+def _training(training: TrainingRun, emergence: Emergence | None) -> Iterator[str]:
     degeneracy, name = training.process.degeneracy(), training.process.name
     if degeneracy.belief_dimensions == 0:
         yield f"{name} has a single reachable belief: there is nothing to read, and no score is meaningful."
@@ -62,13 +54,9 @@ def _beliefs(training: TrainingRun) -> Iterator[str]:
             "a network that represents beliefs from one that represents its own next prediction, and an edit changes "
             "both at once."
         )
-
-
-def _regret(training: TrainingRun, emergence: Emergence | None) -> Iterator[str]:
     # A regret above this share of the untrained network's, or of the optimal loss, is large.
     much = 0.1
-    regret = float(training.regret.mean())
-    first = untrained_snapshot(emergence)
+    regret, first = float(training.regret.mean()), untrained_snapshot(emergence)
     untrained = first.regret if first is not None else math.nan
     if regret > much * untrained:
         yield (
@@ -79,27 +67,23 @@ def _regret(training: TrainingRun, emergence: Emergence | None) -> Iterator[str]
         yield f"The network's predictions are far from optimal: its regret is {regret:.2g} nats."
 
 
-def _skill(report: ProbeReport) -> Iterator[str]:
-    below = [label for label in report if report.skill(label) <= 0]
-    if below:
+def _skill(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
+    best = report.best_site.label
+    if below := [label for label in report if report.skill(label) <= 0]:
         yield (
             f"Skill is not positive at {_listed(below)}: there, a control that sees only the last tokens or the "
             "position reads the belief at least as well."
         )
-    best = report.best_site
-    control, skill = report.controls.best(best.label), report.skill(best.label)
+    control, skill = report.controls.best(best), report.skill(best)
     if control is not None and 0 < skill < LITTLE_SKILL:
         yield (
-            f"Skill is only {skill:.2f} at {best.label}, where the belief is read best: {control.name} alone reaches "
+            f"Skill is only {skill:.2f} at {best}, where the belief is read best: {control.name} alone reaches "
             f"R² {control.held_out.r2:.4f}, so reading the belief there shows little more than that the network "
             "remembers the last tokens."
         )
-
-
-def _untrained(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
     if any(each.kind == "untrained" for each in report.controls):
         return
-    first, best = untrained_snapshot(emergence), report.best_site.label
+    first = untrained_snapshot(emergence)
     if first is None:
         yield (
             "No untrained network was probed, and one can reach a high R² too. Keep the checkpoint of step 0, or call "
@@ -113,11 +97,9 @@ def _untrained(report: ProbeReport, emergence: Emergence | None) -> Iterator[str
         )
 
 
-def _overfitted(report: ProbeReport) -> Iterator[str]:
-    best = report.best_site
-    worse = [
-        probe for probe in report.probes if len(probe.sites) > 1 and probe.scores.held_out.r2 < best.scores.held_out.r2
-    ]
+def _scores(report: ProbeReport) -> Iterator[str]:
+    best, wide = report.best_site, [probe for probe in report.probes if len(probe.sites) > 1]
+    worse = [probe for probe in wide if probe.scores.held_out.r2 < best.scores.held_out.r2]
     for probe in worse:
         yield (
             f"All sites together ({sum(probe.widths)} features) read held-out rows worse than {best.label} alone "
@@ -125,28 +107,21 @@ def _overfitted(report: ProbeReport) -> Iterator[str]:
         )
     # In-sample errors below this share of the held-out ones are too optimistic.
     share = 0.8
-    optimistic = [
-        probe.label
-        for probe in report.probes
-        if probe not in worse and probe.scores.in_sample.mse < share * probe.scores.held_out.mse
-    ]
+    others = [probe for probe in report.probes if probe not in worse]
+    optimistic = [each.label for each in others if each.scores.in_sample.mse < share * each.scores.held_out.mse]
     if optimistic:
         yield (
             f"In-sample errors are less than {share:.0%} of the held-out errors at {_listed(optimistic)}: quote the "
             "held-out scores."
         )
-
-
-def _rows(report: ProbeReport) -> Iterator[str]:
     widest = max(report.probes, key=lambda probe: sum(probe.widths))
     n, width = widest.scores.in_sample.n, sum(widest.widths)
     if n < 10 * width:
         yield f"There are few rows: {n:,} distinct prefixes for the {width} features of {widest.label}."
-    dataset = report.dataset
-    if dataset is not None and not dataset.is_population:
+    if report.dataset is not None and not report.dataset.is_population:
         yield (
-            f"Scores and regret are estimated from {len(dataset):,} sampled words, not computed from every possible "
-            "word: they vary with the sample."
+            f"Scores and regret are estimated from {len(report.dataset):,} sampled words, not computed from every "
+            "possible word: they vary with the sample."
         )
     if (weighting := report.provenance["weighting"]) != "probability":
         yield f"Prefixes are weighted by {weighting}, not by their probability under the process."

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from torch import Tensor
 
 from msp_lens.beliefs import attractor, presentation
 from msp_lens.figures.curves import plot_regret, plot_training
@@ -20,7 +18,6 @@ from msp_lens.formation import Emergence
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.probe_report import ProbeReport
-from msp_lens.processes.process import Process
 from msp_lens.training.training_run import TrainingRun
 
 if TYPE_CHECKING:
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 
 # Presentations of up to this many mixed states are drawn as graphs.
 MOST_MIXED_STATES = 24
-# Resolution of pictures with many points, in dots per inch: all else has more.
+# Dots per inch of pictures with many points; the others have more.
 COARSE = 88
 
 
@@ -41,10 +38,7 @@ class ThemedPicture:
 
 
 def run_pictures(
-    training: TrainingRun,
-    report: ProbeReport,
-    interventions: InterventionReport | None,
-    emergence: Emergence | None,
+    training: TrainingRun, report: ProbeReport, interventions: InterventionReport | None, emergence: Emergence | None
 ) -> dict[str, ThemedPicture]:
     """The pictures by name; those that do not apply to this run are omitted.
 
@@ -54,7 +48,26 @@ def run_pictures(
     - `fractal`: true beliefs and those read at the best site; `layers`: those read at every site;
     - `sites`: R² of probes and controls; `interventions`: the effect of edits; `emergence`: curves over training.
     """
-    drawn = _of_process(training.process) | _of_training(training) | _of_beliefs(report)
+    process, drawn = training.process, {}
+    if not process.is_generalized and process.n_states <= 16:
+        drawn["generator"] = _themed(lambda theme: process.plot(theme=theme))
+    found = presentation(process, max_states=MOST_MIXED_STATES)
+    if found.is_finite and len(found) <= MOST_MIXED_STATES:
+        drawn["mixed_states"] = _themed(lambda theme: found.plot(theme=theme))
+    else:
+        points = attractor(process, 500_000, even=True, seed=0)
+
+        def fractal(theme: ThemeName) -> Figure:
+            figure = plot_beliefs(points, {}, states=process.states, theme=theme)
+            figure.axes[0].set_title(f"{len(points):,} reachable beliefs")
+            return figure
+
+        drawn["attractor"] = _themed(fractal, COARSE)
+    tokens, estimates = ([record[key] for record in training.metrics] for key in ("tokens", "regret"))
+    drawn["training"] = _themed(lambda theme: plot_training(tokens, estimates, theme=theme))
+    regret, optimum = training.regret.tolist(), training.optimum.tolist()
+    drawn["regret"] = _themed(lambda theme: plot_regret(regret, optimum, theme=theme))
+    drawn |= _of_beliefs(report)
     drawn["sites"] = _themed(lambda theme: report.plot.scores(theme=theme))
     if interventions is not None:
         drawn["interventions"] = _themed(lambda theme: interventions.plot(theme=theme))
@@ -63,61 +76,27 @@ def run_pictures(
     return drawn
 
 
-def _of_process(process: Process) -> dict[str, ThemedPicture]:
-    drawn = {}
-    if not process.is_generalized and process.n_states <= 16:
-        drawn["generator"] = _themed(lambda theme: process.plot(theme=theme))
-    found = presentation(process, max_states=MOST_MIXED_STATES)
-    if found.is_finite and len(found) <= MOST_MIXED_STATES:
-        drawn["mixed_states"] = _themed(lambda theme: found.plot(theme=theme))
-    else:
-        points = attractor(process, 500_000, even=True, seed=0)
-        drawn["attractor"] = _themed(lambda theme: _attractor_figure(process, points, theme), COARSE)
-    return drawn
-
-
-def _attractor_figure(process: Process, points: Float64[Tensor, "point state"], theme: ThemeName) -> Figure:
-    figure = plot_beliefs(points, {}, states=process.states, theme=theme)
-    figure.axes[0].set_title(f"{len(points):,} reachable beliefs")
-    return figure
-
-
-def _of_training(training: TrainingRun) -> dict[str, ThemedPicture]:
-    regret, optimum = training.regret.tolist(), training.optimum.tolist()
-    tokens, estimates = ([record[key] for record in training.metrics] for key in ("tokens", "regret"))
-    return {
-        "training": _themed(lambda theme: plot_training(tokens, estimates, theme=theme)),
-        "regret": _themed(lambda theme: plot_regret(regret, optimum, theme=theme)),
-    }
-
-
 def _of_beliefs(report: ProbeReport) -> dict[str, ThemedPicture]:
     model, dataset = report.run_on()
     read = dict(zip(report, read_beliefs(model, dataset, report.probes), strict=True))
-    best = report.best_site.label
+    weights = dataset.prefix_weights(report.provenance["weighting"])
 
     def drawn(sites: Sequence[str], columns: int, theme: ThemeName) -> Figure:
-        return plot_beliefs(
-            dataset.prefix_beliefs,
-            {f"{site}: held-out R² {report[site].scores.held_out.r2:.4f}": read[site] for site in sites},
-            weights=dataset.prefix_weights(report.provenance["weighting"]),
-            states=dataset.process.states,
-            columns=columns,
-            theme=theme,
-        )
+        shown = {f"{site}: held-out R² {report[site].scores.held_out.r2:.4f}": read[site] for site in sites}
+        labels = {"states": dataset.process.states, "columns": columns, "theme": theme}
+        return plot_beliefs(dataset.prefix_beliefs, shown, weights=weights, **labels)
 
-    pictures = {"fractal": _themed(lambda theme: drawn([best], 2, theme))}
+    pictures = {"fractal": _themed(lambda theme: drawn([report.best_site.label], 2, theme))}
     if len(read) > 1:
         pictures["layers"] = _themed(lambda theme: drawn(list(read), 3, theme), COARSE)
     return pictures
 
 
 def _themed(draw: Callable[[ThemeName], Figure], dots_per_inch: int = 144) -> ThemedPicture:
-    return ThemedPicture(_rendered(draw("light"), dots_per_inch), _rendered(draw("dark"), dots_per_inch))
-
-
-def _rendered(figure: Figure, dots_per_inch: int) -> Image.Image:
-    figure.set_dpi(dots_per_inch)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    images = []
+    for figure in map(draw, ("light", "dark")):
+        figure.set_dpi(dots_per_inch)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    return ThemedPicture(*images)

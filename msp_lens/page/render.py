@@ -42,8 +42,7 @@ def render_page(
     Args:
         training: The trained model and its regret.
         report: What the probes read.
-        experiments: Results that show themselves as HTML tables, by name: interventions, persistence, necessity,
-            bayes_consistency, prediction_consistency.
+        experiments: By name: interventions, persistence, necessity, bayes_consistency, prediction_consistency.
         skipped: Why an experiment is missing, by name.
         pictures: From `run_pictures`; embedded in the page.
         config: The settings of the run.
@@ -51,13 +50,16 @@ def render_page(
         movie: Its movie.
         model_file: Name of the checkpoint in the page's folder.
     """
-    interventions = experiments.get("interventions")
-    steered = interventions
+    steered = experiments.get("interventions")
     best, first = report.best_site, untrained_snapshot(emergence)
     shuffled = best.scores.shuffled_held_out
     tables: dict[str, Any] = {"probes": report, "controls": report.controls, **experiments}
-    if emergence is not None:
-        tables["emergence"] = emergence
+    tables |= {"emergence": emergence} if emergence is not None else {}
+    images = {name: {"light": _embedded(both.light), "dark": _embedded(both.dark)} for name, both in pictures.items()}
+    kl = None
+    if steered is not None:
+        edits = ("steer", "none", "placebo", "donor")
+        kl = {edit: float(steered.select(site=best.label, edit=edit).kl_to_target) for edit in edits}
     return render_template(
         "msp_lens.page",
         "report.html",
@@ -76,17 +78,14 @@ def render_page(
         untrained_regret=first.regret if first is not None else None,
         of_words=of_words(report, emergence),
         shuffled_r2=shuffled.r2 if shuffled is not None else None,
-        kl=_kl_by_edit(steered, best.label) if steered is not None else None,
+        kl=kl,
         steer_position=steered.provenance["positions"][0] if steered is not None else None,
         tables={name: table._repr_html_() for name, table in tables.items()},
         emergence=emergence,
         movie=movie._repr_html_() if movie is not None else None,
         skipped=skipped,
         caveats=caveats(training, report, steered, emergence, skipped),
-        pictures={
-            name: {"light": _embedded(picture.light), "dark": _embedded(picture.dark)}
-            for name, picture in pictures.items()
-        },
+        pictures=images,
         config=config,
         fingerprint=model_fingerprint(training.model),
         model_file=model_file,
@@ -102,23 +101,16 @@ def answer(training: TrainingRun, report: ProbeReport, interventions: Interventi
     """
     if training.process.degeneracy().belief_dimensions == 0:
         return "nothing to carry"
-    best = report.best_site
-    skill = report.skill(best.label)
+    best, skill = report.best_site, report.skill(report.best_site.label)
     reads = best.scores.held_out.r2 > 0.5 if math.isnan(skill) else skill > 0
     above = math.nan
     if interventions is not None:
         above = float(interventions.select(site=best.label, edit="steer").above_placebo)
     if math.isnan(above):
         return "read, use unknown" if reads else "no"
-    if reads:
-        return "yes" if above > 0.5 else "read only"
-    return "used only" if above > 0.5 else "no"
-
-
-def _kl_by_edit(found: InterventionReport, site: str) -> dict[str, float]:
-    """KL to the target's optimum after each edit that the page compares."""
-    edits = ("steer", "none", "placebo", "donor")
-    return {edit: float(found.select(site=site, edit=edit).kl_to_target) for edit in edits}
+    if above > 0.5:
+        return "yes" if reads else "used only"
+    return "read only" if reads else "no"
 
 
 def _facts(process: Process) -> dict[str, str]:
@@ -126,13 +118,13 @@ def _facts(process: Process) -> dict[str, str]:
     # Followed this far, an entropy rate has the four decimals that the page shows.
     rate = entropy_rate(process, max_level=30_000)
     mixed = presentation(process, max_states=MOST_MIXED_STATES)
-    finite = mixed.is_finite and len(mixed) <= MOST_MIXED_STATES
+    beliefs = f"more than {MOST_MIXED_STATES} mixed states, possibly infinitely many"
+    if mixed.is_finite and len(mixed) <= MOST_MIXED_STATES:
+        beliefs = f"{len(mixed)} mixed states"
     return {
         "coordinates" if process.is_generalized else "hidden states": ", ".join(process.states),
         "tokens": ", ".join(process.tokens),
-        "beliefs": f"{len(mixed)} mixed states"
-        if finite
-        else f"more than {MOST_MIXED_STATES} mixed states, possibly infinitely many",
+        "beliefs": beliefs,
         "entropy rate": f"{rate.value:.4f} nats per token, the lowest possible loss in the long run",
         "next token": str(process.degeneracy()),
     }
