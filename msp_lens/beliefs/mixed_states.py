@@ -58,11 +58,7 @@ class Level:
 
 
 def walk_levels(
-    process: Process,
-    depth: int,
-    *,
-    tolerance: float | None = None,
-    min_probability: float = 0.0,
+    process: Process, depth: int, *, tolerance: float | None = None, min_probability: float = 0.0
 ) -> Iterator[Level]:
     """The levels of the tree for word lengths 1 to `depth`, each made from the one above.
 

@@ -117,9 +117,7 @@ def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float =
     is_kept[torch.randint(n_tokens, (n_states,), generator=generator), cycle, cycle.roll(-1)] = True
     weights = torch.where(is_kept, weights, 0.0)
     return Process(
-        weights / weights.sum(dim=(0, 2))[None, :, None],
-        name="random",
-        parameters={"seed": seed, "sparsity": sparsity},
+        weights / weights.sum(dim=(0, 2))[None, :, None], name="random", parameters={"seed": seed, "sparsity": sparsity}
     )
 
 

@@ -10,11 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float64
-from torch import Tensor
-
-from msp_lens.processes.chains import matrix_rank, reached_span
-
 
 @dataclass(frozen=True, repr=False)
 class Degeneracy:
@@ -34,37 +29,20 @@ class Degeneracy:
     belief_dimensions: int
     next_token_dimensions: int
 
-    @classmethod
-    def of_matrices(
-        cls,
-        process: str,
-        transitions: Float64[Tensor, "token state state"],
-        initial: Float64[Tensor, "state"],
-        emissions: Float64[Tensor, "state token"],
-    ) -> Degeneracy:
-        """The degeneracy of the process with these matrices."""
-        reach = reached_span(transitions, initial)
-        return cls(
-            process=process,
-            n_states=len(initial),
-            emission_rank=matrix_rank(emissions),
-            belief_dimensions=len(reach) - 1,
-            next_token_dimensions=matrix_rank(reach @ emissions) - 1,
-        )
-
     @property
     def beliefs_follow_from_next_token(self) -> bool:
         """Whether the reachable beliefs are an affine function of their next-token probabilities."""
         return self.next_token_dimensions == self.belief_dimensions
 
     def __repr__(self) -> str:
-        seen, total = self.next_token_dimensions, self.belief_dimensions
-        facts = (
-            f"{self.process}: emission rank {self.emission_rank} of {self.n_states}; next-token probabilities show "
-            f"{seen} of the {total} dimension{'s' * (total != 1)} of the reachable beliefs"
-        )
+        total = self.belief_dimensions
         if total == 0:
-            return f"{facts}: there is only one belief, and nothing to probe for."
-        if self.beliefs_follow_from_next_token:
-            return f"{facts}: beliefs are an affine function of them, and a probe alone cannot tell them apart."
-        return f"{facts}: beliefs are not an affine function of them, and a probe can tell them apart."
+            verdict = "there is only one belief, and nothing to probe for"
+        elif self.beliefs_follow_from_next_token:
+            verdict = "beliefs are an affine function of them, and a probe alone cannot tell them apart"
+        else:
+            verdict = "beliefs are not an affine function of them, and a probe can tell them apart"
+        return (
+            f"{self.process}: emission rank {self.emission_rank} of {self.n_states}; next-token probabilities show "
+            f"{self.next_token_dimensions} of the {total} dimension{'s' * (total != 1)} of the reachable beliefs: {verdict}."
+        )
