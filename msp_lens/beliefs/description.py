@@ -12,7 +12,7 @@ from msp_lens._tables import TableView
 from msp_lens.beliefs.fractal import attractor
 from msp_lens.beliefs.information import Measure, entropy_rate, excess_entropy, myopic_entropies, statistical_complexity
 from msp_lens.beliefs.presentation import Presentation, presentation
-from msp_lens.processes.degeneracy import Degeneracy
+from msp_lens.processes.chains import Degeneracy
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import CATALOG, catalog_entry
 

@@ -5,6 +5,7 @@ A mixture's matrices are block-diagonal, a product's are Kronecker products.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
@@ -24,7 +25,7 @@ class Mixture(Process, kind="mixture"):
     the state within it.
 
     Args:
-        processes: The components.
+        processes: The components, kept as `components`.
         weights: Probability of each, above 0.
         name: What the mixture is called.
 
@@ -105,7 +106,7 @@ class Product(Process, kind="product"):
     and so is a state. A belief is the product of the factors' beliefs (`factor_beliefs`).
 
     Args:
-        processes: The factors.
+        processes: The factors, kept as `factors`.
         name: What the product is called.
 
     Raises:
@@ -128,8 +129,8 @@ class Product(Process, kind="product"):
         super().__init__(
             reduce(torch.kron, [part.transitions for part in parts]),
             name=name,
-            states=_joined([part.states for part in parts]),
-            tokens=_joined([part.tokens for part in parts]),
+            states=[",".join(names) for names in itertools.product(*(part.states for part in parts))],
+            tokens=[",".join(names) for names in itertools.product(*(part.tokens for part in parts))],
             initial=reduce(torch.kron, [part.initial for part in parts]),
             right_eigenvector=weights if any(part.is_generalized for part in parts) else None,
         )
@@ -281,8 +282,3 @@ def _check_size(name: str, n_tokens: int, n_states: int) -> None:
 def _check_index(index: int, count: int, what: str) -> None:
     if not 0 <= index < count:
         raise ValueError(f"{index}: {what} 0 to {count - 1}.")
-
-
-def _joined(names: Sequence[Sequence[str]]) -> list[str]:
-    """Every combination of the names, with a comma between."""
-    return reduce(lambda before, after: [f"{a},{b}" for a in before for b in after], names[1:], list(names[0]))

@@ -25,13 +25,13 @@ from torch import Tensor
 from msp_lens._random import resolve_generator
 from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.chains import (
+    Degeneracy,
     StateClass,
     communicating_classes,
     matrix_rank,
     reached_span,
     stationary_distribution,
 )
-from msp_lens.processes.degeneracy import Degeneracy
 from msp_lens.processes.sampling import PathSampler, sample_by_filtering
 from msp_lens.processes.validation import (
     GENERALIZED_TOLERANCE,

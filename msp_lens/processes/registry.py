@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
@@ -53,7 +54,7 @@ def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] |
     """A process of the catalog, by name.
 
     Raises:
-        KeyError: if there is no process of that name; the message lists the names.
+        KeyError: if there is no process of that name.
         ValueError: if a parameter is unknown or out of range.
 
     Example:
@@ -72,7 +73,7 @@ def catalog_entry(name: str) -> CatalogEntry:
     """What listings show of a process of the catalog.
 
     Raises:
-        KeyError: if there is no process of that name; the message lists the names.
+        KeyError: if there is no process of that name.
 
     Example:
         >>> entry = catalog_entry("even")
@@ -107,23 +108,23 @@ def from_edges(
     parameters: Mapping[str, float | Sequence[float]],
 ) -> Process:
     """A process from its labelled edges `(from, token, to): probability`."""
-    names = None if isinstance(tokens, int) else tokens
-    n_tokens = tokens if isinstance(tokens, int) else len(tokens)
-    transitions = torch.zeros(n_tokens, len(states), len(states), dtype=torch.float64)
+    names = tuple(map(str, range(tokens))) if isinstance(tokens, int) else tokens
+    transitions = torch.zeros(len(names), len(states), len(states), dtype=torch.float64)
     for (origin, token, destination), probability in edges.items():
         transitions[token, states.index(origin), states.index(destination)] = probability
     return Process(transitions, name=name, states=states, tokens=names, parameters=parameters)
 
 
-def check_range(process: str, parameter: str, value: float, legal: str, reason: str) -> None:
-    """Raise `ValueError` unless `value` lies in an interval in mathematical notation, such as "(0, 0.5]"."""
+def check_range(process: str, legal: str, reason: str, **parameters: float) -> None:
+    """Raise `ValueError` unless each value lies in an interval in mathematical notation, such as "(0, 0.5]"."""
     low, high = (float(end) for end in legal[1:-1].replace("∞", "inf").split(","))
-    above = value > low if legal[0] == "(" else value >= low
-    below = value < high if legal[-1] == ")" else value <= high
-    if not (above and below and math.isfinite(value)):
-        refuse(process, {parameter: value}, f"{parameter} must lie in {legal}, since {reason}")
+    for name, value in parameters.items():
+        above = value > low if legal[0] == "(" else value >= low
+        below = value < high if legal[-1] == ")" else value <= high
+        if not (above and below and math.isfinite(value)):
+            refuse(process, f"{name} must lie in {legal}, since {reason}", **{name: value})
 
 
-def refuse(process: str, parameters: Mapping[str, float | Sequence[float]], rule: str) -> None:
+def refuse(process: str, rule: str, **parameters: float | Sequence[float]) -> NoReturn:
     """Raise `ValueError` that shows the parameters and the rule they break."""
     raise ValueError(f"{process}({shown_parameters(parameters)}): {rule}.")

@@ -10,7 +10,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from msp_lens.processes.chains import fixed_vectors
+from msp_lens.processes.chains import RANK_TOLERANCE
 
 ArrayLike = Tensor | np.ndarray | Sequence
 
@@ -90,8 +90,9 @@ def validated_right_eigenvector(
 
 
 def unique_fixed_vector(chain: Float64[Tensor, "state state"], side: str) -> Float64[Tensor, "state"]:
-    """The unique vector, up to its length, with v S = v."""
-    fixed = fixed_vectors(chain)
+    """The unique vector, up to its length, with v S = v, to within `RANK_TOLERANCE` of the norm of S."""
+    left, sizes, _ = torch.linalg.svd(chain - torch.eye(len(chain), dtype=torch.float64))
+    fixed = left.T[sizes <= RANK_TOLERANCE * max(1.0, float(torch.linalg.matrix_norm(chain, 2)))]
     if len(fixed) == 0:
         largest = float(torch.linalg.eigvals(chain).abs().max())
         raise ValueError(
