@@ -1,8 +1,8 @@
 """What follows from a belief: the later beliefs to which tokens lead, and the tokens it predicts.
 
-A belief b' written at position t implies the belief b' T[x] / (b' T[x] 1) at t + 1 once token x is seen, and so on. A
-network into which b' was written at one position only still attends to a past that supports the old belief: to move the
-trajectory, write these beliefs at every later position too.
+A belief b' written at position t implies the belief b' T[x] / (b' T[x] 1) at t + 1 once token x is seen, and so on. To
+move a network's trajectory, write these beliefs at every later position too: it still attends to a past that supports
+the old belief.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Degeneracy:
         else:
             verdict = "beliefs are not an affine function of them, and a probe can tell them apart"
         return (
-            f"{self.process}: emission rank {self.emission_rank} of {self.n_states}; next-token probabilities show {seen} "
-            f"of the {total} dimension{'s' * (total != 1)} of the reachable beliefs: {verdict}."
+            f"{self.process}: emission rank {self.emission_rank} of {self.n_states}; next-token probabilities show "
+            f"{seen} of the {total} dimension{'s' * (total != 1)} of the reachable beliefs: {verdict}."
         )
 
 
