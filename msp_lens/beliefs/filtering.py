@@ -7,7 +7,7 @@ A belief b is a distribution over hidden states. Seeing token x moves it to
 and the belief at position t is the one held *after* token t. Before any token it is the process's initial
 distribution. The next token is then distributed as b E, with E[i, x] = P(emit x | in i).
 
-For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. Its beliefs are not distributions:
+For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. Its beliefs are no distributions:
 entries may be negative and refer to no hidden state.
 """
 
