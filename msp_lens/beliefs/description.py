@@ -62,6 +62,8 @@ class Description(TableView):
         columns = pd.Index(["value", "more"])
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("quantity")
 
+    _display = to_dataframe
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; infinite numbers are `None`."""
         found = self.presentation
@@ -95,9 +97,6 @@ class Description(TableView):
             "Statistical complexity: what an optimal observer must remember.",
             f"{self.degeneracy}",
         ]
-
-    def _display(self) -> pd.DataFrame:
-        return self.to_dataframe()
 
     def _title(self) -> str:
         return repr(self.process).partition(":")[0]

@@ -7,8 +7,8 @@ A belief b is a distribution over hidden states. Seeing token x moves it to
 and the belief at position t is the one held *after* token t. Before any token it is the process's initial
 distribution. The next token is then distributed as b E, with E[i, x] = P(emit x | in i).
 
-For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. Its beliefs are no distributions:
-entries may be negative and refer to no hidden state.
+For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. The entries
+of its beliefs may be negative and refer to no hidden state.
 """
 
 from __future__ import annotations
@@ -23,10 +23,6 @@ from msp_lens.processes.process import Process
 
 def filter_beliefs(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float64[Tensor, "batch pos state"]:
     """Beliefs after each token of a batch of words: `beliefs[w, t]` is the one after tokens 0 … t of word w.
-
-    Args:
-        process: The process that emitted the words.
-        tokens: The words, in the process's own token numbers.
 
     Raises:
         ValueError: naming the word and position, if a token is outside the vocabulary or impossible.

@@ -56,34 +56,27 @@ def attractor(
     if n_points < 1 or burn_in < 0:
         raise ValueError(f"n_points={n_points}, burn_in={burn_in}: give at least 1 point, and a burn-in of at least 0.")
     generator = resolve_generator(seed, generator)
-    chains = min(50_000, n_points)  # Observers followed in parallel.
-    beliefs = process.initial.to(generator.device).expand(chains, -1)
+    device, chains = generator.device, min(50_000, n_points)  # Observers followed in parallel.
+    transitions, right_eigenvector = process.transitions.to(device), process.right_eigenvector.to(device)
+    beliefs = process.initial.to(device).expand(chains, -1)
     points = torch.empty(n_points, process.n_states, dtype=torch.float64)
     for step in range(burn_in + math.ceil(n_points / chains)):
-        beliefs = _next_beliefs(process, beliefs, even, generator)
+        expected = next_token_probabilities(process, beliefs.cpu()).to(device)
+        is_possible = expected > process.negligible
+        cumulative = torch.where(is_possible, torch.ones_like(expected) if even else expected, 0.0).cumsum(dim=1)
+        uniform = torch.rand(chains, 1, dtype=torch.float64, device=device, generator=generator)
+        # Scaled by the last sum, so that rounding never places a draw past the last possible token.
+        tokens = (uniform * cumulative[:, -1:] >= cumulative).sum(dim=1)
+        # One product for each token, not `bayes_step`, which would gather a matrix for every one of many points.
+        joint = torch.empty_like(beliefs)
+        for token, matrix in enumerate(transitions):
+            mine = tokens == token
+            joint[mine] = beliefs[mine] @ matrix
+        beliefs, _ = normalized(joint, right_eigenvector, negligible=process.negligible)
         start = (step - burn_in) * chains
         if start >= 0:
             points[start : start + chains] = beliefs[: n_points - start].cpu()
     return points
-
-
-def _next_beliefs(
-    process: Process, beliefs: Float64[Tensor, "point state"], even: bool, generator: torch.Generator
-) -> Float64[Tensor, "point state"]:
-    """Each belief after one more token, drawn from its next-token distribution."""
-    device = generator.device
-    expected = next_token_probabilities(process, beliefs.cpu()).to(device)
-    is_possible = expected > process.negligible
-    cumulative = torch.where(is_possible, torch.ones_like(expected) if even else expected, 0.0).cumsum(dim=1)
-    uniform = torch.rand(len(beliefs), 1, dtype=torch.float64, device=device, generator=generator)
-    # Scaled by the last sum, so that rounding never places a draw past the last possible token.
-    tokens = (uniform * cumulative[:, -1:] >= cumulative).sum(dim=1)
-    # One product for each token, not `bayes_step`, which would gather a matrix for every one of many points.
-    joint = torch.empty_like(beliefs)
-    for token in range(process.n_tokens):
-        mine = tokens == token
-        joint[mine] = beliefs[mine] @ process.transitions[token].to(device)
-    return normalized(joint, process.right_eigenvector.to(device), negligible=process.negligible)[0]
 
 
 @dataclass(frozen=True, eq=False)

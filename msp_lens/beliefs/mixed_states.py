@@ -173,7 +173,7 @@ class MixedStates:
         log_probabilities: Natural logarithm of the probability of its words, among all words of their length.
         parents: Index of the node of one of its words without the last token; -1 for the root.
         tokens: That word's last token; -1 for the root.
-        dropped: For each level, the total probability of the words left out because they are too rare.
+        dropped: Total probability of the words left out of each level because they are too rare.
         tolerance: Beliefs of a level closer than this were merged; `None` if none were.
     """
 

@@ -232,12 +232,8 @@ def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> P
     """The process preceded by a BOS token, which comes first and never again; the belief after it is the prior.
 
     BOS is the last token of the alphabet and the start state that emits it the last state, so the others keep their
-    numbers. The belief after BOS is the process's initial one, with a 0 for the start state.
-
-    Args:
-        process: The process that follows BOS.
-        token: Name of the BOS token.
-        state: Name of the start state.
+    numbers; `token` and `state` name them. The belief after BOS is the process's initial one, with a 0 for the start
+    state.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean

@@ -89,12 +89,7 @@ def from_moore(
 def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float = 0.0) -> Process:
     """A random irreducible process: each state's outcomes (token, next state) are uniform on their simplex.
 
-    Args:
-        n_states: Number of hidden states.
-        n_tokens: Size of the alphabet.
-        seed: Seed of the randomness.
-        sparsity: Share of the outcomes that are impossible, in [0, 1], except that a random cycle through all states
-            remains.
+    A share `sparsity` of the outcomes is impossible, except that a random cycle through all states remains.
 
     Example:
         >>> random_process(4, 2, seed=0, sparsity=0.5).is_irreducible
