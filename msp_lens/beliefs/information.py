@@ -26,13 +26,10 @@ from msp_lens.processes.process import Process
 from msp_lens.processes.structure import future_span
 
 # The most nodes of a level of the tree: where bounds will do, and where the answer must be exact.
-MAX_LEVEL = 200_000
-EXACT_LEVEL = 5_000_000
+MAX_LEVEL, EXACT_LEVEL = 200_000, 5_000_000
 MAX_DEPTH = 300
-# The most mixed states for a dense solve.
-MAX_STATES = 500
-# Bounds this close are one number.
-CONVERGED = 1e-10
+MAX_STATES = 500  # For a dense solve.
+CONVERGED = 1e-10  # Bounds this close are one number.
 ONE = torch.ones(1, dtype=torch.float64)
 
 
@@ -133,8 +130,7 @@ def optimal_losses(process: Process, n_ctx: int, *, max_level: int = MAX_LEVEL) 
     (for Mess3 about 1e-6 nats).
     """
     check_at_least("n_ctx", n_ctx, 1, "the number of tokens in the context")
-    roots = process.initial.unsqueeze(0)
-    entropies = torch.stack(list(_entropies(process, roots, ONE, n_ctx + 1, max_level)))
+    entropies = torch.stack(list(_entropies(process, process.initial.unsqueeze(0), ONE, n_ctx + 1, max_level)))
     if len(entropies) < n_ctx + 1:
         rest = (float(entropies[-1]) + entropy_rate(process, max_level=max_level).lower) / 2
         entropies = torch.nn.functional.pad(entropies, (0, n_ctx + 1 - len(entropies)), value=rest)
@@ -177,12 +173,15 @@ def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
         bounds: list[float] = []
         for bound in upper_bounds:
             bounds.append(float(bound))
-            # The bound has settled if 30 steps no longer lower it.
-            if len(bounds) > 30 and bounds[-30] - bounds[-1] <= CONVERGED:
+            if len(bounds) > 30 and bounds[-30] - bounds[-1] <= CONVERGED:  # 30 steps no longer lower it.
                 break
-        return Measure(_extrapolated(bounds), 0.0, bounds[-1], f"upper bounds from words of up to {len(bounds)} tokens")
-    # One vertex of the simplex for each state that occurs in the long run.
-    visited = state > ROUNDING
+        value = bounds[-1]
+        if len(bounds) > 2:
+            # The limit of steps that keep shrinking by the ratio of the last two (Aitken).
+            first, second = bounds[-3] - bounds[-2], bounds[-2] - bounds[-1]
+            value -= second**2 / (first - second) if first > second > 0 else 0.0
+        return Measure(value, 0.0, bounds[-1], f"upper bounds from words of up to {len(bounds)} tokens")
+    visited = state > ROUNDING  # One vertex of the simplex for each state that occurs in the long run.
     vertices = torch.eye(process.n_states, dtype=torch.float64)[visited]
     lower_bounds = _entropies(process, vertices, state[visited], MAX_DEPTH, max_level)
     lower, upper, depth = 0.0, math.inf, 0
@@ -191,14 +190,6 @@ def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
         if upper - lower <= CONVERGED:
             break
     return Measure((lower + upper) / 2, lower, upper, f"bounds from words of {depth} tokens")
-
-
-def _extrapolated(falling: list[float]) -> float:
-    """The limit of a falling sequence whose steps keep shrinking by the ratio of the last two (Aitken)."""
-    if len(falling) < 3:
-        return falling[-1]
-    first, second = falling[-3] - falling[-2], falling[-2] - falling[-1]
-    return falling[-1] - (second**2 / (first - second) if first > second > 0 else 0.0)
 
 
 def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
@@ -229,9 +220,8 @@ def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
         reached.append(float(expected))
         if reached[-1] - rate.value <= max(CONVERGED, rate.upper - rate.value):
             break
-    half = len(reached) // 2
+    value, half = sum(bound - rate.value for bound in reached), len(reached) // 2
     lower = sum(reached[:half]) - sum(reached[half : 2 * half])
-    value = sum(bound - rate.value for bound in reached)
     return Measure(value, lower, math.inf, f"summed over words of {len(reached)} tokens")
 
 
@@ -256,10 +246,8 @@ def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> M
     if process.is_unifilar:
         states = torch.eye(process.n_states, dtype=torch.float64)
         return _exactly(_future_entropy(process, states, long_run_state(process)), "unifilar")
-    reached = [0.0]
-    root = long_run_state(process).unsqueeze(0)
-    # Different beliefs closer than this cannot be told from one belief reached in two ways.
-    finest = 1e-14
+    reached, root = [0.0], long_run_state(process).unsqueeze(0)
+    finest = 1e-14  # Different beliefs closer than this cannot be told from one belief reached in two ways.
     for level in grow(process, root, ONE.log(), MAX_DEPTH, finest, max_level=max_level):
         reached.append(_future_entropy(process, level.beliefs, level.probabilities, finest))
         # As beliefs approach a limit their entropy fluctuates by about this much, with how many of them are merged.
@@ -297,10 +285,8 @@ def synchronization(process: Process, length: int, *, max_level: int = EXACT_LEV
     """
     if process.is_generalized:
         raise ValueError(f"{process.name} is a generalized process: its beliefs are not distributions over states.")
-    root = process.initial.unsqueeze(0)
-    expected = [entropy(process.initial)]
-    for level in grow(process, root, ONE.log(), length, MERGE_TOLERANCE, max_level=max_level):
-        expected.append(level.probabilities @ entropy(level.beliefs))
+    levels = grow(process, process.initial.unsqueeze(0), ONE.log(), length, MERGE_TOLERANCE, max_level=max_level)
+    expected = [entropy(process.initial), *(level.probabilities @ entropy(level.beliefs) for level in levels)]
     if len(expected) <= length:
         raise ValueError(_too_many(process, len(expected) - 1, max_level, length))
     return torch.stack(expected)

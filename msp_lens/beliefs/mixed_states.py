@@ -105,7 +105,10 @@ def grow(
         if tolerance is not None:
             level = _merged(level, tolerance)
         if min_probability > 0:
-            level = _pruned(level, math.log(min_probability))
+            kept = level.log_probabilities >= math.log(min_probability)
+            dropped = level.dropped + float(level.log_probabilities[~kept].exp().sum())
+            columns = (level.beliefs, level.log_probabilities, level.parents, level.tokens)
+            level = Level(*(column[kept] for column in columns), dropped)
         yield level
 
 
@@ -118,12 +121,6 @@ def _merged(level: Level, tolerance: float) -> Level:
     largest = lowest.scatter_reduce(0, labels, level.log_probabilities, "amax")
     sums = torch.zeros_like(largest).index_add_(0, labels, (level.log_probabilities - largest[labels]).exp())
     return Level(level.beliefs[first], largest + sums.log(), level.parents[first], level.tokens[first], level.dropped)
-
-
-def _pruned(level: Level, least: float) -> Level:
-    kept = level.log_probabilities >= least
-    dropped = level.dropped + float(level.log_probabilities[~kept].exp().sum())
-    return Level(level.beliefs[kept], level.log_probabilities[kept], level.parents[kept], level.tokens[kept], dropped)
 
 
 def equal_beliefs(
@@ -157,14 +154,12 @@ def by_first_appearance(labels: np.ndarray) -> tuple[Int[Tensor, "node"], Int[Te
     """Renumber labels 0, 1, … in the order in which they first occur, and give the index of each first occurrence."""
     _, first, labels = np.unique(labels, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    return torch.from_numpy(number[labels.reshape(-1)]), torch.from_numpy(first[order])
+    return torch.from_numpy(np.argsort(order)[labels.reshape(-1)]), torch.from_numpy(first[order])
 
 
 @dataclass(frozen=True, eq=False)
 class MixedStates:
-    """The tree of mixed states down to some depth, as a struct of arrays, level by level from the root.
+    """The tree of mixed states down to some depth, level by level from the root.
 
     Attributes:
         process: The process that emits the words.
@@ -211,8 +206,7 @@ class MixedStates:
 
     def __repr__(self) -> str:
         merged = f"merged within {self.tolerance:g}" if self.tolerance is not None else "none merged"
-        mass = float(self.dropped[-1])
-        dropped = f", {mass:.2g} of the probability dropped" if mass > 0 else ""
+        dropped = f", {self.dropped[-1]:.2g} of the probability dropped" if self.dropped[-1] > 0 else ""
         return f"MixedStates({self.process.name} to depth {self.depth}: {len(self):,} nodes, {merged}{dropped})"
 
 

@@ -77,10 +77,7 @@ class Presentation:
 
     @cached_property
     def recurrent_class(self) -> Int[Tensor, "mixed_state"]:
-        """The closed class to which each state belongs, numbered from 0; -1 for transient states.
-
-        A class with a state that was not expanded does not count as closed, since edges may leave it.
-        """
+        """The closed class of each state, from 0; -1 for transient states and classes not expanded in full."""
         ones = np.ones(len(self.sources))
         edges = coo_array((ones, (self.sources.numpy(), self.targets.numpy())), shape=(len(self), len(self)))
         n_classes, label = connected_components(edges, directed=True, connection="strong")
@@ -102,11 +99,7 @@ class Presentation:
         return tuple("η" + separator.join(map(subscript, word)) for word in self.words)
 
     def to_process(self) -> Process:
-        """The presentation as a process: the same words with the same probabilities, but unifilar.
-
-        Raises:
-            ValueError: if the presentation is not complete.
-        """
+        """The presentation, which must be complete, as a process: the same word probabilities, but unifilar."""
         if not self.is_complete:
             raise ValueError(
                 f"The first {len(self):,} mixed states of {self.process.name} lead to further ones, so their graph is "
@@ -118,11 +111,7 @@ class Presentation:
         return Process(transitions, name=name, states=self.labels, tokens=self.process.tokens, initial=initial)
 
     def plot(self, *, title: str | None = None, theme: ThemeName = "light") -> Figure:
-        """The graph, from the start on the left through transient states to the recurrent ones, which are drawn bold.
-
-        Raises:
-            ValueError: if there are more than 100 mixed states: lower `max_states`, or raise `tolerance`.
-        """
+        """The graph of at most 100 states, from the start on the left to the recurrent ones, which are drawn bold."""
         from msp_lens.figures.graphs import plot_presentation
 
         return plot_presentation(

@@ -21,11 +21,6 @@ def filter_from(
 ) -> Float64[Tensor, "word later state"]:
     """The given beliefs, and those after each of the tokens that follow: `[word, pos + 1, state]`.
 
-    Args:
-        process: The process that emits the tokens.
-        beliefs: The belief of each word before its first token.
-        tokens: The tokens that follow.
-
     Raises:
         ValueError: if a token is outside the vocabulary, or impossible after the belief and the tokens before it.
 

@@ -74,11 +74,7 @@ class Mixture(Process, kind="mixture"):
     def state_beliefs(
         self, beliefs: Float[Tensor, "*batch state"], component: int
     ) -> Float[Tensor, "*batch component_state"]:
-        """The belief within a component, as filtering by it alone gives it; 0 where the component is ruled out.
-
-        Raises:
-            ValueError: if there is no such component.
-        """
+        """The belief within the component of this index, as filtering by it alone gives it; 0 where it is ruled out."""
         _check_index(component, len(self.components), f"{self.name} has components")
         share = self.component_beliefs(beliefs)[..., component].unsqueeze(-1)
         within = beliefs[..., self._blocks[component]]
@@ -138,11 +134,7 @@ class Product(Process, kind="product"):
     def factor_beliefs(
         self, beliefs: Float[Tensor, "*batch state"], factor: int
     ) -> Float[Tensor, "*batch factor_state"]:
-        """The marginal belief about one factor: what filtering that factor's tokens alone gives.
-
-        Raises:
-            ValueError: if there is no such factor.
-        """
+        """The marginal belief about one factor: what filtering that factor's tokens alone gives."""
         _check_index(factor, len(self.factors), f"{self.name} has factors")
         marginal = beliefs.unflatten(-1, [part.n_states for part in self.factors])
         # From the last axis to the first: once the axes behind it are summed out, the factor's own axis is the last.
@@ -153,22 +145,14 @@ class Product(Process, kind="product"):
         return marginal
 
     def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
-        """Each token as one token for each factor.
-
-        Raises:
-            ValueError: if a token is outside the vocabulary.
-        """
+        """Each token as one token for each factor; an error for a token outside the vocabulary."""
         outside = tokens[(tokens < 0) | (tokens >= self.n_tokens)]
         if outside.numel():
             raise ValueError(f"Token {int(outside[0])}: the {self.n_tokens} tokens of {self.name} start at 0.")
         return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
 
     def join_tokens(self, tokens: Int[Tensor, "*batch factor"]) -> Int[Tensor, "*batch"]:
-        """The token made of one token for each factor; the inverse of `split_tokens`.
-
-        Raises:
-            ValueError: if there is not one token of its vocabulary for each factor.
-        """
+        """The token made of one token of each factor; an error unless there is one, of the factor's vocabulary."""
         sizes = torch.tensor([part.n_tokens for part in self.factors], device=tokens.device)
         if tokens.shape[-1] != len(sizes):
             raise ValueError(f"The last axis has {tokens.shape[-1]} tokens; {self.name} has {len(sizes)} factors.")

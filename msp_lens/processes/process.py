@@ -103,11 +103,9 @@ class Process:
         self.parameters = dict(parameters or {})
         self.states = validated_names(states, self.n_states, "states")
         self.tokens = validated_names(tokens, self.n_tokens, "tokens")
-        self.right_eigenvector: Float64[Tensor, "state"] = (
-            validated_right_eigenvector(self.transitions, right_eigenvector)
-            if self.is_generalized
-            else torch.ones(self.n_states, dtype=torch.float64)
-        )
+        self.right_eigenvector: Float64[Tensor, "state"] = torch.ones(self.n_states, dtype=torch.float64)
+        if self.is_generalized:
+            self.right_eigenvector = validated_right_eigenvector(self.transitions, right_eigenvector)
         if initial is None:
             self.initial: Float64[Tensor, "state"] = self.stationary
         elif self.is_generalized:
@@ -151,11 +149,7 @@ class Process:
 
     @cached_property
     def stationary(self) -> Float64[Tensor, "state"]:
-        """The stationary distribution over hidden states, π = π Σ_x T[x]; in general, scaled so that π w = 1.
-
-        Raises:
-            ValueError: if it is not unique, i.e. if the chain has more than one closed class of states.
-        """
+        """The stationary distribution, π = π Σ_x T[x] with π w = 1; an error unless there is exactly one."""
         if self.is_generalized:
             vector = unique_fixed_vector(self.state_transitions, "left")
             overlap = float(vector @ self.right_eigenvector)
@@ -175,10 +169,7 @@ class Process:
         )
 
     def communicating_classes(self) -> tuple[StateClass, ...]:
-        """The classes of mutually reachable hidden states, in the order of their first states.
-
-        Raises:
-            ValueError: for a generalized process, which has no hidden states.
+        """The classes of mutually reachable hidden states, by first state; an error for a generalized process.
 
         Example:
             >>> Process([[[0.5, 0.5], [0.0, 1.0]]]).communicating_classes()
@@ -199,10 +190,7 @@ class Process:
 
     @property
     def is_unifilar(self) -> bool:
-        """Whether a state and the token it emits determine the next state; False for a generalized process.
-
-        An observer who once knows the state of a unifilar process never loses track of it.
-        """
+        """Whether a state and the token it emits determine the next state; False for a generalized process."""
         return not self.is_generalized and bool(((self.transitions > 0).sum(dim=2) <= 1).all())
 
     def degeneracy(self) -> Degeneracy:
@@ -222,11 +210,7 @@ class Process:
         return Degeneracy(self.name, self.n_states, matrix_rank(emissions), len(reach) - 1, seen)
 
     def word_log_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
-        """Natural logarithm of each word's probability, `-inf` for impossible words; does not underflow.
-
-        Raises:
-            ValueError: if a token is outside the vocabulary.
-        """
+        """Each word's log-probability, without underflow: `-inf` if impossible, an error for tokens out of range."""
         self.check_tokens(words)
         beliefs = self.initial.expand(len(words), -1)
         log_probability = torch.zeros(len(words), dtype=torch.float64)
@@ -282,11 +266,7 @@ class Process:
             )
 
     def plot(self, *, theme: ThemeName = "light") -> Figure:
-        """The hidden Markov chain as a graph with arrows `token:probability` and its recurrent states in bold.
-
-        Raises:
-            ValueError: for a generalized process, or for more than 100 states.
-        """
+        """The chain as a graph, recurrent states in bold; an error if generalized or of more than 100 states."""
         from msp_lens.figures.graphs import plot_generator
 
         if self.is_generalized:
@@ -313,11 +293,7 @@ class Process:
 
     @staticmethod
     def from_dict(definition: Mapping) -> Process:
-        """Rebuild a process from `to_dict`'s values: a mixture as a mixture, a product as a product.
-
-        Raises:
-            ValueError: if its kind is unknown.
-        """
+        """Rebuild a process from `to_dict`'s values, of the same kind; an error for an unknown kind."""
         if "kind" not in definition:
             return Process(**definition)
         if definition["kind"] not in Process._kinds:

@@ -70,10 +70,7 @@ def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] |
 
 
 def catalog_entry(name: str) -> CatalogEntry:
-    """What listings show of a process of the catalog.
-
-    Raises:
-        KeyError: if there is no process of that name.
+    """What listings show of a process of the catalog; `KeyError` if there is none of that name.
 
     Example:
         >>> entry = catalog_entry("even")
