@@ -112,12 +112,11 @@ def describe(process: Process, *, n_ctx: int = 10) -> Description:
         (36, 0.666667)
     """
     max_level = 50_000  # About four decimals of the bounds, in a second or two.
+    measures = (entropy_rate, excess_entropy, statistical_complexity)
     return Description(
-        process=process,
-        presentation=presentation(process),
-        entropy_rate=entropy_rate(process, max_level=max_level),
-        excess_entropy=excess_entropy(process, max_level=max_level),
-        statistical_complexity=statistical_complexity(process, max_level=max_level),
+        process,
+        presentation(process),
+        *(measure(process, max_level=max_level) for measure in measures),
         myopic_entropies=tuple(myopic_entropies(process, n_ctx).tolist()),
         degeneracy=process.degeneracy(),
     )

@@ -107,8 +107,8 @@ def grow(
         if min_probability > 0:
             kept = level.log_probabilities >= math.log(min_probability)
             dropped = level.dropped + float(level.log_probabilities[~kept].exp().sum())
-            columns = (level.beliefs, level.log_probabilities, level.parents, level.tokens)
-            level = Level(*(column[kept] for column in columns), dropped)
+            above = (level.parents[kept], level.tokens[kept])
+            level = Level(level.beliefs[kept], level.log_probabilities[kept], *above, dropped)
         yield level
 
 

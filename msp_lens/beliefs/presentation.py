@@ -191,9 +191,9 @@ def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_st
         beliefs = torch.cat([beliefs, reached[first]])
         merge_error = max(merge_error, float((reached - beliefs[targets]).abs().max()))
         edges.append((parents, tokens, targets, probabilities))
-    columns = (torch.cat(parts) for parts in zip(*edges, strict=True))
-    is_expanded = torch.arange(len(beliefs)) < n_expanded
-    return Presentation(process, beliefs, tuple(words), *columns, is_expanded, tolerance, merge_error)
+    sources, tokens, targets, probabilities = (torch.cat(parts) for parts in zip(*edges, strict=True))
+    graph = (sources, tokens, targets, probabilities, torch.arange(len(beliefs)) < n_expanded)
+    return Presentation(process, beliefs, tuple(words), *graph, tolerance, merge_error)
 
 
 def _place(

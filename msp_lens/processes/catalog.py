@@ -56,7 +56,7 @@ def z1r(p: float = 0.5) -> Process:
     """
     check_range("z1r", "[0, 1]", PROBABILITY, p=p)
     edges = {("0", 0, "1"): 1.0, ("1", 1, "R"): 1.0, ("R", 0, "0"): 1 - p, ("R", 1, "0"): p}
-    return from_edges("z1r", ("0", "1", "R"), 2, edges, {"p": p})
+    return from_edges("z1r", ("0", "1", "R"), ("0", "1"), edges, p=p)
 
 
 @named(finite=True)
@@ -74,7 +74,7 @@ def rrxor(p1: float = 0.5, p2: float = 0.5) -> Process:
     check_range("rrxor", "[0, 1]", PROBABILITY, p1=p1, p2=p2)
     edges = {("S", 0, "0"): p1, ("S", 1, "1"): 1 - p1, ("T", 1, "S"): 1.0, ("F", 0, "S"): 1.0}
     edges |= {("0", 0, "F"): p2, ("0", 1, "T"): 1 - p2, ("1", 0, "T"): 1 - p2, ("1", 1, "F"): p2}
-    return from_edges("rrxor", ("S", "0", "1", "T", "F"), 2, edges, {"p1": p1, "p2": p2})
+    return from_edges("rrxor", ("S", "0", "1", "T", "F"), ("0", "1"), edges, p1=p1, p2=p2)
 
 
 @named(finite=True)
@@ -88,7 +88,7 @@ def golden_mean(p: float = 0.5) -> Process:
     """
     check_range("golden_mean", "[0, 1]", PROBABILITY, p=p)
     edges = {("A", 0, "A"): 1 - p, ("A", 1, "B"): p, ("B", 0, "A"): 1.0}
-    return from_edges("golden_mean", ("A", "B"), 2, edges, {"p": p})
+    return from_edges("golden_mean", ("A", "B"), ("0", "1"), edges, p=p)
 
 
 @named(finite=True)
@@ -102,7 +102,7 @@ def even(p: float = 0.5) -> Process:
     """
     check_range("even", "[0, 1]", PROBABILITY, p=p)
     edges = {("E", 0, "E"): 1 - p, ("E", 1, "O"): p, ("O", 1, "E"): 1.0}
-    return from_edges("even", ("E", "O"), 2, edges, {"p": p})
+    return from_edges("even", ("E", "O"), ("0", "1"), edges, p=p)
 
 
 @named(finite=True)
@@ -133,7 +133,7 @@ def sns(p: float = 0.5, q: float = 0.5) -> Process:
     if p == q == 0:
         refuse("sns", "p and q must lie in [0, 1] and not both be 0, since no state would be left", p=p, q=q)
     edges = {("A", 0, "A"): 1 - p, ("A", 0, "B"): p, ("B", 0, "B"): 1 - q, ("B", 1, "A"): q}
-    return from_edges("sns", ("A", "B"), 2, edges, {"p": p, "q": q})
+    return from_edges("sns", ("A", "B"), ("0", "1"), edges, p=p, q=q)
 
 
 @named(finite=False)
@@ -185,7 +185,7 @@ def matching_parens(open_prob: float | Sequence[float] = 0.5, depth: float | Non
     states = tuple(str(i) for i in range(levels + 1))
     edges = {(states[i], 0, states[i + 1]): opens[i] for i in range(levels)}
     edges |= {(states[i], 1, states[i - 1]): 1 - opens[i] for i in range(1, levels + 1)}
-    return from_edges("matching_parens", states, ("(", ")"), edges, {"open_prob": open_prob, "depth": levels})
+    return from_edges("matching_parens", states, ("(", ")"), edges, open_prob=open_prob, depth=levels)
 
 
 @named(finite=True)
@@ -206,7 +206,7 @@ def mr_name(p: float = 0.4, q: float = 0.25) -> Process:
     words, repeat = ("Mr.", "Something", "Blah", "name"), 1 - p - q
     follows = ((0, 0, 0, 1), (q, repeat, p, 0), (q, p, repeat, 0), (0, 0.5, 0.5, 0))
     edges = {(words[i], k, words[k]): follows[i][k] for i in range(4) for k in range(4)}
-    return from_edges("mr_name", words, words, edges, {"p": p, "q": q})
+    return from_edges("mr_name", words, words, edges, p=p, q=q)
 
 
 @named(finite=True)

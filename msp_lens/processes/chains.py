@@ -21,12 +21,7 @@ RANK_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class StateClass:
-    """States that can all be reached from one another.
-
-    Attributes:
-        states: Their names.
-        is_closed: Whether no transition leaves them, so that a process that enters stays.
-    """
+    """The names of states that can all be reached from one another, and whether no transition leaves them."""
 
     states: tuple[str, ...]
     is_closed: bool

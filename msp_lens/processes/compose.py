@@ -147,7 +147,7 @@ class Product(Process, kind="product"):
     def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
         """Each token as one token for each factor; an error for a token outside the vocabulary."""
         outside = tokens[(tokens < 0) | (tokens >= self.n_tokens)]
-        if outside.numel():
+        if len(outside):
             raise ValueError(f"Token {int(outside[0])}: the {self.n_tokens} tokens of {self.name} start at 0.")
         return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
 

@@ -13,6 +13,9 @@ import torch
 
 from msp_lens.processes.process import Process, shown_parameters
 
+Parameter = float | Sequence[float]
+Edges = Mapping[tuple[str, int, str], float]
+
 CATALOG: dict[str, Callable[..., Process]] = {}
 _FINITE: set[str] = set()
 
@@ -21,19 +24,14 @@ _FINITE: set[str] = set()
 class CatalogEntry:
     """What listings show of a process of the catalog; made by `catalog_entry`.
 
-    Attributes:
-        name: Its name in the catalog.
-        summary: The first line of its docstring.
-        source: Its source in the literature.
-        defaults: Its parameters with their default values.
-        has_finite_mixed_states: Whether words lead to finitely many beliefs at these defaults.
-        process: The process at its defaults.
+    Its `summary` and `source` are those of its docstring; `process` is the one at the `defaults`, and
+    `has_finite_mixed_states` says whether its words lead to finitely many beliefs.
     """
 
     name: str
     summary: str
     source: str
-    defaults: dict[str, float | Sequence[float]]
+    defaults: dict[str, Parameter]
     has_finite_mixed_states: bool
     process: Process
 
@@ -50,7 +48,7 @@ def named(*, finite: bool) -> Callable[[Callable[..., Process]], Callable[..., P
     return enter
 
 
-def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] | None = None) -> Process:
+def build_process(name: str, parameters: Mapping[str, Parameter] | None = None) -> Process:
     """A process of the catalog, by name.
 
     Raises:
@@ -98,18 +96,13 @@ def _builder(name: str) -> Callable[..., Process]:
 
 
 def from_edges(
-    name: str,
-    states: tuple[str, ...],
-    tokens: int | tuple[str, ...],
-    edges: Mapping[tuple[str, int, str], float],
-    parameters: Mapping[str, float | Sequence[float]],
+    name: str, states: Sequence[str], tokens: Sequence[str], edges: Edges, **parameters: Parameter
 ) -> Process:
     """A process from its labelled edges `(from, token, to): probability`."""
-    names = tuple(map(str, range(tokens))) if isinstance(tokens, int) else tokens
-    transitions = torch.zeros(len(names), len(states), len(states), dtype=torch.float64)
+    transitions = torch.zeros(len(tokens), len(states), len(states), dtype=torch.float64)
     for (origin, token, destination), probability in edges.items():
         transitions[token, states.index(origin), states.index(destination)] = probability
-    return Process(transitions, name=name, states=states, tokens=names, parameters=parameters)
+    return Process(transitions, name=name, states=states, tokens=tokens, parameters=parameters)
 
 
 def check_range(process: str, legal: str, reason: str, **parameters: float) -> None:
@@ -122,6 +115,6 @@ def check_range(process: str, legal: str, reason: str, **parameters: float) -> N
             refuse(process, f"{name} must lie in {legal}, since {reason}", **{name: value})
 
 
-def refuse(process: str, rule: str, **parameters: float | Sequence[float]) -> NoReturn:
+def refuse(process: str, rule: str, **parameters: Parameter) -> NoReturn:
     """Raise `ValueError` that shows the parameters and the rule they break."""
     raise ValueError(f"{process}({shown_parameters(parameters)}): {rule}.")
