@@ -30,7 +30,7 @@ MERGE_TOLERANCE = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """The nodes of one word length: words in lexicographic order or, merged, all words that lead to a belief.
+    """The nodes of one word length: one for each word, in lexicographic order, or if merged one for each belief.
 
     Attributes:
         beliefs: The belief after each node's words.

@@ -152,7 +152,7 @@ class Product(Process, kind="product"):
         return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
 
     def join_tokens(self, tokens: Int[Tensor, "*batch factor"]) -> Int[Tensor, "*batch"]:
-        """The token made of one token of each factor; an error unless there is one, of the factor's vocabulary."""
+        """The token made of one token for each factor; an error if one is missing or outside its vocabulary."""
         sizes = torch.tensor([part.n_tokens for part in self.factors], device=tokens.device)
         if tokens.shape[-1] != len(sizes):
             raise ValueError(f"The last axis has {tokens.shape[-1]} tokens; {self.name} has {len(sizes)} factors.")
