@@ -10,15 +10,9 @@ import pandas as pd
 
 from msp_lens._tables import TableView
 from msp_lens.beliefs.fractal import attractor
-from msp_lens.beliefs.information import (
-    Measure,
-    entropy_rate,
-    excess_entropy,
-    myopic_entropies,
-    statistical_complexity,
-)
+from msp_lens.beliefs.information import Measure, entropy_rate, excess_entropy, myopic_entropies, statistical_complexity
 from msp_lens.beliefs.presentation import Presentation, presentation
-from msp_lens.processes.degeneracy import Degeneracy
+from msp_lens.processes.chains import Degeneracy
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import CATALOG, catalog_entry
 
@@ -26,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.style import ThemeName
+
+
+_MEASURES = ("entropy_rate", "excess_entropy", "statistical_complexity")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,12 +57,12 @@ class Description(TableView):
             "hidden states": (f"{self.process.n_states}", _listed(self.process.states)),
             "tokens": (f"{self.process.n_tokens}", _listed(self.process.tokens)),
             "mixed states": (count, repr(found).partition(": ")[2].removesuffix(")")),
-            "entropy rate": _measure(self.entropy_rate),
-            "excess entropy": _measure(self.excess_entropy),
-            "statistical complexity": _measure(self.statistical_complexity),
         }
+        rows |= {name.replace("_", " "): _measure(getattr(self, name)) for name in _MEASURES}
         columns = pd.Index(["value", "more"])
         return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("quantity")
+
+    _display = to_dataframe
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; infinite numbers are `None`."""
@@ -74,9 +71,7 @@ class Description(TableView):
             "process": self.process.to_dict(),
             "mixed_states": len(found) if found.is_finite else None,
             "recurrent_mixed_states": int(found.is_recurrent.sum()) if found.is_finite else None,
-            "entropy_rate": self.entropy_rate.to_dict(),
-            "excess_entropy": self.excess_entropy.to_dict(),
-            "statistical_complexity": self.statistical_complexity.to_dict(),
+            **{name: getattr(self, name).to_dict() for name in _MEASURES},
             "myopic_entropies_nats": list(self.myopic_entropies),
             "belief_dimensions": self.degeneracy.belief_dimensions,
             "next_token_dimensions": self.degeneracy.next_token_dimensions,
@@ -89,9 +84,9 @@ class Description(TableView):
             return self.presentation.plot(theme=theme)
         from msp_lens.figures.simplex import plot_beliefs
 
-        points = attractor(self.process, 300_000, seed=0)
+        points, states = attractor(self.process, 300_000, seed=0), self.process.states
         title = f"{self.process!r}: beliefs of observers who follow it"
-        return plot_beliefs(points, {}, states=self.process.states, title=title.replace("\n", " "), theme=theme)
+        return plot_beliefs(points, {}, states=states, title=title, theme=theme)
 
     def summary(self) -> list[str]:
         """The myopic entropies, what the quantities mean, and the degeneracy."""
@@ -103,19 +98,12 @@ class Description(TableView):
             f"{self.degeneracy}",
         ]
 
-    def _display(self) -> pd.DataFrame:
-        return self.to_dataframe()
-
     def _title(self) -> str:
         return repr(self.process).partition(":")[0]
 
 
 def describe(process: Process, *, n_ctx: int = 10) -> Description:
-    """What theory says about a process.
-
-    Args:
-        process: The process.
-        n_ctx: How many myopic entropies to give.
+    """What theory says about a process, with `n_ctx` myopic entropies.
 
     Example:
         >>> from msp_lens.processes.catalog import rrxor
@@ -124,12 +112,11 @@ def describe(process: Process, *, n_ctx: int = 10) -> Description:
         (36, 0.666667)
     """
     max_level = 50_000  # About four decimals of the bounds, in a second or two.
+    measures = (entropy_rate, excess_entropy, statistical_complexity)
     return Description(
-        process=process,
-        presentation=presentation(process),
-        entropy_rate=entropy_rate(process, max_level=max_level),
-        excess_entropy=excess_entropy(process, max_level=max_level),
-        statistical_complexity=statistical_complexity(process, max_level=max_level),
+        process,
+        presentation(process),
+        *(measure(process, max_level=max_level) for measure in measures),
         myopic_entropies=tuple(myopic_entropies(process, n_ctx).tolist()),
         degeneracy=process.degeneracy(),
     )
@@ -138,9 +125,8 @@ def describe(process: Process, *, n_ctx: int = 10) -> Description:
 def catalog_table() -> pd.DataFrame:
     """One row for each named process, at its default parameters.
 
-    Columns: HMM or GHMM (generalized); hidden states; tokens; entropy rate h in nats, with ≈ if its bounds leave the
-    fourth decimal open; mixed states, with ∞ for infinitely many; and how many dimensions of the reachable beliefs
-    next-token probabilities show.
+    GHMM means generalized; ≈, that the bounds of the entropy rate leave its fourth decimal open; the last column, how
+    many dimensions of the reachable beliefs next-token probabilities show.
 
     Example:
         >>> catalog_table().loc["rrxor(p1=0.5, p2=0.5)", "mixed states"]
@@ -149,9 +135,8 @@ def catalog_table() -> pd.DataFrame:
     rows = {}
     for name in CATALOG:
         entry = catalog_entry(name)
-        process = entry.process
-        # Levels of this size give four decimals of most entropy rates.
-        degeneracy, rate = process.degeneracy(), entropy_rate(process, max_level=30_000)
+        process, degeneracy = entry.process, entry.process.degeneracy()
+        rate = entropy_rate(process, max_level=30_000)  # Four decimals of most entropy rates.
         rows[repr(process).partition(":")[0]] = {
             "kind": "GHMM" if process.is_generalized else "HMM",
             "states": process.n_states,

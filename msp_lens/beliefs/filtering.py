@@ -7,9 +7,8 @@ A belief b is a distribution over hidden states. Seeing token x moves it to
 and the belief at position t is the one held *after* token t. Before any token it is the process's initial
 distribution. The next token is then distributed as b E, with E[i, x] = P(emit x | in i).
 
-For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. The probabilities of all futures
-are still linear in its belief, but the belief is not a distribution: entries may be negative and refer to no hidden
-state.
+For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. The entries
+of its beliefs may be negative and refer to no hidden state.
 """
 
 from __future__ import annotations
@@ -23,18 +22,10 @@ from msp_lens.processes.process import Process
 
 
 def filter_beliefs(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float64[Tensor, "batch pos state"]:
-    """Beliefs after each token of a batch of words.
-
-    Args:
-        process: The process that emitted the words.
-        tokens: The words, in the process's own token numbers.
-
-    Returns:
-        `beliefs[w, t]`: the distribution over hidden states after tokens 0 … t of word w.
+    """Beliefs after each token of a batch of words: `beliefs[w, t]` is the one after tokens 0 … t of word w.
 
     Raises:
-        ValueError: if a token is outside the vocabulary or a word is impossible; the message names the word and the
-            position.
+        ValueError: naming the word and position, if a token is outside the vocabulary or impossible.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r

@@ -42,9 +42,9 @@ def attractor(
     Args:
         process: The process observed.
         n_points: How many beliefs.
-        burn_in: How many tokens each observer sees before the first point, to forget the start.
-        even: Draw each possible token equally often, whatever its probability. The set is the same, but its rare parts
-            are visited too, for pictures of the whole set and for box counting.
+        burn_in: Tokens that each observer sees before the first point, to forget the start.
+        even: Draw each possible token equally often, whatever its probability: the same set, but its rare parts are
+            visited too, for pictures of the whole set and for box counting.
         seed: Seed of a fresh CPU generator; give this or `generator`.
         generator: Source of the tokens.
 
@@ -56,35 +56,27 @@ def attractor(
     if n_points < 1 or burn_in < 0:
         raise ValueError(f"n_points={n_points}, burn_in={burn_in}: give at least 1 point, and a burn-in of at least 0.")
     generator = resolve_generator(seed, generator)
-    chains = min(50_000, n_points)  # Observers followed in parallel.
-    beliefs = process.initial.to(generator.device).expand(chains, -1)
+    device, chains = generator.device, min(50_000, n_points)  # Observers followed in parallel.
+    transitions, right_eigenvector = process.transitions.to(device), process.right_eigenvector.to(device)
+    beliefs = process.initial.to(device).expand(chains, -1)
     points = torch.empty(n_points, process.n_states, dtype=torch.float64)
-    n_steps = -(-n_points // chains)
-    for step in range(burn_in + n_steps):
-        beliefs = _next_beliefs(process, beliefs, even, generator)
+    for step in range(burn_in + math.ceil(n_points / chains)):
+        expected = next_token_probabilities(process, beliefs.cpu()).to(device)
+        is_possible = expected > process.negligible
+        cumulative = torch.where(is_possible, torch.ones_like(expected) if even else expected, 0.0).cumsum(dim=1)
+        uniform = torch.rand(chains, 1, dtype=torch.float64, device=device, generator=generator)
+        # Scaled by the last sum, so that rounding never places a draw past the last possible token.
+        tokens = (uniform * cumulative[:, -1:] >= cumulative).sum(dim=1)
+        # One product for each token, not `bayes_step`, which would gather a matrix for every one of many points.
+        joint = torch.empty_like(beliefs)
+        for token, matrix in enumerate(transitions):
+            mine = tokens == token
+            joint[mine] = beliefs[mine] @ matrix
+        beliefs, _ = normalized(joint, right_eigenvector, negligible=process.negligible)
         start = (step - burn_in) * chains
         if start >= 0:
             points[start : start + chains] = beliefs[: n_points - start].cpu()
     return points
-
-
-def _next_beliefs(
-    process: Process, beliefs: Float64[Tensor, "point state"], even: bool, generator: torch.Generator
-) -> Float64[Tensor, "point state"]:
-    """Each belief after one more token, drawn from its next-token distribution."""
-    device = generator.device
-    expected = next_token_probabilities(process, beliefs.cpu()).to(device)
-    is_possible = expected > process.negligible
-    cumulative = torch.where(is_possible, torch.ones_like(expected) if even else expected, 0.0).cumsum(dim=1)
-    uniform = torch.rand(len(beliefs), 1, dtype=torch.float64, device=device, generator=generator)
-    # Scaled by the last sum, so that rounding never places a draw past the last possible token.
-    tokens = (uniform * cumulative[:, -1:] >= cumulative).sum(dim=1)
-    # One product for each token, not `bayes_step`, which would gather a matrix for every one of many points.
-    joint = torch.empty_like(beliefs)
-    for token in range(process.n_tokens):
-        mine = tokens == token
-        joint[mine] = beliefs[mine] @ process.transitions[token].to(device)
-    return normalized(joint, process.right_eigenvector.to(device), negligible=process.negligible)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +84,9 @@ class Dimension:
     """An estimated dimension.
 
     Attributes:
-        value: The slope of the logarithm of the counts against that of the scale, over the scales used.
+        value: The slope of the logarithm of the counts against that of the scale.
         uncertainty: The larger of the slope's standard error and half the difference between the slopes over the
-            coarser and the finer half of the scales, which shows how much the answer depends on the scales.
+            coarser and the finer half of the scales.
         scales: Sides of the boxes, or distances of the pairs, in units of the belief's coordinates.
         counts: Boxes that hold a point, or share of pairs within the distance, at each scale.
         kind: `"box-counting"` or `"correlation"`.
@@ -132,14 +124,12 @@ def box_counting_dimension(
     sides = _checked_scales(scales) if scales is not None else extent / 2.0 ** np.arange(3, 24, 0.5)
     counts: list[int] = []
     for side in sides:
-        boxes = np.floor(flat / side).astype(np.int64)
-        counts.append(_count_boxes(boxes))
+        count = _count_boxes(np.floor(flat / side).astype(np.int64))
         # With fewer than about ten points for each box, some boxes are missed by chance.
-        if scales is None and counts[-1] > len(flat) / 10:
-            counts.pop()
+        if scales is None and count > len(flat) / 10:
             break
-    used = sides[: len(counts)]
-    return _fitted(used, np.array(counts, dtype=float), -1, "box-counting", len(points))
+        counts.append(count)
+    return _fitted(sides[: len(counts)], np.array(counts, dtype=float), -1, "box-counting", len(points))
 
 
 def correlation_dimension(
@@ -154,8 +144,8 @@ def correlation_dimension(
     Args:
         points: Beliefs, or any other points.
         scales: Distances of pairs; by default from a quarter of the set's extent down to where pairs become few.
-        max_points: Pairs are counted among at most this many points, drawn with `seed`.
-        seed: Seed of that draw.
+        max_points: Pairs are counted among at most this many points.
+        seed: Seed with which these are drawn.
     """
     flat, extent = _flat(points)
     if extent == 0:
@@ -178,14 +168,11 @@ def _flat(points: Float64[Tensor, "point state"]) -> tuple[np.ndarray, float]:
     centered = points - points.mean(dim=0)
     sizes, axes = torch.linalg.eigh(centered.T @ centered)
     flat = (centered @ axes[:, sizes > 1e-18 * len(points)]).numpy()
-    if flat.shape[1] == 0:
-        return flat, 0.0
-    low = flat.min(axis=0)
-    return flat - low, float((flat - low).max())
+    flat -= flat.min(axis=0)
+    return flat, float(flat.max(initial=0))
 
 
 def _count_boxes(boxes: np.ndarray) -> int:
-    """How many different rows of box coordinates there are."""
     spans = tuple(int(span) + 1 for span in boxes.max(axis=0))
     if math.prod(spans) >= 2**62:
         return len(np.unique(boxes, axis=0))
@@ -202,16 +189,12 @@ def _checked_scales(scales: Sequence[float]) -> np.ndarray:
 
 def _fitted(scales: np.ndarray, counts: np.ndarray, sign: int, kind: str, n_points: int) -> Dimension:
     if len(counts) < 3:
-        raise ValueError(
-            f"{n_points:,} points fill too few scales for a {kind} dimension: give more points, or give scales."
-        )
+        few = f"{n_points:,} points fill too few scales for a {kind} dimension"
+        raise ValueError(f"{few}: give more points, or give scales.")
     x, y = np.log(scales), np.log(counts)
     middle = len(x) // 2
     # scipy's stubs do not tell the fields of its result.
-    whole, coarse, fine = (
-        cast(Any, linregress(x[part], y[part])) for part in (slice(None), slice(middle + 1), slice(middle, None))
-    )
-    uncertainty = max(float(whole.stderr), abs(float(coarse.slope - fine.slope)) / 2)
-    return Dimension(
-        sign * float(whole.slope), uncertainty, tuple(scales.tolist()), tuple(counts.tolist()), kind, n_points
-    )
+    parts = (slice(None), slice(middle + 1), slice(middle, None))
+    whole, coarse, fine = (cast(Any, linregress(x[part], y[part])) for part in parts)
+    value, uncertainty = sign * float(whole.slope), max(float(whole.stderr), abs(float(coarse.slope - fine.slope)) / 2)
+    return Dimension(value, uncertainty, tuple(scales.tolist()), tuple(counts.tolist()), kind, n_points)

@@ -1,11 +1,8 @@
 """How predictable a process is: the entropies that an optimal predictor attains, and what it must remember to do so.
 
 The block entropy H_L is that of words of L tokens; the myopic entropy h_L = H_L - H_{L-1} = H(X_L | X_1 … X_{L-1}) is
-the expected entropy of the next token given the L - 1 before it. No predictor that sees only those can have a lower
-expected loss. In a stationary process h_L falls towards the entropy rate h; the sum of the excesses h_L - h is the
-excess entropy E, the information that the past carries about the future.
-
-Everything is in nats; `Measure.bits` converts.
+the lowest expected loss of a predictor that sees the L - 1 tokens before. In a stationary process h_L falls towards the
+entropy rate h; the sum of the excesses h_L - h is the excess entropy E. Everything is in nats.
 """
 
 from __future__ import annotations
@@ -24,18 +21,15 @@ from msp_lens._checks import check_at_least
 from msp_lens._files import without_nan
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, equal_beliefs, grow
-from msp_lens.beliefs.presentation import ROUNDING, Presentation, presentation
+from msp_lens.beliefs.presentation import ROUNDING, presentation
 from msp_lens.processes.process import Process
 from msp_lens.processes.structure import future_span
 
 # The most nodes of a level of the tree: where bounds will do, and where the answer must be exact.
-MAX_LEVEL = 200_000
-EXACT_LEVEL = 5_000_000
+MAX_LEVEL, EXACT_LEVEL = 200_000, 5_000_000
 MAX_DEPTH = 300
-# The most mixed states for a dense solve.
-MAX_STATES = 500
-# Bounds this close are one number.
-CONVERGED = 1e-10
+MAX_STATES = 500  # For a dense solve.
+CONVERGED = 1e-10  # Bounds this close are one number.
 ONE = torch.ones(1, dtype=torch.float64)
 
 
@@ -91,7 +85,7 @@ def block_entropies(process: Process, length: int) -> Float64[Tensor, "length"]:
 
 
 def myopic_entropies(process: Process, length: int, *, max_level: int = EXACT_LEVEL) -> Float64[Tensor, "length"]:
-    """h_1 … h_length in nats, exactly: over all possible words, with those that lead to the same belief merged.
+    """h_1 … h_length in nats, exactly: over all possible words, those that lead to the same belief merged.
 
     Source: Crutchfield & Feldman 2003 (arXiv cond-mat/0102181), eq. 18.
 
@@ -119,34 +113,34 @@ def _entropies(
     max_level: int,
 ) -> Iterator[Float64[Tensor, ""]]:
     """H(X_L | X_1 … X_{L-1}, root) for L = 1, 2, …, `length`, as far as levels have at most `max_level` nodes."""
-    yield probabilities @ entropy(next_token_probabilities(process, roots))
-    levels = grow(process, roots, probabilities.log(), length - 1, MERGE_TOLERANCE, max_level=max_level)
-    for level in levels:
-        yield level.probabilities @ entropy(next_token_probabilities(process, level.beliefs))
+    yield probabilities @ _next_entropies(process, roots)
+    for level in grow(process, roots, probabilities.log(), length - 1, MERGE_TOLERANCE, max_level=max_level):
+        yield level.probabilities @ _next_entropies(process, level.beliefs)
+
+
+def _next_entropies(process: Process, beliefs: Float64[Tensor, "node state"]) -> Float64[Tensor, "node"]:
+    return entropy(next_token_probabilities(process, beliefs))
 
 
 def optimal_losses(process: Process, n_ctx: int, *, max_level: int = MAX_LEVEL) -> Float64[Tensor, "pos"]:
     """The lowest expected next-token loss at each position of a context, in nats: h_2 … h_{n_ctx + 1}.
 
-    Position t has seen t + 1 tokens and predicts the one after. The losses are exact while words lead to at most
-    `max_level` beliefs. Beyond, they are the midpoint between the last exact value and the entropy rate's lower bound,
-    which is off by at most half their distance (for Mess3 about 1e-6 nats).
+    Position t predicts token t + 1. The losses are exact while words lead to at most `max_level` beliefs; then they are
+    the midpoint between the last exact value and the entropy rate's lower bound, off by at most half their distance
+    (for Mess3 about 1e-6 nats).
     """
     check_at_least("n_ctx", n_ctx, 1, "the number of tokens in the context")
-    roots = process.initial.unsqueeze(0)
-    entropies = torch.stack(list(_entropies(process, roots, ONE, n_ctx + 1, max_level)))
+    entropies = torch.stack(list(_entropies(process, process.initial.unsqueeze(0), ONE, n_ctx + 1, max_level)))
     if len(entropies) < n_ctx + 1:
         rest = (float(entropies[-1]) + entropy_rate(process, max_level=max_level).lower) / 2
-        missing = torch.full((n_ctx + 1 - len(entropies),), rest, dtype=torch.float64)
-        entropies = torch.cat([entropies, missing])
+        entropies = torch.nn.functional.pad(entropies, (0, n_ctx + 1 - len(entropies)), value=rest)
     return entropies[1:]
 
 
 def regret_floor(process: Process, n_ctx: int) -> Float64[Tensor, "pos"]:
-    """The cost of a short memory: the lowest loss at each position less the entropy rate, in nats.
+    """The cost of a short memory at each position, in nats: the lowest loss less the entropy rate.
 
-    The best predictor with a context of `n_ctx` tokens has no regret relative to what these tokens tell, and this much
-    relative to an observer who has seen the whole past.
+    This is the regret of the best predictor of the context relative to an observer who has seen the whole past.
     """
     return optimal_losses(process, n_ctx) - entropy_rate(process).value
 
@@ -159,8 +153,8 @@ def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
 
         H(X_L | X_1 … X_{L-1}, S_0)  ≤  h  ≤  h_L        (Cover & Thomas 2006, theorem 4.5.1),
 
-    until the bounds agree or a level would have more than `max_level` beliefs. A generalized process has no hidden
-    states and so no lower bound. The rate is that of the long run: a start that is not stationary does not matter.
+    until the bounds agree or a level would have more than `max_level` beliefs. A generalized process has no lower bound
+    but 0. The rate is that of the long run: a start that is not stationary does not matter.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean
@@ -168,31 +162,26 @@ def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
         0.6666666666666...
     """
     state = long_run_state(process)
-    if process.is_unifilar and not process.is_generalized:
+    if process.is_unifilar:
         return _exactly(float(state @ entropy(process.emissions)), "unifilar")
     found = presentation(process, max_states=MAX_STATES)
     if found.is_finite:
-        return _exactly(_rate_over(found), f"{len(found)} mixed states")
-    return _bounded_rate(process, state, max_level)
-
-
-def _rate_over(found: Presentation) -> float:
-    each = entropy(next_token_probabilities(found.process, found.beliefs))
-    return float(long_run_state(found.to_process()) @ each)
-
-
-def _bounded_rate(process: Process, state: Float64[Tensor, "state"], max_level: int) -> Measure:
+        rate = long_run_state(found.to_process()) @ _next_entropies(process, found.beliefs)
+        return _exactly(float(rate), f"{len(found)} mixed states")
     upper_bounds = _entropies(process, state.unsqueeze(0), ONE, MAX_DEPTH, max_level)
     if process.is_generalized:
         bounds: list[float] = []
         for bound in upper_bounds:
             bounds.append(float(bound))
-            # The bound has settled if 30 steps no longer lower it.
-            if len(bounds) > 30 and bounds[-30] - bounds[-1] <= CONVERGED:
+            if len(bounds) > 30 and bounds[-30] - bounds[-1] <= CONVERGED:  # 30 steps no longer lower it.
                 break
-        return Measure(_extrapolated(bounds), 0.0, bounds[-1], f"upper bounds from words of up to {len(bounds)} tokens")
-    # One vertex of the simplex for each state that occurs in the long run.
-    visited = state > ROUNDING
+        value = bounds[-1]
+        if len(bounds) > 2:
+            # The limit of steps that keep shrinking by the ratio of the last two (Aitken).
+            first, second = bounds[-3] - bounds[-2], bounds[-2] - bounds[-1]
+            value -= second**2 / (first - second) if first > second > 0 else 0.0
+        return Measure(value, 0.0, bounds[-1], f"upper bounds from words of up to {len(bounds)} tokens")
+    visited = state > ROUNDING  # One vertex of the simplex for each state that occurs in the long run.
     vertices = torch.eye(process.n_states, dtype=torch.float64)[visited]
     lower_bounds = _entropies(process, vertices, state[visited], MAX_DEPTH, max_level)
     lower, upper, depth = 0.0, math.inf, 0
@@ -203,21 +192,12 @@ def _bounded_rate(process: Process, state: Float64[Tensor, "state"], max_level: 
     return Measure((lower + upper) / 2, lower, upper, f"bounds from words of {depth} tokens")
 
 
-def _extrapolated(falling: list[float]) -> float:
-    """The limit of a falling sequence whose steps keep shrinking by the ratio of the last two (Aitken)."""
-    if len(falling) < 3:
-        return falling[-1]
-    first, second = falling[-3] - falling[-2], falling[-2] - falling[-1]
-    return falling[-1] - (second**2 / (first - second) if first > second > 0 else 0.0)
-
-
 def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
     """E = Σ_L (h_L - h), the information that the past carries about the future, in nats.
 
     It is exact if there are finitely many mixed states: with W their transitions, H the entropy of the next token at
     each and Π the long-run projection, E = η₀ (I - W + Π)⁻¹ (H - h). Otherwise it is the sum as far as levels can be
-    followed; the lower bound is then the information that L tokens carry about the next L, 2 H_L - H_2L, and no upper
-    bound is known.
+    followed, with the lower bound 2 H_L - H_2L (what L tokens tell about the next L) and no upper bound.
 
     Source: Crutchfield & Feldman 2003 (arXiv cond-mat/0102181), section IV; Riechers & Crutchfield 2018.
 
@@ -228,25 +208,20 @@ def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
     """
     found = presentation(process, max_states=MAX_STATES)
     if found.is_finite:
-        graph = found.to_process()
-        each = entropy(next_token_probabilities(process, found.beliefs))
-        walk = graph.state_transitions
-        projection = long_run_projection(walk)
-        identity = torch.eye(len(found), dtype=torch.float64)
-        above = each - projection @ each
+        walk = found.to_process().state_transitions
+        projection, entropies = long_run_projection(walk), _next_entropies(process, found.beliefs)
+        above = entropies - projection @ entropies
         # (I - W + Π)⁻¹ is Π plus the sum of W^L - Π over all L; Π maps what is above the rate to 0.
-        summed = torch.linalg.solve(identity - walk + projection, above.unsqueeze(1)).squeeze(1)
-        return _exactly(float(summed[0]), f"{len(found)} mixed states")
-    state = long_run_state(process)
-    rate = entropy_rate(process, max_level=max_level)
+        system = torch.eye(len(found), dtype=torch.float64) - walk + projection
+        return _exactly(float(torch.linalg.solve(system, above.unsqueeze(1))[0, 0]), f"{len(found)} mixed states")
+    root, rate = long_run_state(process).unsqueeze(0), entropy_rate(process, max_level=max_level)
     reached: list[float] = []
-    for entropies in _entropies(process, state.unsqueeze(0), ONE, MAX_DEPTH, max_level):
-        reached.append(float(entropies))
+    for expected in _entropies(process, root, ONE, MAX_DEPTH, max_level):
+        reached.append(float(expected))
         if reached[-1] - rate.value <= max(CONVERGED, rate.upper - rate.value):
             break
-    half = len(reached) // 2
+    value, half = sum(bound - rate.value for bound in reached), len(reached) // 2
     lower = sum(reached[:half]) - sum(reached[half : 2 * half])
-    value = sum(bound - rate.value for bound in reached)
     return Measure(value, lower, math.inf, f"summed over words of {len(reached)} tokens")
 
 
@@ -255,9 +230,9 @@ def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> M
 
     Causal states are the recurrent mixed states, with those of equal future merged (Crutchfield & Young 1989). If there
     are finitely many, the result is exact. Otherwise the entropy of the belief after words of L tokens is followed as L
-    grows. If the causal states are countable (as for the simple nonunifilar source) it settles on a lower bound, since
-    states too close for floating point are merged. If they are not (as for Mess3) every token adds as much as the last;
-    the value is then infinite, and the lower bound is the last entropy computed.
+    grows. If the causal states are countable (as for the simple nonunifilar source) it settles, on a lower bound, since
+    states too close for floating point are merged. If not (as for Mess3) every token adds as much as the last, and the
+    value is infinite.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -266,15 +241,13 @@ def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> M
     """
     found = presentation(process, max_states=MAX_STATES)
     if found.is_finite:
-        graph = found.to_process()
-        return _exactly(_future_entropy(process, found.beliefs, long_run_state(graph)), f"{len(found)} mixed states")
-    if process.is_unifilar and not process.is_generalized:
+        state = long_run_state(found.to_process())
+        return _exactly(_future_entropy(process, found.beliefs, state), f"{len(found)} mixed states")
+    if process.is_unifilar:
         states = torch.eye(process.n_states, dtype=torch.float64)
         return _exactly(_future_entropy(process, states, long_run_state(process)), "unifilar")
-    reached = [0.0]
-    root = long_run_state(process).unsqueeze(0)
-    # Different beliefs closer than this cannot be told from one belief reached in two ways.
-    finest = 1e-14
+    reached, root = [0.0], long_run_state(process).unsqueeze(0)
+    finest = 1e-14  # Different beliefs closer than this cannot be told from one belief reached in two ways.
     for level in grow(process, root, ONE.log(), MAX_DEPTH, finest, max_level=max_level):
         reached.append(_future_entropy(process, level.beliefs, level.probabilities, finest))
         # As beliefs approach a limit their entropy fluctuates by about this much, with how many of them are merged.
@@ -294,8 +267,7 @@ def _future_entropy(
     tolerance: float = MERGE_TOLERANCE,
 ) -> float:
     """The entropy of the belief, with beliefs of equal future merged."""
-    futures = beliefs @ future_span(process).T
-    labels, first = equal_beliefs(futures, tolerance)
+    labels, first = equal_beliefs(beliefs @ future_span(process).T, tolerance)
     merged = torch.zeros(len(first), dtype=torch.float64).index_add_(0, labels, probabilities)
     return float(entropy(merged))
 
@@ -304,7 +276,7 @@ def synchronization(process: Process, length: int, *, max_level: int = EXACT_LEV
     """The expected entropy of the belief after 0, 1, …, `length` tokens, in nats: the uncertainty about the state.
 
     Raises:
-        ValueError: if the process is generalized, so that its beliefs are not distributions, or has too many beliefs.
+        ValueError: if the process is generalized or has too many beliefs.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -313,10 +285,8 @@ def synchronization(process: Process, length: int, *, max_level: int = EXACT_LEV
     """
     if process.is_generalized:
         raise ValueError(f"{process.name} is a generalized process: its beliefs are not distributions over states.")
-    root = process.initial.unsqueeze(0)
-    expected = [entropy(process.initial)]
-    for level in grow(process, root, ONE.log(), length, MERGE_TOLERANCE, max_level=max_level):
-        expected.append(level.probabilities @ entropy(level.beliefs))
+    levels = grow(process, process.initial.unsqueeze(0), ONE.log(), length, MERGE_TOLERANCE, max_level=max_level)
+    expected = [entropy(process.initial), *(level.probabilities @ entropy(level.beliefs) for level in levels)]
     if len(expected) <= length:
         raise ValueError(_too_many(process, len(expected) - 1, max_level, length))
     return torch.stack(expected)
@@ -351,9 +321,6 @@ def entropy(distribution: Float64[Tensor, "*batch outcome"]) -> Float64[Tensor, 
 def kl_divergence(
     optimal: Float64[Tensor, "*batch token"], log_predicted: Float64[Tensor, "*batch token"]
 ) -> Float64[Tensor, "*batch"]:
-    """KL(optimal ‖ predicted) in nats along the last axis; the predictions are given as log-probabilities.
-
-    Tokens of probability 0 cost nothing, whatever their prediction, `-inf` included.
-    """
+    """KL(optimal ‖ predicted) in nats along the last axis; a token of probability 0 costs nothing, even at `-inf`."""
     cross_terms = torch.where(optimal > 0, optimal * log_predicted, 0.0)
     return -entropy(optimal) - cross_terms.sum(dim=-1)

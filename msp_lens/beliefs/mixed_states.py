@@ -30,9 +30,7 @@ MERGE_TOLERANCE = 1e-10
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """The nodes of one word length, as a struct of arrays.
-
-    Unmerged, each node is a word, in lexicographic order; merged, it stands for all words that lead to its belief.
+    """The nodes of one word length: one for each word, in lexicographic order, or if merged one for each belief.
 
     Attributes:
         beliefs: The belief after each node's words.
@@ -58,11 +56,7 @@ class Level:
 
 
 def walk_levels(
-    process: Process,
-    depth: int,
-    *,
-    tolerance: float | None = None,
-    min_probability: float = 0.0,
+    process: Process, depth: int, *, tolerance: float | None = None, min_probability: float = 0.0
 ) -> Iterator[Level]:
     """The levels of the tree for word lengths 1 to `depth`, each made from the one above.
 
@@ -102,21 +96,20 @@ def grow(
     for _ in range(depth):
         if len(level) * process.n_tokens > max_level:
             return
-        level = _children(process, level)
+        children, conditional = bayes_children(
+            level.beliefs, process.transitions, process.right_eigenvector, negligible=process.negligible
+        )
+        parents, tokens = conditional.nonzero(as_tuple=True)
+        log_probabilities = level.log_probabilities[parents] + conditional[parents, tokens].log()
+        level = Level(children[parents, tokens], log_probabilities, parents, tokens, level.dropped)
         if tolerance is not None:
             level = _merged(level, tolerance)
         if min_probability > 0:
-            level = _pruned(level, math.log(min_probability))
+            kept = level.log_probabilities >= math.log(min_probability)
+            dropped = level.dropped + float(level.log_probabilities[~kept].exp().sum())
+            above = (level.parents[kept], level.tokens[kept])
+            level = Level(level.beliefs[kept], level.log_probabilities[kept], *above, dropped)
         yield level
-
-
-def _children(process: Process, level: Level) -> Level:
-    beliefs, conditional = bayes_children(
-        level.beliefs, process.transitions, process.right_eigenvector, negligible=process.negligible
-    )
-    parents, tokens = conditional.nonzero(as_tuple=True)
-    log_probabilities = level.log_probabilities[parents] + conditional[parents, tokens].log()
-    return Level(beliefs[parents, tokens], log_probabilities, parents, tokens, level.dropped)
 
 
 def _merged(level: Level, tolerance: float) -> Level:
@@ -130,36 +123,29 @@ def _merged(level: Level, tolerance: float) -> Level:
     return Level(level.beliefs[first], largest + sums.log(), level.parents[first], level.tokens[first], level.dropped)
 
 
-def _pruned(level: Level, least: float) -> Level:
-    kept = level.log_probabilities >= least
-    dropped = level.dropped + float(level.log_probabilities[~kept].exp().sum())
-    return Level(level.beliefs[kept], level.log_probabilities[kept], level.parents[kept], level.tokens[kept], dropped)
-
-
 def equal_beliefs(
     beliefs: Float64[Tensor, "node state"], tolerance: float
 ) -> tuple[Int[Tensor, "node"], Int[Tensor, "distinct"]]:
     """Number the beliefs so that equal ones share a number, in order of first appearance.
 
     Sorted along a generic direction, equal beliefs are neighbors. The sequence is cut wherever neighbors differ by more
-    than the tolerance, and each piece is cut again along every coordinate. The cost is that of a few sorts, and there
-    is no grid whose lines could separate equal beliefs. A chain of beliefs, each within the tolerance of the next,
-    stays one piece, so the tolerance should be far below the distances between different beliefs.
+    than the tolerance, and each piece again along every coordinate, so no grid line can separate equal beliefs. A chain
+    of beliefs, each within the tolerance of the next, stays one piece: the tolerance should be far below the distances
+    between different beliefs.
 
     Returns:
         The number of each belief, and the index of the first belief of each number.
     """
     values = beliefs.numpy()
-    n, n_states = values.shape
     # Random numbers are in no simple ratio, as coordinates of special beliefs often are.
-    generic = np.random.default_rng(0).uniform(1, 2, n_states)
+    generic = np.random.default_rng(0).uniform(1, 2, values.shape[1])
     generic /= np.abs(generic).sum()
-    pieces = np.zeros(n, dtype=np.int64)
+    pieces = np.zeros(len(values), dtype=np.int64)
     for column in (values @ generic, *values.T):
         order = np.lexsort((column, pieces))
         is_cut = (np.diff(pieces[order]) != 0) | (np.diff(column[order]) > tolerance)
         pieces[order] = np.concatenate([[0], np.cumsum(is_cut)])
-        if n == 0 or pieces.max() == n - 1:
+        if pieces.max(initial=-1) == len(pieces) - 1:
             break
     return by_first_appearance(pieces)
 
@@ -168,14 +154,12 @@ def by_first_appearance(labels: np.ndarray) -> tuple[Int[Tensor, "node"], Int[Te
     """Renumber labels 0, 1, … in the order in which they first occur, and give the index of each first occurrence."""
     _, first, labels = np.unique(labels, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    return torch.from_numpy(number[labels.reshape(-1)]), torch.from_numpy(first[order])
+    return torch.from_numpy(np.argsort(order)[labels.reshape(-1)]), torch.from_numpy(first[order])
 
 
 @dataclass(frozen=True, eq=False)
 class MixedStates:
-    """The tree of mixed states down to some depth, as a struct of arrays, level by level from the root.
+    """The tree of mixed states down to some depth, level by level from the root.
 
     Attributes:
         process: The process that emits the words.
@@ -184,7 +168,7 @@ class MixedStates:
         log_probabilities: Natural logarithm of the probability of its words, among all words of their length.
         parents: Index of the node of one of its words without the last token; -1 for the root.
         tokens: That word's last token; -1 for the root.
-        dropped: For each level, the total probability of the words left out because they are too rare.
+        dropped: Total probability of the words left out of each level because they are too rare.
         tolerance: Beliefs of a level closer than this were merged; `None` if none were.
     """
 
@@ -215,20 +199,14 @@ class MixedStates:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each node: level, token, parent, probability, and the belief state by state."""
-        table = pd.DataFrame(
-            {
-                "level": self.levels.numpy(),
-                "token": self.tokens.numpy(),
-                "parent": self.parents.numpy(),
-                "probability": self.log_probabilities.exp().numpy(),
-            }
-        )
+        columns = {"level": self.levels, "token": self.tokens, "parent": self.parents}
+        columns["probability"] = self.log_probabilities.exp()
+        table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
         return table.join(pd.DataFrame(self.beliefs.numpy(), columns=[f"P({name})" for name in self.process.states]))
 
     def __repr__(self) -> str:
         merged = f"merged within {self.tolerance:g}" if self.tolerance is not None else "none merged"
-        mass = float(self.dropped[-1])
-        dropped = f", {mass:.2g} of the probability dropped" if mass > 0 else ""
+        dropped = f", {self.dropped[-1]:.2g} of the probability dropped" if self.dropped[-1] > 0 else ""
         return f"MixedStates({self.process.name} to depth {self.depth}: {len(self):,} nodes, {merged}{dropped})"
 
 
@@ -246,11 +224,8 @@ def mixed_states(
         process: The process that emits the words.
         depth: Length of the longest words.
         tolerance: Beliefs of a level that differ by no more in any coordinate become one node; `None` merges none.
-        min_probability: Nodes less probable than this are left out; `dropped` is their total probability.
-        max_nodes: The largest tree allowed.
-
-    Raises:
-        ValueError: if an option is out of range, or the tree has more than `max_nodes` nodes.
+        min_probability: Nodes less probable than this are left out.
+        max_nodes: The largest tree allowed; a larger one is an error.
 
     Example:
         >>> from msp_lens.processes.catalog import rrxor

@@ -1,8 +1,8 @@
 """The mixed-state presentation: the beliefs that an optimal observer can hold, and how tokens move it between them.
 
-Its states are the mixed states, its edges b → b T[x] / (b T[x] 1) with probability b T[x] 1. It generates the same
-words as the process and is unifilar: a state and a token determine the next state. The observer passes transient states
-only while synchronizing, and keeps returning to recurrent ones. Often there are infinitely many.
+Its states are the mixed states, its edges b → b T[x] / (b T[x] 1) with probability b T[x] 1. It generates the words of
+the process, but is unifilar. The observer passes transient states only while synchronizing, and keeps returning to
+recurrent ones. Often there are infinitely many.
 """
 
 from __future__ import annotations
@@ -77,10 +77,7 @@ class Presentation:
 
     @cached_property
     def recurrent_class(self) -> Int[Tensor, "mixed_state"]:
-        """The closed class to which each state belongs, numbered from 0; -1 for transient states.
-
-        A class with a state that was not expanded does not count as closed, since edges may leave it.
-        """
+        """The closed class of each state, from 0; -1 for transient states and classes not expanded in full."""
         ones = np.ones(len(self.sources))
         edges = coo_array((ones, (self.sources.numpy(), self.targets.numpy())), shape=(len(self), len(self)))
         n_classes, label = connected_components(edges, directed=True, connection="strong")
@@ -102,11 +99,7 @@ class Presentation:
         return tuple("η" + separator.join(map(subscript, word)) for word in self.words)
 
     def to_process(self) -> Process:
-        """The presentation as a process: the same words with the same probabilities, but unifilar.
-
-        Raises:
-            ValueError: if the presentation is not complete.
-        """
+        """The presentation, which must be complete, as a process: the same word probabilities, but unifilar."""
         if not self.is_complete:
             raise ValueError(
                 f"The first {len(self):,} mixed states of {self.process.name} lead to further ones, so their graph is "
@@ -114,21 +107,11 @@ class Presentation:
             )
         transitions = torch.zeros(self.process.n_tokens, len(self), len(self), dtype=torch.float64)
         transitions[self.tokens, self.sources, self.targets] = self.probabilities
-        initial = torch.zeros(len(self), dtype=torch.float64)
-        initial[0] = 1.0
-        name = f"mixed states of {self.process.name}"
+        name, initial = f"mixed states of {self.process.name}", [1.0] + [0.0] * (len(self) - 1)
         return Process(transitions, name=name, states=self.labels, tokens=self.process.tokens, initial=initial)
 
     def plot(self, *, title: str | None = None, theme: ThemeName = "light") -> Figure:
-        """The graph, from the start on the left through transient states to the recurrent ones, which are drawn bold.
-
-        Args:
-            title: Title of the figure; by default it names the process.
-            theme: `"light"` or `"dark"`.
-
-        Raises:
-            ValueError: if there are more than 100 mixed states: lower `max_states`, or raise `tolerance`.
-        """
+        """The graph of at most 100 states, from the start on the left to the recurrent ones, which are drawn bold."""
         from msp_lens.figures.graphs import plot_presentation
 
         return plot_presentation(
@@ -146,15 +129,9 @@ class Presentation:
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each edge: from, token, to, probability."""
-        labels = np.array(self.labels)
-        return pd.DataFrame(
-            {
-                "from": labels[self.sources],
-                "token": np.array(self.process.tokens)[self.tokens],
-                "to": labels[self.targets],
-                "probability": self.probabilities.numpy(),
-            }
-        )
+        labels, tokens = np.array(self.labels), np.array(self.process.tokens)
+        columns = {"from": labels[self.sources], "token": tokens[self.tokens], "to": labels[self.targets]}
+        return pd.DataFrame({**columns, "probability": self.probabilities.numpy()})
 
     def states_dataframe(self) -> pd.DataFrame:
         """One row for each mixed state: whether it is recurrent, and the belief state by state."""
@@ -165,24 +142,24 @@ class Presentation:
     def __repr__(self) -> str:
         name, count, recurrent = self.process.name, len(self), int(self.is_recurrent.sum())
         if self.is_finite:
-            return f"Presentation({name}: {count} mixed state{'s' * (count > 1)}, {recurrent} of them recurrent)"
-        if self.is_complete:
-            return (
-                f"Presentation({name}: {count:,} states, {recurrent:,} of them recurrent, represent more mixed states "
-                f"to within {self.merge_error:.1g}, perhaps infinitely many)"
+            shown = f"{count} mixed state{'s' * (count > 1)}, {recurrent} of them recurrent"
+        elif self.is_complete:
+            shown = (
+                f"{count:,} states, {recurrent:,} of them recurrent, represent more mixed states to within "
+                f"{self.merge_error:.1g}, perhaps infinitely many"
             )
-        return f"Presentation({name}: the first {count:,} of more mixed states, perhaps infinitely many)"
+        else:
+            shown = f"the first {count:,} of more mixed states, perhaps infinitely many"
+        return f"Presentation({name}: {shown})"
 
 
 def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_states: int = 2_000) -> Presentation:
     """The mixed-state presentation, expanded from the prior until no new belief appears.
 
-    If there are infinitely many mixed states it stops at `max_states` and says so; a coarser tolerance then gives a
-    finite graph whose states represent all beliefs near them.
-
     Args:
         process: The process to present.
-        tolerance: Beliefs that differ by no more in any coordinate are one state.
+        tolerance: Beliefs that differ by no more in any coordinate are one state; where there are infinitely many, a
+            coarse tolerance gives a finite graph.
         max_states: States are expanded, shortest words first, until there are more than this many.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), section 2; Crutchfield, Ellison & Riechers 2016 ("Exact complexity").
@@ -208,26 +185,15 @@ def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_st
         )
         parents, tokens = conditional.nonzero(as_tuple=True)
         reached, probabilities = children[parents, tokens], conditional[parents, tokens]
-        parents = parents + n_expanded
-        n_expanded = len(beliefs)
+        parents, n_expanded = parents + n_expanded, len(beliefs)
         targets, first = _place(beliefs, reached, tolerance)
         words += [(*words[int(parents[k])], int(tokens[k])) for k in first]
         beliefs = torch.cat([beliefs, reached[first]])
         merge_error = max(merge_error, float((reached - beliefs[targets]).abs().max()))
         edges.append((parents, tokens, targets, probabilities))
     sources, tokens, targets, probabilities = (torch.cat(parts) for parts in zip(*edges, strict=True))
-    return Presentation(
-        process=process,
-        beliefs=beliefs,
-        words=tuple(words),
-        sources=sources,
-        tokens=tokens,
-        targets=targets,
-        probabilities=probabilities,
-        is_expanded=torch.arange(len(beliefs)) < n_expanded,
-        tolerance=tolerance,
-        merge_error=merge_error,
-    )
+    graph = (sources, tokens, targets, probabilities, torch.arange(len(beliefs)) < n_expanded)
+    return Presentation(process, beliefs, tuple(words), *graph, tolerance, merge_error)
 
 
 def _place(

@@ -1,8 +1,8 @@
 """What follows from a belief: the later beliefs to which tokens lead, and the tokens it predicts.
 
-A belief b' written at position t implies the belief b' T[x] / (b' T[x] 1) at t + 1 once token x is seen, and so on. A
-network into which b' was written at one position only still attends to a past that supports the old belief: to move the
-trajectory, write these beliefs at every later position too.
+A belief b' written at position t implies the belief b' T[x] / (b' T[x] 1) at t + 1 once token x is seen, and so on. To
+move a network's trajectory, write these beliefs at every later position too: it still attends to a past that supports
+the old belief.
 """
 
 from __future__ import annotations
@@ -20,11 +20,6 @@ def filter_from(
     process: Process, beliefs: Float64[Tensor, "word state"], tokens: Int[Tensor, "word pos"]
 ) -> Float64[Tensor, "word later state"]:
     """The given beliefs, and those after each of the tokens that follow: `[word, pos + 1, state]`.
-
-    Args:
-        process: The process that emits the tokens.
-        beliefs: The belief of each word before its first token.
-        tokens: The tokens that follow.
 
     Raises:
         ValueError: if a token is outside the vocabulary, or impossible after the belief and the tokens before it.

@@ -17,19 +17,12 @@ from msp_lens.processes.catalog import (
     sns,
     z1r,
 )
-from msp_lens.processes.chains import StateClass
+from msp_lens.processes.chains import Degeneracy, StateClass
 from msp_lens.processes.compose import Mixture, Product, leaky, mixture, product, with_bos
 from msp_lens.processes.construct import from_moore, random_process
-from msp_lens.processes.degeneracy import Degeneracy
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import CATALOG, CatalogEntry, build_process, catalog_entry
-from msp_lens.processes.structure import (
-    emission_rank,
-    future_rank,
-    is_minimal,
-    minimal_dimension,
-    reach_rank,
-)
+from msp_lens.processes.structure import emission_rank, future_rank, is_minimal, minimal_dimension, reach_rank
 
 __all__ = [
     "CATALOG",

@@ -4,10 +4,8 @@ Seeing token x moves a belief b to
 
     b' = b T[x] / (b T[x] w),    where b T[x] w is the probability of x,
 
-with w = 1, or the right eigenvector of a generalized process. `bayes_step` moves each belief by its own token,
-`bayes_children` by every token at once, and `normalized` divides products b T[x] that were computed elsewhere. A token
-counts as impossible where its probability is at most `negligible`; the belief after it is NaN. All three work on bare
-matrices, on any device, so that sampling and filtering share them.
+with w = 1, or the right eigenvector of a generalized process. A token counts as impossible where its probability is at
+most `negligible`; the belief after it is NaN. The functions work on bare matrices, on any device.
 """
 
 from __future__ import annotations

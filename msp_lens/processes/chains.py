@@ -1,8 +1,8 @@
-"""What follows from matrices alone: classes of states, fixed vectors, the spans that words reach, and ranks.
+"""What follows from matrices alone: classes of states, the spans that words reach, and ranks.
 
-A chain's states fall into classes of mutually reachable ones; a class that no transition leaves is closed, and a chain
-has a unique stationary distribution exactly if it has one closed class. A fixed vector solves v S = v. The span of all
-v T[x1] … T[xn] is found one token at a time, by extending an orthonormal basis until it stops growing.
+A class of mutually reachable states that no transition leaves is closed; a chain has a unique stationary distribution
+exactly if it has one closed class. The span of all v T[x1] … T[xn] is found one token at a time, by extending an
+orthonormal basis until it stops growing.
 """
 
 from __future__ import annotations
@@ -21,15 +21,50 @@ RANK_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class StateClass:
-    """States that can all be reached from one another.
-
-    Attributes:
-        states: Their names.
-        is_closed: Whether no transition leaves them, so that a process that enters stays.
-    """
+    """The names of states that can all be reached from one another, and whether no transition leaves them."""
 
     states: tuple[str, ...]
     is_closed: bool
+
+
+@dataclass(frozen=True, repr=False)
+class Degeneracy:
+    """How much of the beliefs the next-token probabilities show; made by `Process.degeneracy`.
+
+    Words lead to beliefs that span R = span{π T[w]}, and the next-token probabilities of a belief b are b E. Where the
+    rank of R E is that of R, beliefs are an affine function of next-token probabilities.
+
+    Attributes:
+        process: Name of the process.
+        n_states: Its number of hidden states.
+        emission_rank: Rank of the emission matrix, at most `n_states`.
+        belief_dimensions: Affine dimension of the reachable beliefs.
+        next_token_dimensions: Affine dimension of the next-token probabilities they lead to.
+    """
+
+    process: str
+    n_states: int
+    emission_rank: int
+    belief_dimensions: int
+    next_token_dimensions: int
+
+    @property
+    def beliefs_follow_from_next_token(self) -> bool:
+        """Whether the reachable beliefs are an affine function of their next-token probabilities."""
+        return self.next_token_dimensions == self.belief_dimensions
+
+    def __repr__(self) -> str:
+        total, seen = self.belief_dimensions, self.next_token_dimensions
+        if total == 0:
+            verdict = "there is only one belief, and nothing to probe for"
+        elif self.beliefs_follow_from_next_token:
+            verdict = "beliefs are an affine function of them, and a probe alone cannot tell them apart"
+        else:
+            verdict = "beliefs are not an affine function of them, and a probe can tell them apart"
+        return (
+            f"{self.process}: emission rank {self.emission_rank} of {self.n_states}; next-token probabilities show "
+            f"{seen} of the {total} dimension{'s' * (total != 1)} of the reachable beliefs: {verdict}."
+        )
 
 
 def communicating_classes(chain: Float64[Tensor, "state state"]) -> list[tuple[list[int], bool]]:
@@ -45,21 +80,13 @@ def stationary_distribution(chain: Float64[Tensor, "state state"]) -> Float64[Te
     closed = [members for members, is_closed in communicating_classes(chain) if is_closed]
     if len(closed) > 1:
         return None
-    n_states = len(chain)
-    equations = torch.cat([chain.T - torch.eye(n_states, dtype=torch.float64), torch.ones(1, n_states).double()])
-    right_side = torch.zeros(n_states + 1, dtype=torch.float64)
-    right_side[-1] = 1.0
-    solution = torch.linalg.lstsq(equations, right_side.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+    identity = torch.eye(len(chain) + 1, dtype=torch.float64)
+    equations = torch.cat([chain.T - identity[:-1, :-1], torch.ones(1, len(chain), dtype=torch.float64)])
+    solution = torch.linalg.lstsq(equations, identity[:, -1:], driver="gelsd").solution.squeeze(1)
     # States outside the closed class are left for good: their share is exactly 0, not a rounding error.
     stationary = torch.zeros_like(solution)
     stationary[closed[0]] = solution[closed[0]].clamp(min=0)
     return stationary / stationary.sum()
-
-
-def fixed_vectors(chain: Float64[Tensor, "state state"]) -> Float64[Tensor, "fixed state"]:
-    """An orthonormal basis of the row vectors with v S = v, to within `RANK_TOLERANCE` of the norm of S."""
-    left, sizes, _ = torch.linalg.svd(chain - torch.eye(len(chain), dtype=torch.float64))
-    return left.T[sizes <= RANK_TOLERANCE * max(1.0, float(torch.linalg.matrix_norm(chain, 2)))]
 
 
 def reached_span(
@@ -68,8 +95,7 @@ def reached_span(
     """An orthonormal basis of the span of `start T[x1] … T[xn]` over all words, the empty one included.
 
     Each round multiplies the newest directions by every matrix, projects out the span found so far, and keeps those
-    singular directions of the rest that exceed `RANK_TOLERANCE` of the largest matrix norm. There is at most one round
-    for each state.
+    singular directions of the rest that exceed `RANK_TOLERANCE` of the largest matrix norm.
     """
     smallest = RANK_TOLERANCE * float(torch.linalg.matrix_norm(matrices, 2).max())
     basis = newest = (start / start.norm()).unsqueeze(0)

@@ -1,12 +1,11 @@
 """Processes made of others: mixtures, products, leaky processes, and processes with a BOS token.
 
-A mixture is one of its components, chosen once and unknown to the observer: its matrices are block-diagonal. A
-product runs its factors in parallel, independently: its matrices are Kronecker products, and its tokens tuples of the
-factors' tokens.
+A mixture's matrices are block-diagonal, a product's are Kronecker products.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
@@ -16,48 +15,55 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from msp_lens.processes.process import Process
-from msp_lens.processes.validation import validated_distribution
+from msp_lens.processes.validation import ArrayLike, validated_distribution
 
 
 class Mixture(Process, kind="mixture"):
-    """One of several processes, chosen once; made by `mixture`.
+    """One of several processes, chosen once and unknown to the observer: a non-ergodic process.
 
-    Attributes:
-        components: The processes.
-        weights: Probability of each.
+    Its tokens are those of all components; equal names are the same token. A belief covers which component it is and
+    the state within it.
+
+    Args:
+        processes: The components, kept as `components`.
+        weights: Probability of each, above 0.
+        name: What the mixture is called.
+
+    Raises:
+        ValueError: if there are no processes, or the weights are not a distribution over them.
+
+    Example:
+        >>> from msp_lens.processes.catalog import coin, z1r
+        >>> two = mixture([coin(p=0.5), z1r(p=0.5)], [0.25, 0.75])
+        >>> two
+        mixture(0.25 coin(p=0.5), 0.75 z1r(p=0.5)): 4 states, 2 tokens
+        >>> two.component_beliefs(two.initial)
+        tensor([0.2500, 0.7500], dtype=torch.float64)
     """
 
-    def __init__(
-        self,
-        components: Sequence[Process],
-        weights: Tensor | np.ndarray | Sequence[float],
-        *,
-        name: str = "mixture",
-    ) -> None:
-        self.components = _validated_parts(components, "mixture", "components")
-        self.weights = validated_distribution(weights, len(self.components), "weights")
+    def __init__(self, processes: Sequence[Process], weights: ArrayLike, *, name: str = "mixture") -> None:
+        self.components = parts = _validated_parts(processes, "mixture", "components")
+        self.weights = validated_distribution(weights, len(parts), "weights")
         if (self.weights == 0).any():
             raise ValueError(f"weights={self.weights.tolist()}: a component of weight 0 never occurs; leave it out.")
-        tokens = tuple(dict.fromkeys(token for part in self.components for token in part.tokens))
-        n_states = [part.n_states for part in self.components]
-        _check_size(name, len(tokens), sum(n_states))
-        ends = np.cumsum(n_states).tolist()
-        self._blocks = [slice(end - n, end) for n, end in zip(n_states, ends, strict=True)]
+        tokens = tuple(dict.fromkeys(token for part in parts for token in part.tokens))
+        ends = np.cumsum([part.n_states for part in parts]).tolist()
+        _check_size(name, len(tokens), ends[-1])
+        self._blocks = [slice(end - part.n_states, end) for end, part in zip(ends, parts, strict=True)]
         transitions = torch.zeros(len(tokens), ends[-1], ends[-1], dtype=torch.float64)
-        for part, block in zip(self.components, self._blocks, strict=True):
+        for part, block in zip(parts, self._blocks, strict=True):
             transitions[[tokens.index(token) for token in part.tokens], block, block] = part.transitions
-        names = [part.name for part in self.components]
-        labels = names if len(set(names)) == len(names) else [f"{label}_{k}" for k, label in enumerate(names)]
-        is_generalized = any(part.is_generalized for part in self.components)
+        labels = [part.name for part in parts]
+        if len(set(labels)) < len(labels):
+            labels = [f"{label}_{k}" for k, label in enumerate(labels)]
+        is_generalized = any(part.is_generalized for part in parts)
         super().__init__(
             transitions,
             name=name,
-            states=[f"{label}.{s}" for label, part in zip(labels, self.components, strict=True) for s in part.states],
+            states=[f"{label}.{state}" for label, part in zip(labels, parts, strict=True) for state in part.states],
             tokens=tokens,
-            initial=torch.cat([w * part.initial for w, part in zip(self.weights, self.components, strict=True)]),
-            right_eigenvector=(
-                torch.cat([part.right_eigenvector for part in self.components]) if is_generalized else None
-            ),
+            initial=torch.cat([weight * part.initial for weight, part in zip(self.weights, parts, strict=True)]),
+            right_eigenvector=torch.cat([part.right_eigenvector for part in parts]) if is_generalized else None,
         )
 
     def component_beliefs(self, beliefs: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch component"]:
@@ -68,13 +74,7 @@ class Mixture(Process, kind="mixture"):
     def state_beliefs(
         self, beliefs: Float[Tensor, "*batch state"], component: int
     ) -> Float[Tensor, "*batch component_state"]:
-        """The belief within a component, given that component: what filtering by it alone gives.
-
-        Where the component is ruled out the belief is undefined, and the row is 0.
-
-        Raises:
-            ValueError: if there is no such component.
-        """
+        """The belief within the component of this index, as filtering by it alone gives it; 0 where it is ruled out."""
         _check_index(component, len(self.components), f"{self.name} has components")
         share = self.component_beliefs(beliefs)[..., component].unsqueeze(-1)
         within = beliefs[..., self._blocks[component]]
@@ -90,68 +90,69 @@ class Mixture(Process, kind="mixture"):
         components = [Process.from_dict(part) for part in definition["components"]]
         return cls(components, definition["weights"], name=definition["name"])
 
-    def _arguments(self) -> str:
-        return ", ".join(f"{w:g} {_call(part)}" for w, part in zip(self.weights, self.components, strict=True))
+    def _call(self) -> str:
+        parts = zip(self.weights, self.components, strict=True)
+        return f"{self.name}({', '.join(f'{weight:g} {part._call()}' for weight, part in parts)})"
 
 
 class Product(Process, kind="product"):
-    """Several independent processes in parallel, with a token of each at every position; made by `product`.
+    """Several processes in parallel, independently: a factored process.
 
-    Attributes:
-        factors: The processes.
+    A token is a tuple of the factors' tokens (`split_tokens`), numbered with the first factor's token most significant,
+    and so is a state. A belief is the product of the factors' beliefs (`factor_beliefs`).
+
+    Args:
+        processes: The factors, kept as `factors`.
+        name: What the product is called.
+
+    Raises:
+        ValueError: if there are no processes, or their matrices would not fit in memory.
+
+    Example:
+        >>> from msp_lens.processes.catalog import golden_mean, z1r
+        >>> both = product([z1r(p=0.5), golden_mean(p=0.5)])
+        >>> both.tokens
+        ('0,0', '0,1', '1,0', '1,1')
+        >>> both.factor_beliefs(both.initial, 1)
+        tensor([0.6667, 0.3333], dtype=torch.float64)
     """
 
-    def __init__(self, factors: Sequence[Process], *, name: str = "product") -> None:
-        self.factors = _validated_parts(factors, "product", "factors")
-        sizes = [(part.n_tokens, part.n_states) for part in self.factors]
-        _check_size(name, *np.prod(np.array(sizes, dtype=object), axis=0))
-        is_generalized = any(part.is_generalized for part in self.factors)
+    def __init__(self, processes: Sequence[Process], *, name: str = "product") -> None:
+        self.factors = parts = _validated_parts(processes, "product", "factors")
+        sizes = np.array([(part.n_tokens, part.n_states) for part in parts], dtype=object)
+        _check_size(name, *sizes.prod(axis=0))
+        weights = reduce(torch.kron, [part.right_eigenvector for part in parts])
         super().__init__(
-            reduce(torch.kron, [part.transitions for part in self.factors]),
+            reduce(torch.kron, [part.transitions for part in parts]),
             name=name,
-            states=_joined([part.states for part in self.factors]),
-            tokens=_joined([part.tokens for part in self.factors]),
-            initial=reduce(torch.kron, [part.initial for part in self.factors]),
-            right_eigenvector=(
-                reduce(torch.kron, [part.right_eigenvector for part in self.factors]) if is_generalized else None
-            ),
+            states=[",".join(names) for names in itertools.product(*(part.states for part in parts))],
+            tokens=[",".join(names) for names in itertools.product(*(part.tokens for part in parts))],
+            initial=reduce(torch.kron, [part.initial for part in parts]),
+            right_eigenvector=weights if any(part.is_generalized for part in parts) else None,
         )
 
     def factor_beliefs(
         self, beliefs: Float[Tensor, "*batch state"], factor: int
     ) -> Float[Tensor, "*batch factor_state"]:
-        """The marginal belief about one factor: what filtering that factor's tokens alone gives.
-
-        Raises:
-            ValueError: if there is no such factor.
-        """
+        """The marginal belief about one factor: what filtering that factor's tokens alone gives."""
         _check_index(factor, len(self.factors), f"{self.name} has factors")
         marginal = beliefs.unflatten(-1, [part.n_states for part in self.factors])
         # From the last axis to the first: once the axes behind it are summed out, the factor's own axis is the last.
         for k in reversed(range(len(self.factors))):
             if k != factor:
-                axis = -1 if k > factor else -2
                 weights = self.factors[k].right_eigenvector.to(beliefs)
-                marginal = marginal.movedim(axis, -1) @ weights
+                marginal = marginal.movedim(-1 if k > factor else -2, -1) @ weights
         return marginal
 
     def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
-        """Each token as one token for each factor.
-
-        Raises:
-            ValueError: if a token is outside the vocabulary.
-        """
+        """Each token as one token for each factor; an error for a token outside the vocabulary."""
         outside = tokens[(tokens < 0) | (tokens >= self.n_tokens)]
-        if outside.numel():
+        if len(outside):
             raise ValueError(f"Token {int(outside[0])}: the {self.n_tokens} tokens of {self.name} start at 0.")
         return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
 
     def join_tokens(self, tokens: Int[Tensor, "*batch factor"]) -> Int[Tensor, "*batch"]:
-        """The token made of one token for each factor; the inverse of `split_tokens`.
-
-        Raises:
-            ValueError: if there is not one token for each factor, or one is outside its factor's vocabulary.
-        """
+        """The token made of one token for each factor; an error if one is missing or outside its vocabulary."""
         sizes = torch.tensor([part.n_tokens for part in self.factors], device=tokens.device)
         if tokens.shape[-1] != len(sizes):
             raise ValueError(f"The last axis has {tokens.shape[-1]} tokens; {self.name} has {len(sizes)} factors.")
@@ -172,59 +173,12 @@ class Product(Process, kind="product"):
     def _from_parts(cls, definition: Mapping) -> Product:
         return cls([Process.from_dict(part) for part in definition["factors"]], name=definition["name"])
 
-    def _arguments(self) -> str:
-        return " × ".join(_call(part) for part in self.factors)
+    def _call(self) -> str:
+        return f"{self.name}({' × '.join(part._call() for part in self.factors)})"
 
 
-def mixture(
-    processes: Sequence[Process], weights: Tensor | np.ndarray | Sequence[float], *, name: str = "mixture"
-) -> Mixture:
-    """One of several processes, chosen once and unknown to the observer: a non-ergodic process.
-
-    Its tokens are those of all components; equal names are the same token. A belief covers which component it is and
-    the state within it (`Mixture.component_beliefs`, `Mixture.state_beliefs`).
-
-    Args:
-        processes: The components.
-        weights: Probability of each, above 0.
-        name: What the mixture is called.
-
-    Raises:
-        ValueError: if there are no processes, or the weights are not a distribution over them.
-
-    Example:
-        >>> from msp_lens.processes.catalog import coin, z1r
-        >>> two = mixture([coin(p=0.5), z1r(p=0.5)], [0.25, 0.75])
-        >>> two
-        mixture(0.25 coin(p=0.5), 0.75 z1r(p=0.5)): 4 states, 2 tokens
-        >>> two.component_beliefs(two.initial)
-        tensor([0.2500, 0.7500], dtype=torch.float64)
-    """
-    return Mixture(processes, weights, name=name)
-
-
-def product(processes: Sequence[Process], *, name: str = "product") -> Product:
-    """Several processes in parallel, independently: a factored process.
-
-    A token is a tuple of the factors' tokens (`Product.split_tokens`), numbered with the first factor's token most
-    significant, and so is a state. A belief is the product of the factors' beliefs (`Product.factor_beliefs`).
-
-    Args:
-        processes: The factors.
-        name: What the product is called.
-
-    Raises:
-        ValueError: if there are no processes, or their matrices would not fit in memory.
-
-    Example:
-        >>> from msp_lens.processes.catalog import golden_mean, z1r
-        >>> both = product([z1r(p=0.5), golden_mean(p=0.5)])
-        >>> both.tokens
-        ('0,0', '0,1', '1,0', '1,1')
-        >>> both.factor_beliefs(both.initial, 1)
-        tensor([0.6667, 0.3333], dtype=torch.float64)
-    """
-    return Product(processes, name=name)
+# The names by which they are made.
+mixture, product = Mixture, Product
 
 
 def leaky(process: Process, epsilon: float) -> Process:
@@ -261,13 +215,9 @@ def leaky(process: Process, epsilon: float) -> Process:
 def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> Process:
     """The process preceded by a BOS token, which comes first and never again; the belief after it is the prior.
 
-    BOS is the last token of the alphabet, so that the others keep their numbers; the start state that emits it is the
-    last state. The belief after BOS is the process's initial one, with a 0 for the start state.
-
-    Args:
-        process: The process that follows BOS.
-        token: Name of the BOS token.
-        state: Name of the start state.
+    BOS is the last token of the alphabet and the start state that emits it the last state, so the others keep their
+    numbers; `token` and `state` name them. The belief after BOS is the process's initial one, with a 0 for the start
+    state.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean
@@ -281,6 +231,7 @@ def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> P
     transitions = torch.zeros(n_tokens + 1, n_states + 1, n_states + 1, dtype=torch.float64)
     transitions[:n_tokens, :n_states, :n_states] = process.transitions
     transitions[n_tokens, n_states, :n_states] = process.initial
+    weights = torch.nn.functional.pad(process.right_eigenvector, (0, 1), value=1.0)
     return Process(
         transitions,
         name=f"{process.name}_with_bos",
@@ -288,9 +239,7 @@ def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> P
         tokens=(*process.tokens, token),
         initial=[0.0] * n_states + [1.0],
         parameters=process.parameters,
-        right_eigenvector=torch.nn.functional.pad(process.right_eigenvector, (0, 1), value=1.0)
-        if process.is_generalized
-        else None,
+        right_eigenvector=weights if process.is_generalized else None,
     )
 
 
@@ -306,21 +255,10 @@ def _validated_parts(parts: Sequence[Process], whole: str, what: str) -> tuple[P
 def _check_size(name: str, n_tokens: int, n_states: int) -> None:
     most = 2**27  # 1 GiB
     if n_tokens * n_states**2 > most:
-        raise ValueError(
-            f"{name} would have {n_tokens} matrices of {n_states} × {n_states} states, more than {most} entries in "
-            "all: use fewer or smaller processes."
-        )
+        size = f"{n_tokens} matrices of {n_states} × {n_states} states, more than {most} entries in all"
+        raise ValueError(f"{name} would have {size}: use fewer or smaller processes.")
 
 
 def _check_index(index: int, count: int, what: str) -> None:
     if not 0 <= index < count:
         raise ValueError(f"{index}: {what} 0 to {count - 1}.")
-
-
-def _joined(names: Sequence[Sequence[str]]) -> list[str]:
-    """Every combination of the names, with a comma between."""
-    return reduce(lambda before, after: [f"{a},{b}" for a in before for b in after], names[1:], list(names[0]))
-
-
-def _call(part: Process) -> str:
-    return f"{part.name}({part._arguments()})"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from einops import einsum
 from jaxtyping import Float64
@@ -17,15 +16,15 @@ from torch import Tensor
 
 from msp_lens.processes.chains import stationary_distribution
 from msp_lens.processes.process import Process
-from msp_lens.processes.validation import ROUNDING, validated_distribution
+from msp_lens.processes.validation import ROUNDING, ArrayLike, validated_distribution
 
 
 def from_moore(
     transitions: Any,
-    emissions: Tensor | np.ndarray | Sequence | None = None,
+    emissions: ArrayLike | None = None,
     *,
-    initial: Tensor | np.ndarray | Sequence[float] | None = None,
-    startprob: Tensor | np.ndarray | Sequence[float] | None = None,
+    initial: ArrayLike | None = None,
+    startprob: ArrayLike | None = None,
     name: str = "moore",
     states: Sequence[str] | None = None,
     tokens: Sequence[str] | None = None,
@@ -39,14 +38,11 @@ def from_moore(
         initial: Distribution over states *before* the transition to the state that emits the first token, as in every
             `Process`; by default the stationary one.
         startprob: Instead of `initial`, the distribution of the state that *emits* the first token, as in hmmlearn.
-            If the stationary start does not imply it, a last state START is added that is left at once and never
-            entered, so that word probabilities are exactly the model's.
+            Unless the stationary start implies it, a last state START is added that is left at once and never entered;
+            word probabilities are exactly the model's.
         name: What the process is called.
         states: Names of the states; numbers by default.
         tokens: Names of the tokens; numbers by default.
-
-    Returns:
-        A process whose belief after a token is the filtered posterior over the state that emitted it.
 
     Raises:
         TypeError: if emissions are missing and the first argument is not a fitted model.
@@ -57,20 +53,20 @@ def from_moore(
         tensor([[0.9500, 0.0500],
                 [0.6000, 0.4000]], dtype=torch.float64)
     """
-    matrices = (transitions, emissions)
     if emissions is None:
-        if not all(hasattr(transitions, part) for part in ("transmat_", "emissionprob_", "startprob_")):
+        fitted = transitions
+        if not all(hasattr(fitted, part) for part in ("transmat_", "emissionprob_", "startprob_")):
             raise TypeError(
-                f"from_moore({type(transitions).__name__}): give transitions and emissions, or a fitted model with "
+                f"from_moore({type(fitted).__name__}): give transitions and emissions, or a fitted model with "
                 "transmat_, emissionprob_ and startprob_."
             )
-        matrices = (transitions.transmat_, transitions.emissionprob_)
-        startprob = transitions.startprob_ if initial is None and startprob is None else startprob
+        transitions, emissions = fitted.transmat_, fitted.emissionprob_
+        startprob = fitted.startprob_ if initial is None and startprob is None else startprob
     if initial is not None and startprob is not None:
         raise ValueError(
             "initial and startprob: give one of them, the distribution before the first transition or the one after it."
         )
-    A, B = _stochastic(matrices[0], "transitions"), _stochastic(matrices[1], "emissions")
+    A, B = _stochastic(transitions, "transitions"), _stochastic(emissions, "emissions")
     if A.shape[0] != A.shape[1] or len(A) != len(B):
         raise ValueError(
             f"transitions of shape {tuple(A.shape)} and emissions of shape {tuple(B.shape)} do not fit: give "
@@ -93,12 +89,7 @@ def from_moore(
 def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float = 0.0) -> Process:
     """A random irreducible process: each state's outcomes (token, next state) are uniform on their simplex.
 
-    Args:
-        n_states: Number of hidden states.
-        n_tokens: Size of the alphabet.
-        seed: Seed of the randomness.
-        sparsity: Share of the outcomes that are impossible, in [0, 1]. A random cycle through all states remains
-            possible, so that every state can be reached from every other; at 1 only the cycle is left.
+    A share `sparsity` of the outcomes is impossible, except that a random cycle through all states remains.
 
     Example:
         >>> random_process(4, 2, seed=0, sparsity=0.5).is_irreducible
@@ -117,14 +108,11 @@ def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float =
     is_kept[torch.randint(n_tokens, (n_states,), generator=generator), cycle, cycle.roll(-1)] = True
     weights = torch.where(is_kept, weights, 0.0)
     return Process(
-        weights / weights.sum(dim=(0, 2))[None, :, None],
-        name="random",
-        parameters={"seed": seed, "sparsity": sparsity},
+        weights / weights.sum(dim=(0, 2))[None, :, None], name="random", parameters={"seed": seed, "sparsity": sparsity}
     )
 
 
 def _stochastic(rows: Any, what: str) -> Float64[Tensor, "row column"]:
-    """A matrix whose rows are distributions."""
     matrix = torch.as_tensor(rows, dtype=torch.float64)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"{what} has shape {tuple(matrix.shape)}; it needs two axes, with a distribution in each row.")

@@ -16,25 +16,30 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._random import resolve_generator
 from msp_lens.processes.bayes import bayes_step
-from msp_lens.processes.chains import StateClass, communicating_classes, stationary_distribution
-from msp_lens.processes.degeneracy import Degeneracy
-from msp_lens.processes.sampling import OutcomeTable, outcome_table, sample_by_filtering, sample_paths
+from msp_lens.processes.chains import (
+    Degeneracy,
+    StateClass,
+    communicating_classes,
+    matrix_rank,
+    reached_span,
+    stationary_distribution,
+)
+from msp_lens.processes.sampling import PathSampler, sample_by_filtering
 from msp_lens.processes.validation import (
     GENERALIZED_TOLERANCE,
+    ArrayLike,
     check_words,
     normalized_initial,
     unique_fixed_vector,
     validated_distribution,
-    validated_matrices,
     validated_names,
     validated_right_eigenvector,
     validated_transitions,
@@ -49,27 +54,26 @@ if TYPE_CHECKING:
 class Process:
     """A stationary process given by labelled transition matrices; immutable, in float64 on the CPU.
 
-    A *generalized* process may have matrices with negative entries, and then has no hidden states. Its "belief" after a
-    word v is the vector π T[v] / (π T[v] w). Its entries may be negative and mean nothing by themselves, but the
-    probabilities of all futures are linear in it, as they are in an ordinary belief.
+    A *generalized* process may have matrices with negative entries, and then has no hidden states. The entries of its
+    "belief" π T[v] / (π T[v] w) after a word v may be negative and mean nothing by themselves, but the probabilities of
+    all futures are linear in it, as they are in an ordinary belief.
 
     Args:
-        transitions: `[token, state, state]`, `transitions[x, i, j] = P(emit x, go to j | in i)`. Non-negative;
-            for each state the entries over tokens and next states sum to 1 (within 1e-6, then normalized). For a
-            generalized process, any finite numbers whose sum over tokens has the eigenvalue 1.
+        transitions: `[token, state, state]`, `transitions[x, i, j] = P(emit x, go to j | in i)`; for each state they
+            sum to 1 (within 1e-6, then normalized). For a generalized process, any finite numbers whose sum over tokens
+            has the eigenvalue 1.
         name: What the process is called in tables and on the command line.
         states: Names of the hidden states; numbers by default.
         tokens: Names of the tokens; numbers by default.
-        initial: Distribution over states before the first token; by default the stationary one. For a generalized
-            process, any vector π with π w = 1; by default the left eigenvector of eigenvalue 1.
+        initial: Distribution over states before the first token; for a generalized process, any vector π with
+            π w = 1. By default the stationary one.
         parameters: What the process was built from, for its `repr` and for provenance.
-        right_eigenvector: w of a generalized process, Σ_x T[x] w = w (within 1e-9). Giving it makes the process
-            generalized.
-        generalized: Whether the process is generalized. Its right eigenvector is computed unless given.
+        right_eigenvector: w of a generalized process, Σ_x T[x] w = w (within 1e-9); it makes the process generalized.
+        generalized: Whether the process is generalized; w is computed unless given.
 
     Raises:
-        ValueError: if the matrices do not define a process (for a generalized one, short words are checked for negative
-            probabilities), or if there is more than one stationary distribution and `initial` was not given.
+        ValueError: if these do not define a process (for a generalized one, only short words are checked for negative
+            probabilities), or there is more than one stationary distribution and no `initial`.
 
     Example:
         >>> fair_coin = Process([[[0.5]], [[0.5]]], name="fair coin")
@@ -81,29 +85,27 @@ class Process:
 
     def __init__(
         self,
-        transitions: Tensor | np.ndarray | Sequence,
+        transitions: ArrayLike,
         *,
         name: str = "process",
         states: Sequence[str] | None = None,
         tokens: Sequence[str] | None = None,
-        initial: Tensor | np.ndarray | Sequence[float] | None = None,
+        initial: ArrayLike | None = None,
         parameters: Mapping[str, float | Sequence[float]] | None = None,
-        right_eigenvector: Tensor | np.ndarray | Sequence[float] | None = None,
+        right_eigenvector: ArrayLike | None = None,
         generalized: bool = False,
     ) -> None:
         self.is_generalized = generalized or right_eigenvector is not None
-        self.transitions: Float64[Tensor, "token state state"] = (
-            validated_matrices(transitions) if self.is_generalized else validated_transitions(transitions)
+        self.transitions: Float64[Tensor, "token state state"] = validated_transitions(
+            transitions, generalized=self.is_generalized
         )
         self.name = name
         self.parameters = dict(parameters or {})
         self.states = validated_names(states, self.n_states, "states")
         self.tokens = validated_names(tokens, self.n_tokens, "tokens")
-        self.right_eigenvector: Float64[Tensor, "state"] = (
-            validated_right_eigenvector(self.transitions, right_eigenvector)
-            if self.is_generalized
-            else torch.ones(self.n_states, dtype=torch.float64)
-        )
+        self.right_eigenvector: Float64[Tensor, "state"] = torch.ones(self.n_states, dtype=torch.float64)
+        if self.is_generalized:
+            self.right_eigenvector = validated_right_eigenvector(self.transitions, right_eigenvector)
         if initial is None:
             self.initial: Float64[Tensor, "state"] = self.stationary
         elif self.is_generalized:
@@ -114,7 +116,7 @@ class Process:
             check_words(self.transitions, self.initial, self.right_eigenvector, name)
 
     def __init_subclass__(cls, *, kind: str | None = None) -> None:
-        """Register the subclass under `kind`, the name that `to_dict` writes and `from_dict` looks up."""
+        """Register the subclass under the `kind` that `to_dict` writes and `from_dict` looks up."""
         if kind is not None:
             Process._kinds[kind] = cls
 
@@ -147,35 +149,27 @@ class Process:
 
     @cached_property
     def stationary(self) -> Float64[Tensor, "state"]:
-        """The stationary distribution over hidden states, π = π Σ_x T[x]; in general, scaled so that π w = 1.
-
-        Raises:
-            ValueError: if it is not unique, i.e. if the chain has more than one closed class of states.
-        """
+        """The stationary distribution, π = π Σ_x T[x] with π w = 1; an error unless there is exactly one."""
         if self.is_generalized:
             vector = unique_fixed_vector(self.state_transitions, "left")
             overlap = float(vector @ self.right_eigenvector)
-            if abs(overlap) <= GENERALIZED_TOLERANCE * float(self.right_eigenvector.norm()):
-                raise ValueError(
-                    f"The eigenvalue 1 of the summed transitions of {self.name} is not simple: its left and right "
-                    "eigenvectors are orthogonal, so that no vector π has π w = 1."
-                )
-            return vector / overlap
-        stationary = stationary_distribution(self.state_transitions)
-        if stationary is None:
-            closed = [each.states for each in self.communicating_classes() if each.is_closed]
+            if abs(overlap) > GENERALIZED_TOLERANCE * float(self.right_eigenvector.norm()):
+                return vector / overlap
             raise ValueError(
-                f"{self.name} is reducible: each of its closed classes of states "
-                f"{'; '.join('{' + ', '.join(states) + '}' for states in closed)} has its own stationary "
-                "distribution. Give initial=, the distribution over states before the first token."
+                f"The eigenvalue 1 of the summed transitions of {self.name} is not simple: its left and right "
+                "eigenvectors are orthogonal, so that no vector π has π w = 1."
             )
-        return stationary
+        stationary = stationary_distribution(self.state_transitions)
+        if stationary is not None:
+            return stationary
+        closed = ["{" + ", ".join(each.states) + "}" for each in self.communicating_classes() if each.is_closed]
+        raise ValueError(
+            f"{self.name} is reducible: each of its closed classes of states {'; '.join(closed)} has its own "
+            "stationary distribution. Give initial=, the distribution over states before the first token."
+        )
 
     def communicating_classes(self) -> tuple[StateClass, ...]:
-        """The classes of mutually reachable hidden states, in the order of their first states.
-
-        Raises:
-            ValueError: for a generalized process, which has no hidden states.
+        """The classes of mutually reachable hidden states, by first state; an error for a generalized process.
 
         Example:
             >>> Process([[[0.5, 0.5], [0.0, 1.0]]]).communicating_classes()
@@ -186,33 +180,24 @@ class Process:
                 f"{self.name} is a generalized process: it has no hidden states, so none can be reached. Check "
                 "process.is_generalized first."
             )
-        return tuple(
-            StateClass(tuple(self.states[i] for i in members), is_closed)
-            for members, is_closed in communicating_classes(self.state_transitions)
-        )
+        classes = communicating_classes(self.state_transitions)
+        return tuple(StateClass(tuple(self.states[i] for i in members), is_closed) for members, is_closed in classes)
 
     @property
     def is_irreducible(self) -> bool:
-        """Whether every hidden state can be reached from every other.
-
-        Raises:
-            ValueError: for a generalized process, as in `communicating_classes`.
-        """
+        """Whether every hidden state can be reached from every other; an error for a generalized process."""
         return len(self.communicating_classes()) == 1
 
     @property
     def is_unifilar(self) -> bool:
-        """Whether a state and the token it emits determine the next state; False for a generalized process.
-
-        An observer who once knows the state of a unifilar process never loses track of it.
-        """
+        """Whether a state and the token it emits determine the next state; False for a generalized process."""
         return not self.is_generalized and bool(((self.transitions > 0).sum(dim=2) <= 1).all())
 
     def degeneracy(self) -> Degeneracy:
         """Whether the reachable beliefs are an affine function of the next-token probabilities they lead to.
 
-        Where they are, a good probe of beliefs does not show that a network holds more than its own prediction; where
-        they are not, it does (Shai et al. 2024, sec. 4).
+        Only where they are not does a good probe of beliefs show that a network holds more than its own prediction
+        (Shai et al. 2024, sec. 4).
 
         Example:
             >>> from msp_lens.processes.catalog import mess3
@@ -220,14 +205,12 @@ class Process:
             mess3: emission rank 3 of 3; next-token probabilities show 2 of the 2 dimensions of the reachable beliefs:
             beliefs are an affine function of them, and a probe alone cannot tell them apart.
         """
-        return Degeneracy.of_matrices(self.name, self.transitions, self.initial, self.emissions)
+        reach, emissions = reached_span(self.transitions, self.initial), self.emissions
+        seen = matrix_rank(reach @ emissions) - 1
+        return Degeneracy(self.name, self.n_states, matrix_rank(emissions), len(reach) - 1, seen)
 
     def word_log_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
-        """Natural logarithm of each word's probability, `-inf` for impossible words; does not underflow.
-
-        Raises:
-            ValueError: if a token is outside the vocabulary.
-        """
+        """Each word's log-probability, without underflow: `-inf` if impossible, an error for tokens out of range."""
         self.check_tokens(words)
         beliefs = self.initial.expand(len(words), -1)
         log_probability = torch.zeros(len(words), dtype=torch.float64)
@@ -250,12 +233,7 @@ class Process:
         return self.word_log_probabilities(words).exp()
 
     def sample(
-        self,
-        n_words: int,
-        length: int,
-        *,
-        seed: int | None = None,
-        generator: torch.Generator | None = None,
+        self, n_words: int, length: int, *, seed: int | None = None, generator: torch.Generator | None = None
     ) -> Int[Tensor, "word pos"]:
         """Draw words from the process, all at once, on the generator's device.
 
@@ -269,20 +247,13 @@ class Process:
             raise ValueError(f"n_words={n_words}, length={length}: both must be at least 1.")
         generator = resolve_generator(seed, generator)
         if self.is_generalized:
-            return sample_by_filtering(
-                self.transitions,
-                self.initial,
-                self.right_eigenvector,
-                n_words,
-                length,
-                generator,
-                negligible=self.negligible,
-            )
-        return sample_paths(self._outcomes, n_words, length, generator)
+            matrices = self.transitions, self.initial, self.right_eigenvector
+            return sample_by_filtering(*matrices, n_words, length, generator, negligible=self.negligible)
+        return self._path_sampler.sample(n_words, length, generator)
 
     @cached_property
-    def _outcomes(self) -> OutcomeTable:
-        return outcome_table(self.transitions, self.initial)
+    def _path_sampler(self) -> PathSampler:
+        return PathSampler(self.transitions, self.initial)
 
     def check_tokens(self, words: Int[Tensor, "word pos"]) -> None:
         """Raise `ValueError` naming the first token that is not in the vocabulary."""
@@ -295,16 +266,7 @@ class Process:
             )
 
     def plot(self, *, theme: ThemeName = "light") -> Figure:
-        """The hidden Markov chain as a graph, with an arrow `token:probability` for each possible transition.
-
-        Recurrent states are drawn bold.
-
-        Args:
-            theme: `"light"` or `"dark"`.
-
-        Raises:
-            ValueError: for a generalized process, whose matrices are not probabilities, or for more than 100 states.
-        """
+        """The chain as a graph, recurrent states in bold; an error if generalized or of more than 100 states."""
         from msp_lens.figures.graphs import plot_generator
 
         if self.is_generalized:
@@ -318,29 +280,20 @@ class Process:
             states=self.states,
             tokens=self.tokens,
             is_recurrent=[state in recurrent for state in self.states],
-            title=f"{self.name}({self._arguments()})",
+            title=self._call(),
             theme=theme,
         )
 
     def to_dict(self) -> dict:
         """Everything that defines the process, as JSON-ready values; floats round-trip exactly."""
-        definition = {
-            "name": self.name,
-            "parameters": self.parameters,
-            "states": list(self.states),
-            "tokens": list(self.tokens),
-            "transitions": self.transitions.tolist(),
-            "initial": self.initial.tolist(),
-        }
-        return definition | ({"right_eigenvector": self.right_eigenvector.tolist()} if self.is_generalized else {})
+        arrays = ["transitions", "initial", "right_eigenvector"] if self.is_generalized else ["transitions", "initial"]
+        definition = {"name": self.name, "parameters": self.parameters}
+        definition |= {"states": list(self.states), "tokens": list(self.tokens)}
+        return definition | {each: getattr(self, each).tolist() for each in arrays}
 
     @staticmethod
     def from_dict(definition: Mapping) -> Process:
-        """Rebuild a process from `to_dict`'s values: a mixture as a mixture, a product as a product.
-
-        Raises:
-            ValueError: if its kind is unknown.
-        """
+        """Rebuild a process from `to_dict`'s values, of the same kind; an error for an unknown kind."""
         if "kind" not in definition:
             return Process(**definition)
         if definition["kind"] not in Process._kinds:
@@ -370,10 +323,11 @@ class Process:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the process, whatever its name and parameters."""
-        definition = Process.to_dict(self)
-        identity = {key: value for key, value in definition.items() if key not in ("name", "parameters")}
-        canonical = json.dumps(_rounded(identity), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        identity = {key: value for key, value in Process.to_dict(self).items() if key not in ("name", "parameters")}
+        # To 12 decimals, since the last bits of a stationary distribution differ between machines' LAPACKs; adding 0
+        # turns -0.0 into 0.0.
+        rounded = json.loads(json.dumps(identity), parse_float=lambda number: round(float(number), 12) + 0.0)
+        return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Process) and self.fingerprint == other.fingerprint
@@ -383,31 +337,16 @@ class Process:
 
     def __repr__(self) -> str:
         counts = f"{self.n_states} state{'s' * (self.n_states > 1)}, {self.n_tokens} token{'s' * (self.n_tokens > 1)}"
-        return f"{self.name}({self._arguments()}): {'generalized, ' * self.is_generalized}{counts}"
+        return f"{self._call()}: {'generalized, ' * self.is_generalized}{counts}"
 
-    def _arguments(self) -> str:
-        """What the process was built from, for its `repr`."""
-        return shown_parameters(self.parameters)
+    def _call(self) -> str:
+        """The name and what the process was built from."""
+        return f"{self.name}({shown_parameters(self.parameters)})"
 
 
 def shown_parameters(parameters: Mapping[str, float | Sequence[float]]) -> str:
-    """Parameters as in a call, for a `repr` or an error.
-
-    Example:
-        >>> shown_parameters({"open_prob": [1, 0.5, 0], "depth": 2})
-        'open_prob=(1, 0.5, 0), depth=2'
-    """
+    """Parameters as in a call: open_prob=(1, 0.5, 0), depth=2."""
     return ", ".join(
         f"{key}=({', '.join(f'{v:g}' for v in value)})" if isinstance(value, Sequence) else f"{key}={value:g}"
         for key, value in parameters.items()
     )
-
-
-def _rounded(value: Any) -> Any:
-    """The value to 12 decimals: a stationary distribution's last bits differ from one machine's LAPACK to another's."""
-    if isinstance(value, float):
-        # Adding 0 turns -0.0 into 0.0.
-        return round(value, 12) + 0.0
-    if isinstance(value, Mapping):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value

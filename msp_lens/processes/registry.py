@@ -7,10 +7,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
 from msp_lens.processes.process import Process, shown_parameters
+
+Parameter = float | Sequence[float]
+Edges = Mapping[tuple[str, int, str], float]
 
 CATALOG: dict[str, Callable[..., Process]] = {}
 _FINITE: set[str] = set()
@@ -20,19 +24,14 @@ _FINITE: set[str] = set()
 class CatalogEntry:
     """What listings show of a process of the catalog; made by `catalog_entry`.
 
-    Attributes:
-        name: Its name in the catalog.
-        summary: The first line of its docstring.
-        source: Its source in the literature.
-        defaults: Its parameters with their default values.
-        has_finite_mixed_states: Whether words lead to finitely many beliefs at these defaults.
-        process: The process at its defaults.
+    Its `summary` and `source` are those of its docstring; `process` is the one at the `defaults`, and
+    `has_finite_mixed_states` says whether its words lead to finitely many beliefs.
     """
 
     name: str
     summary: str
     source: str
-    defaults: dict[str, float | Sequence[float]]
+    defaults: dict[str, Parameter]
     has_finite_mixed_states: bool
     process: Process
 
@@ -49,11 +48,11 @@ def named(*, finite: bool) -> Callable[[Callable[..., Process]], Callable[..., P
     return enter
 
 
-def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] | None = None) -> Process:
+def build_process(name: str, parameters: Mapping[str, Parameter] | None = None) -> Process:
     """A process of the catalog, by name.
 
     Raises:
-        KeyError: if there is no process of that name; the message lists the names.
+        KeyError: if there is no process of that name.
         ValueError: if a parameter is unknown or out of range.
 
     Example:
@@ -69,10 +68,7 @@ def build_process(name: str, parameters: Mapping[str, float | Sequence[float]] |
 
 
 def catalog_entry(name: str) -> CatalogEntry:
-    """What listings show of a process of the catalog.
-
-    Raises:
-        KeyError: if there is no process of that name; the message lists the names.
+    """What listings show of a process of the catalog; `KeyError` if there is none of that name.
 
     Example:
         >>> entry = catalog_entry("even")
@@ -100,30 +96,25 @@ def _builder(name: str) -> Callable[..., Process]:
 
 
 def from_edges(
-    name: str,
-    states: tuple[str, ...],
-    tokens: int | tuple[str, ...],
-    edges: Mapping[tuple[str, int, str], float],
-    parameters: Mapping[str, float | Sequence[float]],
+    name: str, states: Sequence[str], tokens: Sequence[str], edges: Edges, **parameters: Parameter
 ) -> Process:
     """A process from its labelled edges `(from, token, to): probability`."""
-    names = None if isinstance(tokens, int) else tokens
-    n_tokens = tokens if isinstance(tokens, int) else len(tokens)
-    transitions = torch.zeros(n_tokens, len(states), len(states), dtype=torch.float64)
+    transitions = torch.zeros(len(tokens), len(states), len(states), dtype=torch.float64)
     for (origin, token, destination), probability in edges.items():
         transitions[token, states.index(origin), states.index(destination)] = probability
-    return Process(transitions, name=name, states=states, tokens=names, parameters=parameters)
+    return Process(transitions, name=name, states=states, tokens=tokens, parameters=parameters)
 
 
-def check_range(process: str, parameter: str, value: float, legal: str, reason: str) -> None:
-    """Raise `ValueError` unless `value` lies in an interval in mathematical notation, such as "(0, 0.5]"."""
+def check_range(process: str, legal: str, reason: str, **parameters: float) -> None:
+    """Raise `ValueError` unless each value lies in an interval in mathematical notation, such as "(0, 0.5]"."""
     low, high = (float(end) for end in legal[1:-1].replace("∞", "inf").split(","))
-    above = value > low if legal[0] == "(" else value >= low
-    below = value < high if legal[-1] == ")" else value <= high
-    if not (above and below and math.isfinite(value)):
-        refuse(process, {parameter: value}, f"{parameter} must lie in {legal}, since {reason}")
+    for name, value in parameters.items():
+        above = value > low if legal[0] == "(" else value >= low
+        below = value < high if legal[-1] == ")" else value <= high
+        if not (above and below and math.isfinite(value)):
+            refuse(process, f"{name} must lie in {legal}, since {reason}", **{name: value})
 
 
-def refuse(process: str, parameters: Mapping[str, float | Sequence[float]], rule: str) -> None:
+def refuse(process: str, rule: str, **parameters: Parameter) -> NoReturn:
     """Raise `ValueError` that shows the parameters and the rule they break."""
     raise ValueError(f"{process}({shown_parameters(parameters)}): {rule}.")

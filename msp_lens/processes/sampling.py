@@ -1,14 +1,12 @@
 """Sampling words: along hidden paths if there are any, and otherwise by filtering.
 
-A hidden path is drawn by inverting the cumulative distribution of each state's outcomes (token, next state). The
-cumulative distributions of all states lie end to end in one sorted list of integers, so that one binary search finds
-the outcome for any state, as precisely as the uniform numbers are drawn. A generalized process has no hidden path: each
-token is drawn from the belief's next-token distribution and updates the belief.
+A hidden path is drawn by inverting the cumulative distribution of each state's outcomes (token, next state). These lie
+end to end in one sorted list of integers, in which one binary search finds the outcome for any state, as precisely as
+the uniform numbers are drawn. A generalized process has no hidden path: each token is drawn from the belief's
+next-token distribution and updates the belief.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -18,61 +16,44 @@ from torch import Tensor
 from msp_lens.processes.bayes import bayes_children
 
 
-@dataclass(frozen=True)
-class OutcomeTable:
-    """The possible outcomes of every state in turn, and last those of the start, which only choose a state.
+class PathSampler:
+    """Draws words along hidden paths, from a table of outcomes.
 
-    Attributes:
-        bounds: `(state + cumulative probability) · 2^bits`, sorted over the whole table.
-        tokens: The token that each outcome emits; -1 for outcomes of the start.
-        origins: `state · 2^bits` for the state to which each outcome leads.
-        start: The same for the start.
-        bits: How many bits of each uniform number are used.
+    The table holds the possible outcomes of every state in turn, and last those of the start, which only choose a
+    state.
     """
 
-    bounds: Int[Tensor, "outcome"]
-    tokens: Int[Tensor, "outcome"]
-    origins: Int[Tensor, "outcome"]
-    start: int
-    bits: int
+    def __init__(self, transitions: Float64[Tensor, "token state state"], initial: Float64[Tensor, "state"]) -> None:
+        n_states = len(initial)
+        # Uniform float64 numbers in [0, 1) are multiples of 2^-53; this many of their bits are used.
+        self._bits = bits = min(53, 63 - (n_states + 1).bit_length())
+        outcomes = rearrange(transitions, "token i j -> i (token j)")
+        start = torch.zeros(1, outcomes.shape[1], dtype=torch.float64)
+        start[0, :n_states] = initial
+        rows = torch.cat([outcomes, start])
+        cumulative = (_cumulative(rows).clamp(max=1) * 2.0**bits).ceil().long()
+        row, outcome = (rows > 0).nonzero(as_tuple=True)
+        # (state + cumulative probability) · 2^bits, sorted over the whole table.
+        self._bounds = (row << bits) + cumulative[row, outcome]
+        # The token that each outcome emits, and state · 2^bits for the state to which it leads.
+        self._tokens = torch.where(row == n_states, -1, outcome // n_states)
+        self._origins, self._start = (outcome % n_states) << bits, n_states << bits
 
+    def sample(self, n_words: int, length: int, generator: torch.Generator) -> Int[Tensor, "word pos"]:
+        """Words on the generator's device."""
+        device = generator.device
+        bounds, tokens, origins = self._bounds.to(device), self._tokens.to(device), self._origins.to(device)
 
-def outcome_table(transitions: Float64[Tensor, "token state state"], initial: Float64[Tensor, "state"]) -> OutcomeTable:
-    """The table from which `sample_paths` draws."""
-    n_states = len(initial)
-    # Uniform float64 numbers in [0, 1) are multiples of 2^-53.
-    bits = min(53, 63 - (n_states + 1).bit_length())
-    outcomes = rearrange(transitions, "token i j -> i (token j)")
-    start = torch.zeros(1, outcomes.shape[1], dtype=torch.float64)
-    start[0, :n_states] = initial
-    rows = torch.cat([outcomes, start])
-    cumulative = (_cumulative(rows).clamp(max=1) * 2.0**bits).ceil().long()
-    row, outcome = (rows > 0).nonzero(as_tuple=True)
-    tokens = torch.where(row == n_states, -1, outcome // n_states)
-    return OutcomeTable(
-        bounds=(row << bits) + cumulative[row, outcome],
-        tokens=tokens,
-        origins=(outcome % n_states) << bits,
-        start=n_states << bits,
-        bits=bits,
-    )
+        def draw(origin: Tensor | int) -> Tensor:
+            uniform = torch.rand(n_words, dtype=torch.float64, device=device, generator=generator)
+            return torch.searchsorted(bounds, uniform.mul_(2.0**self._bits).long().add_(origin), right=True)
 
-
-def sample_paths(table: OutcomeTable, n_words: int, length: int, generator: torch.Generator) -> Int[Tensor, "word pos"]:
-    """Words along hidden paths, on the generator's device."""
-    device = generator.device
-    bounds, tokens, origins = table.bounds.to(device), table.tokens.to(device), table.origins.to(device)
-
-    def draw(origin: Tensor | int) -> Tensor:
-        uniform = torch.rand(n_words, dtype=torch.float64, device=device, generator=generator)
-        return torch.searchsorted(bounds, uniform.mul_(2.0**table.bits).long().add_(origin), right=True)
-
-    words = torch.empty(length, n_words, dtype=torch.int64, device=device)
-    outcome = draw(table.start)
-    for position in range(length):
-        outcome = draw(origins[outcome])
-        torch.index_select(tokens, 0, outcome, out=words[position])
-    return words.T.contiguous()
+        words = torch.empty(length, n_words, dtype=torch.int64, device=device)
+        outcome = draw(self._start)
+        for position in range(length):
+            outcome = draw(origins[outcome])
+            torch.index_select(tokens, 0, outcome, out=words[position])
+        return words.T.contiguous()
 
 
 def sample_by_filtering(

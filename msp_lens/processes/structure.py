@@ -1,8 +1,8 @@
 """The ranks of a process: in how many dimensions its beliefs and its futures live.
 
-The beliefs that words lead to span R = span{π T[w]}, and what the future depends on of a belief is its product with
-F = span{T[w] 1} (or T[w] w∞, with the right eigenvector). The rank of R Fᵀ is the smallest dimension in which a
-generalized process generates the same words.
+Words lead to beliefs that span R = span{π T[w]}, and the future depends on a belief through its products with
+F = span{T[w] 1} (in a generalized process, the right eigenvector replaces 1). The rank of R Fᵀ is the smallest
+dimension in which a generalized process generates the same words.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ def future_rank(process: Process) -> int:
 
 
 def minimal_dimension(process: Process) -> int:
-    """The smallest number of states with which a generalized process generates the same words: the rank of the future.
+    """The smallest number of states with which a generalized process generates the same words.
 
-    It is the rank of the infinite matrix P(word · continuation). An ordinary process, with non-negative entries, may
-    need more states.
+    This is the rank of the infinite matrix P(word · continuation); an ordinary process may need more states.
     """
     return matrix_rank(reached_span(process.transitions, process.initial) @ future_span(process).T)
 

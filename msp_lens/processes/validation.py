@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from msp_lens.processes.chains import fixed_vectors
+from msp_lens.processes.chains import RANK_TOLERANCE
+
+ArrayLike = Tensor | np.ndarray | Sequence
 
 ROW_SUM_TOLERANCE = 1e-6
 # A sum this close to 1 differs from it only by rounding: such values are kept to the last bit.
@@ -19,38 +21,18 @@ ROUNDING = 1e-12
 GENERALIZED_TOLERANCE = 1e-9
 
 
-def validated_matrices(matrices: Tensor | np.ndarray | Sequence) -> Float64[Tensor, "token state state"]:
-    """One finite square matrix for each token, in float64 on the CPU.
-
-    Raises:
-        ValueError: naming the shape or the entry.
-    """
-    result = torch.as_tensor(matrices, dtype=torch.float64).detach().cpu().clone()
-    if result.ndim != 3 or result.shape[1] != result.shape[2] or 0 in result.shape:
+def validated_transitions(values: ArrayLike, *, generalized: bool) -> Float64[Tensor, "token state state"]:
+    """One finite square matrix per token, in float64 on the CPU; of joint probabilities unless generalized."""
+    matrices = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or 0 in matrices.shape:
         raise ValueError(
-            f"transitions has shape {tuple(result.shape)}; it needs [token, state, state], a square matrix per token."
+            f"transitions has shape {tuple(matrices.shape)}; it needs [token, state, state], a square matrix per token."
         )
-    if not torch.isfinite(result).all():
-        token, row, column = (~torch.isfinite(result)).nonzero()[0].tolist()
-        raise ValueError(
-            f"transitions[{token}, {row}, {column}] = {float(result[token, row, column]):g}: entries must be finite."
-        )
-    return result
-
-
-def validated_transitions(transitions: Tensor | np.ndarray | Sequence) -> Float64[Tensor, "token state state"]:
-    """`transitions` as joint probabilities P(emit x, go to j | in i).
-
-    Raises:
-        ValueError: naming the entry or the state, and the rule it breaks.
-    """
-    matrices = validated_matrices(transitions)
-    if (matrices < 0).any():
-        token, row, column = (matrices < 0).nonzero()[0].tolist()
-        raise ValueError(
-            f"transitions[{token}, {row}, {column}] = {float(matrices[token, row, column]):g}: probabilities must be "
-            "≥ 0. (For a generalized process, with negative entries, use Process(..., generalized=True).)"
-        )
+    _check_entries(matrices, torch.isfinite(matrices), "entries must be finite.")
+    if generalized:
+        return matrices
+    remedy = "(For a generalized process, with negative entries, use Process(..., generalized=True).)"
+    _check_entries(matrices, matrices >= 0, f"probabilities must be ≥ 0. {remedy}")
     row_sums = matrices.sum(dim=(0, 2))
     worst = int((row_sums - 1).abs().argmax())
     if abs(float(row_sums[worst]) - 1) > ROW_SUM_TOLERANCE:
@@ -62,14 +44,16 @@ def validated_transitions(transitions: Tensor | np.ndarray | Sequence) -> Float6
     return matrices / torch.where(needs_normalizing, row_sums, 1.0)[None, :, None]
 
 
-def validated_distribution(
-    values: Tensor | np.ndarray | Sequence[float], length: int, what: str
-) -> Float64[Tensor, "state"]:
-    """`values` as a probability vector of the given length.
+def _check_entries(
+    matrices: Float64[Tensor, "token state state"], is_valid: Bool[Tensor, "token state state"], rule: str
+) -> None:
+    if not is_valid.all():
+        place = (~is_valid).nonzero()[0].tolist()
+        raise ValueError(f"transitions{place} = {float(matrices[tuple(place)]):g}: {rule}")
 
-    Raises:
-        ValueError: naming `what`, the value and the rule it breaks.
-    """
+
+def validated_distribution(values: ArrayLike, length: int, what: str) -> Float64[Tensor, "state"]:
+    """The values as a probability vector of the given length; errors call it `what`."""
     vector = _finite_vector(values, length, what)
     if (vector < 0).any():
         raise ValueError(f"{what}={vector.tolist()} is not a distribution: give numbers ≥ 0.")
@@ -80,27 +64,17 @@ def validated_distribution(
 
 
 def validated_names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...]:
-    """`count` distinct names, by default numbers.
-
-    Raises:
-        ValueError: if there are more or fewer names, or two are equal.
-    """
-    if names is None:
-        return tuple(str(i) for i in range(count))
-    result = tuple(str(name) for name in names)
+    """`count` distinct names, by default numbers."""
+    result = tuple(str(name) for name in (range(count) if names is None else names))
     if len(result) != count or len(set(result)) != count:
         raise ValueError(f"{what}={result}: the transitions need {count} distinct names.")
     return result
 
 
 def validated_right_eigenvector(
-    matrices: Float64[Tensor, "token state state"], values: Tensor | np.ndarray | Sequence[float] | None
+    matrices: Float64[Tensor, "token state state"], values: ArrayLike | None
 ) -> Float64[Tensor, "state"]:
-    """The w with Σ_x T[x] w = w: the given one, or the unique one, scaled so that its largest entry is 1.
-
-    Raises:
-        ValueError: if the given vector is not an eigenvector, or none was given and there is not exactly one.
-    """
+    """The w with Σ_x T[x] w = w: the given one, or the unique one, scaled so that its largest entry is 1."""
     chain = matrices.sum(dim=0)
     if values is None:
         vector = unique_fixed_vector(chain.T, "right")
@@ -116,12 +90,9 @@ def validated_right_eigenvector(
 
 
 def unique_fixed_vector(chain: Float64[Tensor, "state state"], side: str) -> Float64[Tensor, "state"]:
-    """The unique vector, up to its length, with v S = v.
-
-    Raises:
-        ValueError: if there is none, or more than one.
-    """
-    fixed = fixed_vectors(chain)
+    """The unique vector, up to its length, with v S = v, to within `RANK_TOLERANCE` of the norm of S."""
+    left, sizes, _ = torch.linalg.svd(chain - torch.eye(len(chain), dtype=torch.float64))
+    fixed = left.T[sizes <= RANK_TOLERANCE * max(1.0, float(torch.linalg.matrix_norm(chain, 2)))]
     if len(fixed) == 0:
         largest = float(torch.linalg.eigvals(chain).abs().max())
         raise ValueError(
@@ -136,14 +107,8 @@ def unique_fixed_vector(chain: Float64[Tensor, "state state"], side: str) -> Flo
     return fixed[0]
 
 
-def normalized_initial(
-    values: Tensor | np.ndarray | Sequence[float], right_eigenvector: Float64[Tensor, "state"]
-) -> Float64[Tensor, "state"]:
-    """A generalized process's vector before any token, checked to have π w = 1 and rescaled to remove rounding.
-
-    Raises:
-        ValueError: naming π w if it is not 1.
-    """
+def normalized_initial(values: ArrayLike, right_eigenvector: Float64[Tensor, "state"]) -> Float64[Tensor, "state"]:
+    """A generalized process's vector before any token, checked to have π w = 1 and rescaled to remove rounding."""
     vector = _finite_vector(values, len(right_eigenvector), "initial")
     total = float(vector @ right_eigenvector)
     if abs(total - 1) > ROW_SUM_TOLERANCE:
@@ -177,7 +142,7 @@ def check_words(
             )
 
 
-def _finite_vector(values: Tensor | np.ndarray | Sequence[float], length: int, what: str) -> Float64[Tensor, "state"]:
+def _finite_vector(values: ArrayLike, length: int, what: str) -> Float64[Tensor, "state"]:
     vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
     if vector.shape != (length,):
         raise ValueError(f"{what} has shape {tuple(vector.shape)}; it needs one number for each state: ({length},).")
