@@ -20,7 +20,7 @@ class PassProgress:
     """The state of an interrupted pass.
 
     Attributes:
-        n_done: Number of words already processed; the pass continues after them.
+        n_done: Number of words already processed.
         moments: Their moments, for `MomentsGrid.restore`.
         n_batches: Number of batches they came in.
         sums: Other sums of the same pass.
@@ -37,8 +37,7 @@ class PassCheckpoint:
 
     Args:
         path: The file; each process needs its own (`own_path`).
-        description: What determines the result of the pass, JSON-ready: fingerprints of model and data, sites,
-            weighting, folds, seed. A file of another pass is refused.
+        description: What determines the result of the pass, JSON-ready. A file of another pass is refused.
         interval: Seconds between saves.
 
     Example:
@@ -70,12 +69,9 @@ class PassCheckpoint:
         moments, saved, sums = load_all(self.path)
         if "pass" not in saved:
             raise ValueError(f"{self.path} holds moments but no pass to resume: give another path.")
-        theirs = saved["pass"]
-        differing = [
-            f"{key}={theirs.get(key)!r}, now {self.description.get(key)!r}"
-            for key in sorted(theirs.keys() | self.description.keys())
-            if theirs.get(key) != self.description.get(key)
-        ]
+        theirs, ours = saved["pass"], self.description
+        keys = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+        differing = [f"{key}={theirs.get(key)!r}, now {ours.get(key)!r}" for key in keys]
         if differing:
             raise ValueError(
                 f"{self.path} belongs to another pass ({'; '.join(differing)}): give another path, or delete the file."
