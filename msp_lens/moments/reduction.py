@@ -4,8 +4,8 @@ The d columns of each site become k before they reach the moments:
 
 - `PrincipalComponents`: the k directions of largest variance, from the moments of that site alone (from an earlier
   pass, or from the first part of one over words in random order).
-- `RandomProjection`: k random orthonormal directions, chosen without a look at the data. On average over draws and up to
-  O(1/k), regressing on them explains as much variance as ridge regression with k degrees of freedom:
+- `RandomProjection`: k random orthonormal directions, chosen without a look at the data. On average over draws and up
+  to O(1/k), regressing on them explains as much variance as ridge regression with k degrees of freedom:
 
       tr Σ_th (Σ_hh + λI)⁻¹ Σ_ht,    λ such that  tr Σ_hh (Σ_hh + λI)⁻¹ = k.
 
