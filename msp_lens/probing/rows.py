@@ -330,7 +330,7 @@ def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int
     values = {name: taken(activations, name) for name in names}
     shape = values[names[0]].shape[:-1]
     for name, features in values.items():
-        if features.shape[:-1] != shape or len(shape) > 2:
+        if features.shape[:-1] != shape or len(shape) not in (1, 2):
             raise ValueError(
                 f"Batch {number}: {name} has shape {tuple(features.shape)}; it needs [row, feature] or [word, pos, "
                 f"feature], the same at all sites ({names[0]} has {tuple(values[names[0]].shape)})."
