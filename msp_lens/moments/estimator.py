@@ -49,18 +49,11 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     # scikit-learn's rule: the constructor takes anything and `fit` complains, so nothing here has a type to check.
     def __init__(self, *, alpha=0.0, rank=None, fit_intercept=True, rank_cutoff=RANK_CUTOFF) -> None:
-        self.alpha = alpha
-        self.rank = rank
-        self.fit_intercept = fit_intercept
-        self.rank_cutoff = rank_cutoff
+        self.alpha, self.rank = alpha, rank
+        self.fit_intercept, self.rank_cutoff = fit_intercept, rank_cutoff
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BeliefRegressor:
-        """Fit to these rows alone; returns the estimator.
-
-        Args:
-            X: `[row, feature]`.
-            y: `[row, target]` or `[row]`.
-            sample_weight: How much each row counts; all the same by default.
+        """Fit to these rows alone, `[row, feature]` and `[row, target]` or `[row]`; returns the estimator.
 
         Raises:
             ValueError: if a number is not finite, a weight is negative, all are 0, or a parameter is out of range.
@@ -107,8 +100,7 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             (fitted,) = spectrum.ridge("y", [penalty])
         else:
             (fitted,) = spectrum.reduced_rank("y", [self.rank], penalty=penalty)
-        coefficients, intercept = fitted.weights.T.numpy(), fitted.bias.numpy()
-        self.coef_ = coefficients[0] if self._single_target else coefficients
-        self.intercept_ = float(intercept[0]) if self._single_target else intercept
-        self.rank_ = spectrum.rank
+        self.coef_, self.intercept_, self.rank_ = fitted.weights.T.numpy(), fitted.bias.numpy(), spectrum.rank
+        if self._single_target:
+            self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
         return self

@@ -37,7 +37,7 @@ class Cells:
     @cached_property
     def cells(self) -> list[list[Moments]]:
         """The moments by fold and cell; empty cells and folds are left out."""
-        return [[merge_all(parts) if len(parts) > 1 else parts[0] for parts in fold] for fold in self._filled]
+        return [[parts[0] if len(parts) == 1 else merge_all(parts) for parts in fold] for fold in self._filled]
 
     @cached_property
     def folds(self) -> list[Moments]:

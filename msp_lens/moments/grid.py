@@ -86,13 +86,9 @@ class MomentsGrid:
         if not self.moments:
             widths = {name: block.shape[1] for name, block in blocks.items()}
             check_memory(self.groups, widths, targets=self.targets, n_cells=self.n_cells, max_bytes=self.max_bytes)
-            self.moments = [
-                [
-                    Moments({name: widths[name] for name in names}, device=blocks[names[0]].device)
-                    for _ in range(self.n_cells)
-                ]
-                for names in joint
-            ]
+            for names in joint:
+                own, device = {name: widths[name] for name in names}, blocks[names[0]].device
+                self.moments.append([Moments(own, device=device) for _ in range(self.n_cells)])
         order, sizes = None, [len(weights)] + [0] * (self.n_cells - 1)
         if cells is not None and self.n_cells > 1:
             cells = cells.cpu()
@@ -110,7 +106,7 @@ class MomentsGrid:
             torch.cat([column.to(precise) for column in columns], dim=1, out=joined)
             for moments, rows, share in zip(row_of_cells, joined.split(sizes), parts, strict=True):
                 if len(rows):
-                    moments.absorb_rows(rows, share, accumulation=self.accumulation)
+                    moments.absorb_rows(rows, share, self.accumulation)
         self.n_batches += 1
         return self
 
@@ -124,12 +120,12 @@ class MomentsGrid:
         if not self.moments:
             raise ValueError("The grid has no rows yet: update it with a batch first.")
         wanted = set(names) - set(self.targets)
-        holding = [index for index, group in enumerate(self.groups) if wanted <= set(group)]
+        holding = [row for row, group in zip(self.moments, self.groups, strict=True) if wanted <= set(group)]
         if not holding:
             groups = "; ".join(", ".join(group) for group in self.groups)
             raise KeyError(f"No group holds {', '.join(names)} jointly; the groups are: {groups}.")
-        narrowest = min(holding, key=lambda index: sum(self.moments[index][0].blocks.values()))
-        return [moments.select(names).cpu() for moments in self.moments[narrowest]]
+        narrowest = min(holding, key=lambda row: len(row[0].mean))
+        return [moments.select(names).cpu() for moments in narrowest]
 
     def whole(self, names: Sequence[str]) -> Moments:
         """The moments of these blocks over all cells; errors as for `cells`."""
@@ -143,7 +139,7 @@ class MomentsGrid:
         """Replace all moments by those that `parts` returned, here or in another run; returns the grid.
 
         Raises:
-            ValueError: if the moments are not of a grid with these groups, targets and cells.
+            ValueError: if they have other groups, targets or cells.
         """
         expected = [f"{g}/{c}" for g in range(len(self.groups)) for c in range(self.n_cells)]
         fits = list(parts) == expected and all(
@@ -185,11 +181,7 @@ def check_memory(
     n_cells: int = 1,
     max_bytes: int = MAX_BYTES,
 ) -> int:
-    """The number of bytes that the moments of these groups take.
-
-    Raises:
-        TooWideError: a `ValueError`, if it exceeds `max_bytes`.
-    """
+    """The number of bytes that the moments of these groups take; `TooWideError` if it exceeds `max_bytes`."""
     groups = _outermost(groups)
     joint = [sum(widths[name] for name in (*group, *targets)) for group in groups]
     needed = 8 * n_cells * sum(width**2 for width in joint)

@@ -95,14 +95,10 @@ class Moments:
         check_weights(weights)
         precise = torch.float64 if has_float64(rows.device) else torch.float32
         weights = weights.to("cpu", torch.float64)
-        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation=accumulation)
+        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation)
 
     def absorb_rows(
-        self,
-        rows: Float[Tensor, "row column"],
-        weights: Float64[Tensor, "row"],
-        *,
-        accumulation: Accumulation | None = None,
+        self, rows: Float[Tensor, "row column"], weights: Float64[Tensor, "row"], accumulation: Accumulation | None
     ) -> Moments:
         """`update` without its copy and its checks: the rows' memory is overwritten.
 
@@ -175,12 +171,7 @@ class Moments:
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
-        """Load moments saved by `save`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged or holds no moments.
-        """
+        """Load moments saved by `save`; errors as for `load_all`."""
         parts, _, _ = load_all(path)
         if list(parts) != ["moments"]:
             raise ValueError(f"{path} holds {len(parts)} moments, not one: load it with load_all(path).")

@@ -95,15 +95,14 @@ class RandomProjection:
 
 def _penalty_of(eigenvalues: Float64[Tensor, "direction"], degrees_of_freedom: int) -> float:
     """The λ at which Σ e / (e + λ) is this number; 0 if there are no more directions than that."""
-    if len(eigenvalues) <= degrees_of_freedom:
-        return 0.0
-    # At this λ each term is below e / λ, so their sum is at most the degrees of freedom.
-    highest = float(eigenvalues.sum()) / degrees_of_freedom
 
     def excess(penalty: float) -> float:
         return float((eigenvalues / (eigenvalues + penalty)).sum()) - degrees_of_freedom
 
-    return float(cast(float, brentq(excess, 0.0, highest)))
+    if len(eigenvalues) <= degrees_of_freedom:
+        return 0.0
+    # At the highest λ each term is below e / λ, so their sum is at most the degrees of freedom.
+    return float(cast(float, brentq(excess, 0.0, float(eigenvalues.sum()) / degrees_of_freedom)))
 
 
 @dataclass(frozen=True, eq=False)

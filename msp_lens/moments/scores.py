@@ -94,11 +94,6 @@ class CellErrors:
     fold: Int[Tensor, "cell"]
     n: int
 
-    @property
-    def mse(self) -> float:
-        """Mean squared error per target coordinate."""
-        return float((self.errors.sum(dim=0) / self.weight.sum()).mean())
-
     def score(self) -> HeldOutScore:
         """R² and MSE, pooled over cells, with their interval."""
         errors, spread = self.errors.sum(dim=1), self.spread.sum(dim=1)
@@ -109,7 +104,7 @@ class CellErrors:
         targets = zip(by_target.tolist(), spread_by_target.tolist(), strict=True)
         return HeldOutScore(
             r2=ratio(float(errors.sum()), float(spread.sum()), scarce),
-            mse=self.mse,
+            mse=float((by_target / self.weight.sum()).mean()),
             n=self.n,
             r2_by_target=tuple(ratio(e, s, NO_VARIANCE * total) for e, s in targets),
             mse_by_target=tuple((by_target / total).tolist()),

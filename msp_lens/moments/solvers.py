@@ -51,11 +51,14 @@ class Solver:
 
     def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
         """The map from the spectrum's features to some targets."""
-        raise NotImplementedError
+        return spectrum.ridge(targets, [self._penalty()])[0]
 
     def solve_jointly(self, spectrum: Spectrum, others: Blocks, targets: Blocks) -> LinearMap:
         """The map from the features and a few other columns, which no penalty or rank restricts."""
-        return spectrum.jointly_with(others, targets)
+        return spectrum.jointly_with(others, targets, penalty=self._penalty())
+
+    def _penalty(self) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,6 @@ class OLS(Solver):
     """Ordinary least squares."""
 
     name = "ols"
-
-    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
-        """The map from the spectrum's features to some targets."""
-        return spectrum.least_squares(targets)
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,7 @@ class Ridge(Solver):
         super().__post_init__()
         check_at_least("penalty", self.penalty, 0)
 
-    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
-        """The map from the spectrum's features to some targets."""
-        return spectrum.ridge(targets, [self._chosen()])[0]
-
-    def solve_jointly(self, spectrum: Spectrum, others: Blocks, targets: Blocks) -> LinearMap:
-        """The map from the features and a few other columns, which no penalty restricts."""
-        return spectrum.jointly_with(others, targets, penalty=self._chosen())
-
-    def _chosen(self) -> float:
+    def _penalty(self) -> float:
         if self.penalty is None:
             raise ValueError("penalty=None: choose one with choose_penalty() before solving.")
         return self.penalty
@@ -122,9 +113,6 @@ class ReducedRank(Solver):
 
 def as_solver(value: Solver | str) -> Solver:
     """The solver itself, or the one with default options that a name stands for.
-
-    Raises:
-        ValueError: if the string is not `"ols"` or `"ridge"`.
 
     Example:
         >>> as_solver("ridge")

@@ -175,15 +175,6 @@ def _own_positions(cells: Cells, group: tuple[str, ...], solver: Solver) -> tupl
     return tuple(scores)
 
 
-def next_token_score(cells: Cells, solver: Solver) -> tuple[Score, HeldOutScore] | None:
-    """In-sample and held-out scores of beliefs predicted from next-token probabilities alone, by least squares."""
-    if NEXT_TOKEN not in cells.whole.blocks:
-        return None
-    plain = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff)
-    _, scores = evaluate(cells, (NEXT_TOKEN,), plain, extras=False)
-    return scores.in_sample, scores.held_out
-
-
 @dataclass(frozen=True)
 class ProbeScores:
     """How well one probe reads beliefs; what was not measured is `None` or empty.

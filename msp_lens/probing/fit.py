@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -161,7 +161,7 @@ class _Data:
     description: dict[str, Any]
     windows: TokenWindows | None = None
     regret: _Regret | None = None
-    dataset: BeliefDataset | None = field(default=None, repr=False)
+    dataset: BeliefDataset | None = None
 
 
 def _of_words(

@@ -15,10 +15,10 @@ from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduction import FeatureReduction
-from msp_lens.moments.solvers import Solver, as_solver
+from msp_lens.moments.solvers import OLS, Solver, as_solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
 from msp_lens.probing.controls import Controls, ControlScore
-from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate, next_token_score
+from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate
 from msp_lens.probing.one_pass import Accumulator, Observer, accumulate
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.probe_tables import Increment
@@ -136,9 +136,11 @@ def fit_report(
             fitted = _unreduced(fitted, groups[label], by_panel, reduction)
         probes[label] = fitted if fitted.label == label else replace(fitted, name=label)
     controls = windows.scores(n_folds) if windows else []
-    rival = next_token_score(next(iter(by_panel.values())), solver) if extras else None
-    if rival:
-        controls.append(ControlScore(NEXT_TOKEN, "next token", None, *rival))
+    cells = next(iter(by_panel.values()))
+    if extras and NEXT_TOKEN in cells.whole.blocks:
+        plain = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff)
+        _, scores = evaluate(cells, (NEXT_TOKEN,), plain, extras=False)
+        controls.append(ControlScore(NEXT_TOKEN, "next token", None, scores.in_sample, scores.held_out))
     cumulative = []
     if extras and CONCATENATED in probes and reduction is None:
         cells = _holding(by_panel, names)

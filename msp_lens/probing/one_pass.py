@@ -28,6 +28,7 @@ class Observer(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, to be saved."""
+        ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from sums that `state` returned."""

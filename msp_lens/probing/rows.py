@@ -200,9 +200,10 @@ def labelled_batch(data: LabelledTokens, words: slice, activations: Mapping[str,
     features = {}
     for name, values in activations.items():
         # Rows are distinct places in order, so if there are as many rows as places, a view is enough.
-        is_whole = len(column) == values.shape[0] * values.shape[1]
-        place = (word_of_row.to(values.device), column.to(values.device))
-        features[name] = values.flatten(0, 1) if is_whole else values[place]
+        if len(column) == values.shape[0] * values.shape[1]:
+            features[name] = values.flatten(0, 1)
+        else:
+            features[name] = values[word_of_row.to(values.device), column.to(values.device)]
     targets = {name: values[rows] for name, values in data.targets.items()}
     numbers = (each[rows] for each in (data.weights, data.groups, data.words, data.positions))
     return RowBatch(features, targets, *numbers, output=output, batch_words=words)
@@ -355,7 +356,7 @@ def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int
     return rows
 
 
-def _parts(batch: Any, number: int) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+def _parts(batch: Any, number: int) -> tuple[Any, ...]:
     """A batch's activations, targets, weights and groups."""
     if not isinstance(batch, tuple) or not 2 <= len(batch) <= 4:
         kind = f"a tuple of {len(batch)}" if isinstance(batch, tuple) else f"a {type(batch).__name__}"
