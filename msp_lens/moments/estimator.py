@@ -91,10 +91,8 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.moments_.update(torch.from_numpy(rows), torch.tensor(weights))
         if self.moments_.weight == 0:
             raise ValueError("All sample weights are zero: give at least one row a positive weight.")
-        cutoff, standardize = (0.0, False) if self.alpha else (cutoff, True)
-        spectrum = decompose(
-            self.moments_, "X", rank_cutoff=cutoff, intercept=self.fit_intercept, standardize=standardize
-        )
+        cutoff, standardize, intercept = 0.0 if self.alpha else cutoff, not self.alpha, self.fit_intercept
+        spectrum = decompose(self.moments_, "X", rank_cutoff=cutoff, intercept=intercept, standardize=standardize)
         penalty = self.alpha / self.moments_.weight
         if self.rank is None or self.rank >= columns.shape[1]:
             (fitted,) = spectrum.ridge("y", [penalty])

@@ -130,8 +130,7 @@ class PenaltyChoice:
     """Penalties chosen on held-out folds.
 
     Attributes:
-        of_fold: For each fold, the best penalty by cross-validation *among the other folds*, so that the fold's own
-            score is honest.
+        of_fold: The best penalty by cross-validation *among the other folds*, so that a fold's own score is honest.
         overall: The best penalty by cross-validation over all folds.
         mse_by_penalty: Pairs of a penalty and its held-out mean squared error, of which `overall` has the least.
     """

@@ -78,12 +78,8 @@ def evaluate(
 ) -> tuple[LinearMap, ProbeScores]:
     """The probe of some sites and its scores.
 
-    Args:
-        cells: The moments of all parts of the data.
-        sites: The blocks to read.
-        solver: How to solve.
-        extras: Whether to score shuffled beliefs, every rank, next-token probabilities and positions too.
-        own_positions: Whether to fit each position on its own too.
+    With `extras`, shuffled beliefs, every rank, next-token probabilities and positions are scored too; with
+    `own_positions`, each position is also fitted on its own.
     """
     group, everything = tuple(sites), cells.whole
     solvers, final, mse_by_penalty = [solver] * len(cells.folds), solver, ()
