@@ -254,6 +254,6 @@ def load_all(path: str | Path) -> tuple[dict[str, Moments], dict[str, Any], dict
     parts = {}
     for name, part in header["parts"].items():
         mean, scatter = content[f"moments/{name}"][0].clone(), content[f"moments/{name}"][1:].clone()
-        parts[name] = Moments.of(part["blocks"], n=part["n"], weight=part["weight"], mean=mean, scatter=scatter)
+        parts[name] = Moments.of(dict(part["blocks"]), n=part["n"], weight=part["weight"], mean=mean, scatter=scatter)
     others = {name.removeprefix("tensors/"): t for name, t in content.items() if name.startswith("tensors/")}
     return parts, header["provenance"], others
