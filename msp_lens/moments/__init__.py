@@ -1,7 +1,4 @@
-"""The one idea: second moments of `[features | targets]`, and everything that is solved from them.
-
-This room knows nothing of beliefs or networks: accumulate, merge, fold, solve, score.
-"""
+"""Second moments of `[features | targets]`, and all that is solved from them; it knows of no beliefs or networks."""
 
 from msp_lens.moments.estimator import BeliefRegressor
 from msp_lens.moments.grid import MomentsGrid, TooWideError

@@ -1,4 +1,4 @@
-"""The moments and their solves as a scikit-learn estimator, for pipelines, `GroupKFold` and `cross_val_score`.
+"""The moments and their solves as a scikit-learn estimator, for pipelines and `cross_val_score`.
 
 Least squares with a ridge penalty α and at most r directions:
 
@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from msp_lens._checks import check_at_least
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, decompose
+from msp_lens.moments.solvers import OLS
 
 
 class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -32,15 +33,13 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         alpha: Ridge penalty, as in scikit-learn's `Ridge`; 0 is least squares.
         rank: The most directions of the targets to predict; `None` for all. Beliefs over n states span n - 1.
         fit_intercept: Whether the map has an intercept.
-        rank_cutoff: With `alpha=0`, directions of the standardized features with a singular value below this fraction
-            of the largest are left out.
+        rank_cutoff: With `alpha=0`, as for `OLS`.
 
     Attributes:
         coef_: `[target, feature]`, or `[feature]` if the targets are a single column.
         intercept_: `[target]`, or a number.
         rank_: Number of directions of the features that the map was solved in.
         moments_: Moments of all rows seen, with blocks `"X"` and `"y"`.
-        n_features_in_: Number of features.
 
     Example:
         >>> X, y = np.arange(6.0).reshape(-1, 1), 2 * np.arange(6.0) + 1
@@ -50,22 +49,14 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     # scikit-learn's rule: the constructor takes anything and `fit` complains, so nothing here has a type to check.
     def __init__(self, *, alpha=0.0, rank=None, fit_intercept=True, rank_cutoff=RANK_CUTOFF) -> None:
-        self.alpha = alpha
-        self.rank = rank
-        self.fit_intercept = fit_intercept
-        self.rank_cutoff = rank_cutoff
+        self.alpha, self.rank = alpha, rank
+        self.fit_intercept, self.rank_cutoff = fit_intercept, rank_cutoff
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BeliefRegressor:
-        """Fit to these rows alone; returns the estimator.
-
-        Args:
-            X: `[row, feature]`.
-            y: `[row, target]` or `[row]`.
-            sample_weight: How much each row counts; all the same by default.
+        """Fit to these rows alone, `[row, feature]` and `[row, target]` or `[row]`; returns the estimator.
 
         Raises:
-            ValueError: if a number is not finite, a weight is negative, all weights are 0, or a parameter is out of
-                range.
+            ValueError: if a number is not finite, a weight is negative, all are 0, or a parameter is out of range.
         """
         return self._update(X, y, sample_weight, reset=True)
 
@@ -80,10 +71,12 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return rows @ self.coef_.T + self.intercept_
 
     def _update(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> BeliefRegressor:
-        self._check_parameters()
-        checked: Any = validate_data(
-            self, X, y, reset=reset, multi_output=True, y_numeric=True, dtype=[np.float64, np.float32]
-        )
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha={self.alpha}: give a finite number ≥ 0.")
+        check_at_least("rank", self.rank, 1)
+        cutoff = OLS(rank_cutoff=self.rank_cutoff).rank_cutoff
+        dtypes = [np.float64, np.float32]
+        checked: Any = validate_data(self, X, y, reset=reset, multi_output=True, y_numeric=True, dtype=dtypes)
         features, targets = checked
         columns = targets.reshape(len(targets), -1)
         if reset:
@@ -98,29 +91,14 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.moments_.update(torch.from_numpy(rows), torch.tensor(weights))
         if self.moments_.weight == 0:
             raise ValueError("All sample weights are zero: give at least one row a positive weight.")
-        spectrum = decompose(
-            self.moments_,
-            "X",
-            rank_cutoff=0.0 if self.alpha else self.rank_cutoff,
-            intercept=self.fit_intercept,
-            standardize=not self.alpha,
-        )
+        cutoff, standardize, intercept = 0.0 if self.alpha else cutoff, not self.alpha, self.fit_intercept
+        spectrum = decompose(self.moments_, "X", rank_cutoff=cutoff, intercept=intercept, standardize=standardize)
         penalty = self.alpha / self.moments_.weight
         if self.rank is None or self.rank >= columns.shape[1]:
             (fitted,) = spectrum.ridge("y", [penalty])
         else:
             (fitted,) = spectrum.reduced_rank("y", [self.rank], penalty=penalty)
-        coefficients, intercept = fitted.weights.T.numpy(), fitted.bias.numpy()
-        self.coef_ = coefficients[0] if self._single_target else coefficients
-        self.intercept_ = float(intercept[0]) if self._single_target else intercept
-        self.rank_ = spectrum.rank
+        self.coef_, self.intercept_, self.rank_ = fitted.weights.T.numpy(), fitted.bias.numpy(), spectrum.rank
+        if self._single_target:
+            self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
         return self
-
-    def _check_parameters(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha={self.alpha}: give a finite number ≥ 0.")
-        check_at_least("rank", self.rank, 1)
-        if not 0 <= self.rank_cutoff < 1:
-            raise ValueError(
-                f"rank_cutoff={self.rank_cutoff}: give a fraction of the largest singular value, in [0, 1)."
-            )

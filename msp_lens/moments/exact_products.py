@@ -1,16 +1,15 @@
 """Gram matrices on devices where float64 is slow or missing, by exact products in float32.
 
-A device without fast float64 (Apple's, or a consumer graphics card) multiplies float32 matrices fast, but a float32
-Gram matrix loses what probes need: its errors, 1e-7 of the largest entry, bury every direction whose singular value is
-below 3e-4 of the largest. So round the centered rows y once instead, to a fixed point 32 bits below their column's
-largest, and cut the bits into four slices of eight:
+The errors of a float32 Gram matrix, 1e-7 of its largest entry, bury every direction whose singular value is below 3e-4
+of the largest. So round the centered rows y once, to a fixed point 32 bits below their column's largest, and cut the
+bits into four slices of eight:
 
     y ≈ s Σₖ 2^(-7-8k) qₖ,      qₖ integers, |qₖ| ≤ 128,
     YᵀY ≈ s sᵀ Σₖₗ 2^(-14-8(k+l)) Qₖᵀ Qₗ.
 
 Each QₖᵀQₗ over 1,024 rows is a sum of integers below 2²⁴, which float32 holds exactly (and so do TensorFloat-32 and
-bfloat16 inputs). The result is the exact Gram matrix of rows rounded by 2⁻³² of their column's largest: an error in the
-*rows*, far below the float32 noise of the activations, so that rank and small directions are preserved.
+bfloat16 inputs). The result is the exact Gram matrix of the rounded rows. An error in the *rows*, far below the float32
+noise of the activations, preserves rank and small directions.
 
 Source: Ozaki, Ogita, Oishi & Rump 2012, "Error-free transformations of matrix multiplication".
 """
@@ -52,32 +51,26 @@ def split_scatters(
 ) -> Iterator[tuple[float, Float64[Tensor, "column"], Float64[Tensor, "column column"]]]:
     """Weight, mean and centered scatter of at most 32,768 rows at a time, without a float64 product.
 
-    The computation is in the rows' own dtype, float32 or float64, on their device. Means and scatters are on that
-    device if it supports float64, else on the CPU.
+    Computed in the rows' dtype on their device; the results are on the CPU if the device has no float64.
     """
     for span, weight in zip(rows.split(ROWS_PER_SCATTER), weights.split(ROWS_PER_SCATTER), strict=True):
         total = float(weight.sum())
-        if total > 0:
-            mean, scatter = _split_scatter(span, weight.to(span), total)
-            yield total, mean, scatter
-
-
-def _split_scatter(
-    rows: Float[Tensor, "row column"], weights: Float[Tensor, "row"], total: float
-) -> tuple[Float64[Tensor, "column"], Float64[Tensor, "column column"]]:
-    share = weights / total
-    reference = share @ rows
-    # A mean far from zero is off by rounding; the mean of the remainder corrects it.
-    reference = reference + share @ (rows - reference)
-    root = weights.sqrt().unsqueeze(1)
-    centered = (rows - reference) * root
-    if rows.dtype == torch.float64:
-        return reference, _exact_gram(centered)
-    # The offset of a float32 reference from the mean comes from the same products: the root weights are a last column.
-    gram = _exact_gram(torch.cat([centered, root], dim=1))
-    offset = gram[-1, :-1] / gram[-1, -1]
-    scatter = gram[:-1, :-1] - torch.outer(offset, offset) * gram[-1, -1]
-    return reference.to(gram.device).double() + offset, scatter
+        if total == 0:
+            continue
+        weight = weight.to(span)
+        share, root = weight / total, weight.sqrt().unsqueeze(1)
+        reference = share @ span
+        # A mean far from zero is off by rounding; the mean of the remainder corrects it.
+        reference = reference + share @ (span - reference)
+        centered = (span - reference) * root
+        if span.dtype == torch.float64:
+            yield total, reference, _exact_gram(centered)
+            continue
+        # The same products give a float32 reference's offset from the mean: the root weights are a last column.
+        gram = _exact_gram(torch.cat([centered, root], dim=1))
+        offset = gram[-1, :-1] / gram[-1, -1]
+        scatter = gram[:-1, :-1] - torch.outer(offset, offset) * gram[-1, -1]
+        yield total, reference.to(gram.device).double() + offset, scatter
 
 
 def _exact_gram(rows: Float[Tensor, "row column"]) -> Float64[Tensor, "column column"]:
@@ -85,8 +78,7 @@ def _exact_gram(rows: Float[Tensor, "row column"]) -> Float64[Tensor, "column co
     largest = rows.abs().amax(dim=0)
     # A power of two just above the column's largest, but not below 2⁻⁹⁰, where its reciprocal would overflow float32.
     exponent = torch.where(largest > 0, largest.log2().floor() + 1, 0.0).clamp(min=-90)
-    scale = torch.exp2(-exponent)
-    width = rows.shape[1]
+    scale, width = torch.exp2(-exponent), rows.shape[1]
     levels = torch.zeros(2 * N_SLICES - 1, width, width, dtype=torch.int32, device=rows.device)
     for chunk in (rows * scale).split(ROWS_PER_PRODUCT):
         slices = _slices(chunk)
@@ -105,8 +97,7 @@ def _exact_gram(rows: Float[Tensor, "row column"]) -> Float64[Tensor, "column co
 
 def _slices(rows: Float[Tensor, "row column"]) -> list[Float[Tensor, "row column"]]:
     """Integers up to 128 in float32, each slice eight bits finer than the one before; `|rows| ≤ 1`."""
-    slices = []
-    rest, bits = rows, 7
+    slices, rest, bits = [], rows, 7
     for _ in range(N_SLICES):
         rest = rest * 2.0**bits
         whole = rest.round()

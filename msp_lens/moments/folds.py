@@ -2,7 +2,7 @@
 
     moments of the training rows of fold k = merge of the moments of all other folds
 
-All rows are the union of the folds, and the bootstrap resamples cells, so none of this takes a second pass.
+The bootstrap resamples cells, so none of this takes a second pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Cells:
 
     Attributes:
         parts: `parts[cell][position]`; there is one position if positions are not kept apart.
-        n_folds: Number of folds; cell c belongs to fold c mod n_folds.
+        n_folds: Cell c belongs to fold c mod n_folds.
     """
 
     parts: tuple[tuple[Moments, ...], ...]
@@ -37,10 +37,7 @@ class Cells:
     @cached_property
     def cells(self) -> list[list[Moments]]:
         """The moments by fold and cell; empty cells and folds are left out."""
-        return [
-            [positions[0] if len(positions) == 1 else merge_all(positions) for positions in fold]
-            for fold in self._filled
-        ]
+        return [[parts[0] if len(parts) == 1 else merge_all(parts) for parts in fold] for fold in self._filled]
 
     @cached_property
     def folds(self) -> list[Moments]:

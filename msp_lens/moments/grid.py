@@ -16,8 +16,7 @@ from msp_lens._checks import check_finite
 from msp_lens.moments.exact_products import Accumulation, has_float64
 from msp_lens.moments.moments import Moments, check_weights, merge_all
 
-# For all moments of a pass together: a laptop can hold these as well as the model and its activations, and decompose
-# them within minutes.
+# For all moments of a pass: a laptop can hold these as well as a model, and decompose them within minutes.
 MAX_BYTES = 2 * 2**30
 
 
@@ -29,8 +28,7 @@ class MomentsGrid:
     """Moments of several groups of blocks in several cells, accumulated in one pass.
 
     Args:
-        groups: Blocks wanted jointly: one site, or the sites of a concatenation. A group contained in another is
-            read from that one.
+        groups: Blocks wanted jointly. A group contained in another is read from that one.
         targets: Blocks joined with every group.
         n_cells: Number of cells that rows are dealt into.
         max_bytes: Largest memory that the moments may take.
@@ -56,13 +54,10 @@ class MomentsGrid:
         accumulation: Accumulation | None = None,
     ) -> None:
         if n_cells < 1 or not groups or not all(groups):
-            raise ValueError(
-                f"n_cells={n_cells}, groups={list(groups)}: give at least one cell, and groups of at least one block."
-            )
-        self.groups = _outermost(groups)
-        self.targets = tuple(targets)
-        self.n_cells = n_cells
-        self.max_bytes = max_bytes
+            given = f"n_cells={n_cells}, groups={list(groups)}"
+            raise ValueError(f"{given}: give at least one cell, and groups of at least one block.")
+        self.groups, self.targets = _outermost(groups), tuple(targets)
+        self.n_cells, self.max_bytes = n_cells, max_bytes
         self.accumulation: Accumulation | None = accumulation
         self.n_batches = 0
         # By group and cell; built at the first batch, which shows how wide its blocks are.
@@ -83,22 +78,35 @@ class MomentsGrid:
 
         Raises:
             KeyError: if a block is missing.
-            ValueError: if a number is not finite (the message names block and batch), a weight is negative, a cell is
-                out of range, or a block's width changed.
+            ValueError: if a number is not finite, a weight is negative, a cell is out of range, or a width changed.
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
         self._check(blocks, weights, cells)
+        joint = [(*group, *self.targets) for group in self.groups]
         if not self.moments:
-            self._build(blocks)
-        order, sizes = self._order(cells, len(weights))
+            widths = {name: block.shape[1] for name, block in blocks.items()}
+            check_memory(self.groups, widths, targets=self.targets, n_cells=self.n_cells, max_bytes=self.max_bytes)
+            for names in joint:
+                own, device = {name: widths[name] for name in names}, blocks[names[0]].device
+                self.moments.append([Moments(own, device=device) for _ in range(self.n_cells)])
+        order, sizes = None, [len(weights)] + [0] * (self.n_cells - 1)
+        if cells is not None and self.n_cells > 1:
+            cells = cells.cpu()
+            order, sizes = cells.argsort(stable=True), torch.bincount(cells, minlength=self.n_cells).tolist()
         weights = weights.to("cpu", torch.float64)
         parts = (weights if order is None else weights[order]).split(sizes)
-        for group, row_of_cells in zip(self.groups, self.moments, strict=True):
-            device = blocks[group[0]].device
-            joined = self._joined(blocks, group, device, order)
+        for names, row_of_cells in zip(joint, self.moments, strict=True):
+            device = blocks[names[0]].device
+            precise = torch.float64 if has_float64(device) else torch.float32
+            columns = [blocks[name].to(device) for name in names]
+            if order is not None:
+                columns = [column.index_select(0, order.to(device)) for column in columns]
+            # New memory, which absorb_rows overwrites.
+            joined = torch.empty(len(weights), sum(c.shape[1] for c in columns), dtype=precise, device=device)
+            torch.cat([column.to(precise) for column in columns], dim=1, out=joined)
             for moments, rows, share in zip(row_of_cells, joined.split(sizes), parts, strict=True):
                 if len(rows):
-                    moments.absorb_rows(rows, share, accumulation=self.accumulation)
+                    moments.absorb_rows(rows, share, self.accumulation)
         self.n_batches += 1
         return self
 
@@ -112,26 +120,26 @@ class MomentsGrid:
         if not self.moments:
             raise ValueError("The grid has no rows yet: update it with a batch first.")
         wanted = set(names) - set(self.targets)
-        holding = [index for index, group in enumerate(self.groups) if wanted <= set(group)]
+        holding = [row for row, group in zip(self.moments, self.groups, strict=True) if wanted <= set(group)]
         if not holding:
             groups = "; ".join(", ".join(group) for group in self.groups)
             raise KeyError(f"No group holds {', '.join(names)} jointly; the groups are: {groups}.")
-        narrowest = min(holding, key=lambda index: sum(self.moments[index][0].blocks.values()))
-        return [moments.select(names).cpu() for moments in self.moments[narrowest]]
+        narrowest = min(holding, key=lambda row: len(row[0].mean))
+        return [moments.select(names).cpu() for moments in narrowest]
 
     def whole(self, names: Sequence[str]) -> Moments:
         """The moments of these blocks over all cells; errors as for `cells`."""
         return merge_all(self.cells(names))
 
     def parts(self) -> dict[str, Moments]:
-        """All moments by group and cell (`"0/3"`), to be saved or summed over processes."""
+        """All moments by group and cell (`"0/3"`), to save or to sum over processes."""
         return {f"{g}/{c}": moments for g, row in enumerate(self.moments) for c, moments in enumerate(row)}
 
     def restore(self, parts: Mapping[str, Moments], *, n_batches: int | None = None) -> MomentsGrid:
         """Replace all moments by those that `parts` returned, here or in another run; returns the grid.
 
         Raises:
-            ValueError: if the moments are not of a grid with these groups, targets and cells.
+            ValueError: if they have other groups, targets or cells.
         """
         expected = [f"{g}/{c}" for g in range(len(self.groups)) for c in range(self.n_cells)]
         fits = list(parts) == expected and all(
@@ -139,65 +147,27 @@ class MomentsGrid:
         )
         if parts and not fits:
             raise ValueError("These moments have other groups, targets or cells: they belong to another pass.")
-        self.moments = [
-            [parts[f"{g}/{c}"] for c in range(self.n_cells)] for g in range(len(self.groups) if parts else 0)
-        ]
+        n_groups = len(self.groups) if parts else 0
+        self.moments = [[parts[f"{g}/{c}"] for c in range(self.n_cells)] for g in range(n_groups)]
         self.n_batches = self.n_batches if n_batches is None else n_batches
         return self
 
-    def _check(
-        self, blocks: Mapping[str, Tensor], weights: Float[Tensor, "row"], cells: Int[Tensor, "row"] | None
-    ) -> None:
+    def _check(self, blocks: Mapping[str, Tensor], weights: Tensor, cells: Tensor | None) -> None:
         for name in dict.fromkeys([name for group in self.groups for name in group] + list(self.targets)):
             if name not in blocks:
                 raise KeyError(f"The rows have no block {name!r}; they have {', '.join(blocks)}.")
-            if len(blocks[name]) != len(weights):
-                raise ValueError(
-                    f"{name!r} has {len(blocks[name])} rows, the weights {len(weights)}: give one weight per row."
-                )
-            if self.moments:
-                known = next(row[0].blocks[name] for row in self.moments if name in row[0].blocks)
-                if blocks[name].shape[1] != known:
-                    raise ValueError(
-                        f"{name!r} has {blocks[name].shape[1]} columns; in earlier batches it had {known}."
-                    )
+            n_rows, width = blocks[name].shape
+            if n_rows != len(weights):
+                raise ValueError(f"{name!r} has {n_rows} rows, the weights {len(weights)}: give one weight per row.")
+            known = next((row[0].blocks[name] for row in self.moments if name in row[0].blocks), width)
+            if width != known:
+                raise ValueError(f"{name!r} has {width} columns; in earlier batches it had {known}.")
             check_finite(blocks[name], f"{name} in batch {self.n_batches}", "Check where the rows come from.")
         check_weights(weights, f"Weights of batch {self.n_batches}")
-        if cells is not None and len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:
-            raise ValueError(
-                f"cells run from {int(cells.min())} to {int(cells.max())}; this grid has 0 … {self.n_cells - 1}."
-            )
-
-    def _build(self, blocks: Mapping[str, Tensor]) -> None:
-        widths = {name: block.shape[1] for name, block in blocks.items()}
-        check_memory(self.groups, widths, targets=self.targets, n_cells=self.n_cells, max_bytes=self.max_bytes)
-        self.moments = [
-            [
-                Moments({name: widths[name] for name in (*group, *self.targets)}, device=blocks[group[0]].device)
-                for _ in range(self.n_cells)
-            ]
-            for group in self.groups
-        ]
-
-    def _order(self, cells: Int[Tensor, "row"] | None, n_rows: int) -> tuple[Int[Tensor, "row"] | None, list[int]]:
-        """The order that sorts rows by cell (`None`: they are sorted), and the number of rows in each cell."""
-        if cells is None or self.n_cells == 1:
-            return None, [n_rows] + [0] * (self.n_cells - 1)
-        cells = cells.cpu()
-        return cells.argsort(stable=True), torch.bincount(cells, minlength=self.n_cells).tolist()
-
-    def _joined(
-        self, blocks: Mapping[str, Tensor], group: Sequence[str], device: torch.device, order: Tensor | None
-    ) -> Float[Tensor, "row column"]:
-        """The group's blocks and the targets joined and sorted, in newly allocated memory."""
-        precise = torch.float64 if has_float64(device) else torch.float32
-        where = None if order is None else order.to(device)
-        columns = [blocks[name].to(device) for name in (*group, *self.targets)]
-        if where is not None:
-            columns = [column.index_select(0, where) for column in columns]
-        width = sum(column.shape[1] for column in columns)
-        joined = torch.empty(len(columns[0]), width, dtype=precise, device=device)
-        return torch.cat([column.to(precise) for column in columns], dim=1, out=joined)
+        if cells is not None and len(cells):
+            low, high = int(cells.min()), int(cells.max())
+            if low < 0 or high >= self.n_cells:
+                raise ValueError(f"cells run from {low} to {high}; this grid has 0 … {self.n_cells - 1}.")
 
     def __repr__(self) -> str:
         return f"MomentsGrid({len(self.groups)} groups × {self.n_cells} cells, {self.n_batches} batches)"
@@ -211,20 +181,16 @@ def check_memory(
     n_cells: int = 1,
     max_bytes: int = MAX_BYTES,
 ) -> int:
-    """The number of bytes that the moments of these groups take.
-
-    Raises:
-        TooWideError: a `ValueError`, if it exceeds `max_bytes`.
-    """
+    """The number of bytes that the moments of these groups take; `TooWideError` if it exceeds `max_bytes`."""
     groups = _outermost(groups)
     joint = [sum(widths[name] for name in (*group, *targets)) for group in groups]
     needed = 8 * n_cells * sum(width**2 for width in joint)
     if needed > max_bytes:
-        widest = max(range(len(groups)), key=lambda index: joint[index])
-        features = sum(widths[name] for name in groups[widest])
+        widest = groups[joint.index(max(joint))]
+        features = sum(widths[name] for name in widest)
         raise TooWideError(
-            f"{len(groups)} groups, the widest of {len(groups[widest])} sites of {features:,} features together, need "
-            f"{_size(needed)} of moments ({joint[widest]:,}² numbers per cell, {n_cells} cells); the limit is "
+            f"{len(groups)} groups, the widest of {len(widest)} sites of {features:,} features together, need "
+            f"{_size(needed)} of moments ({max(joint):,}² numbers per cell, {n_cells} cells); the limit is "
             f"{_size(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first with "
             "RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
         )

@@ -1,4 +1,4 @@
-"""The one idea: everything said about a network follows from one pass of second moments.
+"""Second moments of rows, from which everything else is solved.
 
 For rows z (features and targets side by side) with weights w, accumulate in float64
 
@@ -8,7 +8,7 @@ batch by batch, each batch centered on its own mean before it is multiplied. Two
 
     S = S₁ + S₂ + (W₁ W₂ / W)(μ₁ - μ₂)(μ₁ - μ₂)ᵀ        (Chan, Golub & LeVeque 1983).
 
-Memory is that of one matrix, however many rows there are, and the result is that of all rows at once.
+Memory is that of one matrix, however many rows there are.
 """
 
 from __future__ import annotations
@@ -50,11 +50,9 @@ class Moments:
     """
 
     def __init__(self, blocks: Mapping[str, int], *, device: str | torch.device = "cpu") -> None:
-        self.blocks = dict(blocks)
+        self.blocks, self.n, self.weight = dict(blocks), 0, 0.0
         width = sum(self.blocks.values())
-        self.n = 0
-        self.weight = 0.0
-        held = torch.device(device) if has_float64(torch.device(device)) else torch.device("cpu")
+        held = device if has_float64(torch.device(device)) else "cpu"
         self.mean: Float64[Tensor, "column"] = torch.zeros(width, dtype=torch.float64, device=held)
         self.scatter: Float64[Tensor, "column column"] = torch.zeros(width, width, dtype=torch.float64, device=held)
 
@@ -70,8 +68,8 @@ class Moments:
     ) -> Moments:
         """Moments with these attributes, which were computed elsewhere."""
         moments = cls({})
-        moments.blocks = dict(blocks)
-        moments.n, moments.weight, moments.mean, moments.scatter = n, weight, mean, scatter
+        moments.blocks, moments.n, moments.weight = dict(blocks), n, weight
+        moments.mean, moments.scatter = mean, scatter
         return moments
 
     def update(
@@ -86,9 +84,8 @@ class Moments:
         Args:
             rows: The blocks' columns side by side.
             weights: How much each row counts.
-            accumulation: `"float64"`, or `"split"` for exact products in float32, whose result is that of rows
-                rounded to 2⁻³² of their column's largest (see `exact_products`); by default whichever is fast on
-                the device.
+            accumulation: `"float64"`, or `"split"` for exact products in float32 of rows rounded to 2⁻³² of their
+                column's largest (see `exact_products`); by default whichever is fast on the device.
 
         Raises:
             ValueError: if a weight is negative or a number is not finite.
@@ -98,74 +95,48 @@ class Moments:
         check_weights(weights)
         precise = torch.float64 if has_float64(rows.device) else torch.float32
         weights = weights.to("cpu", torch.float64)
-        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation=accumulation)
+        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation)
 
     def absorb_rows(
-        self,
-        rows: Float[Tensor, "row column"],
-        weights: Float64[Tensor, "row"],
-        *,
-        accumulation: Accumulation | None = None,
+        self, rows: Float[Tensor, "row column"], weights: Float64[Tensor, "row"], accumulation: Accumulation | None
     ) -> Moments:
         """`update` without its copy and its checks: the rows' memory is overwritten.
 
-        Args:
-            rows: In float64, or in float32 on a device that has nothing better.
-            weights: On the CPU.
-            accumulation: As for `update`.
+        Rows are float64, or float32 on a device that has nothing better; weights are on the CPU.
         """
+        self.n += len(rows)
         total = float(weights.sum())
         if total == 0:
-            self.n += len(rows)
             return self
         if (accumulation or accumulation_for(rows.device)) == "split":
             for weight, mean, scatter in split_scatters(rows, weights):
-                self._absorb(0, weight, mean, scatter)
-            self.n += len(rows)
+                self.scatter += scatter.to(self.scatter.device)
+                self._shift(weight, mean)
             return self
         weights = weights.to(rows.device)
         mean = weights @ rows / total
         rows.sub_(mean).mul_(weights.sqrt().unsqueeze(1))
         if rows.device == self.scatter.device:
             self.scatter.addmm_(rows.T, rows)
-            self._absorb(len(rows), total, mean)
         else:
-            self._absorb(len(rows), total, mean, rows.T @ rows)
+            self.scatter += (rows.T @ rows).to(self.scatter.device)
+        self._shift(total, mean)
         return self
 
-    def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of rows together, as a new object.
-
-        Raises:
-            ValueError: if their blocks differ.
-        """
-        return merge_all((self, other))
-
-    def _absorb(
-        self,
-        n: int,
-        weight: float,
-        mean: Float64[Tensor, "column"],
-        scatter: Float64[Tensor, "column column"] | None = None,
-    ) -> None:
-        """Add other moments; `scatter` is `None` if it has been added already."""
-        self.n += n
-        if weight == 0:
-            return
+    def _shift(self, weight: float, mean: Float64[Tensor, "column"]) -> None:
+        """Take in the weight and the mean of rows whose own scatter has been added."""
         total = self.weight + weight
         shift = mean.to(self.mean.device) - self.mean
-        if scatter is not None:
-            self.scatter += scatter.to(self.scatter.device)
         self.scatter.addr_(shift, shift, alpha=self.weight * weight / total)
         self.mean += shift * (weight / total)
         self.weight = total
 
-    def columns(self, names: str | Sequence[str]) -> Int[Tensor, "column"]:
-        """The indices of the columns of one or several blocks, in the order given.
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets of rows, as a new object; `ValueError` if their blocks differ."""
+        return merge_all((self, other))
 
-        Raises:
-            KeyError: if there is no such block.
-        """
+    def columns(self, names: str | Sequence[str]) -> Int[Tensor, "column"]:
+        """The indices of the columns of one or several blocks, in the order given; `KeyError` if there is none."""
         starts = dict(zip(self.blocks, torch.tensor([0, *self.blocks.values()]).cumsum(0).tolist(), strict=False))
         wanted = (names,) if isinstance(names, str) else names
         for name in wanted:
@@ -174,19 +145,10 @@ class Moments:
         return torch.cat([torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted])
 
     def select(self, names: Sequence[str]) -> Moments:
-        """The moments of these blocks alone, in the order given: what a pass over only them would have found.
-
-        Raises:
-            KeyError: if there is no such block.
-        """
-        columns = self.columns(names)
-        return Moments.of(
-            {name: self.blocks[name] for name in names},
-            n=self.n,
-            weight=self.weight,
-            mean=self.mean[columns],
-            scatter=self.scatter[columns][:, columns],
-        )
+        """The moments of these blocks alone, in the order given; `KeyError` if there is no such block."""
+        columns, blocks = self.columns(names), {name: self.blocks[name] for name in names}
+        mean, scatter = self.mean[columns], self.scatter[columns][:, columns]
+        return Moments.of(blocks, n=self.n, weight=self.weight, mean=mean, scatter=scatter)
 
     def cpu(self) -> Moments:
         """The moments on the CPU; the same object if they are there already."""
@@ -203,23 +165,13 @@ class Moments:
         return self.scatter[self.columns(rows)][:, self.columns(columns)] / self.weight
 
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
-        """Write the moments to one safetensors file, atomically.
-
-        Args:
-            path: The file.
-            provenance: What the moments are of, JSON-ready: fingerprints, weighting, sites.
-        """
+        """Write the moments, and what they are of (JSON-ready), to one safetensors file, atomically."""
         save_all(path, {"moments": self}, provenance=provenance)
         return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
-        """Load moments saved by `save`.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged or holds no moments.
-        """
+        """Load moments saved by `save`; errors as for `load_all`."""
         parts, _, _ = load_all(path)
         if list(parts) != ["moments"]:
             raise ValueError(f"{path} holds {len(parts)} moments, not one: load it with load_all(path).")
@@ -239,7 +191,7 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
     if not parts:
         raise ValueError("There are no moments to merge: give at least one.")
     first = parts[0]
-    for part in parts[1:]:
+    for part in parts:
         if part.blocks != first.blocks:
             raise ValueError(f"Blocks {first.blocks} and {part.blocks} differ: merge moments of the same blocks.")
     merged = Moments(first.blocks, device=first.mean.device)
@@ -277,19 +229,11 @@ def save_all(
     provenance: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write several moments to one safetensors file, atomically.
-
-    Args:
-        path: The file.
-        parts: The moments by name.
-        provenance: What the moments are of, JSON-ready.
-        tensors: Any other sums to keep with them.
-    """
-    described = {
-        name: {"blocks": list(part.blocks.items()), "n": part.n, "weight": part.weight} for name, part in parts.items()
-    }
+    """Write named moments, what they are of (JSON-ready) and any other sums to one safetensors file, atomically."""
+    described = {}
     content = {f"tensors/{name}": tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()}
     for name, part in parts.items():
+        described[name] = {"blocks": list(part.blocks.items()), "n": part.n, "weight": part.weight}
         # Mean and scatter stacked into a new tensor: safetensors refuses two views of the same memory.
         content[f"moments/{name}"] = torch.cat([part.mean.unsqueeze(0), part.scatter]).cpu()
     header = json.dumps({"parts": described, "provenance": dict(provenance or {})})
@@ -309,9 +253,7 @@ def load_all(path: str | Path) -> tuple[dict[str, Moments], dict[str, Any], dict
     header = json.loads(metadata["msp_lens_moments"])
     parts = {}
     for name, part in header["parts"].items():
-        mean, scatter = content[f"moments/{name}"].split([1, len(content[f"moments/{name}"]) - 1])
-        parts[name] = Moments.of(
-            dict(part["blocks"]), n=part["n"], weight=part["weight"], mean=mean[0].clone(), scatter=scatter.clone()
-        )
+        mean, scatter = content[f"moments/{name}"][0].clone(), content[f"moments/{name}"][1:].clone()
+        parts[name] = Moments.of(dict(part["blocks"]), n=part["n"], weight=part["weight"], mean=mean, scatter=scatter)
     others = {name.removeprefix("tensors/"): t for name, t in content.items() if name.startswith("tensors/")}
     return parts, header["provenance"], others

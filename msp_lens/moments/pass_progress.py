@@ -17,14 +17,7 @@ from msp_lens.moments.moments import Moments, load_all, save_all
 
 @dataclass(frozen=True, eq=False)
 class PassProgress:
-    """The state of an interrupted pass.
-
-    Attributes:
-        n_done: Number of words already processed; the pass continues after them.
-        moments: Their moments, for `MomentsGrid.restore`.
-        n_batches: Number of batches they came in.
-        sums: Other sums of the same pass.
-    """
+    """How far an interrupted pass went: `n_done` words in `n_batches`, their moments by name, and other sums."""
 
     n_done: int
     moments: dict[str, Moments]
@@ -37,8 +30,7 @@ class PassCheckpoint:
 
     Args:
         path: The file; each process needs its own (`own_path`).
-        description: What determines the result of the pass, JSON-ready: fingerprints of model and data, sites,
-            weighting, folds, seed. A file of another pass is refused.
+        description: What determines the result of the pass, JSON-ready. A file of another pass is refused.
         interval: Seconds between saves.
 
     Example:
@@ -60,26 +52,18 @@ class PassCheckpoint:
         self._saved_at = time.monotonic()
 
     def resume(self) -> PassProgress | None:
-        """The progress in the file; `None` if there is no file yet.
-
-        Raises:
-            ValueError: if the file is damaged, or belongs to a pass with another description.
-        """
+        """The progress in the file, `None` if there is none yet; `ValueError` if it belongs to another pass."""
         if not self.path.exists():
             return None
         moments, saved, sums = load_all(self.path)
         if "pass" not in saved:
             raise ValueError(f"{self.path} holds moments but no pass to resume: give another path.")
-        theirs = saved["pass"]
-        differing = [
-            f"{key}={theirs.get(key)!r}, now {self.description.get(key)!r}"
-            for key in sorted(theirs.keys() | self.description.keys())
-            if theirs.get(key) != self.description.get(key)
-        ]
+        theirs, ours = saved["pass"], self.description
+        keys = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+        differing = [f"{key}={theirs.get(key)!r}, now {ours.get(key)!r}" for key in keys]
         if differing:
-            raise ValueError(
-                f"{self.path} belongs to another pass ({'; '.join(differing)}): give another path, or delete the file."
-            )
+            problem = f"{self.path} belongs to another pass ({'; '.join(differing)})"
+            raise ValueError(f"{problem}: give another path, or delete the file.")
         return PassProgress(saved["n_done"], moments, saved["n_batches"], sums)
 
     def save(self, grid: MomentsGrid, *, n_done: int, sums: Mapping[str, Tensor] | None = None) -> None:

@@ -4,7 +4,7 @@ For the moments (Wₖ, μₖ, Sₖ) of processes k,
 
     W = Σ Wₖ,    μ = Σ Wₖ μₖ / W,    S = Σ Sₖ + Wₖ (μₖ - μ)(μₖ - μ)ᵀ:
 
-two reductions, and no digits are lost to cancellation. With one process nothing is done.
+two reductions, and no digits are lost to cancellation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from msp_lens._distributed import communication_device, gathered, process_count, process_index
 from msp_lens.moments.grid import MomentsGrid
@@ -30,7 +29,11 @@ def reduce_all(parts: Sequence[Moments]) -> list[Moments]:
     """
     if process_count() == 1:
         return list(parts)
-    _check_alike(torch.tensor([len(parts), *(len(part.mean) for part in parts)]))
+    numbers = torch.tensor([len(parts), *(len(part.mean) for part in parts)])
+    # Tensors of different sizes would hang or corrupt, so their number is compared first.
+    sizes = gathered(torch.tensor([len(numbers)]))
+    if not bool((sizes == sizes[0]).all()) or not bool((gathered(numbers) == numbers.to(sizes.device)).all()):
+        raise ValueError("The processes' moments differ in number or width: run the same script on the same model.")
     return [_reduced(part) for part in parts]
 
 
@@ -43,21 +46,13 @@ def reduce_grid(grid: MomentsGrid) -> MomentsGrid:
 def _reduced(moments: Moments) -> Moments:
     # n is a whole number that float64 holds exactly.
     table = gathered(torch.cat([torch.tensor([moments.n, moments.weight], dtype=torch.float64), moments.mean.cpu()]))
-    n, weights, means = table[:, 0], table[:, 1], table[:, 2:]
+    n, weights, means = int(table[:, 0].sum()), table[:, 1], table[:, 2:]
     weight = float(weights.sum())
     if weight == 0:
-        return Moments.of(moments.blocks, n=int(n.sum()), weight=0.0, mean=moments.mean, scatter=moments.scatter)
+        return Moments.of(moments.blocks, n=n, weight=0.0, mean=moments.mean, scatter=moments.scatter)
     mean = pooled_mean(means, weights)
     shift = means[process_index()] - mean
     scatter = moments.scatter.to(communication_device(), copy=True).addr_(shift, shift, alpha=moments.weight)
     dist.all_reduce(scatter)
     held = moments.mean.device
-    return Moments.of(moments.blocks, n=int(n.sum()), weight=weight, mean=mean.to(held), scatter=scatter.to(held))
-
-
-def _check_alike(numbers: Tensor) -> None:
-    """Raise unless every process holds the same numbers; tensors of different sizes would hang or corrupt."""
-    sizes = gathered(torch.tensor([len(numbers)]))
-    # Numbers of different counts can't be gathered, so their counts are compared first.
-    if not bool((sizes == sizes[0]).all()) or not bool((gathered(numbers) == numbers.to(sizes.device)).all()):
-        raise ValueError("The processes' moments differ in number or width: run the same script on the same model.")
+    return Moments.of(moments.blocks, n=n, weight=weight, mean=mean.to(held), scatter=scatter.to(held))

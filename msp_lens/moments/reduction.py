@@ -4,13 +4,12 @@ The d columns of each site become k before they reach the moments:
 
 - `PrincipalComponents`: the k directions of largest variance, from the moments of that site alone (from an earlier
   pass, or from the first part of one over words in random order).
-- `RandomProjection`: k random orthonormal directions. It needs no look at the data, and its loss is known beforehand:
-  on average over draws and up to O(1/k), regressing on the projection explains this much of the targets' variance:
+- `RandomProjection`: k random orthonormal directions, chosen without a look at the data. On average over draws and up
+  to O(1/k), regressing on them explains as much variance as ridge regression with k degrees of freedom:
 
-      tr Σ_th (Σ_hh + λI)⁻¹ Σ_ht,    λ such that  tr Σ_hh (Σ_hh + λI)⁻¹ = k,
+      tr Σ_th (Σ_hh + λI)⁻¹ Σ_ht,    λ such that  tr Σ_hh (Σ_hh + λI)⁻¹ = k.
 
-  That is what ridge regression with k degrees of freedom explains: nearly everything if the activations' variance lies
-  in far fewer than k of the d directions, and k/d of it if the variance is spread evenly.
+  That is nearly everything if the activations vary in far fewer than k directions, k/d of it if they vary evenly.
 
 Source: Dereziński, Liang, Liao & Mahoney 2020, "Precise expressions for random projections", theorem 1.
 """
@@ -84,13 +83,7 @@ class RandomProjection:
         return self._matrices[site, width]
 
     def expected_r2(self, moments: Moments, site: str, targets: str | Sequence[str]) -> float:
-        """The average over seeds of the in-sample R² of a map from the projected site.
-
-        Args:
-            moments: Moments of the whole site and the targets.
-            site: The block to project.
-            targets: The blocks to predict.
-        """
+        """The average over seeds of the in-sample R² of a map from the projected site, given moments of the whole."""
         eigenvalues, basis = torch.linalg.eigh(moments.covariance(site, site))
         kept = eigenvalues > eigenvalues[-1] * RANK_CUTOFF**2
         eigenvalues, basis = eigenvalues[kept], basis[:, kept]
@@ -102,15 +95,14 @@ class RandomProjection:
 
 def _penalty_of(eigenvalues: Float64[Tensor, "direction"], degrees_of_freedom: int) -> float:
     """The λ at which Σ e / (e + λ) is this number; 0 if there are no more directions than that."""
-    if len(eigenvalues) <= degrees_of_freedom:
-        return 0.0
-    # At this λ each term is below e / λ, so their sum is at most the degrees of freedom.
-    highest = float(eigenvalues.sum()) / degrees_of_freedom
 
     def excess(penalty: float) -> float:
         return float((eigenvalues / (eigenvalues + penalty)).sum()) - degrees_of_freedom
 
-    return float(cast(float, brentq(excess, 0.0, highest)))
+    if len(eigenvalues) <= degrees_of_freedom:
+        return 0.0
+    # At the highest λ each term is below e / λ, so their sum is at most the degrees of freedom.
+    return float(cast(float, brentq(excess, 0.0, float(eigenvalues.sum()) / degrees_of_freedom)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +123,7 @@ class PrincipalComponents:
 
         Args:
             moments: Moments of each site: `{site: grid.whole([site]) for site in sites}`.
-            width: Number of directions kept at each site; a site with fewer features keeps all.
-
-        Raises:
-            ValueError: if `width` is below 1.
+            width: Number of directions kept at each site, at least 1; a site with fewer features keeps all.
         """
         if width < 1:
             raise ValueError(f"width={width}: keep at least 1 direction per site.")
@@ -146,16 +135,11 @@ class PrincipalComponents:
         return cls(directions, kept)
 
     def transform(self, site: str, activations: Float[Tensor, "row feature"]) -> Float[Tensor, "row column"]:
-        """The activations along the site's directions, in their own dtype.
-
-        Raises:
-            KeyError: if the site has no components here.
-            ValueError: if the site has another number of features.
-        """
+        """The activations along the site's directions, in their own dtype; errors as for `matrix`."""
         return activations @ self.matrix(site, activations.shape[1]).to(activations)
 
     def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
-        """The site's directions as columns; errors as for `transform`."""
+        """The site's directions; `KeyError` if there are none, `ValueError` if they have another number of features."""
         if site not in self.directions:
             raise KeyError(f"No principal components of {site!r}; there are some of {', '.join(self.directions)}.")
         if len(self.directions[site]) != width:
@@ -163,8 +147,6 @@ class PrincipalComponents:
         return self.directions[site]
 
     def __repr__(self) -> str:
-        sites = ", ".join(
-            f"{site} {len(basis)} → {basis.shape[1]} ({self.kept_variance[site]:.1%} of the variance)"
-            for site, basis in self.directions.items()
-        )
-        return f"PrincipalComponents({sites})"
+        sizes = {site: f"{site} {len(basis)} → {basis.shape[1]}" for site, basis in self.directions.items()}
+        parts = [f"{size} ({self.kept_variance[site]:.1%} of the variance)" for site, size in sizes.items()]
+        return f"PrincipalComponents({', '.join(parts)})"

@@ -2,8 +2,8 @@
 
     R² = 1 - Σ w |t - t̂|² / Σ w |t - t̄|²
 
-Held-out errors are kept by *cell*, a set of whole groups of rows. A fold is a union of cells, and resampling cells
-shows how much the score would vary with other groups. Skill compares a map with a control:
+Held-out errors are kept by *cell*, a set of whole groups of rows; resampling cells shows how much a score would vary
+with other groups. Skill compares a map with a control:
 
     skill = (MSE_control - MSE_network) / MSE_control.
 """
@@ -61,9 +61,9 @@ class HeldOutScore(Score):
     """A cross-validated score: every row is predicted by a map that was fitted without its fold.
 
     Attributes:
-        r2_interval: 95 % bootstrap interval of R², over cells of groups with the fitted maps fixed. It covers the R²
-            that these maps would have on other groups of the same kind, not the variation of the maps themselves. If
-            the rows are the whole population, it shows how evenly the score is spread over them.
+        r2_interval: 95 % bootstrap interval of R² over cells, with the fitted maps fixed: the R² that these maps would
+            have on other groups of the same kind, not the variation of the maps themselves. If the rows are the whole
+            population, it shows how evenly the score is spread over them.
         r2_by_fold: R² of each fold, against the common mean.
     """
 
@@ -94,11 +94,6 @@ class CellErrors:
     fold: Int[Tensor, "cell"]
     n: int
 
-    @property
-    def mse(self) -> float:
-        """Mean squared error per target coordinate."""
-        return float((self.errors.sum(dim=0) / self.weight.sum()).mean())
-
     def score(self) -> HeldOutScore:
         """R² and MSE, pooled over cells, with their interval."""
         errors, spread = self.errors.sum(dim=1), self.spread.sum(dim=1)
@@ -106,14 +101,12 @@ class CellErrors:
         total = float(self.weight.sum())
         folds = [self.fold == k for k in self.fold.unique().tolist()]
         scarce = NO_VARIANCE * total * self.errors.shape[1]
+        targets = zip(by_target.tolist(), spread_by_target.tolist(), strict=True)
         return HeldOutScore(
             r2=ratio(float(errors.sum()), float(spread.sum()), scarce),
-            mse=self.mse,
+            mse=float((by_target / self.weight.sum()).mean()),
             n=self.n,
-            r2_by_target=tuple(
-                ratio(e, s, NO_VARIANCE * total)
-                for e, s in zip(by_target.tolist(), spread_by_target.tolist(), strict=True)
-            ),
+            r2_by_target=tuple(ratio(e, s, NO_VARIANCE * total) for e, s in targets),
             mse_by_target=tuple((by_target / total).tolist()),
             variance=float(spread_by_target.mean()) / total,
             r2_interval=bootstrap_interval(errors, spread, scarce=scarce),
@@ -134,8 +127,7 @@ def bootstrap_interval(
     Percentiles are expanded by the t-distribution, since plain ones are too narrow with few cells (Hesterberg 2015,
     section 5.3.2). NaN if there are fewer than 3 cells or nothing varies.
     """
-    confidence, n_resamples = 0.95, 1000
-    n_cells = len(errors)
+    confidence, n_resamples, n_cells = 0.95, 1000, len(errors)
     if n_cells < 3 or float(spread.sum()) <= scarce:
         return (math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
@@ -164,21 +156,13 @@ def score(linear_map: LinearMap, moments: Moments, features: Blocks, targets: Bl
 
 def score_of(errors: Float64[Tensor, "target"], variance: Float64[Tensor, "target"], n: int) -> Score:
     """A score from each target's mean squared error and variance."""
-    return Score(
-        ratio(float(errors.mean()), float(variance.mean())),
-        float(errors.mean()),
-        n,
-        tuple(ratio(e, v) for e, v in zip(errors.tolist(), variance.tolist(), strict=True)),
-        tuple(errors.tolist()),
-        float(variance.mean()),
-    )
+    mse, mean_variance = float(errors.mean()), float(variance.mean())
+    by_target = tuple(ratio(e, v) for e, v in zip(errors.tolist(), variance.tolist(), strict=True))
+    return Score(ratio(mse, mean_variance), mse, n, by_target, tuple(errors.tolist()), mean_variance)
 
 
 def cell_errors(
-    errors: Float64[Tensor, "cell target"],
-    cells: Sequence[Moments],
-    fold: Int[Tensor, "cell"],
-    targets: Blocks,
+    errors: Float64[Tensor, "cell target"], cells: Sequence[Moments], fold: Int[Tensor, "cell"], targets: Blocks
 ) -> CellErrors:
     """Weighted squared errors by cell, with the targets' spread about the common mean."""
     weight = torch.tensor([cell.weight for cell in cells], dtype=torch.float64)
@@ -192,7 +176,6 @@ def cell_errors(
 def from_json(value: Any) -> Any:
     """Scores from the mappings, and tuples from the lists, that JSON returns; other values unchanged."""
     if isinstance(value, Mapping):
-        fields = {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
-        kind: Any = HeldOutScore if "r2_interval" in fields else Score
-        return kind(**fields)
+        fields: Any = {key: from_json(each) for key, each in value.items()}
+        return HeldOutScore(**fields) if "r2_interval" in fields else Score(**fields)
     return tuple(from_json(each) for each in value) if isinstance(value, list) else value

@@ -5,8 +5,8 @@
     reduced rank      B V_r V_rᵀ                        V_r: leading eigenvectors of Bᵀ Σ_ff B  (Izenman 1975)
     their error       E|t - fB - c|² = tr(Σ_tt - 2 Bᵀ Σ_ft + Bᵀ Σ_ff B) + |μ_t - μ_f B - c|²
 
-All of them start from one eigendecomposition of the features' correlations. The error may be taken on other moments
-than the map was fitted on: that is cross-validation without a second pass.
+All start from one eigendecomposition of the features' correlations. Errors may be taken on other moments than the map
+was fitted on, which is cross-validation without a second pass.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Spectrum:
         moments: The moments that were decomposed.
         features: The blocks of the features.
         intercept: Whether maps have an intercept; without one, second moments are about 0.
-        scale: What each column is divided by: its standard deviation (root mean square without an intercept), 1 where
-            columns are not standardized, infinity where a column is constant.
+        scale: What each column is divided by: its standard deviation (root mean square without an intercept), or 1 if
+            columns are not standardized; infinity where a column is constant.
         eigenvalues: Eigenvalues of the scaled columns' second moments, ascending.
         basis: Their eigenvectors, one a column.
         kept: Which of them are above the cutoff.
@@ -82,54 +82,46 @@ class Spectrum:
         This is scikit-learn's `Ridge(alpha=λ W)` on scaled features, W being the rows' total weight.
         """
         eigenvalues, basis = self.eigenvalues[self.kept], self.basis[:, self.kept]
-        cross = second_moment(self.moments, self.features, targets, intercept=self.intercept)
-        projected = basis.T @ (cross / self.scale.unsqueeze(1))
-        weights = [
-            (basis @ (projected / (eigenvalues + penalty).unsqueeze(1))) / self.scale.unsqueeze(1)
-            for penalty in penalties
-        ]
-        return [LinearMap(each, self._bias(each, targets), self.rank) for each in weights]
+        scale = self.scale.unsqueeze(1)
+        projected = basis.T @ (self._second(self.features, targets) / scale)
+        weights = [(basis @ (projected / (eigenvalues + each).unsqueeze(1))) / scale for each in penalties]
+        return [self._map(each, self.features, targets, self.rank) for each in weights]
 
-    def _bias(self, weights: Float64[Tensor, "feature target"], targets: Blocks) -> Float64[Tensor, "target"]:
-        if not self.intercept:
-            return torch.zeros(weights.shape[1], dtype=torch.float64)
-        return self.moments.block_mean(targets) - self.moments.block_mean(self.features) @ weights
+    def _second(self, rows: Blocks, columns: Blocks) -> Float64[Tensor, "row column"]:
+        return second_moment(self.moments, rows, columns, intercept=self.intercept)
+
+    def _map(self, weights: Tensor, features: Blocks, targets: Blocks, rank: int) -> LinearMap:
+        bias = self.moments.block_mean(targets) - self.moments.block_mean(features) @ weights
+        return LinearMap(weights, bias if self.intercept else torch.zeros_like(bias), rank)
 
     def reduced_rank(self, targets: Blocks, ranks: Sequence[int], *, penalty: float = 0.0) -> list[LinearMap]:
         """The best map of each rank: the ridge map, its fit projected on that many leading directions.
 
-        Source: Izenman 1975 (J. Multivariate Anal. 5), with all targets weighted alike; with a penalty, Mukherjee &
-        Zhu 2011.
+        Source: Izenman 1975, with all targets weighted alike; with a penalty, Mukherjee & Zhu 2011.
         """
         (full,) = self.ridge(targets, [penalty])
-        fitted = full.weights.T @ second_moment(self.moments, self.features, targets, intercept=self.intercept)
+        fitted = full.weights.T @ self._second(self.features, targets)
         _, directions = torch.linalg.eigh((fitted + fitted.T) / 2)
         maps = []
         for rank in ranks:
             # Eigenvalues ascend: the leading directions are the last.
             leading = directions[:, max(0, directions.shape[1] - rank) :]
             weights = full.weights @ leading @ leading.T
-            maps.append(LinearMap(weights, self._bias(weights, targets), min(rank, full.rank)))
+            maps.append(self._map(weights, self.features, targets, min(rank, full.rank)))
         return maps
 
     def jointly_with(self, others: Blocks, targets: Blocks, *, penalty: float = 0.0) -> LinearMap:
         """The map from the features *and* a few other columns, whose weights come last.
 
-        By the theorem of Frisch, Waugh and Lovell: regress what the features leave of the targets on what they leave of
-        the others. This takes no second decomposition.
-
-        Args:
-            others: The other columns.
-            targets: What is predicted.
-            penalty: Ridge penalty on the features alone.
+        The penalty is on the features alone. By the theorem of Frisch, Waugh and Lovell, without a second
+        decomposition: regress what the features leave of the targets on what they leave of the others.
         """
         of_targets, of_others = (self.ridge(columns, [penalty])[0].weights for columns in (targets, others))
 
         def left(rows: Blocks, columns: Blocks, weights: Tensor) -> Tensor:
-            cross = second_moment(self.moments, self.features, columns, intercept=self.intercept)
-            return second_moment(self.moments, rows, columns, intercept=self.intercept) - weights.T @ cross
+            return self._second(rows, columns) - weights.T @ self._second(self.features, columns)
 
-        own = second_moment(self.moments, others, others, intercept=self.intercept).diagonal()
+        own = self._second(others, others).diagonal()
         scale = torch.where(own > 0, own, math.inf).sqrt()
         # What is left of a column that follows from the features is rounding: cut it off by the column's own size.
         eigenvalues, basis = torch.linalg.eigh(left(others, others, of_others) / torch.outer(scale, scale))
@@ -137,9 +129,8 @@ class Spectrum:
         inverse = (basis[:, kept] / eigenvalues[kept]) @ basis[:, kept].T / torch.outer(scale, scale)
         of_left = inverse @ left(others, targets, of_others)
         weights = torch.cat([of_targets - of_others @ of_left, of_left])
-        mean = self.moments.block_mean([*_names(self.features), *_names(others)])
-        bias = self.moments.block_mean(targets) - mean @ weights
-        return LinearMap(weights, bias if self.intercept else torch.zeros_like(bias), self.rank + int(kept.sum()))
+        features, others = ((each,) if isinstance(each, str) else tuple(each) for each in (self.features, others))
+        return self._map(weights, features + others, targets, self.rank + int(kept.sum()))
 
 
 def decompose(
@@ -157,8 +148,7 @@ def decompose(
         features: Their blocks.
         rank_cutoff: Directions with a singular value below this fraction of the largest are left out.
         intercept: Whether maps have an intercept.
-        standardize: Whether to scale columns to unit variance first, so that no feature is cut off for the unit it is
-            measured in.
+        standardize: Whether to scale columns to unit variance first, so that units decide no cutoff.
     """
     gram = second_moment(moments, features, features, intercept=intercept)
     squares = gram.diagonal()
@@ -180,12 +170,7 @@ def second_moment(
 
 
 def least_squares(
-    moments: Moments,
-    features: Blocks,
-    targets: Blocks,
-    *,
-    rank_cutoff: float = RANK_CUTOFF,
-    intercept: bool = True,
+    moments: Moments, features: Blocks, targets: Blocks, *, rank_cutoff: float = RANK_CUTOFF, intercept: bool = True
 ) -> LinearMap:
     """The least-squares map from some blocks to others; options as for `decompose`."""
     return decompose(moments, features, rank_cutoff=rank_cutoff, intercept=intercept).least_squares(targets)
@@ -196,12 +181,9 @@ def mean_squared_errors(
 ) -> Float64[Tensor, "target"]:
     """The map's mean squared error in each target on the rows of `moments`, whether fitted on them or not."""
     weights = linear_map.weights
-    cross = moments.covariance(features, targets)
-    residual = (
-        variances(moments, targets)
-        - 2 * (weights * cross).sum(dim=0)
-        + (weights * (moments.covariance(features, features) @ weights)).sum(dim=0)
-    )
+    crossed = (weights * moments.covariance(features, targets)).sum(dim=0)
+    squared = (weights * (moments.covariance(features, features) @ weights)).sum(dim=0)
+    residual = variances(moments, targets) - 2 * crossed + squared
     offset = moments.block_mean(targets) - moments.block_mean(features) @ weights - linear_map.bias
     # Rounding may take a perfect fit slightly below zero.
     return (residual + offset**2).clamp(min=0)
@@ -210,7 +192,3 @@ def mean_squared_errors(
 def variances(moments: Moments, targets: Blocks) -> Float64[Tensor, "target"]:
     """Variance of each target about the rows' own mean."""
     return moments.scatter.diagonal()[moments.columns(targets)] / moments.weight
-
-
-def _names(blocks: Blocks) -> tuple[str, ...]:
-    return (blocks,) if isinstance(blocks, str) else tuple(blocks)

@@ -38,9 +38,8 @@ class Solver:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank_cutoff < 1:
-            raise ValueError(
-                f"rank_cutoff={self.rank_cutoff}: give a fraction of the largest singular value, in [0, 1)."
-            )
+            given = f"rank_cutoff={self.rank_cutoff}"
+            raise ValueError(f"{given}: give a fraction of the largest singular value, in [0, 1).")
 
     def to_dict(self) -> dict[str, Any]:
         """The name and the options, JSON-ready."""
@@ -52,11 +51,14 @@ class Solver:
 
     def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
         """The map from the spectrum's features to some targets."""
-        raise NotImplementedError
+        return spectrum.ridge(targets, [self._penalty()])[0]
 
     def solve_jointly(self, spectrum: Spectrum, others: Blocks, targets: Blocks) -> LinearMap:
         """The map from the features and a few other columns, which no penalty or rank restricts."""
-        return spectrum.jointly_with(others, targets)
+        return spectrum.jointly_with(others, targets, penalty=self._penalty())
+
+    def _penalty(self) -> float:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -65,20 +67,13 @@ class OLS(Solver):
 
     name = "ols"
 
-    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
-        """The map from the spectrum's features to some targets."""
-        return spectrum.least_squares(targets)
-
 
 @dataclass(frozen=True)
 class Ridge(Solver):
     """Ridge regression on standardized features.
 
     Attributes:
-        penalty: λ, in units of the standardized features' variance; `None` leaves it to `choose_penalty`.
-
-    Raises:
-        ValueError: if the penalty is negative.
+        penalty: λ ≥ 0, in units of the standardized features' variance; `None` leaves it to `choose_penalty`.
     """
 
     name = "ridge"
@@ -89,15 +84,7 @@ class Ridge(Solver):
         super().__post_init__()
         check_at_least("penalty", self.penalty, 0)
 
-    def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
-        """The map from the spectrum's features to some targets."""
-        return spectrum.ridge(targets, [self._chosen()])[0]
-
-    def solve_jointly(self, spectrum: Spectrum, others: Blocks, targets: Blocks) -> LinearMap:
-        """The map from the features and a few other columns, which no penalty restricts."""
-        return spectrum.jointly_with(others, targets, penalty=self._chosen())
-
-    def _chosen(self) -> float:
+    def _penalty(self) -> float:
         if self.penalty is None:
             raise ValueError("penalty=None: choose one with choose_penalty() before solving.")
         return self.penalty
@@ -108,10 +95,7 @@ class ReducedRank(Solver):
     """Reduced-rank regression: the least-squares map of at most this rank (Izenman 1975).
 
     Attributes:
-        rank: Rank of the map. `report.by_rank()` shows every rank, whatever the solver.
-
-    Raises:
-        ValueError: if the rank is below 1.
+        rank: Rank of the map, at least 1. `report.by_rank()` shows every rank, whatever the solver.
     """
 
     name = "reduced_rank"
@@ -130,9 +114,6 @@ class ReducedRank(Solver):
 def as_solver(value: Solver | str) -> Solver:
     """The solver itself, or the one with default options that a name stands for.
 
-    Raises:
-        ValueError: if the string is not `"ols"` or `"ridge"`.
-
     Example:
         >>> as_solver("ridge")
         Ridge(intercept=True, rank_cutoff=1e-06, penalty=None)
@@ -149,8 +130,7 @@ class PenaltyChoice:
     """Penalties chosen on held-out folds.
 
     Attributes:
-        of_fold: For each fold, the best penalty by cross-validation *among the other folds*. The fold had no say in the
-            choice, so its score under that penalty is honest.
+        of_fold: The best penalty by cross-validation *among the other folds*, so that a fold's own score is honest.
         overall: The best penalty by cross-validation over all folds.
         mse_by_penalty: Pairs of a penalty and its held-out mean squared error, of which `overall` has the least.
     """
@@ -166,21 +146,16 @@ def choose_penalty(
     """Choose ridge's penalty by nested cross-validation over folds, never by training error.
 
     Args:
-        cells: The moments of all folds.
+        cells: The moments of all folds, at least 3.
         features: Blocks to map from.
         targets: Block to map to.
         solver: Whose penalty is chosen.
         penalties: Those to choose from; by default 10⁻¹² to 10², two a decade.
-
-    Raises:
-        ValueError: if there are fewer than 3 folds.
     """
     folds = cells.folds
     if len(folds) < 3:
-        raise ValueError(
-            f"{len(folds)} folds: choosing a penalty and scoring the choice honestly takes at least 3. Give more "
-            "folds, or a penalty: Ridge(penalty)."
-        )
+        rule = "choosing a penalty and scoring the choice honestly takes at least 3"
+        raise ValueError(f"{len(folds)} folds: {rule}. Give more folds, or a penalty: Ridge(penalty).")
     if penalties is None:
         penalties = [float(10**exponent) for exponent in np.arange(-12, 2.1, 0.5)]
 
@@ -190,17 +165,14 @@ def choose_penalty(
         # Side by side, so that one product evaluates the whole path.
         weights, bias = torch.cat([each.weights for each in maps], dim=1), torch.cat([each.bias for each in maps])
         path, repeated = LinearMap(weights, bias, maps[0].rank), [targets] * len(penalties)
-        return {
-            k: folds[k].weight
-            * mean_squared_errors(path, folds[k], features, repeated).reshape(len(penalties), -1).mean(dim=1)
-            for k in left_out
-        }
+        found = {k: mean_squared_errors(path, folds[k], features, repeated) for k in left_out}
+        return {k: folds[k].weight * errors.reshape(len(penalties), -1).mean(dim=1) for k, errors in found.items()}
 
     inner = torch.zeros(len(folds), len(penalties), dtype=torch.float64)
-    for pair in itertools.combinations(range(len(folds)), 2):
-        of_fold = errors(pair)
-        inner[pair[0]] += of_fold[pair[1]]
-        inner[pair[1]] += of_fold[pair[0]]
+    for first, second in itertools.combinations(range(len(folds)), 2):
+        of_fold = errors((first, second))
+        inner[first] += of_fold[second]
+        inner[second] += of_fold[first]
     outer = torch.stack([errors([k])[k] for k in range(len(folds))]).sum(dim=0)
     return PenaltyChoice(
         of_fold=tuple(penalties[i] for i in inner.argmin(dim=1).tolist()),

@@ -1,12 +1,12 @@
 """Fit the probe of some sites and score it in every way at once, by cross-validation over folds of moments.
 
-Each fold takes one decomposition of the other folds' features. All maps solved from it (the probe, every rank, the
-probe of shuffled beliefs, the one with next-token probabilities) are evaluated by one product. `ProbeScores` is what
-comes out.
+Each fold takes one decomposition of the other folds' features, and one product evaluates all maps solved from it: the
+probe, every rank, the probe of shuffled beliefs, the one with next-token probabilities.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,13 +28,7 @@ NEXT_TOKEN = "next token"
 
 @dataclass(frozen=True)
 class _Reading:
-    """A map to fit and score in every fold.
-
-    Attributes:
-        target: The block it predicts.
-        rank: Rank of the map, by reduced-rank regression; `None` for the solver's own map.
-        with_next_token: Whether it reads next-token probabilities too.
-    """
+    """A map to fit and score in every fold: of this rank (`None`: the solver's own), from the next token too or not."""
 
     target: str = BELIEF
     rank: int | None = None
@@ -46,13 +40,7 @@ PROBE = _Reading()
 
 @dataclass(frozen=True, eq=False)
 class _Maps:
-    """The maps of several readings from the same features, joined so that one product evaluates them all.
-
-    Attributes:
-        readings: What the maps are of, one block of columns each.
-        features: The blocks that the maps read.
-        joined: The maps side by side.
-    """
+    """The maps of several readings, side by side, from the same blocks of features."""
 
     readings: tuple[_Reading, ...]
     features: tuple[str, ...]
@@ -66,12 +54,11 @@ class _Maps:
 
 
 def _solve(spectrum: Spectrum, solver: Solver, readings: Sequence[_Reading]) -> _Maps:
-    blocks, features = spectrum.moments.blocks, tuple(spectrum.features)
     ranks = [reading.rank for reading in readings if reading.rank is not None]
     of_rank = dict(zip(ranks, spectrum.reduced_rank(BELIEF, ranks) if ranks else (), strict=True))
-    if any(reading.with_next_token for reading in readings):
-        features = (*features, NEXT_TOKEN)
-    width = sum(blocks[name] for name in features)
+    has_joint = any(reading.with_next_token for reading in readings)
+    features = (*spectrum.features, NEXT_TOKEN) if has_joint else tuple(spectrum.features)
+    width = sum(spectrum.moments.blocks[name] for name in features)
     maps = []
     for reading in readings:
         if reading.rank is not None:
@@ -91,48 +78,43 @@ def evaluate(
 ) -> tuple[LinearMap, ProbeScores]:
     """The probe of some sites and its scores.
 
-    Args:
-        cells: The moments of all parts of the data.
-        sites: The blocks to read.
-        solver: How to solve.
-        extras: Whether to score shuffled beliefs, every rank, next-token probabilities and positions too.
-        own_positions: Whether to fit each position on its own too.
+    With `extras`, shuffled beliefs, every rank, next-token probabilities and positions are scored too; with
+    `own_positions`, each position is also fitted on its own.
     """
-    group, n_folds = tuple(sites), len(cells.folds)
-    choice = None
-    solvers = [solver] * n_folds
+    group, everything = tuple(sites), cells.whole
+    solvers, final, mse_by_penalty = [solver] * len(cells.folds), solver, ()
     if isinstance(solver, Ridge) and solver.penalty is None:
         choice = choose_penalty(cells, group, BELIEF, solver)
         solvers = [replace(solver, penalty=penalty) for penalty in choice.of_fold]
-    final = replace(solver, penalty=choice.overall) if choice else solver
+        final, mse_by_penalty = replace(solver, penalty=choice.overall), choice.mse_by_penalty
     # The ranks are the same in all folds, though the beliefs of few words may span less in some.
-    ranks = [_Reading(rank=rank) for rank in range(1, _n_ranks(cells.whole) + 1)] if extras else []
+    ranks = [_Reading(rank=rank) for rank in range(1, _n_ranks(everything) + 1)] if extras else []
     shuffled, joint = _Reading(SHUFFLED), _Reading(with_next_token=True)
     readings = [PROBE, *ranks]
-    readings += [shuffled] if extras and SHUFFLED in cells.whole.blocks else []
-    readings += [joint] if extras and NEXT_TOKEN in cells.whole.blocks else []
+    readings += [shuffled] if extras and SHUFFLED in everything.blocks else []
+    readings += [joint] if extras and NEXT_TOKEN in everything.blocks else []
     by_position = extras and len(cells.parts[0]) > 1
 
     errors: dict[_Reading, list[Tensor]] = {reading: [] for reading in readings}
     at_position: list[list[Tensor]] = []
-    for k in range(n_folds):
+    for k, fold in enumerate(cells.cells):
         spectrum = solver.decompose(cells.without(k), group)
         maps = _solve(spectrum, solvers[k], readings)
-        for cell in cells.cells[k]:
+        for cell in fold:
             for reading, found in maps.errors(cell).items():
                 errors[reading].append(found * cell.weight)
         if by_position:
             probe = _solve(spectrum, solvers[k], [PROBE])
-            at_position.append([_weighted_errors(probe, part) for part in cells.by_fold_and_position[k]])
+            at_position.append([probe.errors(part)[PROBE] * part.weight for part in cells.by_fold_and_position[k]])
 
     every_cell = [cell for fold in cells.cells for cell in fold]
     fold_of_cell = torch.tensor([k for k, fold in enumerate(cells.cells) for _ in fold])
-    whole = _solve(solver.decompose(cells.whole, group), final, readings)
+    whole = _solve(solver.decompose(everything, group), final, readings)
     held_out, in_sample = {}, {}
-    for reading, found in whole.errors(cells.whole).items():
+    for reading, found in whole.errors(everything).items():
         of_cells = torch.stack(errors[reading])
         held_out[reading] = cell_errors(of_cells, every_cell, fold_of_cell, reading.target).score()
-        in_sample[reading] = score_of(found, variances(cells.whole, reading.target), cells.whole.n)
+        in_sample[reading] = score_of(found, variances(everything, reading.target), everything.n)
     scores = ProbeScores(
         in_sample=in_sample[PROBE],
         held_out=held_out[PROBE],
@@ -144,12 +126,11 @@ def evaluate(
         by_position=_position_scores(cells, at_position) if by_position else (),
         by_position_own=_own_positions(cells, group, solver) if by_position and own_positions else (),
         penalty=final.penalty if isinstance(final, Ridge) else None,
-        mse_by_penalty=choice.mse_by_penalty if choice else (),
+        mse_by_penalty=mse_by_penalty,
     )
-    width, n_features = cells.whole.blocks[BELIEF], sum(cells.whole.blocks[site] for site in group)
-    rank = whole.joined.rank if not isinstance(solver, ReducedRank) else min(whole.joined.rank, solver.rank)
-    weights = whole.joined.weights[:n_features, :width].contiguous()
-    return LinearMap(weights, whole.joined.bias[:width].clone(), rank), scores
+    joined, width, n_features = whole.joined, everything.blocks[BELIEF], sum(everything.blocks[site] for site in group)
+    rank = min(joined.rank, solver.rank) if isinstance(solver, ReducedRank) else joined.rank
+    return LinearMap(joined.weights[:n_features, :width].contiguous(), joined.bias[:width].clone(), rank), scores
 
 
 def _n_ranks(moments: Moments) -> int:
@@ -159,23 +140,16 @@ def _n_ranks(moments: Moments) -> int:
     return max(1, min(most, int((eigenvalues > 1e-10 * float(eigenvalues[-1].clamp(min=1e-24))).sum())))
 
 
-def _weighted_errors(maps: _Maps, part: Moments) -> Float64[Tensor, "target"]:
-    if part.weight == 0:
-        return torch.zeros(part.blocks[BELIEF], dtype=torch.float64)
-    return maps.errors(part)[PROBE] * part.weight
-
-
 def _position_scores(cells: Cells, errors: Sequence[Sequence[Tensor]]) -> tuple[HeldOutScore, ...]:
     """Held-out scores at each position, against the variance there."""
     scores = []
     for p, parts in enumerate(zip(*cells.by_fold_and_position, strict=True)):
         filled = [k for k, part in enumerate(parts) if part.weight > 0]
-        if filled:
-            of_folds = torch.stack([errors[k][p] for k in filled])
-            found = cell_errors(of_folds, [parts[k] for k in filled], torch.tensor(filled), BELIEF).score()
-        else:
-            found = HeldOutScore(float("nan"), float("nan"), 0)
-        scores.append(found)
+        if not filled:
+            scores.append(HeldOutScore(math.nan, math.nan, 0))
+            continue
+        of_folds = torch.stack([errors[k][p] for k in filled])
+        scores.append(cell_errors(of_folds, [parts[k] for k in filled], torch.tensor(filled), BELIEF).score())
     return tuple(scores)
 
 
@@ -187,23 +161,14 @@ def _own_positions(cells: Cells, group: tuple[str, ...], solver: Solver) -> tupl
     for position in zip(*cells.by_fold_and_position, strict=True):
         parts = [part for part in position if part.weight > 0]
         if len(parts) < 2:
-            scores.append(HeldOutScore(float("nan"), float("nan"), sum(part.n for part in parts)))
+            scores.append(HeldOutScore(math.nan, math.nan, sum(part.n for part in parts)))
             continue
         errors = []
         for k, part in enumerate(parts):
             spectrum = solver.decompose(merge_all(parts[:k] + parts[k + 1 :]), group)
-            errors.append(_weighted_errors(_solve(spectrum, solver, [PROBE]), part))
+            errors.append(_solve(spectrum, solver, [PROBE]).errors(part)[PROBE] * part.weight)
         scores.append(cell_errors(torch.stack(errors), parts, torch.arange(len(parts)), BELIEF).score())
     return tuple(scores)
-
-
-def next_token_score(cells: Cells, solver: Solver) -> tuple[Score, HeldOutScore] | None:
-    """In-sample and held-out scores of beliefs predicted from next-token probabilities alone, by least squares."""
-    if NEXT_TOKEN not in cells.whole.blocks:
-        return None
-    plain = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff)
-    _, scores = evaluate(cells, (NEXT_TOKEN,), plain, extras=False)
-    return scores.in_sample, scores.held_out
 
 
 @dataclass(frozen=True)

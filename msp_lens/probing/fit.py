@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from msp_lens.probing.belief_probe import BELIEF
 from msp_lens.probing.controls import Controls, ControlScore, shuffled_beliefs, untrained_twins
 from msp_lens.probing.cross_validation import NEXT_TOKEN, SHUFFLED
 from msp_lens.probing.fit_rows import fit_report
+from msp_lens.probing.one_pass import Observer
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, model_rows
 from msp_lens.probing.splits import Split, as_split, labelled_rows, split_rows
@@ -35,10 +36,8 @@ from msp_lens.probing.windows import TokenWindows
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import batch_regret
 
-# All words are read if there are no more than this.
+# All words are read if there are no more than this. Otherwise samples grow, from FIRST_WORDS to at most MAX_TOKENS.
 MAX_WORDS = 100_000
-# Otherwise this many are drawn, and four times as many again until held-out intervals are narrow or this many tokens
-# have been drawn.
 FIRST_WORDS = 5_000
 MAX_TOKENS = 4_000_000
 
@@ -63,7 +62,7 @@ def probe(
 ) -> ProbeReport:
     """Regress beliefs on the residual stream, at each site and over all sites concatenated, and score controls.
 
-    One forward pass, in memory that does not grow with the data. Under `torchrun` each process reads its share.
+    One forward pass in constant memory. Under `torchrun` each process reads its share.
 
     Args:
         model: Any hooked model that reads the data's tokens.
@@ -108,18 +107,10 @@ def probe(
 
     def report_of(data: _Data) -> ProbeReport:
         description = {**data.labelled.description, **data.description, "model_fingerprint": model_fingerprint(model)}
-        fitted = partial(
-            fit_report,
-            sites=groups,
-            solver=solver,
-            n_folds=split.n_folds,
-            n_groups=data.n_groups,
-            concatenate=concatenate,
-            max_bytes=max_bytes,
-            seed=seed,
-        )
+        fitted = partial(fit_report, sites=groups, solver=solver, n_folds=split.n_folds, n_groups=data.n_groups)
+        fitted = partial(fitted, concatenate=concatenate, max_bytes=max_bytes, seed=seed)
         own_words = words = share(len(data.labelled.tokens))
-        observers = [data.regret] if data.regret is not None else []
+        observers: list[Observer] = [each for each in (data.regret, data.windows) if each]
         checkpoint = progressed = None
         if resume is not None:
             # The process's fingerprint stands for its matrices.
@@ -129,47 +120,31 @@ def probe(
             progressed = checkpoint.resume()
         if progressed is not None:
             words = slice(progressed.n_done, own_words.stop)
-            for observer in (*observers, *([data.windows] if data.windows else [])):
+            for observer in observers:
                 observer.restore(progressed.sums)
         read = partial(model_rows, data=data.labelled, sites=names, batch_size=batch_size)
-        rows = read(model, words=words, progress="Probing" if progress else None)
-        report = fitted(
-            replace(rows, description=description),
-            n_positions=data.n_positions if by_position else None,
-            own_positions=by_position == "own",
-            windows=data.windows,
-            observers=observers,
-            checkpoint=checkpoint,
-            resume_from=progressed,
-            progress=progress,
-        )
-        untrained_scores = [
-            ControlScore(name, "untrained", each.label, each.scores.in_sample, each.scores.held_out)
-            for name, twin in twins
-            for each in fitted(
-                read(twin, words=own_words, progress=f"Probing {name}" if progress else None), extras=False
-            ).probes
-        ]
+        rows = replace(read(model, words=words, progress="Probing" if progress else None), description=description)
+        n_positions = data.n_positions if by_position else None
+        full = partial(fitted, n_positions=n_positions, own_positions=by_position == "own", windows=data.windows)
+        report = full(rows, observers=observers, checkpoint=checkpoint, resume_from=progressed, progress=progress)
+        scores = list(report.controls)
+        for name, twin in twins:
+            rows = read(twin, words=own_words, progress=f"Probing {name}" if progress else None)
+            for each in fitted(rows, extras=False).probes:
+                found = each.scores
+                scores.append(ControlScore(name, "untrained", each.label, found.in_sample, found.held_out))
         if checkpoint is not None:
             checkpoint.path.unlink(missing_ok=True)
-        return replace(
-            report,
-            model=model,
-            dataset=data.dataset,
-            regret=data.regret.by_position if data.regret else None,
-            controls=Controls((*report.controls, *untrained_scores)),
-        )
+        regret = data.regret.by_position if data.regret else None
+        return replace(report, model=model, dataset=data.dataset, regret=regret, controls=Controls(tuple(scores)))
 
     if isinstance(data, LabelledTokens):
         return report_of(_of_tokens(data, controls=controls, seed=seed))
-    if isinstance(data, BeliefDataset):
-        check_fits(model, data.process, data.n_ctx, token_map=data.token_map)
-        # Every possible word can be made again from the process; samples cannot.
-        is_own = not data.is_population
-        return report_of(_of_words(data, split, weighting, is_own=is_own, controls=controls, seed=seed))
+    # Every possible word can be made again from the process; samples cannot.
+    is_own = isinstance(data, BeliefDataset) and not data.is_population
     report = None
     for dataset in _words(model, data, seed):
-        report = report_of(_of_words(dataset, split, weighting, is_own=False, controls=controls, seed=seed))
+        report = report_of(_of_words(dataset, split, weighting, is_own=is_own, controls=controls, seed=seed))
         if all(each.scores.held_out.is_within(0.01) for each in report.probes):
             break
     assert report is not None
@@ -186,7 +161,7 @@ class _Data:
     description: dict[str, Any]
     windows: TokenWindows | None = None
     regret: _Regret | None = None
-    dataset: BeliefDataset | None = field(default=None, repr=False)
+    dataset: BeliefDataset | None = None
 
 
 def _of_words(
@@ -199,8 +174,8 @@ def _of_words(
     if controls:
         generator = torch.Generator().manual_seed(seed)
         targets[SHUFFLED], prior[SHUFFLED] = shuffled_beliefs(dataset, generator=generator), process.initial
-        targets[NEXT_TOKEN] = next_token_probabilities(process, dataset.prefix_beliefs)
-        prior[NEXT_TOKEN] = next_token_probabilities(process, process.initial)
+        for values in (targets, prior):
+            values[NEXT_TOKEN] = next_token_probabilities(process, values[BELIEF])
     return _Data(
         labelled=labelled_rows(dataset, rows, targets, prior),
         n_groups=rows.n_groups + int(token_map is not None and token_map.include_prior),
@@ -235,24 +210,26 @@ def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
     return _Data(replace(labelled, targets=targets), None, labelled.n_ctx, description, windows)
 
 
-def _words(model: HookedModel, process: Process, seed: int) -> Iterator[BeliefDataset]:
-    """All words of the model's context, or samples of growing size; the last is the largest."""
-    if not isinstance(process, Process):
-        raise TypeError(
-            f"data={process!r}: give a Process (such as msp.mess3(x=0.05, a=0.85)), a BeliefDataset or LabelledTokens."
-        )
+def _words(model: HookedModel, data: Process | BeliefDataset, seed: int) -> Iterator[BeliefDataset]:
+    """The given words, all words of the model's context, or samples, each four times the last."""
+    if isinstance(data, BeliefDataset):
+        check_fits(model, data.process, data.n_ctx, token_map=data.token_map)
+        yield data
+        return
+    if not isinstance(data, Process):
+        example = "such as msp.mess3(x=0.05, a=0.85)"
+        raise TypeError(f"data={data!r}: give a Process ({example}), a BeliefDataset or LabelledTokens.")
     n_ctx = word_length(model, otherwise="words: data=msp.words(process, n_ctx=…)")
-    check_fits(model, process, n_ctx)
+    check_fits(model, data, n_ctx)
     try:
-        yield all_words(process, n_ctx, max_words=MAX_WORDS)
+        yield all_words(data, n_ctx, max_words=MAX_WORDS)
     except TooManyWordsError:
         most = max(MAX_TOKENS // n_ctx, 2)
         count = min(FIRST_WORDS, most)
-        while True:
-            yield sampled_words(process, count, n_ctx, seed=seed)
-            if count >= most:
-                return
+        yield sampled_words(data, count, n_ctx, seed=seed)
+        while count < most:
             count = min(4 * count, most)
+            yield sampled_words(data, count, n_ctx, seed=seed)
 
 
 class _Regret:
@@ -267,10 +244,10 @@ class _Regret:
         output, token_map = batch.output, self.dataset.token_map
         n_tokens = token_map.d_vocab if token_map else self.dataset.process.n_tokens
         is_logits = isinstance(output, Tensor) and output.ndim == 3 and output.shape[-1] >= n_tokens
-        if self.by_position is not None and is_logits and batch.batch_words is not None:
-            self.by_position = self.by_position + batch_regret(output, self.dataset, batch.batch_words)
-        else:
+        if self.by_position is None or not is_logits or batch.batch_words is None:
             self.by_position = None
+            return
+        self.by_position += batch_regret(output, self.dataset, batch.batch_words)
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, to be saved."""
@@ -281,6 +258,6 @@ class _Regret:
         self.by_position = state.get("regret")
 
     def reduce(self) -> None:
-        """Add the sums of all processes, if there are several."""
+        """Add the sums of all processes."""
         if self.by_position is not None:
             self.by_position = total(self.by_position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from tqdm.auto import tqdm
@@ -14,11 +15,10 @@ from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduction import FeatureReduction
-from msp_lens.moments.solve import LinearMap
-from msp_lens.moments.solvers import Solver, as_solver
+from msp_lens.moments.solvers import OLS, Solver, as_solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
 from msp_lens.probing.controls import Controls, ControlScore
-from msp_lens.probing.cross_validation import NEXT_TOKEN, ProbeScores, evaluate, next_token_score
+from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate
 from msp_lens.probing.one_pass import Accumulator, Observer, accumulate
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.probe_tables import Increment
@@ -46,17 +46,15 @@ def probe_rows(
     """Probe rows from any source: one pass over the batches, then all solves from their moments.
 
     Args:
-        rows: Rows from `model_rows`, `sampled_rows`, `cache_rows` or `batch_rows`, or your own, with beliefs (or
-            whatever is read) in `targets["belief"]`. With `targets["shuffled belief"]` and `targets["next token"]` the
-            report has those controls too.
-        sites: Features to probe, in the order of the forward pass, or groups of them to concatenate by name; by default
-            those of the `Rows`.
+        rows: Rows from `model_rows`, `sampled_rows`, `cache_rows` or `batch_rows`, or your own, with what is read in
+            `targets["belief"]`, and optionally the controls `"shuffled belief"` and `"next token"`.
+        sites: Features to probe, in the order of the forward pass, or named groups to concatenate; by default those of
+            the `Rows`.
         solver: `"ols"`, `"ridge"`, or a solver with options.
-        n_folds: Number of folds of the cross-validation over the rows' groups, at most the number of groups.
+        n_folds: Number of folds of the cross-validation over the rows' groups.
         n_groups: Number of groups, numbered from 0, to deal them evenly; by default groups are dealt by hash.
         n_positions: Number of positions to score the probes at.
-        concatenate: Whether to probe all sites together too, and each site with all before it; or a reduction of each
-            site's features before they are concatenated.
+        concatenate: Whether to probe all sites together too, and each with all before it; or a reduction of each first.
         extras: Whether to score controls, ranks, positions and increments too.
         windows: Token windows to compare the probes with, over the words that the rows are numbered by.
         max_bytes: Largest memory that the moments may take.
@@ -72,20 +70,9 @@ def probe_rows(
         sites = rows.sites
     check_at_least("n_folds", n_folds, 2, "cross-validation needs at least two folds")
     by_label = sites if isinstance(sites, Mapping) else {site_label(site): (site,) for site in sites}
-    return fit_report(
-        rows,
-        by_label,
-        solver=as_solver(solver),
-        n_folds=n_folds,
-        n_groups=n_groups,
-        n_positions=n_positions,
-        concatenate=concatenate,
-        extras=extras,
-        windows=windows,
-        max_bytes=max_bytes,
-        seed=seed,
-        progress=progress,
-    )
+    fitted = partial(fit_report, solver=as_solver(solver), n_folds=n_folds, n_groups=n_groups, n_positions=n_positions)
+    fitted = partial(fitted, concatenate=concatenate, extras=extras, windows=windows, max_bytes=max_bytes, seed=seed)
+    return fitted(rows, by_label, observers=[windows] if windows else [], progress=progress)
 
 
 def fit_report(
@@ -107,9 +94,9 @@ def fit_report(
     resume_from: PassProgress | None = None,
     progress: bool = False,
 ) -> ProbeReport:
-    """What `probe` and `probe_rows` share. Options are as for `probe_rows`, where they have the same name.
+    """What `probe` and `probe_rows` share; options of one name are alike.
 
-    `own_positions` fits probes to each position on its own too; `observers` are other sums over the same pass. The sums
+    `own_positions` fits each position on its own too; `observers`, the windows among them, sum over the same pass. Sums
     are saved to `checkpoint` from time to time; `resume_from` is an interrupted pass whose remaining rows these are.
     """
     groups = {label: tuple(group) for label, group in sites.items()}
@@ -126,17 +113,10 @@ def fit_report(
         label: group if len(group) == 1 or reduction is None else tuple(map(_reduced, group))
         for label, group in groups.items()
     }
-    accumulator = Accumulator(
-        list(blocks.values()),
-        n_folds=n_folds,
-        n_groups=n_groups,
-        n_positions=n_positions,
-        seed=seed,
-        max_bytes=max_bytes,
-        progress=resume_from,
-    )
+    panels = list(blocks.values())
+    accumulator = Accumulator(panels, n_folds, n_groups, n_positions, seed, max_bytes, progress=resume_from)
     stream = rows if reduction is None else _with_reduced(rows, names, reduction)
-    by_panel = accumulate(stream, accumulator, [*observers, *([windows] if windows else [])], checkpoint=checkpoint)
+    by_panel = accumulate(stream, accumulator, observers, checkpoint=checkpoint)
     provenance = dict(getattr(rows, "description", {})) | {
         "n_folds": n_folds,
         "solver": solver.to_dict(),
@@ -156,20 +136,28 @@ def fit_report(
             fitted = _unreduced(fitted, groups[label], by_panel, reduction)
         probes[label] = fitted if fitted.label == label else replace(fitted, name=label)
     controls = windows.scores(n_folds) if windows else []
-    rival = next_token_score(next(iter(by_panel.values())), solver) if extras else None
-    if rival:
-        controls.append(ControlScore(NEXT_TOKEN, "next token", None, *rival))
-    cumulative: tuple[Increment, ...] = ()
+    cells = next(iter(by_panel.values()))
+    if extras and NEXT_TOKEN in cells.whole.blocks:
+        plain = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff)
+        _, scores = evaluate(cells, (NEXT_TOKEN,), plain, extras=False)
+        controls.append(ControlScore(NEXT_TOKEN, "next token", None, scores.in_sample, scores.held_out))
+    cumulative = []
     if extras and CONCATENATED in probes and reduction is None:
-        cumulative = _increments(_holding(by_panel, names), names, probes[CONCATENATED].scores, solver)
+        cells = _holding(by_panel, names)
+        # The scores of all sites together are known already.
+        found = [evaluate(cells, names[:count], solver, extras=False)[1] for count in range(1, len(names))]
+        found.append(probes[CONCATENATED].scores)
+        cumulative = [
+            Increment(site_label(name), s.in_sample, s.held_out) for name, s in zip(names, found, strict=True)
+        ]
     return ProbeReport(
         probes=tuple(probes.values()),
+        controls=Controls(tuple(controls)),
+        cumulative=tuple(cumulative),
         regret=None,
         provenance=provenance,
         model=None,
         dataset=None,
-        controls=Controls(tuple(controls)),
-        cumulative=cumulative,
     )
 
 
@@ -192,24 +180,10 @@ def _unreduced(
     fitted: BeliefProbe, sites: tuple[str, ...], by_panel: Mapping[tuple[str, ...], Cells], reduction: FeatureReduction
 ) -> BeliefProbe:
     """The probe of reduced features h P, with map W, as a probe of the whole sites with map P W."""
-    singles = [_holding(by_panel, (site,)).whole for site in sites]
-    widths = tuple(whole.blocks[site] for site, whole in zip(sites, singles, strict=True))
+    singles = {site: _holding(by_panel, (site,)).whole for site in sites}
+    widths = tuple(whole.blocks[site] for site, whole in singles.items())
     basis = torch.block_diag(*(reduction.matrix(site, width) for site, width in zip(sites, widths, strict=True)))
-    return replace(
-        fitted,
-        sites=sites,
-        widths=widths,
-        read_map=LinearMap(basis @ fitted.read_map.weights, fitted.read_map.bias, fitted.read_map.rank),
-        decoder=fitted.decoder @ basis.T,
-        activation_mean=torch.cat([whole.block_mean(site) for site, whole in zip(sites, singles, strict=True)]),
-        moments=None,
-    )
-
-
-def _increments(cells: Cells, names: Sequence[str], whole: ProbeScores, solver: Solver) -> tuple[Increment, ...]:
-    """Scores of each site together with all before it; those of all sites together are known already."""
-    found = []
-    for count in range(1, len(names)):
-        _, scores = evaluate(cells, names[:count], solver, extras=False)
-        found.append(Increment(site_label(names[count - 1]), scores.in_sample, scores.held_out))
-    return (*found, Increment(site_label(names[-1]), whole.in_sample, whole.held_out))
+    read_map = replace(fitted.read_map, weights=basis @ fitted.read_map.weights)
+    mean = torch.cat([whole.block_mean(site) for site, whole in singles.items()])
+    whole = replace(fitted, sites=sites, widths=widths, read_map=read_map, decoder=fitted.decoder @ basis.T)
+    return replace(whole, activation_mean=mean, moments=None)

@@ -1,12 +1,9 @@
-"""One pass over rows: groups of rows are dealt into cells, and every cell has its own moments.
-
-A fold is a union of cells, all rows are the union of folds, and the bootstrap resamples cells, so none of it takes a
-second pass.
-"""
+"""One pass over rows: groups of rows are dealt into cells, and every cell has its own moments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -28,7 +25,6 @@ class Observer(Protocol):
 
     def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Add a batch, given the cell of each of its rows."""
-        ...
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, to be saved."""
@@ -36,17 +32,16 @@ class Observer(Protocol):
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from sums that `state` returned."""
-        ...
 
     def reduce(self) -> None:
-        """Add the sums of all processes, if there are several."""
-        ...
+        """Add the sums of all processes."""
 
 
+@dataclass(eq=False)
 class Accumulator:
     """Sums batches of rows, one buffer at a time, into the moments of every cell.
 
-    Args:
+    Attributes:
         panels: Groups of sites that share a Gram matrix.
         n_folds: Number of folds of the cross-validation.
         n_groups: Number of groups of rows, if known.
@@ -54,31 +49,22 @@ class Accumulator:
         seed: Seed for dealing groups into cells.
         max_bytes: Largest memory that the moments may take.
         progress: An interrupted pass to continue.
+        n_cells: Number of cells; known from the first batch on, like the grid.
+        grid: The moments.
     """
 
-    def __init__(
-        self,
-        panels: Sequence[Sequence[str]],
-        *,
-        n_folds: int,
-        n_groups: int | None,
-        n_positions: int | None,
-        seed: int,
-        max_bytes: int = MAX_BYTES,
-        progress: PassProgress | None = None,
-    ) -> None:
-        self.panels = [tuple(panel) for panel in panels]
-        self.n_folds = n_folds
-        self.n_groups = n_groups
-        self.n_positions = n_positions
-        self.seed = seed
-        self.max_bytes = max_bytes
-        self.progress = progress
-        self.n_cells = 0
-        self.grid: MomentsGrid | None = None
-        self._waiting: list[tuple[RowBatch, Tensor]] = []
-        self._bytes = 0
-        self._n_batches = 0
+    panels: Sequence[tuple[str, ...]]
+    n_folds: int
+    n_groups: int | None
+    n_positions: int | None
+    seed: int
+    max_bytes: int = MAX_BYTES
+    progress: PassProgress | None = None
+    n_cells: int = 0
+    grid: MomentsGrid | None = None
+    _waiting: list[tuple[RowBatch, Tensor]] = field(default_factory=list)
+    _bytes: int = 0
+    _n_batches: int = 0
 
     def update(self, batch: RowBatch) -> Int[Tensor, "row"]:
         """Add a batch; returns the cell of each of its rows.
@@ -88,20 +74,18 @@ class Accumulator:
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
         sites = list(dict.fromkeys(site for panel in self.panels for site in panel))
-        self._check(batch, sites)
+        words = f" (words {int(batch.words.min())} to {int(batch.words.max())})" if len(batch) else ""
+        place = f"batch {self._n_batches}{words}"
+        features = {site: batch.features[site] for site in sites}
+        for site, values in features.items():
+            check_finite(values, f"{site} in {place}", CHECK_THE_MODEL)
+        for name, values in batch.targets.items():
+            check_finite(values, f"the target {name!r} in {place}", "Check the data.")
         if self.grid is None:
             self._start(batch)
         cells = deal(batch.groups, self.n_cells, n_groups=self.n_groups, seed=self.seed)
-        kept = RowBatch(
-            {site: batch.features[site] for site in sites},
-            batch.targets,
-            batch.weights,
-            batch.groups,
-            batch.words,
-            batch.positions,
-        )
-        self._waiting.append((kept, cells))
-        self._bytes += sum(batch.features[site].numel() * batch.features[site].element_size() for site in sites)
+        self._waiting.append((replace(batch, features=features, output=None), cells))
+        self._bytes += sum(values.nbytes for values in features.values())
         self._n_batches += 1
         # Moments of a few rows cost as much as those of many, so rows wait until they fill this many bytes.
         if self._bytes >= 2**27:
@@ -115,32 +99,24 @@ class Accumulator:
             ValueError: if the rows with weight fall into fewer than two folds.
         """
         self.flush()
-        grid = None if self.grid is None else reduce_grid(self.grid)
-        n_positions = self.n_positions or 1
-        panels = {
-            group: Cells(
-                tuple(
-                    tuple(part.cpu() for part in row[cell * n_positions : (cell + 1) * n_positions])
-                    for cell in range(self.n_cells)
-                ),
-                self.n_folds,
-            )
-            for group, row in zip(grid.groups if grid else (), grid.moments if grid else (), strict=True)
-        }
+        panels = {}
+        if self.grid is not None:
+            grid, step = reduce_grid(self.grid), self.n_positions or 1
+            for group, row in zip(grid.groups, grid.moments, strict=True):
+                parts = [part.cpu() for part in row]
+                by_cell = [tuple(parts[start : start + step]) for start in range(0, len(parts), step)]
+                panels[group] = Cells(tuple(by_cell), self.n_folds)
         n_filled = min((len(cells.folds) for cells in panels.values()), default=0)
         if n_filled < 2:
-            raise ValueError(
-                f"The rows fill {n_filled} of {self.n_folds} folds: there are too few groups with weight to hold any "
-                "out. Give more rows, or more groups."
-            )
+            problem = f"The rows fill {n_filled} of {self.n_folds} folds: there are too few groups with weight"
+            raise ValueError(f"{problem} to hold any out. Give more rows, or more groups.")
         return panels
 
     def _start(self, batch: RowBatch) -> None:
         widths = {name: values.shape[1] for name, values in {**batch.features, **batch.targets}.items()}
         targets = tuple(batch.targets)
         size = sum(sum(widths[name] for name in (*panel, *targets)) ** 2 * 8 for panel in self.panels)
-        n_cells = self.n_folds * CELLS_PER_FOLD
-        positions = self.n_positions or 1
+        n_cells, positions = self.n_folds * CELLS_PER_FOLD, self.n_positions or 1
         # Above this many bytes of moments, some cells, then positions, then more cells are given up.
         budget = 2**29
         if n_cells * positions * size > budget:
@@ -169,14 +145,6 @@ class Accumulator:
         blocks |= {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
         self._waiting, self._bytes = [], 0
         self.grid.update(blocks, torch.cat([batch.weights for batch in batches]), keys)
-
-    def _check(self, batch: RowBatch, sites: Sequence[str]) -> None:
-        words = f" (words {int(batch.words.min())} to {int(batch.words.max())})" if len(batch) else ""
-        place = f"batch {self._n_batches}{words}"
-        for site in sites:
-            check_finite(batch.features[site], f"{site} in {place}", CHECK_THE_MODEL)
-        for name, values in batch.targets.items():
-            check_finite(values, f"the target {name!r} in {place}", "Check the data.")
 
 
 def accumulate(

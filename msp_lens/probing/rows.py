@@ -1,14 +1,14 @@
 """Rows, which probes are fitted on: an activation and its target each, one batch at a time.
 
-Wherever rows come from, this is all that fitting sees: a model that reads words (`model_rows`, `sampled_rows`), a cache
-(`cache_rows`), or your own batches (`batch_rows`).
+They come from a model that reads words (`model_rows`, `sampled_rows`), a cache (`cache_rows`), or your own batches
+(`batch_rows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -66,7 +66,7 @@ class Rows:
 
     Attributes:
         sites: The sites of every batch's features.
-        description: Where the rows come from, JSON-ready: words, weighting, positions, whether they are the population.
+        description: Where the rows come from, JSON-ready.
         source: Returns a new iterator.
     """
 
@@ -102,8 +102,8 @@ def model_rows(
         progress: Title of a progress bar.
 
     Raises:
-        KeyError: if the model lacks a site; before it is run.
-        ValueError: if the model cannot read the tokens; before it is run.
+        KeyError: if the model lacks a site.
+        ValueError: if the model cannot read the tokens.
 
     Example:
         >>> from msp_lens.data import all_words
@@ -144,10 +144,9 @@ def sampled_rows(
     chunk_size: int | None = None,
     progress: str | None = None,
 ) -> Rows:
-    """The activations on words drawn from a process as they are needed, so that memory does not grow with their number.
+    """The activations on words drawn from a process as they are needed, in constant memory; you may stop at any batch.
 
-    Every draw counts the same, as with `weighting="probability"`. A prefix belongs to the same group wherever it is
-    drawn, so that it is held out as a whole. You may stop at any batch.
+    Every draw counts the same, as with `weighting="probability"`. A prefix is in the same group wherever it is drawn.
 
     Args:
         model: Any hooked model.
@@ -171,19 +170,19 @@ def sampled_rows(
     check_fits(model, process, length, token_map=token_map)
     # This checks the options; nothing is drawn until the words are iterated over.
     stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size)
+
+    def labelled(chunk: BeliefDataset) -> LabelledTokens:
+        return LabelledTokens.from_beliefs(replace(chunk, positions=positions, token_map=token_map))
+
     # One word shows whether the positions are possible before any work is done.
     (one_word,) = stream_words(process, 1, length, seed=seed)
-    tried = LabelledTokens.from_beliefs(replace(one_word, positions=positions, token_map=token_map)).description
-    description = {key: value for key, value in tried.items() if key != "rows"} | {
-        "source": "samples",
-        "words": n_words,
-        "seed": seed,
-    }
+    description = {**labelled(one_word).description, "source": "samples", "words": n_words, "seed": seed}
+    description.pop("rows", None)
 
     def batches() -> Iterator[RowBatch]:
         first = 0
         for chunk in stream_words(process, n_words, length, seed=seed, chunk_size=chunk_size):
-            data = LabelledTokens.from_beliefs(replace(chunk, positions=positions, token_map=token_map))
+            data = labelled(chunk)
             hashes = prefix_hashes(chunk.tokens)
             groups = torch.where(data.positions < 0, 0, hashes[data.words, data.positions.clamp(min=0)])
             data = replace(data, groups=groups)
@@ -197,31 +196,17 @@ def sampled_rows(
 def labelled_batch(data: LabelledTokens, words: slice, activations: Mapping[str, Tensor], output: Any) -> RowBatch:
     """The rows of a range of words."""
     rows = data.rows_of(words)
-    batch_word, column = data.words[rows] - words.start, data.columns[rows]
-    features = {name: _at(values, batch_word, column) for name, values in activations.items()}
-    return RowBatch(
-        features=features,
-        targets={name: values[rows] for name, values in data.targets.items()},
-        weights=data.weights[rows],
-        groups=data.groups[rows],
-        words=data.words[rows],
-        positions=data.positions[rows],
-        output=output,
-        batch_words=words,
-    )
-
-
-def _at(
-    activation: Float[Tensor, "batch pos feature"], words: Int[Tensor, "row"], columns: Int[Tensor, "row"]
-) -> Float[Tensor, "row feature"]:
-    # Rows are distinct places in order, so if there are as many rows as places, a view is enough.
-    if len(words) == activation.shape[0] * activation.shape[1]:
-        return activation.flatten(0, 1)
-    return activation[words.to(activation.device), columns.to(activation.device)]
-
-
-# A batch from a user's iterator: activations by site, targets, and optionally weights and groups.
-Batch: TypeAlias = tuple[Any, ...]
+    word_of_row, column = data.words[rows] - words.start, data.columns[rows]
+    features = {}
+    for name, values in activations.items():
+        # Rows are distinct places in order, so if there are as many rows as places, a view is enough.
+        if len(column) == values.shape[0] * values.shape[1]:
+            features[name] = values.flatten(0, 1)
+        else:
+            features[name] = values[word_of_row.to(values.device), column.to(values.device)]
+    targets = {name: values[rows] for name, values in data.targets.items()}
+    numbers = (each[rows] for each in (data.weights, data.groups, data.words, data.positions))
+    return RowBatch(features, targets, *numbers, output=output, batch_words=words)
 
 
 def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_size: int | None = None) -> Rows:
@@ -262,20 +247,18 @@ def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_s
     return Rows(names, {**data.description, "source": "cache"}, batches)
 
 
-def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
+def batch_rows(batches: Iterable[tuple[Any, ...]], sites: Sites = None) -> Rows:
     """Rows from your own iterator, which is consumed once and held one batch at a time.
 
     Args:
-        batches: Tuples `(activations, targets)`, `(activations, targets, weights)` or `(activations, targets, weights,
-            groups)`. Activations are a mapping or an `ActivationCache` of `[row, feature]` or `[word, pos, feature]`;
-            targets are a mapping, or one tensor for `"belief"`, of the same leading shape. Weights (`None` for equal
-            ones) and groups are `[row]`, or `[word]` or `[word, pos]`. Rows of one group are held out together; by
-            default those of one word, or each row by itself.
+        batches: Tuples `(activations, targets[, weights[, groups]])`. Activations are a mapping or an `ActivationCache`
+            of `[row, feature]` or `[word, pos, feature]`; targets are a mapping, or one tensor for `"belief"`, of the
+            same leading shape. Weights (`None` for equal ones) and groups are `[row]`, or `[word]` or `[word, pos]`.
+            Rows of one group are held out together; by default those of one word, or each row by itself.
         sites: Which activations to use, as for `find_sites`; by default everything in a mapping.
 
     Raises:
-        ValueError: if there is no batch, or a batch has wrong shapes, names or widths or a number that is not finite;
-            the message names the batch, and the site or target.
+        ValueError: if there is no batch, or one has wrong shapes, names or widths, or a number that is not finite.
         KeyError: if a batch lacks a site.
         TypeError: if a batch is not such a tuple.
     """
@@ -287,12 +270,16 @@ def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
     names = _cached_sites(activations, sites)
     head = _own_batch(first, names, 0, 0)
     by_word = taken(activations, names[0]).ndim == 3
-    description = {
-        "source": "batches",
-        "is_population": False,
-        "weighting": "row" if weights is None else "given",
-        "groups": "given" if groups is not None else "word" if by_word else "row",
-    }
+    grouping = "given" if groups is not None else "word" if by_word else "row"
+    description = {"source": "batches", "is_population": False, "groups": grouping}
+    description["weighting"] = "row" if weights is None else "given"
+
+    def widths(rows: RowBatch) -> dict[str, int]:
+        return {name: values.shape[1] for name, values in (*rows.features.items(), *rows.targets.items())}
+
+    def n_groups(rows: RowBatch) -> int:
+        return int(rows.words[-1] - rows.words[0]) + 1 if by_word and len(rows) else len(rows)
+
     # Emptied by the first iteration.
     rest = [source]
 
@@ -300,26 +287,20 @@ def batch_rows(batches: Iterable[Batch], sites: Sites = None) -> Rows:
         if not rest:
             raise ValueError("These rows come from an iterator that has been used up: make new rows from a new one.")
         remaining = rest.pop()
-        seen = _n_own_groups(head, by_word)
+        seen, expected = n_groups(head), widths(head)
         yield head
         for number, batch in enumerate(remaining, start=1):
             rows = _own_batch(batch, names, number, seen)
-            if _widths(rows) != _widths(head):
-                raise ValueError(
-                    f"Batch {number} has widths {_widths(rows)}, the first has {_widths(head)}: give the same in all."
-                )
-            seen += _n_own_groups(rows, by_word)
+            if (found := widths(rows)) != expected:
+                raise ValueError(f"Batch {number} has widths {found}, the first has {expected}: give the same in all.")
+            seen += n_groups(rows)
             yield rows
 
     return Rows(names, description, checked)
 
 
 def taken(activations: Any, site: str) -> Float[Tensor, "*batch feature"]:
-    """The features of a site in a mapping or cache of activations.
-
-    Raises:
-        KeyError: if the site is not there.
-    """
+    """The features of a site in a mapping or cache of activations; `KeyError` if they are not there."""
     if site in activations.keys():  # noqa: SIM118 (an ActivationCache is not a container)
         values = activations[site]
         return values if values.ndim == 2 else Site(site).take(values)
@@ -350,23 +331,24 @@ def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int
     values = {name: taken(activations, name) for name in names}
     shape = values[names[0]].shape[:-1]
     for name, features in values.items():
-        if features.shape[:-1] != shape or len(shape) > 2:
+        if features.shape[:-1] != shape or len(shape) not in (1, 2):
             raise ValueError(
                 f"Batch {number}: {name} has shape {tuple(features.shape)}; it needs [row, feature] or [word, pos, "
                 f"feature], the same at all sites ({names[0]} has {tuple(values[names[0]].shape)})."
             )
         check_finite(features, f"{name} in batch {number}", CHECK_THE_MODEL)
-    n_rows = shape.numel()
-    own = torch.arange(len(values[names[0]])) + first_group
-    by_word = own.unsqueeze(1).expand(shape) if len(shape) == 2 else own
+    own_groups = torch.arange(shape[0]) + first_group
+    words = positions = torch.full(shape, -1)
+    if len(shape) == 2:
+        own_groups = words = own_groups.unsqueeze(1).expand(shape)
+        positions = torch.arange(shape[1]).expand(shape)
     named = targets if isinstance(targets, Mapping) else {BELIEF: targets}
-    positions = torch.arange(shape[1]).expand(shape) if len(shape) == 2 else torch.full(shape, -1)
     rows = RowBatch(
-        features={name: features.detach().reshape(n_rows, -1) for name, features in values.items()},
+        features={name: features.detach().reshape(shape.numel(), -1) for name, features in values.items()},
         targets={name: _own_target(name, target, shape, number) for name, target in named.items()},
         weights=_own_numbers("weights", torch.ones(shape) if weights is None else weights, shape, number).double(),
-        groups=_own_numbers("groups", by_word if groups is None else groups, shape, number).long(),
-        words=by_word.flatten() if len(shape) == 2 else torch.full(shape, -1),
+        groups=_own_numbers("groups", own_groups if groups is None else groups, shape, number).long(),
+        words=words.flatten(),
         positions=positions.flatten(),
     )
     if (rows.weights < 0).any():
@@ -374,22 +356,19 @@ def _own_batch(batch: Any, names: tuple[str, ...], number: int, first_group: int
     return rows
 
 
-def _parts(batch: Any, number: int) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+def _parts(batch: Any, number: int) -> tuple[Any, ...]:
     """A batch's activations, targets, weights and groups."""
     if not isinstance(batch, tuple) or not 2 <= len(batch) <= 4:
         kind = f"a tuple of {len(batch)}" if isinstance(batch, tuple) else f"a {type(batch).__name__}"
         raise TypeError(f"Batch {number} is {kind}: give (activations, targets), then weights and groups if any.")
-    activations, targets, weights, groups = (*batch, None, None)[:4]
-    return activations, targets, weights, groups
+    return (*batch, None, None)[:4]
 
 
 def _own_target(name: str, target: Any, shape: torch.Size, number: int) -> Float64[Tensor, "row target"]:
     if not isinstance(target, Tensor) or not target.is_floating_point():
         kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(
-            f"Batch {number}: target {name!r} is {kind}: give a tensor of floating-point numbers; encode classes with "
-            "one_hot(classes, n_classes)."
-        )
+        remedy = "give a tensor of floating-point numbers; encode classes with one_hot(classes, n_classes)"
+        raise ValueError(f"Batch {number}: target {name!r} is {kind}: {remedy}.")
     wide = target.unsqueeze(-1) if target.shape == shape else target
     if wide.ndim != len(shape) + 1 or wide.shape[:-1] != shape:
         raise ValueError(
@@ -402,17 +381,8 @@ def _own_target(name: str, target: Any, shape: torch.Size, number: int) -> Float
 
 def _own_numbers(name: str, values: Tensor, shape: torch.Size, number: int) -> Tensor:
     if values.shape not in (shape, shape[:1]):
-        raise ValueError(
-            f"Batch {number}: {name} has shape {tuple(values.shape)}; it needs {tuple(shape)}, one number per row."
-        )
+        sizes = f"{tuple(values.shape)}; it needs {tuple(shape)}"
+        raise ValueError(f"Batch {number}: {name} has shape {sizes}, one number per row.")
     check_finite(values, f"{name} in batch {number}", "Check the data.")
     values = values.detach().cpu()
     return (values.unsqueeze(1) if values.ndim < len(shape) else values).expand(shape).flatten()
-
-
-def _widths(rows: RowBatch) -> dict[str, int]:
-    return {name: values.shape[1] for name, values in (*rows.features.items(), *rows.targets.items())}
-
-
-def _n_own_groups(rows: RowBatch, by_word: bool) -> int:
-    return int(rows.words[-1] - rows.words[0]) + 1 if by_word and len(rows) else len(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -29,14 +29,13 @@ class Split:
     - `"sequence"`: every position of every word is a row, and a word is a group: the usual split of data into
       sequences. Words share their beginnings, so held-out rows at early positions *have* been fitted on.
     - `"subtree"`: every distinct prefix is one row, held out with all words that begin with the same `subtree_depth`
-      tokens. This is the strictest split, since whole regions of the belief simplex may be unseen. A shorter prefix
-      belongs to the first subtree below it.
+      tokens: the strictest split, since whole regions of the belief simplex may be unseen. A shorter prefix belongs to
+      the first subtree below it.
 
     Attributes:
         by: `"prefix"`, `"sequence"` or `"subtree"`.
         n_folds: Number of folds of the cross-validation.
-        subtree_depth: Number of first tokens that the words of a subtree share; by default the smallest number that
-            gives enough subtrees.
+        subtree_depth: Number of first tokens that a subtree's words share; by default the least with enough subtrees.
 
     Raises:
         ValueError: if there is no such split, or an option is out of range or belongs to another split.
@@ -87,15 +86,15 @@ def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting)
         ValueError: if the subtree depth exceeds the words, or there are fewer than two groups.
     """
     split = as_split(split)
-    weights, prior = dataset.prefix_weights(weighting)[dataset.prefix_ids], dataset.prior_weight(weighting)
+    ids, tokens = dataset.prefix_ids, dataset.tokens
+    weights, prior = dataset.prefix_weights(weighting)[ids], dataset.prior_weight(weighting)
     if split.by == "sequence":
-        counts = torch.bincount(dataset.prefix_ids.flatten(), minlength=dataset.n_prefixes)
         if weighting == "prefix":
-            weights = weights / counts[dataset.prefix_ids]
+            weights = weights / torch.bincount(ids.flatten(), minlength=dataset.n_prefixes)[ids]
         else:
-            by_word = dataset.word_weights if weighting == "probability" else torch.full_like(dataset.word_weights, 1.0)
-            weights = (by_word / by_word.sum() / dataset.n_ctx).unsqueeze(1).expand_as(dataset.tokens)
-        groups = torch.arange(len(dataset)).unsqueeze(1).expand_as(dataset.tokens)
+            by_word = dataset.word_weights if weighting == "probability" else torch.ones_like(dataset.word_weights)
+            weights = (by_word / by_word.sum() / dataset.n_ctx).unsqueeze(1).expand_as(tokens)
+        groups = torch.arange(len(dataset)).unsqueeze(1).expand_as(tokens)
         rows = SplitRows(torch.ones_like(dataset.is_first), weights, groups, len(dataset), "word", prior)
     elif split.by == "subtree":
         # Words that begin alike are neighbors: a subtree begins where one of its first tokens is new.
@@ -105,23 +104,21 @@ def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting)
         depth = split.subtree_depth or (enough[0] + 1 if enough else dataset.n_ctx)
         if depth > dataset.n_ctx:
             raise ValueError(f"subtree_depth={depth}: give at most {dataset.n_ctx}, the number of tokens in a word.")
-        groups = within[:, depth - 1].unsqueeze(1).expand_as(dataset.tokens)
+        groups = within[:, depth - 1].unsqueeze(1).expand_as(tokens)
         subtree = f"subtree of {depth} tokens"
         rows = SplitRows(dataset.is_first, weights, groups, int(sizes[depth - 1]), subtree, prior)
     else:
-        rows = SplitRows(dataset.is_first, weights, dataset.prefix_ids, dataset.n_prefixes, "prefix", prior)
+        rows = SplitRows(dataset.is_first, weights, ids, dataset.n_prefixes, "prefix", prior)
     if rows.n_groups < 2:
-        raise ValueError(
-            f"split={split.by!r} leaves {rows.n_groups} group ({rows.group}), so nothing can be held out: give longer "
-            "words or another split."
-        )
+        problem = f"split={split.by!r} leaves {rows.n_groups} group ({rows.group}), so nothing can be held out"
+        raise ValueError(f"{problem}: give longer words or another split.")
     return rows
 
 
 def deal(groups: Int[Tensor, "row"], n_cells: int, *, n_groups: int | None, seed: int) -> Int[Tensor, "row"]:
     """The cell of each group: dealt evenly if the number of groups is known, else by a hash of the group's number.
 
-    Either way the cell depends on the group and the seed alone, not on the order or the batches of the rows.
+    It depends on the group and the seed alone, not on the order or the batches of the rows.
     """
     if n_groups is not None:
         return (_shuffled(n_groups, seed) % n_cells)[groups.cpu()]
@@ -145,13 +142,6 @@ def labelled_rows(
     prior: Mapping[str, Float64[Tensor, "target"]],
 ) -> LabelledTokens:
     """The rows as a model reads them; see `label_rows`."""
-    return label_rows(
-        dataset,
-        is_row=rows.is_row,
-        weights=rows.weights,
-        groups=rows.groups,
-        targets=targets,
-        prior=prior,
-        prior_weight=rows.prior_weight,
-        description={"draws": dataset.n_draws, "groups": rows.group},
-    )
+    labels = partial(label_rows, dataset, is_row=rows.is_row, weights=rows.weights, groups=rows.groups)
+    description = {"draws": dataset.n_draws, "groups": rows.group}
+    return labels(targets=targets, prior=prior, prior_weight=rows.prior_weight, description=description)
