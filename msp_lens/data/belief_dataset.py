@@ -49,6 +49,7 @@ class BeliefDataset:
         word_weights: Each word's probability, or its frequency in a sample; sums to 1.
         is_population: Whether these are all possible words, with their exact probabilities.
         n_draws: Number of words drawn, of which the distinct ones are kept; `None` if none were drawn.
+        seed: Seed of the draws, by which they can be drawn again; `None` if a generator drew them, or nobody.
         positions: Positions that are rows: a slice, numbers, or a mask `[pos]` or `[word, pos]`; all by default.
         token_map: How a model with its own vocabulary reads the tokens; by default token 0 as token 0, and so on.
 
@@ -62,6 +63,7 @@ class BeliefDataset:
     word_weights: Float64[Tensor, "word"]
     is_population: bool
     n_draws: int | None = None
+    seed: int | None = None
     positions: Positions = None
     token_map: TokenMap | None = None
 
@@ -197,8 +199,8 @@ def sampled_words(
     """The distinct ones of `n_words` words drawn by `seed` or `generator`, weighted by their frequency."""
     draws = process.sample(n_words, n_ctx, seed=seed, generator=generator).cpu()
     tokens, counts = torch.unique(draws, dim=0, return_counts=True)
-    beliefs = filter_beliefs(process, tokens)
-    return BeliefDataset(process, tokens, beliefs, counts.double() / n_words, is_population=False, n_draws=n_words)
+    beliefs, weights = filter_beliefs(process, tokens), counts.double() / n_words
+    return BeliefDataset(process, tokens, beliefs, weights, is_population=False, n_draws=n_words, seed=seed)
 
 
 def stream_words(

@@ -141,10 +141,9 @@ def probe(
     if isinstance(data, LabelledTokens):
         return report_of(_of_tokens(data, controls=controls, seed=seed))
     # Every possible word can be made again from the process; samples cannot.
-    is_own = isinstance(data, BeliefDataset) and not data.is_population
     report = None
     for dataset in _words(model, data, seed):
-        report = report_of(_of_words(dataset, split, weighting, is_own=is_own, controls=controls, seed=seed))
+        report = report_of(_of_words(dataset, split, weighting, controls=controls, seed=seed))
         if all(each.scores.held_out.is_within(0.01) for each in report.probes):
             break
     assert report is not None
@@ -164,9 +163,7 @@ class _Data:
     dataset: BeliefDataset | None = None
 
 
-def _of_words(
-    dataset: BeliefDataset, split: Split, weighting: Weighting, *, is_own: bool, controls: bool, seed: int
-) -> _Data:
+def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, controls: bool, seed: int) -> _Data:
     """The prefixes of a process's words with their beliefs, shuffled beliefs and next-token probabilities."""
     process, token_map = dataset.process, dataset.token_map
     rows = split_rows(dataset, split, weighting)
@@ -180,7 +177,14 @@ def _of_words(
         labelled=labelled_rows(dataset, rows, targets, prior),
         n_groups=rows.n_groups + int(token_map is not None and token_map.include_prior),
         n_positions=dataset.n_ctx,
-        description={"weighting": weighting, "split": split.by, "target": BELIEF, "own_dataset": is_own},
+        # A loaded report makes the words again, if they are all there are or a seed drew them.
+        description={
+            "weighting": weighting,
+            "split": split.by,
+            "target": BELIEF,
+            "draw_seed": dataset.seed,
+            "own_dataset": not dataset.is_population and dataset.seed is None,
+        },
         windows=TokenWindows(dataset.tokens, process.n_tokens, n_targets=process.n_states) if controls else None,
         regret=_Regret(dataset) if token_map is None or token_map.predicts_symbols else None,
         dataset=dataset,

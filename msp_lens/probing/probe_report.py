@@ -180,7 +180,7 @@ class ProbeReport(TableView, ProbeTables):
             if provenance["is_population"]:
                 dataset = all_words(probed, n_ctx)
             else:
-                dataset = sampled_words(probed, provenance["draws"], n_ctx, seed=provenance["seed"])
+                dataset = sampled_words(probed, provenance["draws"], n_ctx, seed=provenance["draw_seed"])
         if dataset is not None and dataset.token_map is None and provenance.get("token_map"):
             dataset = replace(dataset, token_map=TokenMap.from_dict(provenance["token_map"]))
         parts: list[dict[str, Tensor]] = [{} for _ in description["probes"]]

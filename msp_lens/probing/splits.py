@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float64, Int
@@ -55,7 +55,10 @@ class Split:
 
 def as_split(value: Split | str) -> Split:
     """The split itself, or the one with default options that a name stands for."""
-    return value if isinstance(value, Split) else Split(value)  # pyright: ignore[reportArgumentType]
+    if isinstance(value, Split):
+        return value
+    check_choice("split", value, get_args(SplitName))
+    return Split(cast(SplitName, value))
 
 
 @dataclass(frozen=True, eq=False)

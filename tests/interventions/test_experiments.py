@@ -247,13 +247,16 @@ def test_reports_show_what_they_hold(random_model, random_report, mess3, untouch
 @pytest.mark.parametrize(
     "experiment", ["intervene", "persistence", "necessity", "bayes_consistency", "prediction_consistency"]
 )
-def test_numbers_too_small_are_refused_before_any_work(experiment, random_report, mess3):
-    """The model that would do the work is none at all."""
-    run = getattr(edits, experiment)
+def test_numbers_too_small_are_refused_before_any_work(experiment, random_model, random_report, mess3, monkeypatch):
+    def work(*arguments, **options):
+        raise AssertionError("the model was run")
+
+    run, words = getattr(edits, experiment), msp.data.all_words(mess3, 5)
+    monkeypatch.setattr(random_model, "forward", work)
     with pytest.raises(ValueError, match="batch_size=0: give at least 1"):
-        run(None, msp.data.all_words(mess3, 5), probes=random_report, batch_size=0)
+        run(random_model, words, probes=random_report, batch_size=0)
     with pytest.raises(ValueError, match="n_words=0: give at least"):
-        run(None, msp.data.all_words(mess3, 5), probes=random_report, n_words=0)
+        run(random_model, words, probes=random_report, n_words=0)
 
 
 def test_a_dataset_with_a_token_map_is_refused(random_model, random_report, mess3):

@@ -36,6 +36,19 @@ def test_save_and_load(report, model, mess3, tmp_path):
     assert loaded.geometry().to_dataframe().equals(report.geometry().to_dataframe())
 
 
+def test_words_that_a_seed_drew_are_drawn_again(model, mess3, tmp_path):
+    options = {"sites": "1_post", "controls": False, "by_position": False, "progress": False}
+    drawn = msp.words(mess3, n_ctx=5, n_words=60, seed=7)
+    path = msp.probe(model, drawn, seed=1, **options).save(tmp_path / "seeded.safetensors")
+    again = msp.ProbeReport.load(path, model=model).dataset
+    assert torch.equal(again.tokens, drawn.tokens)
+    assert torch.equal(again.word_weights, drawn.word_weights)
+    unknown = msp.data.sampled_words(mess3, 60, 5, generator=torch.Generator().manual_seed(7))
+    path = msp.probe(model, unknown, **options).save(tmp_path / "unknown.safetensors")
+    assert msp.ProbeReport.load(path, model=model).dataset is None
+    assert msp.ProbeReport.load(path, model=model, process=unknown).plot().axes
+
+
 def test_a_report_of_another_model_or_process_is_refused(report, model, mess3, tmp_path):
     path = report.save(tmp_path / "report.safetensors")
     other = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=2)
