@@ -99,7 +99,7 @@ class Emergence(TableView):
             threshold: The value to reach.
             site: A label; by default the single site that is read best at the end.
         """
-        return self._since([value >= threshold for value in self._curve(column, site)])
+        return self._since([bool(value >= threshold) for value in self._curve(column, site)])
 
     def rank_correlation(self, site: str | None = None, *, in_sample: bool = False) -> float:
         """Spearman's rank correlation of regret and MSE over the checkpoints: 1 if they fall together, NaN if unknown.
@@ -171,7 +171,7 @@ class Emergence(TableView):
         ]
         # Half of the first checkpoint's error is left where the coarse shape is there, a tenth where the detail is.
         for share in (0.5, 0.1):
-            if (since := self._since([each <= share * error[0] for each in error])) is not None:
+            if (since := self._since([bool(each <= share * error[0]) for each in error])) is not None:
                 lines[-1] += f", {share:g} of that from step {since:,} on"
         lines[-1] += f", and {error[-1]:.2g} at step {last.step:,}."
         if not math.isnan(correlation := self.rank_correlation()):

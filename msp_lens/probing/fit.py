@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int
@@ -53,7 +53,7 @@ def probe(
     concatenate: bool | FeatureReduction = True,
     controls: bool = True,
     untrained: int | Sequence[HookedModel] = 0,
-    by_position: bool | Literal["own"] = True,
+    by_position: bool | str = True,
     max_bytes: int = MAX_BYTES,
     resume: str | Path | None = None,
     seed: int = 0,

@@ -185,5 +185,7 @@ def _unreduced(
     basis = torch.block_diag(*(reduction.matrix(site, width) for site, width in zip(sites, widths, strict=True)))
     read_map = replace(fitted.read_map, weights=basis @ fitted.read_map.weights)
     mean = torch.cat([whole.block_mean(site) for site, whole in singles.items()])
-    whole = replace(fitted, sites=sites, widths=widths, read_map=read_map, decoder=fitted.decoder @ basis.T)
-    return replace(whole, activation_mean=mean, moments=None)
+    decoder = fitted.decoder @ basis.T
+    # At once: a probe whose mean and decoder differ in width is none.
+    features = {"read_map": read_map, "decoder": decoder, "activation_mean": mean, "moments": None}
+    return replace(fitted, sites=sites, widths=widths, **features)
