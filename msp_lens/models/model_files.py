@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from msp_lens._files import read_tensors, write_atomically
+from msp_lens.models.architecture import checked_architecture
 from msp_lens.models.build import build_model, config_fields, load_weights, transformer_lens_version, weights
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
@@ -85,7 +86,8 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     if state_fingerprint(state) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")
     # Only a bridge can hold a bridge's weights; either class can hold a HookedTransformer's.
-    model = build_model(description["model"], device=device, bridge=True if "embed.weight" in state else None)
+    fields = checked_architecture(description.get("model"), state, path)
+    model = build_model(fields, device=device, bridge=True if "embed.weight" in state else None)
     load_weights(model, state)
     model.train(False)
     process = Process.from_dict(description["process"]) if description["process"] else None
