@@ -19,35 +19,26 @@ from msp_lens._checks import check_choice
 _SIZES = ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "n_ctx")
 _OPTIONAL_SIZES = ("d_mlp", "d_vocab_out", "n_key_value_heads", "rotary_dim", "window_size", "num_experts")
 _COUNTS = ("experts_per_token", "relative_attention_max_distance", "relative_attention_num_buckets")
-_NUMBERS = (
-    *(
-        "eps",
-        "attn_scale",
-        "clip_qkv",
-        "initializer_range",
-        "rotary_base",
-        "rotary_base_local",
-        "rotary_scaling_factor",
-    ),
-    *(
-        "attn_scores_soft_cap",
-        "output_logits_soft_cap",
-        "NTK_by_parts_low_freq_factor",
-        "NTK_by_parts_high_freq_factor",
-    ),
-    *("NTK_by_parts_factor", "NTK_original_ctx_len", "yarn_factor", "yarn_attention_factor", "yarn_beta_fast"),
-    *("yarn_beta_slow", "yarn_original_max_position_embeddings", "train_seq_length"),
-)
-_SWITCHES = (
-    *("attn_only", "gated_mlp", "uses_rms_norm", "final_rms", "use_attn_scale", "use_qk_norm", "use_logn_attn"),
-    *("use_local_attn", "ungroup_grouped_query_attention", "scale_attn_by_inverse_layer_idx", "parallel_attn_mlp"),
-    *("post_embedding_ln", "rotary_adjacent_pairs", "tie_word_embeddings", "use_normalization_before_and_after"),
-    *("use_NTK_by_parts_rope", "use_attention_sinks", "norm_topk_prob", "rmsnorm_uses_offset", "use_dynamic_ntk_rope"),
-    *("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in", "use_hook_tokens", "use_yarn_rope"),
-    *("yarn_truncate", "yarn_global_attn_only"),
-)
+_NUMBERS = (  # noqa: SIM905 (words are easier to read)
+    "eps attn_scale clip_qkv initializer_range rotary_base rotary_base_local rotary_scaling_factor "
+    "attn_scores_soft_cap output_logits_soft_cap NTK_by_parts_low_freq_factor NTK_by_parts_high_freq_factor "
+    "NTK_by_parts_factor NTK_original_ctx_len yarn_factor yarn_attention_factor yarn_beta_fast yarn_beta_slow "
+    "yarn_original_max_position_embeddings train_seq_length"
+).split()
+_SWITCHES = (  # noqa: SIM905
+    "attn_only gated_mlp uses_rms_norm final_rms use_attn_scale use_qk_norm use_logn_attn use_local_attn "
+    "ungroup_grouped_query_attention scale_attn_by_inverse_layer_idx parallel_attn_mlp post_embedding_ln "
+    "rotary_adjacent_pairs tie_word_embeddings use_normalization_before_and_after use_NTK_by_parts_rope "
+    "use_attention_sinks norm_topk_prob rmsnorm_uses_offset use_dynamic_ntk_rope use_attn_result "
+    "use_split_qkv_input use_hook_mlp_in use_attn_in use_hook_tokens use_yarn_rope yarn_truncate "
+    "yarn_global_attn_only"
+).split()
 _CHOICES = {
-    "act_fn": ("relu", "gelu", "silu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "solu_ln", "xielu"),
+    "act_fn": (
+        *("relu", "gelu", "silu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "solu", "solu_ln"),
+        "xielu",
+        "relu2",
+    ),
     "normalization_type": ("LN", "LNPre", "RMS", "RMSPre", None),
     "positional_embedding_type": ("standard", "rotary", "shortformer", "alibi", "relative_positional_bias"),
     "attention_dir": ("causal", "bidirectional"),
