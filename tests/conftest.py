@@ -21,7 +21,7 @@ ORACLE = Path(os.environ.get("MSP_LENS_ORACLES", Path(__file__).parents[2] / "sh
 
 
 def pytest_collection_modifyitems(items):
-    """Slow is what runs the published model on all of its 59,049 words, and the files that train, or start processes."""
+    """Slow: what runs the published model on all of its 59,049 words, and files that train or start processes."""
     whole_files = ("test_demos", "test_page", "test_readme", "test_rrxor", "test_study", "test_workers", "test_reduce")
     for item in items:
         if "published_model" in getattr(item, "fixturenames", ()) or item.path.stem in whole_files:
