@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from msp_lens._files import read_header, read_json, write_atomically, write_json
+from msp_lens._files import read_json, write_atomically, write_json
 from msp_lens._tables import json_records
 from msp_lens.data import Weighting, check_weighting, words
 from msp_lens.formation import Emergence
@@ -32,7 +31,7 @@ from msp_lens.page.render import render_page
 from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER
+from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance
 from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
 from msp_lens.training.training_run import METRICS_FILE, TrainingRun, load_run
@@ -260,7 +259,7 @@ def run_options(path: str | Path) -> dict[str, Any]:
     The path is the folder of a run, its model, or one of its checkpoints.
     """
     file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
-    provenance = json.loads(read_header(file).get("msp_lens", "{}")).get("provenance") or {}
+    provenance = read_provenance(file)
     folder = file.parent.parent if file.parent.name == CHECKPOINTS_FOLDER else file.parent
     config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
     defaults = {"weighting": "probability", "seed": provenance.get("seed", 0)}

@@ -36,7 +36,7 @@ class SavedCheckpoint:
     @cached_property
     def description(self) -> dict[str, Any]:
         """The model's config, the process and the provenance, as JSON; from the file's header, read once."""
-        return json.loads(read_header(self.path).get("msp_lens", "{}"))
+        return read_description(self.path)
 
     def load(self, *, device: str | torch.device = "cpu") -> Checkpoint:
         """The model, with its process and provenance; see `load_checkpoint`."""
@@ -62,10 +62,14 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
     """
     found = []
     for path in checkpoint_files(folder):
-        provenance = read_provenance(path)
+        description = read_description(path)
+        provenance = description.get("provenance") or {}
         if not {"step", "tokens"} <= provenance.keys():
             raise ValueError(f"{path} was not saved by a training of msp_lens: move it elsewhere.")
-        found.append(SavedCheckpoint(provenance["step"], provenance["tokens"], path))
+        saved = SavedCheckpoint(provenance["step"], provenance["tokens"], path)
+        # Fills the cached property: the header has been read.
+        vars(saved)["description"] = description
+        found.append(saved)
     if not found:
         remedy = 'train with TrainingConfig(checkpoints="logarithmic") and out= this folder'
         raise FileNotFoundError(f"There are no checkpoints in {Path(folder) / CHECKPOINTS_FOLDER}: {remedy}.")
@@ -77,6 +81,11 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
     return list((Path(folder) / CHECKPOINTS_FOLDER).glob("step-*.safetensors"))
 
 
+def read_description(path: Path) -> dict[str, Any]:
+    """What a model file says of itself, without reading its weights; empty if it says nothing."""
+    return json.loads(read_header(path).get("msp_lens", "{}"))
+
+
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance in a model file, without reading its weights; empty if it has none."""
-    return json.loads(read_header(path).get("msp_lens", "{}")).get("provenance") or {}
+    return read_description(path).get("provenance") or {}
