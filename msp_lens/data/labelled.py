@@ -6,10 +6,12 @@ held out together. The rows of a `BeliefDataset` are its distinct prefixes, each
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
@@ -17,8 +19,18 @@ from torch.nn.functional import one_hot as torch_one_hot
 
 from msp_lens.data.belief_dataset import BeliefDataset, Weighting, prefix_hashes
 from msp_lens.data.row_positions import Positions, described_positions, position_mask
+from msp_lens.data.target_values import (
+    Values,
+    class_numbers,
+    group_numbers,
+    has_label,
+    is_one_a_word,
+    placed_values,
+    target_values,
+)
 
 BELIEF = "belief"
+LABEL = "label"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +46,7 @@ class LabelledTokens:
         weights: How much each row counts.
         groups: Rows of one group are held out together.
         description: Where the rows come from, as JSON-ready values, for a report's provenance.
+        classes: The names of the classes of each target that is one-hot, in the order of its columns.
 
     Raises:
         ValueError: if lengths differ, rows are out of order or outside the words, or a number is not finite.
@@ -47,6 +60,7 @@ class LabelledTokens:
     weights: Float64[Tensor, "row"]
     groups: Int[Tensor, "row"]
     description: Mapping[str, Any]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -67,6 +81,9 @@ class LabelledTokens:
                 raise ValueError(
                     f"{name} is not finite at {place}: exclude such rows by positions=, a mask [word, pos]."
                 )
+        for name, names in self.classes.items():
+            if name not in self.targets or self.targets[name].shape[1] != len(names):
+                raise ValueError(f"classes={dict(self.classes)}: give a name for each column of a target.")
         if (self.weights < 0).any():
             raise ValueError(f"A row has a weight of {float(self.weights.min()):g}: give weights of at least 0.")
         if float(self.weights.sum()) == 0:
@@ -83,48 +100,65 @@ class LabelledTokens:
     @classmethod
     def from_tokens(
         cls,
-        tokens: Int[Tensor, "word pos"],
-        targets: Mapping[str, Tensor] | Tensor,
+        tokens: Any,
+        targets: Any,
         *,
         positions: Positions = None,
-        weighting: Tensor | None = None,
-        groups: Tensor | None = None,
+        attention_mask: Any = None,
+        classes: Mapping[str, Sequence[Any]] | None = None,
+        weighting: Any = None,
+        groups: Any = None,
     ) -> LabelledTokens:
         """Your own tokens, with whatever you look for in a model that reads them.
 
+        Tensors, arrays, lists, and columns of pandas or Hugging Face are read alike.
+
         Args:
-            tokens: The words, as the model reads them.
-            targets: By name, `[word, pos, target]`, or `[word, pos]` for one number (`one_hot` encodes classes). A
-                single tensor is `"belief"`.
-            positions: Positions that are rows: a slice, numbers (negative ones from the end), or a mask, `[pos]` or
-                `[word, pos]`; all by default.
+            tokens: The words, as the model reads them: integers `[word, pos]`, or `[pos]` for one word.
+            targets: By name, or in a data frame by column: numbers, `[word, pos, target]`, or `[word, pos]` for one
+                number each; or labels of classes, integers or strings `[word, pos]`, which become one-hot targets.
+                Either may be `[word]`: one number or label for all positions of a word. Where a label is missing, None
+                or -100, there is no row. A single target need not be named: numbers are `"belief"`, labels `"label"`.
+            positions: Positions that are rows: a slice, numbers (negative ones from the end), or a mask of booleans,
+                `[pos]` or `[word, pos]`; all by default.
+            attention_mask: As tokenizers give it, 1 where a token is read and 0 where it is padding, which must be on
+                the right. Padding is no row, and negative `positions` count from the last token that is read.
+            classes: By name, the labels of a target in the order of its columns; those that occur, sorted, by default.
             weighting: How much each row counts, `[word]` or `[word, pos]`; the same for all by default.
-            groups: Rows of one group are held out together, `[word]` or `[word, pos]`; by default those with the same
-                prefix, which are the same activation of a causal model.
+            groups: Rows of one group are held out together, integers or strings, `[word]` or `[word, pos]`. By default
+                those with the same prefix, which are the same activation of a causal model; or if a target is one label
+                or number a word, those of the same word.
 
         Raises:
             ValueError: if something has the wrong shape or type or is not finite; the message names it.
 
         Example:
-            >>> words = torch.tensor([[0, 1, 1], [0, 1, 2]])
-            >>> LabelledTokens.from_tokens(words, {"next token": one_hot(words[:, 1:], 3)}, positions=slice(-1))
-            LabelledTokens(2 words of 3 tokens: 4 rows in 2 groups; next token [3])
+            >>> words = [[0, 1, 1], [0, 1, 2]]
+            >>> LabelledTokens.from_tokens(words, {"next token": [[1, 1], [1, 2]]}, positions=slice(-1))
+            LabelledTokens(2 words of 3 tokens: 4 rows in 2 groups; next token [2 classes])
+            >>> LabelledTokens.from_tokens(words, ["spam", "ham"], positions=-1).classes
+            {'label': ('ham', 'spam')}
         """
+        tokens = torch.atleast_2d(tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens)))
         if tokens.numel() == 0:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give at least one word of one token.")
-        tokens = tokens.cpu()
-        mask = position_mask(positions, tokens)
+        tokens = tokens.long().cpu()
+        lengths = None if attention_mask is None else _lengths(attention_mask, tokens)
+        mask = position_mask(positions, tokens, lengths)
+        values = {name: target_values(f"Target {name!r}", each) for name, each in _named(targets).items()}
+        hashes, grouping = prefix_hashes(tokens), "prefix"
+        if any(is_one_a_word(each, tokens) for each in values.values()):
+            hashes, grouping = hashes[:, -1], "word"
+        row_groups = hashes.unique(return_inverse=True)[1] if groups is None else group_numbers(groups)
         row_weights = torch.ones(len(tokens), dtype=torch.float64) if weighting is None else weighting
-        row_groups = prefix_hashes(tokens).unique(return_inverse=True)[1] if groups is None else groups
-        named = targets if isinstance(targets, Mapping) else {BELIEF: targets}
+        labels, class_names, mask = _target_rows(values, tokens, mask, classes)
         words, columns = mask.nonzero(as_tuple=True)
-        labels = {name: _target_rows(name, values, tokens, words, columns) for name, values in named.items()}
         weights = _per_position("weighting", row_weights, tokens)[mask].double()
         row_groups = _per_position("groups", row_groups, tokens)[mask].long()
         described = {"source": "tokens", "words": len(tokens), "n_ctx": tokens.shape[1], "is_population": False}
         described |= {"rows": len(words), "weighting": "row" if weighting is None else "given"}
-        described |= {"groups": "prefix" if groups is None else "given", "positions": described_positions(positions)}
-        return cls(tokens, words, columns, columns, labels, weights, row_groups, described)
+        described |= {"groups": grouping if groups is None else "given", "positions": described_positions(positions)}
+        return cls(tokens, words, columns, columns, labels, weights, row_groups, described, class_names)
 
     @classmethod
     def from_beliefs(
@@ -135,8 +169,8 @@ class LabelledTokens:
         Args:
             dataset: The words, the positions that are rows, and how the model reads them.
             weighting: How much each distinct prefix counts.
-            targets: More targets by name, `[word, pos, target]`: functions of the prefix, as beliefs are, such as the
-                beliefs about each factor of a product of processes.
+            targets: More targets by name, numbers or labels as for `from_tokens`: functions of the prefix, as beliefs
+                are, such as the beliefs about each factor of a product of processes.
 
         Raises:
             ValueError: if a target has the wrong shape, or no value for the prior that the token map asks for.
@@ -147,30 +181,33 @@ class LabelledTokens:
             >>> LabelledTokens.from_beliefs(words(z1r(), n_ctx=4))
             LabelledTokens(8 words of 4 tokens: 20 rows in 20 groups; belief [3])
         """
-        by_prefix = {BELIEF: dataset.prefix_beliefs}
-        words, columns = (dataset.is_first & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
-        for name, values in (targets or {}).items():
-            if name == BELIEF:
-                raise ValueError(f"targets has its own {BELIEF!r}: rename it, the dataset's beliefs have that name.")
-            rows = _target_rows(name, values, dataset.tokens, words, columns)
+        if BELIEF in (targets or {}):
+            raise ValueError(f"targets has its own {BELIEF!r}: rename it, the dataset's beliefs have that name.")
+        values = {name: target_values(f"Target {name!r}", each) for name, each in (targets or {}).items()}
+        chosen = dataset.is_first & position_mask(dataset.positions, dataset.tokens)
+        labels, class_names, is_row = _target_rows(values, dataset.tokens, chosen)
+        by_prefix, ids = {BELIEF: dataset.prefix_beliefs}, dataset.prefix_ids[is_row]
+        for name, rows in labels.items():
             by_prefix[name] = rows.new_zeros(dataset.n_prefixes, rows.shape[1])
-            by_prefix[name][dataset.prefix_ids[words, columns]] = rows
+            by_prefix[name][ids] = rows
         return label_rows(
             dataset,
-            is_row=dataset.is_first,
+            is_row=is_row,
             weights=dataset.prefix_weights(weighting)[dataset.prefix_ids],
             groups=dataset.prefix_ids,
             targets=by_prefix,
             prior={BELIEF: dataset.process.initial},
             prior_weight=dataset.prior_weight(weighting),
             description={"source": "process", "weighting": weighting, "groups": "prefix"},
+            classes=class_names,
         )
 
     def only(self, name: str) -> LabelledTokens:
         """The same rows with a single target; `KeyError` if there is none of that name."""
         if name not in self.targets:
             raise KeyError(f"No target {name!r}: choose one of {', '.join(map(repr, self.targets))}.")
-        return replace(self, targets={name: self.targets[name]})
+        classes = {name: self.classes[name]} if name in self.classes else {}
+        return replace(self, targets={name: self.targets[name]}, classes=classes)
 
     def rows_of(self, words: slice) -> slice:
         """The rows of a range of words."""
@@ -180,7 +217,8 @@ class LabelledTokens:
     def __repr__(self) -> str:
         n_groups = len(self.groups.unique())
         size = f"{len(self.tokens)} words of {self.n_ctx} tokens: {len(self)} rows in {n_groups} groups"
-        return f"LabelledTokens({size}; {', '.join(f'{k} [{v.shape[1]}]' for k, v in self.targets.items())})"
+        shown = (f"{k} [{v.shape[1]}{' classes' * (k in self.classes)}]" for k, v in self.targets.items())
+        return f"LabelledTokens({size}; {', '.join(shown)})"
 
 
 def label_rows(
@@ -193,6 +231,7 @@ def label_rows(
     prior: Mapping[str, Float64[Tensor, "target"]],
     prior_weight: float,
     description: Mapping[str, Any],
+    classes: Mapping[str, tuple[str, ...]] | None = None,
 ) -> LabelledTokens:
     """Rows of a dataset as a model reads them.
 
@@ -208,6 +247,7 @@ def label_rows(
         prior: The targets before any symbol; `ValueError` if one is missing.
         prior_weight: How much the prior's row counts.
         description: What else to say about where the rows come from.
+        classes: The names of the classes of one-hot targets.
     """
     words, symbols = (is_row & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
     labels = {name: values[dataset.prefix_ids[words, symbols]] for name, values in targets.items()}
@@ -228,7 +268,7 @@ def label_rows(
     described |= {"n_ctx": dataset.n_ctx, "is_population": dataset.is_population}
     described |= {"positions": described_positions(dataset.positions), "token_map": described_map, "rows": len(words)}
     described |= description
-    return LabelledTokens(tokens, words, columns, symbols, labels, row_weights, row_groups, described)
+    return LabelledTokens(tokens, words, columns, symbols, labels, row_weights, row_groups, described, classes or {})
 
 
 def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[Tensor, "word pos target"]:
@@ -249,27 +289,60 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
     return torch_one_hot(classes.long(), n_classes).double().flatten(2)
 
 
+def _named(targets: Any) -> Mapping[str, Any]:
+    """Targets by name: a data frame's are its columns, and a single one is named by what it is."""
+    if isinstance(targets, Mapping):
+        return targets
+    if isinstance(targets, pd.DataFrame):
+        return {str(name): targets[name] for name in targets.columns}
+    values = target_values("targets", targets)
+    return {LABEL if isinstance(values, np.ndarray) else BELIEF: targets}
+
+
 def _target_rows(
-    name: str, values: Any, tokens: Int[Tensor, "word pos"], words: Int[Tensor, "row"], columns: Int[Tensor, "row"]
-) -> Float64[Tensor, "row target"]:
-    """A target's values in some rows, once its shape is checked."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        remedy = "give a tensor of floating-point numbers; encode classes with one_hot(classes, n_classes)"
-        raise ValueError(f"Target {name!r} is {kind}: {remedy}.")
-    wide = values.unsqueeze(2) if values.ndim == 2 else values
-    n_words, n_ctx = tokens.shape
-    # Shifted targets may lack the last columns if none of these is a row.
-    if wide.ndim != 3 or len(wide) != n_words or not int(columns.max()) < wide.shape[1] <= n_ctx:
-        fitting = f"[word, pos, target], here ({n_words}, {n_ctx}, …), or [word, pos] for one number each"
-        raise ValueError(f"Target {name!r} has shape {tuple(values.shape)}; it needs {fitting}.")
-    return wide.detach().cpu()[words, columns].double()
+    values: Mapping[str, Values],
+    tokens: Int[Tensor, "word pos"],
+    mask: Bool[Tensor, "word pos"],
+    classes: Mapping[str, Sequence[Any]] | None = None,
+) -> tuple[dict[str, Float64[Tensor, "row target"]], dict[str, tuple[str, ...]], Bool[Tensor, "word pos"]]:
+    """The targets of each row, the names of their classes, and which places are rows: those that have every label."""
+    if strangers := sorted((classes or {}).keys() - values.keys()):
+        raise ValueError(f"classes names {strangers}, and the targets are {sorted(values)}: name targets.")
+    placed = {name: placed_values(name, each, tokens, int(mask.nonzero()[:, 1].max())) for name, each in values.items()}
+    for name, each in placed.items():
+        mask = mask & has_label(each, tokens.shape[1])
+        if not mask.any():
+            raise ValueError(f"Target {name!r} has no label at any row: None and -100 mean that it is missing.")
+    rows, names, (words, columns) = {}, {}, mask.nonzero(as_tuple=True)
+    for name, each in placed.items():
+        if isinstance(each, Tensor):
+            rows[name] = each[words, columns]
+        else:
+            labels = each[words.numpy(), columns.numpy()]
+            numbers, names[name] = class_numbers(f"Target {name!r}", labels, (classes or {}).get(name))
+            rows[name] = torch_one_hot(numbers, len(names[name])).double()
+    return rows, names, mask
 
 
-def _per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) -> Tensor:
+def _lengths(attention_mask: Any, tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word"]:
+    """How many tokens of each word are read."""
+    mask = torch.as_tensor(np.asarray(attention_mask)) if not isinstance(attention_mask, Tensor) else attention_mask
+    mask = (mask.unsqueeze(0) if mask.ndim == 1 else mask).cpu()
+    if mask.shape != tokens.shape or not ((mask == 0) | (mask == 1)).all():
+        fitting = f"1 or 0 for each token, here {tuple(tokens.shape)}"
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it needs {fitting}.")
+    lengths = mask.long().sum(dim=1)
+    if (mask.bool() != (torch.arange(mask.shape[1]) < lengths.unsqueeze(1))).any():
+        problem = "attention_mask has padding before tokens, which the model would read as tokens"
+        raise ValueError(f"{problem}: pad on the right (tokenizer.padding_side = 'right').")
+    return lengths
+
+
+def _per_position(name: str, values: Any, tokens: Int[Tensor, "word pos"]) -> Tensor:
     """`[word]` or `[word, pos]` as the latter."""
+    values = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    values = values.unsqueeze(0) if len(tokens) == 1 and tuple(values.shape) == (tokens.shape[1],) else values
     if tuple(values.shape) not in ((len(tokens),), tuple(tokens.shape)):
         fitting = f"[word] or [word, pos], here ({len(tokens)},) or {tuple(tokens.shape)}"
         raise ValueError(f"{name} has shape {tuple(values.shape)}; it needs {fitting}.")
-    values = values.detach().cpu()
     return (values.unsqueeze(1) if values.ndim == 1 else values).expand(tokens.shape)

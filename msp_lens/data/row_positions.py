@@ -5,44 +5,91 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-# A slice, numbers (negative ones from the end), or a mask [pos] or [word, pos]; None is every position.
-Positions: TypeAlias = slice | Sequence[int] | Tensor | None
+# A slice, numbers (negative ones from the end), or a mask [pos] or [word, pos] of booleans; None is every position.
+Positions: TypeAlias = slice | int | Sequence[int] | Sequence[bool] | np.ndarray | Tensor | None
 
 
-def position_mask(positions: Positions, words: Int[Tensor, "word pos"]) -> Bool[Tensor, "word pos"]:
-    """The chosen positions as a mask; `ValueError` if one is outside the words, a mask misfits, or none is left."""
-    n_ctx = words.shape[1]
-    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-        if positions.shape not in ((n_ctx,), tuple(words.shape)):
+def as_positions(value: Any) -> slice | tuple[int, ...] | Bool[Tensor, "..."] | None:
+    """The choice as a slice, distinct numbers or a mask of booleans, whatever it came in.
+
+    Raises:
+        TypeError: if it is none of them. Floating-point numbers could be a mask or numbers, and so could uint8.
+        ValueError: if a number is given twice, or a slice runs backwards.
+    """
+    if value is None:
+        return None
+    if isinstance(value, slice):
+        ends = (value.start, value.stop, value.step)
+        if not all(end is None or (isinstance(end, int | np.integer) and not isinstance(end, bool)) for end in ends):
+            raise TypeError(f"positions={value}: give a slice of integers.")
+        if value.step is not None and value.step < 1:
+            raise ValueError(f"positions={value}: give a step of at least 1.")
+        return slice(*(None if end is None else int(end) for end in ends))
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.empty(0, dtype=object)
+    if array.dtype == np.bool_:
+        return torch.from_numpy(array.copy())
+    if array.size == 0 and array.dtype != object:
+        return ()
+    if array.dtype.kind not in "iu" or array.dtype == np.uint8 or array.ndim > 1:
+        shown = f"{array.dtype} of shape {array.shape}" if array.dtype != object else repr(value)
+        raise TypeError(
+            f"positions is {shown}: give a slice, a list of integers, or a mask of booleans (mask.bool() of a tensor)."
+        )
+    numbers = tuple(array.reshape(-1).tolist())
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"positions={numbers} has a number twice: give each once. (A mask must be of booleans.)")
+    return numbers
+
+
+def position_mask(
+    positions: Positions, words: Int[Tensor, "word pos"], lengths: Int[Tensor, "word"] | None = None
+) -> Bool[Tensor, "word pos"]:
+    """The chosen positions as a mask; `ValueError` if one is outside the words, a mask misfits, or none is left.
+
+    Where `lengths` says how many tokens of each word are not padding, the end of a word is that of these.
+    """
+    n_ctx, chosen = words.shape[1], as_positions(positions)
+    columns = torch.arange(n_ctx)
+    ends = torch.full((len(words),), n_ctx) if lengths is None else lengths
+    if isinstance(chosen, Tensor):
+        if chosen.shape not in ((n_ctx,), tuple(words.shape)):
             fitting = f"[pos] or [word, pos], here ({n_ctx},) or {tuple(words.shape)}"
-            raise ValueError(f"positions has shape {tuple(positions.shape)}; a mask is {fitting}.")
-        mask = positions.cpu()
+            raise ValueError(f"positions has shape {tuple(chosen.shape)}; a mask is {fitting}.")
+        mask = chosen.expand(words.shape)
+    elif isinstance(chosen, tuple):
+        mask = torch.zeros(words.shape, dtype=torch.bool)
+        for position in chosen:
+            if not -n_ctx <= position < n_ctx:
+                raise ValueError(f"positions: {position} is outside words of {n_ctx}: choose from 0 to {n_ctx - 1}.")
+            mask |= columns == (ends.unsqueeze(1) + position if position < 0 else position)
     else:
-        mask = torch.zeros(n_ctx, dtype=torch.bool)
-        if positions is None or isinstance(positions, slice):
-            mask[positions or slice(None)] = True
-        else:
-            for position in map(int, positions):
-                if not -n_ctx <= position < n_ctx:
-                    outside = f"positions: {position} is outside words of {n_ctx}"
-                    raise ValueError(f"{outside}: choose from 0 to {n_ctx - 1}.")
-                mask[position] = True
+        mask = torch.zeros(words.shape, dtype=torch.bool)
+        for end in ends.unique().tolist():
+            inside = torch.zeros(n_ctx, dtype=torch.bool)
+            inside[:end][chosen or slice(None)] = True
+            mask[ends == end] = inside
+    mask = mask & (columns < ends.unsqueeze(1))
     if not mask.any():
         raise ValueError(f"positions={positions} chooses none of the {n_ctx} positions: choose at least one.")
-    return mask.expand(words.shape)
+    return mask
 
 
 def described_positions(positions: Positions) -> Any:
     """The choice as a JSON-ready value."""
-    if positions is None:
+    chosen = as_positions(positions)
+    if chosen is None:
         return "all"
-    if isinstance(positions, slice):
-        stop, step = "" if positions.stop is None else positions.stop, f":{positions.step}" if positions.step else ""
-        return f"{positions.start or 0}:{stop}{step}"
-    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
-        return "a mask" if positions.ndim == 2 else positions.nonzero().flatten().tolist()
-    return [int(position) for position in positions]
+    if isinstance(chosen, slice):
+        stop, step = "" if chosen.stop is None else chosen.stop, f":{chosen.step}" if chosen.step else ""
+        return f"{chosen.start or 0}:{stop}{step}"
+    if isinstance(chosen, Tensor):
+        return "a mask" if chosen.ndim == 2 else chosen.nonzero().flatten().tolist()
+    return list(chosen)

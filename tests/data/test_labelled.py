@@ -1,6 +1,9 @@
 import dataclasses
 import itertools
 
+import datasets
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -123,10 +126,157 @@ def test_classes_become_targets():
         one_hot(WORDS, 2)
 
 
+AS = {
+    "tensor": torch.tensor,
+    "int32": lambda values: torch.tensor(values, dtype=torch.int32),
+    "list": lambda values: values,
+    "array": np.array,
+    "uint8": lambda values: np.array(values, dtype=np.uint8),
+    "tensors": lambda values: [torch.tensor(each) for each in values],
+    "series": lambda values: pd.Series(values),
+    "column": lambda values: datasets.Dataset.from_dict({"x": values})["x"],
+    "torch column": lambda values: datasets.Dataset.from_dict({"x": values}).with_format("torch")["x"],
+}
+
+
+@pytest.mark.parametrize("container", AS)
+def test_labels_in_any_container_become_one_hot(container):
+    labels = [[0, 7, 2], [2, 2, 7], [0, 0, 0]]
+    data = LabelledTokens.from_tokens(WORDS, AS[container](labels), positions=slice(1, None))
+    assert data.classes == {"label": ("0", "2", "7")}
+    assert data.targets["label"].dtype == torch.float64
+    assert data.targets["label"].tolist() == [[[0, 2, 7].index(y) == k for k in range(3)] for y in (7, 2, 2, 7, 0, 0)]
+    assert "label [3 classes]" in repr(data)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [["b", "a", "b"], ["a", None, "a"], ["b", "b", "b"]],
+        np.array([["b", "a", "b"], ["a", None, "a"], ["b", "b", "b"]]),
+        [[1, 0, 1], [0, -100, 0], [1, 1, 1]],
+        [[1, 0, 1], [0, None, 0], [1, 1, 1]],
+        torch.tensor([[1, 0, 1], [0, -100, 0], [1, 1, 1]]),
+    ],
+)
+def test_places_without_a_label_are_no_rows(labels):
+    other = {"number": TARGETS[..., 0], "class": labels}
+    data = LabelledTokens.from_tokens(WORDS, other)
+    assert list(zip(data.words.tolist(), data.columns.tolist(), strict=True)) == [
+        (w, p) for w in range(3) for p in range(3) if (w, p) != (1, 1)
+    ]
+    assert data.targets["class"].argmax(dim=1).tolist() == [1, 0, 1, 0, 0, 1, 1, 1]
+    assert data.targets["number"].flatten().tolist() == [float(x) for x in range(0, 18, 2) if x != 8]
+
+
+def test_a_label_for_each_word_holds_at_all_its_positions_and_is_held_out_with_it():
+    data = LabelledTokens.from_tokens(WORDS, ["spam", "ham", "spam"], positions=[0, 2])
+    assert data.classes == {"label": ("ham", "spam")}
+    assert data.targets["label"].argmax(dim=1).tolist() == [1, 1, 0, 0, 1, 1]
+    # Words 0 and 2 are the same word; word 1 shares only their beginning.
+    groups = data.groups.tolist()
+    assert groups == [groups[0]] * 2 + [groups[2]] * 2 + [groups[0]] * 2
+    assert groups[0] != groups[2]
+    assert data.description["groups"] == "word"
+    numbers = LabelledTokens.from_tokens(WORDS, [0.5, 1.5, 2.5])
+    assert numbers.targets["belief"].flatten().tolist() == [0.5] * 3 + [1.5] * 3 + [2.5] * 3
+    frame = pd.DataFrame({"kind": ["spam", "ham", "spam"], "length": [1.0, 2.0, 3.0]})
+    both = LabelledTokens.from_tokens(WORDS, frame, positions=-1)
+    assert {name: tuple(values.shape) for name, values in both.targets.items()} == {"kind": (3, 2), "length": (3, 1)}
+    assert both.classes == {"kind": ("ham", "spam")}
+
+
+def test_one_word_may_have_one_axis():
+    data = LabelledTokens.from_tokens([4, 5, 6], ["a", "b", "a"], weighting=[1, 2, 3], groups=["x", "y", "x"])
+    assert data.tokens.tolist() == [[4, 5, 6]]
+    assert data.targets["label"].argmax(dim=1).tolist() == [0, 1, 0]
+    assert data.weights.tolist() == [1, 2, 3]
+    assert data.groups.tolist() == [0, 1, 0]
+
+
+def test_classes_can_be_given_in_order():
+    data = LabelledTokens.from_tokens(WORDS, {"x": ["b", "a", "b"]}, classes={"x": ["b", "c", "a"]}, positions=[-1])
+    assert data.classes == {"x": ("b", "c", "a")}
+    assert data.targets["x"].tolist() == [[1, 0, 0], [0, 0, 1], [1, 0, 0]]
+    assert data.only("x").classes == data.classes
+    fields = {name: getattr(data, name) for name in data.__dataclass_fields__}
+    with pytest.raises(ValueError, match="a name for each column"):
+        LabelledTokens(**(fields | {"classes": {"x": ("b", "c")}}))
+
+
+def test_padding_is_no_row_and_ends_come_before_it():
+    mask = [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    for read in (mask, torch.tensor(mask), np.array(mask, dtype=bool)):
+        data = LabelledTokens.from_tokens(WORDS, TARGETS, attention_mask=read)
+        assert list(zip(data.words.tolist(), data.columns.tolist(), strict=True)) == [
+            (w, p) for w in range(3) for p in range(3) if mask[w][p]
+        ]
+    for last in ([-1], slice(-1, None), -1):
+        data = LabelledTokens.from_tokens(WORDS, TARGETS, attention_mask=mask, positions=last)
+        assert data.columns.tolist() == [1, 2, 0]
+    data = LabelledTokens.from_tokens(WORDS, TARGETS, attention_mask=mask, positions=[1, -3])
+    assert list(zip(data.words.tolist(), data.columns.tolist(), strict=True)) == [(0, 1), (1, 0), (1, 1)]
+
+
+def test_labels_of_a_process_are_targets_beside_its_beliefs(mess3):
+    dataset = msp.data.all_words(mess3, 3)
+    last = np.array(mess3.tokens)[dataset.tokens.numpy()]
+    data = LabelledTokens.from_beliefs(dataset, targets={"last token": last})
+    assert data.classes == {"last token": mess3.tokens}
+    assert torch.equal(data.targets["last token"].argmax(dim=1), data.tokens[data.words, data.columns])
+    last = np.where(last == "A", None, last)
+    some = LabelledTokens.from_beliefs(dataset, targets={"last token": last})
+    assert len(some) == int((data.targets["last token"][:, 0] == 0).sum())
+    assert some.classes == {"last token": ("B", "C")}
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        (torch.tensor([1.0, 0.0, 1.0]), "float32 of shape"),
+        (np.array([1, 0, 1], dtype=np.uint8), "uint8 of shape"),
+        (torch.tensor([1, 0, 1], dtype=torch.uint8), "uint8 of shape"),
+        ([1, 0, 1], "has a number twice"),
+        ("last", "give a slice"),
+        (1.5, "float64 of shape"),
+        ([0, None], "give a slice"),
+        (slice("a", None), "slice of integers"),
+        (slice(None, None, -1), "a step of at least 1"),
+        (torch.ones(3, 3).long(), "int64 of shape"),
+    ],
+)
+def test_positions_that_could_be_read_in_two_ways_are_refused(positions, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        LabelledTokens.from_tokens(WORDS, TARGETS, positions=positions)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [[0, 2], (0, 2), np.array([0, 2]), torch.tensor([0, 2]), [True, False, True], np.array([True, False, True])],
+)
+def test_the_same_positions_in_another_container(positions):
+    assert LabelledTokens.from_tokens(WORDS, TARGETS, positions=positions).columns.tolist() == [0, 2] * 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"targets": WORDS}, r"is torch.int64.*one_hot"),
+        ({"targets": WORDS.unsqueeze(2).expand(3, 3, 2)}, r"'label' has shape \(3, 3, 2\).*use one_hot"),
+        ({"targets": [["a", 1.5], ["b", None]]}, "holds float, str: give numbers, or labels"),
+        ({"targets": [["a", "b"], ["b", None]]}, r"shape \(2, 2\)"),
+        ({"targets": [[0, 1, 2], [0, 1], [0]]}, r"ragged.*attention_mask="),
+        ({"targets": TARGETS * 1j}, "holds complex64: give numbers, or labels"),
+        ({"targets": [["a", None, object()]] * 3}, "holds object, str: give numbers, or labels"),
+        ({"targets": 5}, "targets is a int: give an array"),
+        ({"targets": torch.ones(3, 3, dtype=torch.int64)}, "'1' in every row: there is no other class"),
+        ({"targets": {"x": WORDS}, "classes": {"y": [0, 1, 2]}}, r"classes names \['y'\], and the targets are \['x'\]"),
+        ({"targets": WORDS, "classes": {"label": [0, 1]}}, "holds '2', which is none of its classes 0, 1"),
+        ({"targets": WORDS, "classes": {"label": [0, 1, 2, 1]}}, "holds a class twice"),
+        ({"targets": torch.full((3, 3), -100)}, "has no label at any row"),
+        ({"attention_mask": [[0, 1, 1]] * 3}, r"padding before tokens.*pad on the right"),
+        ({"attention_mask": [[1, 2, 1]] * 3}, r"1 or 0 for each token"),
+        ({"attention_mask": [1, 1, 1]}, r"attention_mask has shape \(1, 3\)"),
+        ({"groups": [0.5, 1.0, 2.0]}, "groups holds floating-point numbers"),
         ({"targets": {}}, r"at least one"),
         ({"targets": TARGETS[:2]}, r"shape \(2, 3, 2\).*here \(3, 3, …\)"),
         ({"targets": TARGETS[:, :2]}, r"shape \(3, 2, 2\)"),
@@ -137,7 +287,7 @@ def test_classes_become_targets():
         ({"weighting": torch.ones(2)}, r"weighting has shape \(2,\)"),
         ({"weighting": -torch.ones(3)}, r"a weight of -1"),
         ({"weighting": torch.zeros(3)}, "total weight of 0"),
-        ({"groups": torch.zeros(3, 2)}, r"groups has shape \(3, 2\)"),
+        ({"groups": torch.zeros(3, 2).long()}, r"groups has shape \(3, 2\)"),
     ],
 )
 def test_bad_labels_are_refused(arguments, message):

@@ -1,0 +1,143 @@
+"""What users give as targets: numbers, or the labels of classes, which become one-hot vectors.
+
+Integers, booleans and strings are labels; floating-point numbers are numbers. Where a label is missing (None, NaN among
+strings, or -100 among integers, as PyTorch's losses and Hugging Face's collators have it) there is no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float64, Int
+from torch import Tensor
+
+# Numbers, or labels in an array of integers, or of strings (as objects, where None is a missing one).
+Values: TypeAlias = Float64[Tensor, "word *more"] | np.ndarray
+
+NO_LABEL = -100  # `ignore_index` of PyTorch's cross-entropy.
+
+
+def target_values(name: str, values: Any) -> Values:
+    """A target in any container; errors call it `name`.
+
+    Raises:
+        ValueError: if it is ragged or complex, or holds things that are neither numbers nor labels.
+    """
+    if isinstance(values, Tensor) and values.is_floating_point():
+        return values.detach().cpu().double()
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else _array(name, values)
+    if array.dtype.kind == "f":
+        return torch.from_numpy(array.astype(np.float64))
+    if array.dtype.kind in "iub":
+        return array
+    if array.dtype.kind in "OU":
+        labels = array.astype(object)
+        missing = pd.isna(labels)
+        labels[missing] = None
+        kinds = {type(label) for label in labels[~missing]}
+        if all(issubclass(kind, str) for kind in kinds):
+            return labels
+        if all(issubclass(kind, bool | int | np.bool_ | np.integer) for kind in kinds):
+            return np.where(missing, NO_LABEL, labels).astype(np.int64)
+        if all(issubclass(kind, int | float | np.number) and not issubclass(kind, complex) for kind in kinds):
+            return torch.from_numpy(np.where(missing, np.nan, labels).astype(np.float64))
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+    else:
+        found = str(array.dtype)
+    raise ValueError(f"{name} holds {found}: give numbers, or labels that are all integers or all strings.")
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    if not isinstance(values, np.ndarray):
+        try:
+            values = list(values)
+            if values and all(isinstance(each, Tensor) for each in values):
+                return torch.stack(values).detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} is a {type(values).__name__}: give an array, with a value for each word."
+            ) from error
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is ragged: give as many values for each word, and leave out padding by attention_mask=."
+        ) from error
+
+
+def is_one_a_word(values: Values, tokens: Int[Tensor, "word pos"]) -> bool:
+    """Whether a target has one value for each word; for a single word, one for each token if their numbers agree."""
+    return values.ndim == 1 and not (len(tokens) == 1 and len(values) == tokens.shape[1])
+
+
+def placed_values(name: str, values: Values, tokens: Int[Tensor, "word pos"], last: int) -> Values:
+    """A target as numbers `[word, pos, target]` or labels `[word, pos]`, with at least the columns up to `last`.
+
+    Shifted targets may lack the last columns, if none of these is a row.
+    """
+    n_words, n_ctx = tokens.shape
+    wide = values
+    if values.ndim == 1:
+        wide = values[None]
+        if is_one_a_word(values, tokens):
+            wide = torch.stack([values] * n_ctx, dim=1) if isinstance(values, Tensor) else np.stack([values] * n_ctx, 1)
+    if isinstance(values, Tensor) and wide.ndim == 2:
+        wide = wide[:, :, None]
+    n_axes = 3 if isinstance(values, Tensor) else 2
+    if wide.ndim == n_axes and len(wide) == n_words and last < wide.shape[1] <= n_ctx:
+        return wide
+    if isinstance(values, Tensor):
+        fitting = f"[word, pos, target], here ({n_words}, {n_ctx}, …), or [word, pos] or [word] for one number each"
+    else:
+        fitting = f"[word, pos], here ({n_words}, {n_ctx}), or [word]. (For several labels at a place use one_hot.)"
+    raise ValueError(f"Target {name!r} has shape {tuple(values.shape)}; it needs {fitting}.")
+
+
+def has_label(values: Values, n_ctx: int) -> Bool[Tensor, "word pos"]:
+    """Where a placed target is not missing; numbers never are."""
+    has = torch.zeros(len(values), n_ctx, dtype=torch.bool)
+    if isinstance(values, Tensor):
+        has[:, : values.shape[1]] = True
+    else:
+        found = ~pd.isna(values) if values.dtype == object else values != NO_LABEL
+        has[:, : values.shape[1]] = torch.from_numpy(found)
+    return has
+
+
+def group_numbers(groups: Any) -> Int[Tensor, "word *pos"]:
+    """Groups as integers: strings are numbered."""
+    values = target_values("groups", groups)
+    if isinstance(values, Tensor):
+        raise ValueError("groups holds floating-point numbers: give integers or strings.")
+    if values.dtype.kind in "iub":
+        return torch.from_numpy(values.astype(np.int64))
+    return torch.from_numpy(np.unique(values.astype(str), return_inverse=True)[1].reshape(values.shape))
+
+
+def class_numbers(
+    name: str, labels: np.ndarray, classes: Sequence[Any] | None
+) -> tuple[Int[Tensor, "row"], tuple[str, ...]]:
+    """The number of each label's class, and the names of the classes: those given, or those that occur, sorted.
+
+    Raises:
+        ValueError: if a label is none of the classes, or only one class occurs and none are given.
+    """
+    if classes is None:
+        distinct, numbers = np.unique(labels.astype(str) if labels.dtype == object else labels, return_inverse=True)
+        names = tuple(str(label) for label in distinct)
+        if len(names) == 1:
+            raise ValueError(f"{name} is {names[0]!r} in every row: there is no other class to tell it from.")
+        return torch.from_numpy(numbers.reshape(-1)), names
+    names = tuple(str(label) for label in classes)
+    if len(set(names)) < len(names):
+        raise ValueError(f"classes of {name}: {names} holds a class twice.")
+    number_of = {class_name: number for number, class_name in enumerate(names)}
+    distinct, inverse = np.unique(labels.astype(str), return_inverse=True)
+    if unknown := [str(label) for label in distinct if str(label) not in number_of]:
+        raise ValueError(f"{name} holds {unknown[0]!r}, which is none of its classes {', '.join(names)}.")
+    numbers = np.array([number_of[str(label)] for label in distinct], dtype=np.int64)
+    return torch.from_numpy(numbers[inverse.reshape(-1)]), names
