@@ -1,25 +1,40 @@
-"""Files: written atomically, and read with a check for damage."""
+"""Files: written atomically by one process at a time, and read with a check for damage.
+
+JSON is checked against a schema. Tensors carry a checksum.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
+
+from msp_lens._annotations import converted
+
+CHECKSUM = "checksum"
+LOCK_FILE = ".lock"
+TEMPORARY = ".partial"
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Write to a temporary file in the same folder, then rename: a reader sees the old file or the complete new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -40,9 +55,53 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """What `write_json` wrote."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: str | Path, schema: Any = Any) -> Any:
+    """The JSON value in a file, checked against a schema: a `TypedDict` or any other annotation.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or was edited: it names the file, the field and the remedy.
+    """
+    return parsed_json(_bytes_of(path), schema, path)
+
+
+def read_lines(path: str | Path, schema: Any = Any) -> list[Any]:
+    """The JSON values in a file that holds one a line, each checked against the schema; errors as for `read_json`.
+
+    The last line is left out if it has no end: its writer was killed.
+    """
+    lines = _bytes_of(path).split(b"\n")[:-1]
+    return [parsed_json(line, schema, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def read_entry(header: Mapping[str, str], key: str, schema: Any, path: str | Path) -> Any:
+    """A JSON value in the header of a safetensors file, checked against the schema; errors as for `read_json`."""
+    if key not in header:
+        raise ValueError(f"{path} has no {key!r} in its header: it holds something else. Check the path.")
+    return parsed_json(header[key].encode("utf-8", "surrogatepass"), schema, path)
+
+
+def parsed_json(text: bytes, schema: Any, where: str | Path) -> Any:
+    """The JSON value, checked against the schema; `ValueError` names the place, the field and the remedy."""
+    remedy = "It is damaged or was edited: copy or create it again."
+    try:
+        value = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error}). {remedy}") from None
+    try:
+        return converted(value, schema, f"{where}: $")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{error} {remedy}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _bytes_of(path: str | Path) -> bytes:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}: check the path.")
+    return Path(path).read_bytes()
 
 
 def without_nan(value: Any) -> Any:
@@ -56,14 +115,33 @@ def without_nan(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write named tensors and a header to a safetensors file, atomically, with a checksum of both."""
+    checksum = {CHECKSUM: tensors_checksum(tensors, header)}
+    write_atomically(path, save(dict(tensors), metadata={**header, **checksum}))
+
+
+def tensors_checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Thirty-two hexadecimal digits that change with any bit of the tensors, their names or the header."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(sorted(header.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def read_header(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file, without reading its tensors; errors as for `read_tensors`."""
     with _opened(path) as file:
-        return file.metadata() or {}
+        header = file.metadata() or {}
+    header.pop(CHECKSUM, None)
+    return header
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """The tensors and the metadata of a safetensors file; the checksum, if there is one, is checked and left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -71,7 +149,71 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return tensors, file.metadata() or {}
+        header = file.metadata() or {}
+    checksum = header.pop(CHECKSUM, None)
+    if checksum is not None and checksum != tensors_checksum(tensors, header):
+        raise ValueError(f"{path} is damaged: it does not match its checksum. Copy or create it again.")
+    return tensors, header
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int | None]], path: str | Path) -> None:
+    """Raise `ValueError` unless these tensors are there, finite, and of these shapes (`None`: any length)."""
+    remedy = "The file is damaged or was edited: copy or create it again."
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise ValueError(f"{path}: the tensor {name!r} is missing. {remedy}")
+        found = tuple(tensors[name].shape)
+        fits = all(wanted in (None, length) for wanted, length in zip(shape, found, strict=False))
+        if len(found) != len(shape) or not fits:
+            wanted = ", ".join("any" if length is None else str(length) for length in shape)
+            raise ValueError(f"{path}: {name!r} has shape {found}, not ({wanted}). {remedy}")
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise ValueError(f"{path}: {name!r} holds NaN or infinity. {remedy}")
+
+
+def safe_name(name: str) -> str:
+    """A process's name, or any other text, as the name of one file or folder.
+
+    Example:
+        >>> safe_name("../../mess3 (x=0.05)")
+        'mess3_x_0.05'
+    """
+    words = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFKC", name)).strip("._-")
+    short = words.encode()[:100].decode(errors="ignore").strip("._-")
+    # Windows keeps these names for devices.
+    is_device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", short.lower())
+    return f"_{short}" if is_device else short or "unnamed"
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold the folder's lock: no other process, and no other thread, writes a run there at the same time.
+
+    The folder is created if need be. The operating system releases the lock of a process that dies. A thread may lock
+    a folder again that it has locked. Of several distributed processes, let the main one lock.
+
+    Raises:
+        ValueError: if somebody else holds the lock.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve() / LOCK_FILE, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"Another process is writing to {folder}: wait for it to end, or give another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files of killed writers from a folder that this process has locked."""
+    for path in Path(folder).glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import pytest
 import msp_lens
 
 FLOORS = (
+    ("_arrays",),
+    ("_annotations",),
     ("_random", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
     ("figures",),
     ("moments",),
