@@ -68,8 +68,10 @@ class Batches:
     ) -> None:
         self.process, self.batch_size, self.n_ctx = process, batch_size, n_ctx
         self.share = share or slice(0, batch_size)
-        # Sampling is cheap in bulk: up to 50 steps are drawn at once, as far as they have at most two million tokens.
-        self.steps_per_draw = max(1, min(50, 2**21 // (batch_size * (n_ctx + 1))))
+        # Sampling is cheap in bulk: up to 50 steps are drawn at once, as far as they have at most two million tokens,
+        # and 16 million next-token probabilities.
+        tokens = batch_size * (n_ctx + 1)
+        self.steps_per_draw = max(1, min(50, 2**21 // tokens, 2**24 // (tokens * process.n_tokens)))
         self._generator = torch.Generator().manual_seed(seed)
         if state is not None:
             self._generator.set_state(state)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import msp_lens as msp
+from msp_lens.training import regret as regrets
 from tests import brute_force
 
 
@@ -81,3 +82,37 @@ def test_words_are_read_through_the_token_map(mess3):
             msp.training.regret_by_position(model, spaced)
     with pytest.raises(ValueError, match=r"3 symbols are 5 tokens.*context of 4"):
         msp.training.regret_by_position(msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, n_ctx=4)), dataset)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_large_vocabulary_is_compared_in_parts(dtype, monkeypatch):
+    process = msp.processes.random_process(3, 40, seed=0)
+    dataset = msp.words(process, n_ctx=4, n_words=25)
+    logits = 3 * torch.randn(len(dataset), 4, 40, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(regrets, "_AT_ONCE", 7 * 40)
+    optimal = msp.next_token_probabilities(process, dataset.beliefs)
+    expected = (optimal * (optimal.log() - logits.double().log_softmax(-1))).sum(-1)
+    found = regrets.batch_regret(logits, dataset, slice(0, len(dataset)))
+    torch.testing.assert_close(found, dataset.word_weights @ expected, rtol=1e-12, atol=0)
+
+
+def test_impossible_tokens_cost_nothing_and_missed_ones_everything():
+    process = msp.processes.golden_mean(p=0.5)
+    dataset = msp.data.all_words(process, 2)
+    optimal = msp.next_token_probabilities(process, dataset.beliefs)
+    everything = slice(0, len(dataset))
+    assert regrets.batch_regret(optimal.log(), dataset, everything).abs().max() < 1e-12
+    assert regrets.batch_regret(optimal.flip(-1).log(), dataset, everything).isinf().all()
+
+
+def test_the_final_regret_of_a_large_vocabulary_visits_fewer_words():
+    few = regrets.evaluation_words(msp.processes.random_process(2, 4000, seed=0), 10, seed=0)
+    assert few.n_draws == 5_000
+    assert regrets.evaluation_words(msp.mess3(), 10, seed=0).is_population
+
+
+def test_a_large_vocabulary_is_drawn_a_few_steps_at_a_time():
+    from msp_lens.training.batches import Batches
+
+    small, large = (Batches(msp.processes.random_process(2, n, seed=0), 256, 10, seed=0) for n in (3, 1000))
+    assert (small.steps_per_draw, large.steps_per_draw) == (50, 5)
