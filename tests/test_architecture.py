@@ -15,7 +15,7 @@ import msp_lens
 FLOORS = (
     ("_arrays",),
     ("_annotations",),
-    ("_random", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
+    ("_random", "_values", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
     ("figures",),
     ("moments",),
     ("processes",),
