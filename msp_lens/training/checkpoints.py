@@ -5,15 +5,15 @@ Each is a complete model file for `load_checkpoint`. Its provenance has the step
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from msp_lens._files import read_header
+from msp_lens._checks import AtLeast, checked, converted
+from msp_lens._files import read_entry, read_header
 from msp_lens.models.model_files import Checkpoint, load_checkpoint
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -38,11 +38,13 @@ class SavedCheckpoint:
         """The model's config, the process and the provenance, as JSON; from the file's header, read once."""
         return read_description(self.path)
 
+    @checked
     def load(self, *, device: str | torch.device = "cpu") -> Checkpoint:
         """The model, with its process and provenance; see `load_checkpoint`."""
         return load_checkpoint(self.path, device=device)
 
 
+@checked
 def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
     """The checkpoints of the run in `folder`, by step. Their weights are not read.
 
@@ -61,12 +63,14 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
         [(0, 0), (2, 160)]
     """
     found = []
-    for path in checkpoint_files(folder):
+    for path in checkpoint_files(Path(folder)):
         description = read_description(path)
         provenance = description.get("provenance") or {}
         if not {"step", "tokens"} <= provenance.keys():
             raise ValueError(f"{path} was not saved by a training of msp_lens: move it elsewhere.")
-        saved = SavedCheckpoint(provenance["step"], provenance["tokens"], path)
+        count = Annotated[int, AtLeast(0)]
+        step, tokens = (as_saved(provenance[name], count, f"{path}: provenance.{name}") for name in ("step", "tokens"))
+        saved = SavedCheckpoint(step, tokens, path)
         # Fills the cached property: the header has been read.
         vars(saved)["description"] = description
         found.append(saved)
@@ -76,16 +80,28 @@ def saved_checkpoints(folder: str | Path) -> tuple[SavedCheckpoint, ...]:
     return tuple(sorted(found, key=lambda checkpoint: checkpoint.step))
 
 
-def checkpoint_files(folder: str | Path) -> list[Path]:
+def checkpoint_files(folder: Path) -> list[Path]:
     """The checkpoint files in a run's folder."""
-    return list((Path(folder) / CHECKPOINTS_FOLDER).glob("step-*.safetensors"))
+    return list((folder / CHECKPOINTS_FOLDER).glob("step-*.safetensors"))
 
 
 def read_description(path: Path) -> dict[str, Any]:
     """What a model file says of itself, without reading its weights; empty if it says nothing."""
-    return json.loads(read_header(path).get("msp_lens", "{}"))
+    header = read_header(path)
+    description = read_entry(header, "msp_lens", dict[str, Any], path) if "msp_lens" in header else {}
+    for name in ("model", "process", "provenance"):
+        as_saved(description.get(name), dict[str, Any] | None, f"{path}: {name}")
+    return description
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance in a model file, without reading its weights; empty if it has none."""
     return read_description(path).get("provenance") or {}
+
+
+def as_saved(value: Any, schema: Any, where: str) -> Any:
+    """A value from a file, checked against an annotation; `ValueError` names the place and the remedy."""
+    try:
+        return converted(value, schema, where)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{error} The file is damaged or was edited: copy or create it again.") from None

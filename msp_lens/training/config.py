@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from msp_lens._checks import check_at_least, check_choice
+from msp_lens._checks import AtLeast, Count, checked
 
 Optimizer = Literal["adamw", "muon", "sgd"]
 Schedule = Literal["linear", "cosine", "constant"]
 CheckpointSchedule = Literal["logarithmic", "linear"]
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How to train; by default with AdamW on freshly sampled words, with linear warm-up and linear decay to 0.
@@ -42,48 +43,40 @@ class TrainingConfig:
             after which at least that many have been predicted.
     """
 
-    steps: int
-    batch_size: int = 256
+    steps: Count = 1500
+    batch_size: Count = 256
     optimizer: Optimizer = "adamw"
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.98)
     momentum: float | None = None
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, AtLeast(0)] = 0.0
     schedule: Schedule = "linear"
-    warmup_steps: int = 100
+    warmup_steps: Annotated[int, AtLeast(0)] = 100
     clip_norm: float | None = None
     mixed_precision: Literal["bfloat16"] | None = None
     averaging: float | None = None
     max_seconds: float | None = None
     target_regret: float | None = None
-    log_every: int = 50
-    save_every: int = 250
+    log_every: Count = 50
+    save_every: Count = 250
     checkpoints: tuple[int, ...] | CheckpointSchedule | None = None
-    n_checkpoints: int = 20
+    n_checkpoints: Count = 20
     checkpoints_in: Literal["steps", "tokens"] = "steps"
 
     def __post_init__(self) -> None:
-        check_choice("optimizer", self.optimizer, get_args(Optimizer))
-        check_choice("schedule", self.schedule, get_args(Schedule))
-        check_choice("mixed_precision", self.mixed_precision, ("bfloat16", None))
-        check_choice("checkpoints_in", self.checkpoints_in, ("steps", "tokens"))
-        for name in ("steps", "batch_size", "log_every", "save_every", "n_checkpoints"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("weight_decay", "warmup_steps"):
-            check_at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "clip_norm", "max_seconds", "target_regret"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: give a number above 0.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}: give a number above 0, and not infinity.")
+        if self.weight_decay == math.inf:
+            raise ValueError("weight_decay=inf: give a number that is not infinite.")
         for name in ("momentum", "averaging"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"{name}={value}: give a number from 0 to below 1.")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: give two numbers from 0 to below 1.")
-        if isinstance(self.checkpoints, str):
-            check_choice("checkpoints", self.checkpoints, get_args(CheckpointSchedule))
-        elif self.checkpoints is not None:
+        if isinstance(self.checkpoints, tuple):
             last = self.steps if self.checkpoints_in == "steps" else math.inf
             if not all(0 <= step <= last for step in self.checkpoints):
                 raise ValueError(f"checkpoints={self.checkpoints}: each must be from 0 to steps={self.steps}.")
@@ -101,7 +94,8 @@ class TrainingConfig:
         """Number of tokens predicted in the first `step` steps by a model with a context of `n_ctx`."""
         return step * self.batch_size * n_ctx
 
-    def checkpoint_steps(self, n_ctx: int) -> tuple[int, ...]:
+    @checked
+    def checkpoint_steps(self, n_ctx: Count) -> tuple[int, ...]:
         """The steps after which a model is kept, in order; 0 is the untrained model.
 
         Raises:
@@ -132,10 +126,10 @@ class TrainingConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
 
     @classmethod
+    @checked
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainingConfig:
         """The config that `to_dict` described."""
-        given: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
-        return cls(**given)
+        return cls(**fields)
 
     def __str__(self) -> str:
         """One field a line, without the fields that this optimizer does not use."""

@@ -12,11 +12,11 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from msp_lens._files import write_atomically
+from msp_lens._files import locked, remove_leftovers, write_atomically
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import MODEL_FILE, save_checkpoint
 from msp_lens.processes.process import Process
@@ -29,6 +29,14 @@ STATES_KEPT = 2
 INSTEAD = "give another folder, or replace it with resume=False"
 
 
+def check_is_folder(out: Path) -> None:
+    """Raise `ValueError` if the path is a file, or would be taken for one."""
+    if out.is_file():
+        raise ValueError(f"out={str(out)!r} is a file: give a folder.")
+    if out.suffix.lower() in (".safetensors", ".json", ".jsonl", ".html", ".png", ".gif"):
+        raise ValueError(f"out={str(out)!r} is a file's name: give a folder, such as {str(out.with_suffix(''))!r}.")
+
+
 class RunFolder:
     """Writes one training to its folder, and reads there how far it had come.
 
@@ -38,16 +46,22 @@ class RunFolder:
     def __init__(self, path: str | Path, process: Process, provenance: Mapping[str, Any]) -> None:
         self.path, self.process, self._out = Path(path), process, f"out={str(path)!r}"
         self.provenance: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
-        self._step_saved: int | None = None
+        self._has_begun = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from writing to the folder; `ValueError` if somebody does, `OSError` if nobody can."""
+        with ExitStack() as stack:
+            with self._reachable():
+                stack.enter_context(locked(self.path))
+            yield
 
     def check(self, model: HookedModel, n_checkpoints: int) -> None:
         """Raise `OSError` if the folder can't be written to or its disk lacks space for all files to come."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
+        with self._reachable():
             tempfile.TemporaryFile(dir=self.path).close()
-        except OSError as error:
-            message = f"{self._out} can't be written to ({error.strerror}): give another folder"
-            raise OSError(error.errno, message) from error
+            for folder in (self.path, self.path / CHECKPOINTS_FOLDER, self.path / STATE_FOLDER):
+                remove_leftovers(folder)
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         # A state holds weights, two moments and an average. Each kind of file exists once more while it is replaced.
         needed = size * (2 + n_checkpoints + 4 * (STATES_KEPT + 1))
@@ -57,20 +71,34 @@ class RunFolder:
             remedy = "free some space, keep fewer checkpoints, or give another folder"
             raise OSError(errno.ENOSPC, f"{self._out} has {sizes}: {remedy}")
 
-    def has_ended(self) -> bool:
-        """Whether the folder holds this training with all its steps made; `ValueError` if it holds another model."""
-        path = self.path / MODEL_FILE
-        if not path.exists():
-            return False
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
         try:
-            provenance = read_provenance(path)
-        except ValueError as error:
-            warnings.warn(f"{error} The training ignores this file.", RuntimeWarning, stacklevel=2)
-            return False
-        if "training" not in provenance:
-            raise ValueError(f"{self._out} already holds a model that no training saved: {INSTEAD}.")
-        self._check_identity(_identity(provenance))
-        return provenance.get("stopped_by") == "steps"
+            yield
+        except OSError as error:
+            message = f"{self._out} can't be written to ({error.strerror}): give another folder"
+            raise OSError(error.errno, message) from error
+
+    def has_ended(self) -> bool:
+        """Whether the folder holds this training with all its steps made.
+
+        Raises:
+            ValueError: if it holds the model, a checkpoint or the metrics of another training.
+        """
+        path = self.path / MODEL_FILE
+        for checkpoint in checkpoint_files(self.path):
+            self._check_identity(read_provenance(checkpoint), f"{CHECKPOINTS_FOLDER}/{checkpoint.name}")
+        if path.exists():
+            try:
+                provenance = read_provenance(path)
+            except ValueError as error:
+                warnings.warn(f"{error} The training ignores this file.", RuntimeWarning, stacklevel=2)
+            else:
+                self._check_identity(provenance, MODEL_FILE)
+                return provenance.get("stopped_by") == "steps"
+        if not self._state_files() and (self.path / METRICS_FILE).exists():
+            raise ValueError(f"{self._out} holds {METRICS_FILE} of a training that left nothing else: {INSTEAD}.")
+        return False
 
     def resume(self) -> TrainingState | None:
         """The newest undamaged state, if any; a warning names each damaged one, `ValueError` another training."""
@@ -80,8 +108,7 @@ class RunFolder:
             except ValueError as error:
                 warnings.warn(f"{error} Resuming from the state before it.", RuntimeWarning, stacklevel=2)
                 continue
-            self._check_identity(identity)
-            self._step_saved = state.step
+            self._check_differences(identity, f"{STATE_FOLDER}/{path.name}")
             return state
         return None
 
@@ -93,8 +120,9 @@ class RunFolder:
 
     def write_metrics(self, metrics: list[dict[str, Any]]) -> None:
         """Replace `metrics.jsonl` by these records."""
-        with self._explained(0):
+        with self._explained(metrics[-1]["step"] if metrics else 0):
             write_atomically(self.path / METRICS_FILE, "".join(json.dumps(record) + "\n" for record in metrics))
+        self._has_begun = True
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""
@@ -114,13 +142,11 @@ class RunFolder:
             write_state(path, state, _identity(self.provenance))
             for old in self._state_files()[STATES_KEPT:]:
                 old.unlink(missing_ok=True)
-        self._step_saved = state.step
 
     def remove_states(self) -> None:
         """Remove the states of a training that has ended or starts again from step 0."""
         folder = self.path / STATE_FOLDER
-        # A kill during a write leaves part of a state under a hidden name.
-        for path in (*self._state_files(), *folder.glob(".step-*")):
+        for path in self._state_files():
             path.unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -129,22 +155,34 @@ class RunFolder:
         """The states in the folder, newest first."""
         return sorted((self.path / STATE_FOLDER).glob("step-*.safetensors"), reverse=True)
 
-    def _check_identity(self, theirs: Mapping[str, Any]) -> None:
-        ours = _identity(self.provenance)
-        both = {key: (theirs.get(key), ours.get(key)) for key in sorted(theirs.keys() | ours.keys())}
-        differing = [f"{key}={before!r}, now {now!r}" for key, (before, now) in both.items() if before != now]
+    def _check_identity(self, provenance: Mapping[str, Any], file: str) -> None:
+        if "training" not in provenance:
+            raise ValueError(f"{self._out} holds {file}, a model that no training saved: {INSTEAD}.")
+        self._check_differences(_identity(provenance), file)
+
+    def _check_differences(self, theirs: Mapping[str, Any], file: str) -> None:
+        before, now = _flat(theirs), _flat(_identity(self.provenance))
+        differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        # The initial weights follow from the others.
+        differing = [name for name in differing if name != "initial_weights"] or differing
         if differing:
-            raise ValueError(f"{self._out} holds another training ({'; '.join(differing)}): {INSTEAD}.")
+            shown = [f"{name}={_short(before.get(name))}, now {_short(now.get(name))}" for name in differing[:5]]
+            shown += [f"and {len(differing) - 5} more"] if len(differing) > 5 else []
+            raise ValueError(f"{self._out} holds another training ({file}: {'; '.join(shown)}): {INSTEAD}.")
 
     @contextmanager
     def _explained(self, step: int) -> Iterator[None]:
         """Add to an `OSError` what was saved before and how to continue."""
         try:
+            if self._has_begun and not (self.path / METRICS_FILE).exists():
+                raise FileNotFoundError(errno.ENOENT, f"the folder or its {METRICS_FILE} was removed")
             yield
         except OSError as error:
-            saved = "nothing had been saved" if self._step_saved is None else f"step {self._step_saved} was saved"
+            states = [path.stem for path in self._state_files()]
+            saved = f"step {int(states[0].removeprefix('step-'))} was saved" if states else "nothing is saved there"
             failed = f"Writing to {self.path} failed at step {step} ({error.strerror or error}); {saved}"
-            message = f"{failed}. Make room, then call train again with the same folder"
+            first = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
+            message = f"{failed}. {first}, then call train again with the same folder"
             raise OSError(error.errno, message) from error
 
 
@@ -154,3 +192,16 @@ def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in provenance["training"].items() if key not in free}
     rest = ("process", "seed", "model", "initial_weights", "n_processes")
     return config | {key: provenance.get(key) for key in rest}
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity with the model's fields one by one, as `model.d_model`."""
+    model = identity.get("model") or {}
+    return {name: value for name, value in identity.items() if name != "model"} | {
+        f"model.{name}": value for name, value in model.items()
+    }
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import Seed, check_at_least, checked
 from msp_lens._distributed import agreed, is_main, process_count, share, total, wait
+from msp_lens._files import without_nan
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
@@ -28,23 +30,24 @@ from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.batches import Batches
 from msp_lens.training.config import TrainingConfig
-from msp_lens.training.folder import RunFolder
-from msp_lens.training.metrics import Logger, MetricSums, Record, total_norm
+from msp_lens.training.folder import RunFolder, check_is_folder
+from msp_lens.training.metrics import Logger, MetricSums, Record, metrics_fingerprint, total_norm
 from msp_lens.training.optimizers import WeightAverage, WeightOptimizer
 from msp_lens.training.presets import recipe
-from msp_lens.training.regret import regret_by_position
+from msp_lens.training.regret import evaluation_words, regret_by_position
 from msp_lens.training.resume import TrainingState
 from msp_lens.training.training_run import StoppedBy, TrainingRun, load_run
 from msp_lens.training.workers import Workers
 
 
+@checked
 def train(
     process: Process,
     model: HookedModel | ModelConfig | None = None,
     *,
     preset: str = "quick",
     config: TrainingConfig | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
     out: str | Path | None = None,
     resume: bool = True,
@@ -70,7 +73,8 @@ def train(
 
     Raises:
         KeyError: if there is no such preset.
-        ValueError: if the model does not fit the process, `out` holds another training, or the loss is not finite.
+        ValueError: if the model does not fit the process or has no weight to train, `out` is a file's name or holds
+            files of another training, or the loss is not finite. The model is then in the mode it had.
         OSError: if `out` can't be written to or its disk is full; train again to resume from the last save.
 
     Example:
@@ -82,30 +86,72 @@ def train(
     """
     chosen = recipe(preset, process)
     config = config or chosen.training
-    if model is None or isinstance(model, ModelConfig):
-        model = build_model(model or chosen.model, seed=seed, device=device)
-    n_ctx = word_length(model, otherwise="it one")
-    check_fits(model, process, n_ctx)
-    checkpoint_steps = config.checkpoint_steps(n_ctx)
-    if checkpoint_steps and out is None:
-        raise ValueError(f"checkpoints={config.checkpoints!r} needs a folder to keep models in: give out=.")
-    workers = Workers(model)
-    check_at_least("batch_size", config.batch_size, process_count(), f"a word for each of {process_count()} processes")
-
-    folder = state = None
+    if log_to is not None and not callable(log_to):
+        raise TypeError(f"log_to={log_to!r}: give a function of a record, such as tensorboard_logger(folder).")
     if out is not None:
-        described = config_fields(model) | {"class": type(model).__name__}
-        provenance = {"training": config.to_dict(), "process": process.fingerprint, "model": described}
-        provenance |= {"initial_weights": model_fingerprint(model), "seed": seed}
-        provenance |= {"n_processes": process_count(), "versions": versions()}
-        folder = RunFolder(out, process, provenance)
+        check_is_folder(Path(out))
+    # Gradients may be off in the caller's code, as is usual in interpretability.
+    with torch.inference_mode(False), torch.enable_grad():
+        if model is None or isinstance(model, ModelConfig):
+            model = build_model(model or chosen.model, seed=seed, device=device)
+        _check_trainable(model)
+        n_ctx = word_length(model, otherwise="it one")
+        check_fits(model, process, n_ctx)
+        checkpoint_steps = config.checkpoint_steps(n_ctx)
+        if checkpoint_steps and out is None:
+            raise ValueError(f"checkpoints={config.checkpoints!r} needs a folder to keep models in: give out=.")
+        workers, enough = Workers(model), f"a word for each of {process_count()} processes"
+        check_at_least("batch_size", config.batch_size, process_count(), enough)
+        folder = None
+        if out is not None:
+            described = config_fields(model) | {"class": type(model).__name__}
+            provenance = {"training": config.to_dict(), "process": process.fingerprint, "model": described}
+            provenance |= {"initial_weights": model_fingerprint(model), "seed": seed}
+            provenance |= {"n_processes": process_count(), "versions": versions()}
+            folder = RunFolder(out, process, provenance)
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            with folder.locked() if folder is not None and is_main() else nullcontext():
+                return _train(workers, process, config, n_ctx, seed, folder, resume, log_to, progress)
+        except BaseException:
+            for module, mode in modes:
+                module.training = mode
+            raise
+
+
+def _check_trainable(model: HookedModel) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model={model!r}: give a hooked model, or the ModelConfig of a new one.")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError("model has no weight to train: give one, or unfreeze some by model.requires_grad_(True).")
+    if any(parameter.is_inference() for parameter in parameters):
+        raise ValueError("model was made under torch.inference_mode(), so no gradient can be had: build it outside.")
+
+
+def _train(
+    workers: Workers,
+    process: Process,
+    config: TrainingConfig,
+    n_ctx: int,
+    seed: int,
+    folder: RunFolder | None,
+    resume: bool,
+    log_to: Logger | None,
+    progress: bool,
+) -> TrainingRun:
+    """Train, resume, or return what has ended; the folder is this training's alone meanwhile."""
+    model, state, out = workers.model, None, folder.path if folder is not None else None
+    if folder is not None:
         if is_main():
-            folder.check(model, len(checkpoint_steps))
+            folder.check(model, len(config.checkpoint_steps(n_ctx)))
             if not resume:
                 folder.clear()
         wait()
         if folder.has_ended():
-            ended = load_run(out)
+            if is_main():
+                folder.remove_states()
+            ended = load_run(folder.path)
             load_weights(model, weights(ended.model))
             model.train(False)
             return replace(ended, model=model)
@@ -113,22 +159,24 @@ def train(
         wait()
     if not is_main():
         folder, log_to, progress = None, None, False
-    if state is not None and progress:
-        tqdm.write(f"Resuming at step {state.step} of {config.steps}, saved in {out}.", file=sys.stderr)
+    resumed_from = state.step if state is not None and state.step > 0 else None
+    if resumed_from is not None and progress:
+        tqdm.write(f"Resuming at step {resumed_from} of {config.steps}, saved in {out}.", file=sys.stderr)
 
     training = Training(workers, process, config, n_ctx, seed, state)
     stopped_by = _run(training, folder, log_to, progress=progress)
     training.average.copy_to(model)
     model.train(False)
     shown = "Evaluating" if progress else None
-    regret = regret_by_position(model, words(process, n_ctx=n_ctx, seed=seed), progress=shown)
+    regret = regret_by_position(model, evaluation_words(process, n_ctx, seed=seed), progress=shown)
+    metrics = tuple(training.metrics)
     if folder is not None:
-        folder.save_model(model, training.progress() | {"stopped_by": stopped_by, "regret": regret.tolist()})
+        ended = {"stopped_by": stopped_by, "regret": regret.tolist(), "metrics": metrics_fingerprint(metrics)}
+        folder.save_model(model, training.progress() | ended)
         if stopped_by == "steps":
             folder.remove_states()
     wait()
-    metrics, resumed_from = tuple(training.metrics), state.step if state else None
-    end = (seed, training.seconds, training.step, stopped_by, resumed_from, Path(out) if out is not None else None)
+    end = (seed, training.seconds, training.step, stopped_by, resumed_from, out)
     return TrainingRun(model, process, config, metrics, regret, training.optimum, *end)
 
 
@@ -137,6 +185,9 @@ def _run(training: Training, folder: RunFolder | None, log_to: Logger | None, *,
     config, model, optimum = training.config, training.model, float(training.optimum.mean())
     checkpoint_steps = config.checkpoint_steps(training.n_ctx)
     if folder is not None:
+        if training.step == 0:
+            # The first file of a training says whose folder this is.
+            folder.save_state(training.state())
         folder.write_metrics(training.metrics)
         if training.step == 0 and 0 in checkpoint_steps:
             folder.save_model(model, training.progress(), as_checkpoint=True)
@@ -269,6 +320,7 @@ class Training:
             with self.average.in_force(self.model):
                 record["evaluated_regret"] = float(regret_by_position(self.model, self._evaluation).mean())
             self._clock = time.perf_counter()
+        record = without_nan(record)
         self.metrics.append(record)
         self._sums = MetricSums(self.n_ctx)
         return record

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from msp_lens._checks import checked
+
 Record: TypeAlias = dict[str, Any]
+
+
+class _AlwaysRecorded(TypedDict):
+    step: int
+    tokens: int
+    loss: float
+    regret: float
+    regret_by_position: list[float]
+    loss_ratio: float | None
+    learning_rate: float
+    gradient_norm: float | None
+    weight_norm: float | None
+    tokens_per_second: float
+    seconds: float
+
+
+class SavedRecord(_AlwaysRecorded, total=False):
+    """A line of `metrics.jsonl`; what was not finite or not measured is null."""
+
+    evaluated_regret: float
+
+
 Logger: TypeAlias = Callable[[Record], None]
 
 
@@ -42,6 +68,12 @@ def total_norm(tensors: Iterable[Tensor | None]) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
+def metrics_fingerprint(records: Iterable[Record]) -> str:
+    """Sixteen hexadecimal digits that identify the records of a training, as they are and as read back from JSON."""
+    return hashlib.sha256(json.dumps(list(records), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@checked
 def tensorboard_logger(folder: str | Path) -> Logger:
     """A logger of TensorBoard scalars in the folder, for `train(..., log_to=…)`; a list becomes a curve for each entry.
 

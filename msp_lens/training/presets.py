@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msp_lens._checks import checked
 from msp_lens.models.build import ModelConfig
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """A model and how to train it."""
@@ -31,7 +33,7 @@ def paper_model(process: Process) -> ModelConfig:
 def quick(process: Process) -> Recipe:
     """About a minute on four cores; the regret falls well below 1e-3 nats on the processes of the catalog."""
     rate = 2e-3 if process.name == "rrxor" else 3e-3
-    return Recipe(paper_model(process), TrainingConfig(steps=1500, learning_rate=rate))
+    return Recipe(paper_model(process), TrainingConfig(learning_rate=rate))
 
 
 def paper(process: Process) -> Recipe:
@@ -57,6 +59,7 @@ def shai2024(process: Process) -> Recipe:
 PRESETS = {"quick": quick, "paper": paper, "shai2024": shai2024}
 
 
+@checked
 def recipe(preset: str, process: Process) -> Recipe:
     """The preset's recipe for a process.
 
@@ -69,8 +72,6 @@ def recipe(preset: str, process: Process) -> Recipe:
         >>> recipe("quick", mess3(x=0.05, a=0.85)).model.d_model
         64
     """
-    if not isinstance(process, Process):
-        raise TypeError(f"process={process!r} is not a Process: give one, such as msp.mess3(x=0.05, a=0.85).")
     if preset not in PRESETS:
         raise KeyError(f"No preset {preset!r}: choose one of {', '.join(map(repr, PRESETS))}.")
     return PRESETS[preset](process)

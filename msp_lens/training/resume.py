@@ -6,18 +6,17 @@ It holds the weights, the optimizer's memory, the averaged weights, the generato
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from safetensors.torch import save
 from torch import Tensor
 
-from msp_lens._files import read_tensors, write_atomically
-from msp_lens.models.model_files import state_fingerprint
+from msp_lens._checks import AtLeast
+from msp_lens._files import check_tensors, read_entry, read_tensors, write_tensors
+from msp_lens.training.metrics import SavedRecord
 
 _HEADER = "msp_lens_training"
 
@@ -37,22 +36,24 @@ class TrainingState:
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
+class _Description(TypedDict):
+    identity: dict[str, Any]
+    step: Annotated[int, AtLeast(0)]
+    seconds: Annotated[float, AtLeast(0)]
+    metrics: list[SavedRecord]
+
+
 def write_state(path: Path, state: TrainingState, identity: Mapping[str, Any]) -> None:
     """Write a state to a file, with the JSON-ready `identity` of its training."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     description = {"identity": dict(identity), "step": state.step, "seconds": state.seconds, "metrics": state.metrics}
-    text = json.dumps(description | {"fingerprint": state_fingerprint(tensors)})
-    write_atomically(path, save(tensors, metadata={_HEADER: text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    write_tensors(path, tensors, {_HEADER: json.dumps(description)})
 
 
 def read_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     """The state in a file, and the identity of its training; `ValueError` if the file is damaged."""
     tensors, header = read_tensors(path)
-    text = header.get(_HEADER, "")
-    if header.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
-        raise ValueError(f"{path} is damaged: its description does not match its checksum.")
-    description = json.loads(text)
-    if state_fingerprint(tensors) != description["fingerprint"]:
-        raise ValueError(f"{path} is damaged: its tensors do not match their fingerprint.")
+    description = read_entry(header, _HEADER, _Description, path)
+    check_tensors(tensors, {"sums.loss": (), "sums.regret": (None,), "sums.steps": (), "generator": (None,)}, path)
     state = TrainingState(description["step"], description["seconds"], description["metrics"], tensors)
     return state, description["identity"]

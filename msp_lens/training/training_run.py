@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import pandas as pd
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import AtLeast, Seed, checked
+from msp_lens._files import read_lines
+from msp_lens._values import Value
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.models.hooked import HookedModel, context_length
-from msp_lens.models.model_files import load_checkpoint
+from msp_lens.models.model_files import MODEL_FILE, load_checkpoint
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
+from msp_lens.training.checkpoints import SavedCheckpoint, as_saved, saved_checkpoints
 from msp_lens.training.config import TrainingConfig
-from msp_lens.training.metrics import flat
+from msp_lens.training.metrics import SavedRecord, flat, metrics_fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +32,7 @@ StoppedBy = Literal["steps", "seconds", "regret"]
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingRun:
+class TrainingRun(Value):
     """A trained model and the record of its training.
 
     Attributes:
@@ -93,21 +95,48 @@ class TrainingRun:
         return f"TrainingRun({steps}, regret {regret:.2g} nats, optimum {optimum:.5f})"
 
 
+class _Ending(TypedDict):
+    """What a finished training adds to the provenance of its model."""
+
+    training: dict[str, Any]
+    seed: Seed
+    seconds: Annotated[float, AtLeast(0)]
+    step: Annotated[int, AtLeast(0)]
+    stopped_by: StoppedBy
+    regret: list[float]
+    metrics: str | None
+
+
+@checked
 def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> TrainingRun:
     """The finished training in a folder, as `train(..., out=folder)` left it.
 
     Raises:
-        FileNotFoundError: if the folder holds no model.
-        ValueError: if the model is damaged, or the training has not ended (call `train` again to resume it).
+        FileNotFoundError: if the folder holds no model, or no metrics.
+        ValueError: if a file is damaged or of another training, or the training has not ended (call `train` again to
+            resume it).
     """
     folder = Path(folder)
     checkpoint = load_checkpoint(folder, device=device)
-    provenance = checkpoint.provenance
-    if "stopped_by" not in provenance or checkpoint.process is None:
+    provenance, process, model = checkpoint.provenance, checkpoint.process, checkpoint.model
+    if "stopped_by" not in provenance or process is None:
         raise ValueError(f"The training in {folder} has not ended: call train(..., out={str(folder)!r}) to resume it.")
-    model, process, config = checkpoint.model, checkpoint.process, TrainingConfig.from_dict(provenance["training"])
-    metrics = tuple(json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines())
-    regret = torch.tensor(provenance["regret"], dtype=torch.float64)
-    optimum = optimal_losses(process, context_length(model) or 1)
-    end = (provenance[key] for key in ("seed", "seconds", "step", "stopped_by"))
-    return TrainingRun(model, process, config, metrics, regret, optimum, *end, folder=folder)
+    file = folder / MODEL_FILE
+    known = {name: provenance[name] for name in _Ending.__annotations__ if name in provenance}
+    ending = as_saved({"metrics": None} | known, _Ending, f"{file}: provenance")
+    try:
+        config = TrainingConfig.from_dict(ending["training"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: provenance.training: {error} The file is damaged: train again.") from None
+    metrics = read_lines(folder / METRICS_FILE, SavedRecord)
+    if ending["metrics"] not in (None, metrics_fingerprint(metrics)):
+        remedy = "copy it again, or train again with resume=False"
+        raise ValueError(f"{folder / METRICS_FILE} was changed, or is of another training than {file}: {remedy}.")
+    n_ctx = context_length(model) or 1
+    if len(ending["regret"]) != n_ctx:
+        raise ValueError(f"{file} has {len(ending['regret'])} regrets for {n_ctx} positions: train again.")
+    regret = torch.tensor(ending["regret"], dtype=torch.float64)
+    end = (ending["seed"], ending["seconds"], ending["step"], ending["stopped_by"])
+    return TrainingRun(
+        model, process, config, tuple(metrics), regret, optimal_losses(process, n_ctx), *end, folder=folder
+    )

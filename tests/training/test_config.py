@@ -1,7 +1,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+import torch
 
 import msp_lens as msp
 from msp_lens.training import PRESETS, recipe
@@ -39,6 +41,10 @@ def test_other_schedules():
         ({"steps": 5, "betas": (0.9, 1.0)}, "betas="),
         ({"steps": 5, "clip_norm": 0.0}, "clip_norm"),
         ({"steps": 5, "learning_rate": math.nan}, "learning_rate=nan"),
+        ({"steps": 5, "learning_rate": math.inf}, "learning_rate=inf"),
+        ({"steps": 5, "weight_decay": -0.1}, r"weight_decay=-0\.1: give at least 0"),
+        ({"steps": 2.5}, r"steps=2\.5: give a whole number"),
+        ({"steps": 5, "betas": (0.9,)}, "betas="),
         ({"steps": 5, "checkpoints": (1, 6)}, "each must be from 0 to steps=5"),
     ],
 )
@@ -71,6 +77,40 @@ def test_unknown_choices_are_refused(options):
 )
 def test_checkpoints_are_kept_on_a_list_or_a_schedule(options, steps):
     assert msp.TrainingConfig(steps=100, batch_size=8, **options).checkpoint_steps(5) == steps
+
+
+def test_numbers_in_any_container_mean_the_same():
+    plain = msp.TrainingConfig(steps=5, betas=(0.5, 0.25), learning_rate=0.5, averaging=0.5, checkpoints=(0, 5))
+    given = msp.TrainingConfig(
+        steps=np.int64(5),
+        betas=np.array([0.5, 0.25]),
+        learning_rate=torch.tensor(0.5),
+        averaging=np.float32(0.5),
+        checkpoints=[np.int32(0), 5.0],
+    )
+    assert given == plain
+    assert msp.TrainingConfig.from_dict(json.loads(json.dumps(given.to_dict()))) == plain
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": "5"}, {"steps": None}, {"steps": True}, {"learning_rate": "fast"}, {"clip_norm": [1.0]}, {"betas": 0.9}],
+    ids=str,
+)
+def test_values_of_another_kind_are_refused(options):
+    with pytest.raises(TypeError, match=f"{next(iter(options))}="):
+        msp.TrainingConfig(**options)
+
+
+def test_a_misspelt_field_is_answered_with_the_nearest():
+    with pytest.raises(TypeError, match=r"no parameter 'learning_rates'.*Did you mean learning_rate"):
+        msp.TrainingConfig(learning_rates=0.1)
+
+
+def test_a_schedule_of_checkpoints_needs_nothing_else():
+    """As the errors of `saved_checkpoints` and `emergence` advise."""
+    steps = msp.TrainingConfig(checkpoints="logarithmic").checkpoint_steps(10)
+    assert (steps[0], steps[-1]) == (0, recipe("quick", msp.mess3()).training.steps)
 
 
 def test_tokens_beyond_the_end_are_refused():

@@ -1,5 +1,6 @@
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -89,6 +90,46 @@ def test_a_loss_that_is_not_finite_stops_training():
         next(iter(model.parameters())).fill_(float("nan"))
     with pytest.raises(ValueError, match=r"loss became nan at step 1: lower the learning rate"):
         msp.train(process, model, config=msp.TrainingConfig(steps=5, batch_size=8), progress=False)
+
+
+def test_gradients_may_be_off_in_the_callers_code(trained):
+    process = msp.processes.z1r()
+    prints = []
+    for context in (nullcontext(), torch.no_grad(), torch.inference_mode()):
+        with context:
+            run = msp.train(process, config(process), config=msp.TrainingConfig(steps=2, batch_size=8), progress=False)
+            assert torch.is_grad_enabled() == isinstance(context, nullcontext)
+        prints.append(model_fingerprint(run.model))
+    assert prints[0] == prints[1] == prints[2] != model_fingerprint(msp.build_model(config(process), seed=0))
+
+
+def test_weights_that_cannot_be_trained_are_refused():
+    process = msp.processes.z1r()
+    options = {"config": msp.TrainingConfig(steps=2, batch_size=8), "progress": False}
+    frozen = msp.build_model(config(process))
+    for parameter in frozen.parameters():
+        parameter.requires_grad = False
+    with pytest.raises(ValueError, match=r"no weight to train: .*requires_grad_\(True\)"):
+        msp.train(process, frozen, **options)
+    with torch.inference_mode():
+        model = msp.build_model(config(process))
+    with pytest.raises(ValueError, match=r"made under torch\.inference_mode"):
+        msp.train(process, model, **options)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_logger_that_raises_leaves_each_module_in_its_mode(mode):
+    def log(record):
+        raise RuntimeError("the server is gone")
+
+    process = msp.processes.z1r()
+    model = msp.build_model(config(process))
+    model.train(mode)
+    model.blocks[0].train(not mode)
+    training = msp.TrainingConfig(steps=2, batch_size=8, log_every=1)
+    with pytest.raises(RuntimeError, match="server is gone"):
+        msp.train(process, model, config=training, log_to=log, progress=False)
+    assert (model.training, model.blocks[0].training) == (mode, not mode)
 
 
 def test_a_model_with_too_small_a_vocabulary_is_refused(mess3):
@@ -271,7 +312,7 @@ def test_checkpoints_that_are_not_there_are_asked_for(tmp_path, small_model):
     with pytest.raises(ValueError, match="was not saved by a training"):
         msp.training.saved_checkpoints(tmp_path)
     msp.save_checkpoint(tmp_path, small_model)
-    with pytest.raises(ValueError, match="already holds a model that no training saved"):
+    with pytest.raises(ValueError, match=r"holds checkpoints/step-1\.safetensors, a model that no training saved"):
         msp.train(msp.processes.coin(), config=msp.TrainingConfig(steps=1), out=tmp_path, progress=False)
 
 
