@@ -14,18 +14,32 @@ Memory is that of one matrix, however many rows there are.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from jaxtyping import Float, Float64, Int
-from safetensors.torch import save
 from torch import Tensor
 
-from msp_lens._checks import check_finite
-from msp_lens._files import read_tensors, write_atomically
+from msp_lens._checks import AtLeast, Between, Count, check_finite
+from msp_lens._files import check_tensors, read_entry, read_tensors, write_tensors
 from msp_lens.moments.exact_products import Accumulation, accumulation_for, has_float64, split_scatters
+
+# What a file of moments calls its header.
+KIND = "msp_lens_moments"
+
+
+class _SavedMoments(TypedDict):
+    blocks: list[tuple[str, Count]]
+    n: Annotated[int, AtLeast(0)]
+    weight: Annotated[float, Between(0, sys.float_info.max)]
+
+
+class _Header(TypedDict):
+    parts: dict[str, _SavedMoments]
+    provenance: dict[str, Any]
 
 
 class Moments:
@@ -231,13 +245,14 @@ def save_all(
 ) -> None:
     """Write named moments, what they are of (JSON-ready) and any other sums to one safetensors file, atomically."""
     described = {}
-    content = {f"tensors/{name}": tensor.cpu().contiguous() for name, tensor in (tensors or {}).items()}
+    content = {f"tensors/{name}": tensor for name, tensor in (tensors or {}).items()}
     for name, part in parts.items():
         described[name] = {"blocks": list(part.blocks.items()), "n": part.n, "weight": part.weight}
-        # Mean and scatter stacked into a new tensor: safetensors refuses two views of the same memory.
-        content[f"moments/{name}"] = torch.cat([part.mean.unsqueeze(0), part.scatter]).cpu()
+        content |= {f"mean/{name}": part.mean, f"scatter/{name}": part.scatter}
     header = json.dumps({"parts": described, "provenance": dict(provenance or {})})
-    write_atomically(path, save(content, metadata={"msp_lens_moments": header}))
+    # New memory: safetensors refuses two views of the same.
+    copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in content.items()}
+    write_tensors(path, copies, {KIND: header})
 
 
 def load_all(path: str | Path) -> tuple[dict[str, Moments], dict[str, Any], dict[str, Tensor]]:
@@ -248,12 +263,27 @@ def load_all(path: str | Path) -> tuple[dict[str, Moments], dict[str, Any], dict
         ValueError: if the file is damaged or holds no moments.
     """
     content, metadata = read_tensors(Path(path))
-    if "msp_lens_moments" not in metadata:
+    if KIND not in metadata:
         raise ValueError(f"{path} holds no moments of msp_lens: give a file that moments.save(path) wrote.")
-    header = json.loads(metadata["msp_lens_moments"])
-    parts = {}
-    for name, part in header["parts"].items():
-        mean, scatter = content[f"moments/{name}"][0].clone(), content[f"moments/{name}"][1:].clone()
-        parts[name] = Moments.of(dict(part["blocks"]), n=part["n"], weight=part["weight"], mean=mean, scatter=scatter)
+    header = read_entry(metadata, KIND, _Header, path)
+    parts = {name: _loaded(path, name, part, content) for name, part in header["parts"].items()}
     others = {name.removeprefix("tensors/"): t for name, t in content.items() if name.startswith("tensors/")}
+    check_tensors(others, {name: tensor.shape for name, tensor in others.items()}, path)
     return parts, header["provenance"], others
+
+
+def _loaded(path: str | Path, name: str, part: _SavedMoments, content: Mapping[str, Tensor]) -> Moments:
+    """One of a file's moments, once its numbers are seen to be those of some rows."""
+    blocks = dict(part["blocks"])
+    width = sum(blocks.values())
+    check_tensors(content, {f"mean/{name}": (width,), f"scatter/{name}": (width, width)}, path)
+    mean, scatter = content[f"mean/{name}"], content[f"scatter/{name}"]
+    variances = scatter.diagonal()
+    # The Cauchy–Schwarz inequality, which the products of no rows break; 1e-9 is for rounding.
+    most = torch.outer(variances, variances).clamp(min=0).sqrt() + 1e-9 * variances.max() if width else scatter
+    is_scatter = scatter.dtype == torch.float64 and bool((variances >= 0).all()) and bool((scatter.abs() <= most).all())
+    if not is_scatter:
+        problem = f"scatter/{name} is no sum of outer products"
+        raise ValueError(f"{path}: {problem}. The file is damaged or was edited: copy or create it again.")
+    rest = {key: part[key] for key in ("n", "weight")}
+    return Moments.of(blocks, mean=mean, scatter=scatter, **rest)

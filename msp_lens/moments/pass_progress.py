@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +54,16 @@ class PassCheckpoint:
         self._saved_at = time.monotonic()
 
     def resume(self) -> PassProgress | None:
-        """The progress in the file, `None` if there is none yet; `ValueError` if it belongs to another pass."""
+        """The progress in the file, `None` if there is none yet.
+
+        Raises:
+            OSError: if no file can be written there.
+            ValueError: if the file belongs to another pass, was changed, or is damaged.
+        """
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_dir() or not os.access(folder, os.W_OK):
+            raise OSError(f"{self.path} cannot be written: give a file in a folder that you may write to.")
         if not self.path.exists():
             return None
         moments, saved, sums = load_all(self.path)
@@ -67,9 +78,17 @@ class PassCheckpoint:
         return PassProgress(saved["n_done"], moments, saved["n_batches"], sums)
 
     def save(self, grid: MomentsGrid, *, n_done: int, sums: Mapping[str, Tensor] | None = None) -> None:
-        """Write the progress now."""
+        """Write the progress now.
+
+        If the disk is full or the folder has gone, the pass goes on with a warning: its sums are still in memory, and
+        the last progress that was saved is still on disk.
+        """
         provenance = {"pass": self.description, "n_done": n_done, "n_batches": grid.n_batches}
-        save_all(self.path, grid.parts(), provenance=provenance, tensors=sums)
+        try:
+            save_all(self.path, grid.parts(), provenance=provenance, tensors=sums)
+        except OSError as error:
+            problem = f"The progress of this pass could not be saved to {self.path} ({error})"
+            warnings.warn(f"{problem}; the pass goes on, and what was saved before is intact.", stacklevel=2)
         self._saved_at = time.monotonic()
 
     @property

@@ -174,8 +174,40 @@ def cell_errors(
 
 
 def from_json(value: Any) -> Any:
-    """Scores from the mappings, and tuples from the lists, that JSON returns; other values unchanged."""
+    """Scores from the mappings, and tuples from the lists, that JSON returns; other values unchanged.
+
+    Numbers that are not defined are `None` in JSON.
+
+    Raises:
+        ValueError: if a score is impossible; the message names the field.
+    """
     if isinstance(value, Mapping):
-        fields: Any = {key: from_json(each) for key, each in value.items()}
-        return HeldOutScore(**fields) if "r2_interval" in fields else Score(**fields)
+        fields: Any = {key: _numbers(each) for key, each in value.items()}
+        found = HeldOutScore(**fields) if "r2_interval" in fields else Score(**fields)
+        _check_possible(found)
+        return found
     return tuple(from_json(each) for each in value) if isinstance(value, list) else value
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_numbers, value))
+    return math.nan if value is None else value
+
+
+def _check_possible(found: Score) -> None:
+    """Raise `ValueError` unless R² follows from the errors and the variance, with NaN only where nothing varies."""
+    expected = ratio(found.mse, found.variance)
+    # Without rows there are no errors, and without a variance on record nothing to compare with.
+    if found.n == 0 or math.isnan(found.variance):
+        expected = found.r2
+    if found.mse < 0 or found.variance < 0 or not _alike(found.r2, expected):
+        given = f"r2={found.r2:g} with mse={found.mse:g} and variance={found.variance:g}"
+        raise ValueError(f"{given} is impossible: R² is 1 - mse / variance")
+    rest = [*found.r2_by_target, *(found.r2_by_fold + found.r2_interval if isinstance(found, HeldOutScore) else ())]
+    if any(r2 > 1 + 1e-9 for r2 in (found.r2, *rest)) or any(not mse >= 0 for mse in found.mse_by_target):
+        raise ValueError(f"a part of r2={found.r2:g} is above 1, or of mse={found.mse:g} below 0")
+
+
+def _alike(a: float, b: float) -> bool:
+    return (math.isnan(a) and math.isnan(b)) or abs(a - b) <= 1e-6 * max(1.0, abs(b))

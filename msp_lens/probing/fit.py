@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msp_lens._checks import check_choice
 from msp_lens._distributed import own_path, process_count, share, total
+from msp_lens._files import tensors_checksum
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, check_weighting, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
@@ -115,7 +116,9 @@ def probe(
         if resume is not None:
             # The process's fingerprint stands for its matrices.
             decisive = {key: value for key, value in description.items() if key != "process"}
-            decisive |= {"sites": names, "n_folds": split.n_folds, "seed": seed, "processes": process_count()}
+            decisive |= {"groups": groups, "concatenate": _described(concatenate), "by_position": bool(by_position)}
+            decisive |= {"n_folds": split.n_folds, "seed": seed, "processes": process_count()}
+            decisive |= {"data_fingerprint": _data_fingerprint(data.labelled)}
             checkpoint = PassCheckpoint(own_path(resume), decisive)
             progressed = checkpoint.resume()
         if progressed is not None:
@@ -161,6 +164,19 @@ class _Data:
     windows: TokenWindows | None = None
     regret: _Regret | None = None
     dataset: BeliefDataset | None = None
+
+
+def _described(concatenate: bool | FeatureReduction) -> Any:
+    """What says whether two passes concatenate alike: a reduction, also by the directions that it keeps."""
+    directions = getattr(concatenate, "directions", {})
+    return concatenate if isinstance(concatenate, bool) else [repr(concatenate), tensors_checksum(directions, {})]
+
+
+def _data_fingerprint(data: LabelledTokens) -> str:
+    """Identifies the tokens, which places are rows, and their targets, weights and groups."""
+    numbers = ("tokens", "words", "columns", "positions", "weights", "groups")
+    targets = {f"target {name}": values for name, values in data.targets.items()}
+    return tensors_checksum({name: getattr(data, name) for name in numbers} | targets, {})
 
 
 def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, controls: bool, seed: int) -> _Data:

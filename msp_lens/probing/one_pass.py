@@ -66,6 +66,12 @@ class Accumulator:
     _bytes: int = 0
     _n_batches: int = 0
 
+    def __post_init__(self) -> None:
+        if self.progress is not None and self.progress.moments:
+            # The sums saved may be of all rows: then no batch is left to show how wide the blocks are.
+            saved = self.progress.moments.values()
+            self._start({name: width for moments in saved for name, width in moments.blocks.items()})
+
     def update(self, batch: RowBatch) -> Int[Tensor, "row"]:
         """Add a batch; returns the cell of each of its rows.
 
@@ -82,7 +88,7 @@ class Accumulator:
         for name, values in batch.targets.items():
             check_finite(values, f"the target {name!r} in {place}", "Check the data.")
         if self.grid is None:
-            self._start(batch)
+            self._start({name: values.shape[1] for name, values in {**features, **batch.targets}.items()})
         cells = deal(batch.groups, self.n_cells, n_groups=self.n_groups, seed=self.seed)
         self._waiting.append((replace(batch, features=features, output=None), cells))
         self._bytes += sum(values.nbytes for values in features.values())
@@ -112,9 +118,9 @@ class Accumulator:
             raise ValueError(f"{problem} to hold any out. Give more rows, or more groups.")
         return panels
 
-    def _start(self, batch: RowBatch) -> None:
-        widths = {name: values.shape[1] for name, values in {**batch.features, **batch.targets}.items()}
-        targets = tuple(batch.targets)
+    def _start(self, widths: Mapping[str, int]) -> None:
+        sites = {site for panel in self.panels for site in panel}
+        targets = tuple(name for name in widths if name not in sites)
         size = sum(sum(widths[name] for name in (*panel, *targets)) ** 2 * 8 for panel in self.panels)
         n_cells, positions = self.n_folds * CELLS_PER_FOLD, self.n_positions or 1
         # Above this many bytes of moments, some cells, then positions, then more cells are given up.

@@ -12,6 +12,7 @@ import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap, one_hot
 from msp_lens.models.activations import stream_activations
 from msp_lens.moments import RandomProjection, TooWideError
+from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.probing import batch_rows, cache_rows, probe_rows, sampled_rows
 from msp_lens.probing import fit as fitting
 from msp_lens.probing.splits import Split
@@ -220,6 +221,77 @@ def test_an_interrupted_pass_goes_on_where_it_was(model, mess3, report, tmp_path
         assert found[label].scores.held_out.r2 == pytest.approx(report[label].scores.held_out.r2, abs=1e-9)
     assert found.controls.best("0_post").held_out.r2 == pytest.approx(report.controls.best("0_post").held_out.r2)
     torch.testing.assert_close(found.regret, report.regret)
+
+
+@pytest.mark.parametrize("last", [12, 13])
+def test_a_pass_killed_after_its_last_batch_goes_on(model, mess3, report, tmp_path, monkeypatch, last):
+    """Twelve batches of 20 words and one of 3: killed in the last one, or once all of them were saved."""
+    path = tmp_path / "pass.safetensors"
+    monkeypatch.setattr("msp_lens.moments.pass_progress.PassCheckpoint.is_due", property(lambda self: True))
+    saved = []
+    original = PassCheckpoint.save
+
+    def dying(self, *arguments, **options):
+        original(self, *arguments, **options)
+        saved.append(options["n_done"])
+        if len(saved) == last:
+            raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(PassCheckpoint, "save", dying)
+        msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
+    assert saved[-1] == min(20 * last, 243)
+    found = msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
+    for label in report:
+        assert found[label].scores.held_out.r2 == pytest.approx(report[label].scores.held_out.r2, abs=1e-9)
+    assert not path.exists()
+
+
+def test_a_saved_pass_adds_up_no_other_data(model, tmp_path, monkeypatch):
+    """Whatever differs in the tokens, their targets, weights, groups or places, the rest of a pass is refused."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 3, (60, 5), generator=generator)
+    targets = torch.randn(60, 5, 2, generator=generator, dtype=torch.float64)
+    options = {"resume": tmp_path / "pass.safetensors", "batch_size": 20, "progress": False}
+    monkeypatch.setattr("msp_lens.moments.pass_progress.PassCheckpoint.is_due", property(lambda self: True))
+
+    def dying(*_, **__):
+        raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr("msp_lens.probing.fit_rows.evaluate", dying)
+        msp.probe(model, LabelledTokens.from_tokens(tokens, targets), **options)
+    flipped, order = targets.clone(), torch.randperm(60, generator=generator)
+    flipped[30, 2, 1] += 1e-12
+    weighting = torch.ones(60)
+    weighting[7] = 2
+    for changed in (
+        LabelledTokens.from_tokens(tokens, flipped),
+        LabelledTokens.from_tokens(tokens[order], targets[order]),
+        LabelledTokens.from_tokens(torch.randint(0, 3, (60, 5), generator=generator), targets),
+        LabelledTokens.from_tokens(tokens, targets, weighting=weighting),
+        LabelledTokens.from_tokens(tokens, targets, groups=torch.arange(60)),
+    ):
+        with pytest.raises(ValueError, match=r"belongs to another pass .*data_fingerprint"):
+            msp.probe(model, changed, **options)
+    for other in ({"concatenate": RandomProjection(3, seed=0)}, {"by_position": False}, {"sites": "0_post"}):
+        with pytest.raises(ValueError, match="belongs to another pass"):
+            msp.probe(model, LabelledTokens.from_tokens(tokens, targets), **options | other)
+    assert "0_post" in msp.probe(model, LabelledTokens.from_tokens(tokens, targets), **options)
+
+
+def test_a_pass_goes_on_where_it_cannot_be_saved(model, mess3, report, tmp_path, monkeypatch):
+    monkeypatch.setattr("msp_lens.moments.pass_progress.PassCheckpoint.is_due", property(lambda self: True))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("msp_lens.moments.pass_progress.save_all", full)
+    with pytest.warns(UserWarning, match=r"could not be saved to .*No space left.*the pass goes on"):
+        found = msp.probe(model, mess3, resume=tmp_path / "pass", progress=False)
+    assert found["0_post"].scores.held_out == report["0_post"].scores.held_out
+    with pytest.raises(OSError, match="cannot be written"):
+        msp.probe(model, mess3, resume=tmp_path, progress=False)
 
 
 def worker(index, folder):
