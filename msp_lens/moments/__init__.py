@@ -6,10 +6,11 @@ from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.reduction import PrincipalComponents, RandomProjection
 from msp_lens.moments.scores import HeldOutScore, Score, score
 from msp_lens.moments.solve import LinearMap, Spectrum, decompose, least_squares
-from msp_lens.moments.solvers import OLS, ReducedRank, Ridge, Solver, as_solver, choose_penalty
+from msp_lens.moments.solvers import OLS, Auto, ReducedRank, Ridge, Solver, as_solver, choose_penalty
 
 __all__ = [
     "OLS",
+    "Auto",
     "BeliefRegressor",
     "HeldOutScore",
     "LinearMap",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msp_lens._checks import check_finite
 from msp_lens.moments.exact_products import Accumulation, has_float64
-from msp_lens.moments.moments import Moments, check_weights, merge_all
+from msp_lens.moments.moments import Moments, check_weights, merge_all, rounding_of
 
 # For all moments of a pass: a laptop can hold these as well as a model, and decompose them within minutes.
 MAX_BYTES = 2 * 2**30
@@ -99,6 +99,7 @@ class MomentsGrid:
             device = blocks[names[0]].device
             precise = torch.float64 if has_float64(device) else torch.float32
             columns = [blocks[name].to(device) for name in names]
+            rounding = max(rounding_of(column.dtype) for column in columns)
             if order is not None:
                 columns = [column.index_select(0, order.to(device)) for column in columns]
             # New memory, which absorb_rows overwrites.
@@ -106,6 +107,7 @@ class MomentsGrid:
             torch.cat([column.to(precise) for column in columns], dim=1, out=joined)
             for moments, rows, share in zip(row_of_cells, joined.split(sizes), parts, strict=True):
                 if len(rows):
+                    moments.rounding = max(moments.rounding, rounding)
                     moments.absorb_rows(rows, share, self.accumulation)
         self.n_batches += 1
         return self

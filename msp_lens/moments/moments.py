@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import AtLeast, Between, Count, check_finite
+from msp_lens._checks import AtLeast, Between, Count, Share, check_finite
 from msp_lens._files import check_tensors, read_entry, read_tensors, write_tensors
 from msp_lens.moments.exact_products import Accumulation, accumulation_for, has_float64, split_scatters
 
@@ -35,6 +35,7 @@ class _SavedMoments(TypedDict):
     blocks: list[tuple[str, Count]]
     n: Annotated[int, AtLeast(0)]
     weight: Annotated[float, Between(0, sys.float_info.max)]
+    rounding: Share
 
 
 class _Header(TypedDict):
@@ -54,6 +55,7 @@ class Moments:
         weight: Their total weight.
         mean: Weighted mean of each column.
         scatter: Centered sum of weighted outer products; divided by `weight` it is the covariance.
+        rounding: A column whose deviation is below this fraction of its mean varies by the rounding of the rows alone.
 
     Example:
         >>> moments = Moments({"h": 2, "b": 1})
@@ -64,7 +66,7 @@ class Moments:
     """
 
     def __init__(self, blocks: Mapping[str, int], *, device: str | torch.device = "cpu") -> None:
-        self.blocks, self.n, self.weight = dict(blocks), 0, 0.0
+        self.blocks, self.n, self.weight, self.rounding = dict(blocks), 0, 0.0, 0.0
         width = sum(self.blocks.values())
         held = device if has_float64(torch.device(device)) else "cpu"
         self.mean: Float64[Tensor, "column"] = torch.zeros(width, dtype=torch.float64, device=held)
@@ -79,11 +81,12 @@ class Moments:
         weight: float,
         mean: Float64[Tensor, "column"],
         scatter: Float64[Tensor, "column column"],
+        rounding: float,
     ) -> Moments:
         """Moments with these attributes, which were computed elsewhere."""
         moments = cls({})
         moments.blocks, moments.n, moments.weight = dict(blocks), n, weight
-        moments.mean, moments.scatter = mean, scatter
+        moments.mean, moments.scatter, moments.rounding = mean, scatter, rounding
         return moments
 
     def update(
@@ -108,13 +111,14 @@ class Moments:
             check_finite(rows[:, self.columns(name)], f"{name} after {self.n} rows", "Check where the rows come from.")
         check_weights(weights)
         precise = torch.float64 if has_float64(rows.device) else torch.float32
+        self.rounding = max(self.rounding, rounding_of(rows.dtype))
         weights = weights.to("cpu", torch.float64)
         return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation)
 
     def absorb_rows(
         self, rows: Float[Tensor, "row column"], weights: Float64[Tensor, "row"], accumulation: Accumulation | None
     ) -> Moments:
-        """`update` without its copy and its checks: the rows' memory is overwritten.
+        """`update` without its copy, its checks and `rounding`: the rows' memory is overwritten.
 
         Rows are float64, or float32 on a device that has nothing better; weights are on the CPU.
         """
@@ -162,13 +166,18 @@ class Moments:
         """The moments of these blocks alone, in the order given; `KeyError` if there is no such block."""
         columns, blocks = self.columns(names), {name: self.blocks[name] for name in names}
         mean, scatter = self.mean[columns], self.scatter[columns][:, columns]
-        return Moments.of(blocks, n=self.n, weight=self.weight, mean=mean, scatter=scatter)
+        return self._like(blocks, mean, scatter)
 
     def cpu(self) -> Moments:
         """The moments on the CPU; the same object if they are there already."""
         if self.mean.device.type == "cpu":
             return self
-        return Moments.of(self.blocks, n=self.n, weight=self.weight, mean=self.mean.cpu(), scatter=self.scatter.cpu())
+        return self._like(self.blocks, self.mean.cpu(), self.scatter.cpu())
+
+    def _like(self, blocks: Mapping[str, int], mean: Tensor, scatter: Tensor) -> Moments:
+        """Moments of the same rows with these columns."""
+        rows = {"n": self.n, "weight": self.weight, "rounding": self.rounding}
+        return Moments.of(blocks, mean=mean, scatter=scatter, **rows)
 
     def block_mean(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
         """The weighted mean of the blocks' columns."""
@@ -209,7 +218,7 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
         if part.blocks != first.blocks:
             raise ValueError(f"Blocks {first.blocks} and {part.blocks} differ: merge moments of the same blocks.")
     merged = Moments(first.blocks, device=first.mean.device)
-    merged.n = sum(part.n for part in parts)
+    merged.n, merged.rounding = sum(part.n for part in parts), max(part.rounding for part in parts)
     filled = [part for part in parts if part.weight > 0]
     if not filled:
         return merged
@@ -230,6 +239,11 @@ def pooled_mean(means: Float64[Tensor, "part column"], weights: Float64[Tensor, 
     return reference + (weights / weights.sum()) @ (means - reference)
 
 
+def rounding_of(dtype: torch.dtype) -> float:
+    """The least relative deviation of a column of numbers of this type that is more than their rounding."""
+    return 1e-14 if dtype == torch.float64 else 1e-7
+
+
 def check_weights(weights: Float[Tensor, "row"], where: str = "Weights") -> None:
     """Raise `ValueError` unless all weights are finite and at least 0."""
     if not torch.isfinite(weights).all() or (weights < 0).any():
@@ -248,6 +262,7 @@ def save_all(
     content = {f"tensors/{name}": tensor for name, tensor in (tensors or {}).items()}
     for name, part in parts.items():
         described[name] = {"blocks": list(part.blocks.items()), "n": part.n, "weight": part.weight}
+        described[name]["rounding"] = part.rounding
         content |= {f"mean/{name}": part.mean, f"scatter/{name}": part.scatter}
     header = json.dumps({"parts": described, "provenance": dict(provenance or {})})
     # New memory: safetensors refuses two views of the same.
@@ -276,14 +291,18 @@ def _loaded(path: str | Path, name: str, part: _SavedMoments, content: Mapping[s
     """One of a file's moments, once its numbers are seen to be those of some rows."""
     blocks = dict(part["blocks"])
     width = sum(blocks.values())
-    check_tensors(content, {f"mean/{name}": (width,), f"scatter/{name}": (width, width)}, path)
-    mean, scatter = content[f"mean/{name}"], content[f"scatter/{name}"]
-    variances = scatter.diagonal()
-    # The Cauchy–Schwarz inequality, which the products of no rows break; 1e-9 is for rounding.
-    most = torch.outer(variances, variances).clamp(min=0).sqrt() + 1e-9 * variances.max() if width else scatter
-    is_scatter = scatter.dtype == torch.float64 and bool((variances >= 0).all()) and bool((scatter.abs() <= most).all())
-    if not is_scatter:
-        problem = f"scatter/{name} is no sum of outer products"
+    check_tensors(content, {f"mean/{name}": (width,)}, path)
+    check_scatter(content, f"scatter/{name}", width, path)
+    rest = {key: part[key] for key in ("n", "weight", "rounding")}
+    return Moments.of(blocks, mean=content[f"mean/{name}"], scatter=content[f"scatter/{name}"], **rest)
+
+
+def check_scatter(tensors: Mapping[str, Tensor], name: str, width: int, path: str | Path) -> None:
+    """Raise `ValueError` unless a tensor in a file is a sum of outer products of rows of this width."""
+    check_tensors(tensors, {name: (width, width)}, path)
+    scatter, variances = tensors[name], tensors[name].diagonal()
+    # The inequality of Cauchy and Schwarz, with room for rounding.
+    most = variances.outer(variances).clamp(min=0).sqrt() + 1e-9 * (variances.max() if width else 0.0)
+    if scatter.dtype != torch.float64 or bool((variances < 0).any()) or bool((scatter.abs() > most).any()):
+        problem = f"{name!r} holds no second moments of any rows"
         raise ValueError(f"{path}: {problem}. The file is damaged or was edited: copy or create it again.")
-    rest = {key: part[key] for key in ("n", "weight")}
-    return Moments.of(blocks, mean=mean, scatter=scatter, **rest)

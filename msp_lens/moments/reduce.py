@@ -49,10 +49,12 @@ def _reduced(moments: Moments) -> Moments:
     n, weights, means = int(table[:, 0].sum()), table[:, 1], table[:, 2:]
     weight = float(weights.sum())
     if weight == 0:
-        return Moments.of(moments.blocks, n=n, weight=0.0, mean=moments.mean, scatter=moments.scatter)
+        empty = {"mean": moments.mean, "scatter": moments.scatter, "rounding": moments.rounding}
+        return Moments.of(moments.blocks, n=n, weight=0.0, **empty)
     mean = pooled_mean(means, weights)
     shift = means[process_index()] - mean
     scatter = moments.scatter.to(communication_device(), copy=True).addr_(shift, shift, alpha=moments.weight)
     dist.all_reduce(scatter)
     held = moments.mean.device
-    return Moments.of(moments.blocks, n=n, weight=weight, mean=mean.to(held), scatter=scatter.to(held))
+    sums = {"mean": mean.to(held), "scatter": scatter.to(held), "rounding": moments.rounding}
+    return Moments.of(moments.blocks, n=n, weight=weight, **sums)

@@ -21,11 +21,11 @@ from jaxtyping import Float64, Int
 from scipy import stats
 from torch import Tensor
 
-from msp_lens.moments.moments import Moments
-from msp_lens.moments.solve import Blocks, LinearMap, mean_squared_errors, variances
+from msp_lens.moments.moments import Moments, pooled_mean
+from msp_lens.moments.solve import Blocks, LinearMap, mean_squared_errors, variances, without_rounding
 
-# Targets that vary less than this vary by rounding alone.
-NO_VARIANCE = 1e-24
+# Below this a sum of squares is 0.
+SMALLEST = 1e-200
 # A control that leaves less than this share of the variance leaves nothing to explain.
 NOTHING_LEFT = 1e-6
 
@@ -100,27 +100,26 @@ class CellErrors:
         by_target, spread_by_target = self.errors.sum(dim=0), self.spread.sum(dim=0)
         total = float(self.weight.sum())
         folds = [self.fold == k for k in self.fold.unique().tolist()]
-        scarce = NO_VARIANCE * total * self.errors.shape[1]
         targets = zip(by_target.tolist(), spread_by_target.tolist(), strict=True)
         return HeldOutScore(
-            r2=ratio(float(errors.sum()), float(spread.sum()), scarce),
+            r2=ratio(float(errors.sum()), float(spread.sum())),
             mse=float((by_target / self.weight.sum()).mean()),
             n=self.n,
-            r2_by_target=tuple(ratio(e, s, NO_VARIANCE * total) for e, s in targets),
+            r2_by_target=tuple(ratio(e, s) for e, s in targets),
             mse_by_target=tuple((by_target / total).tolist()),
             variance=float(spread_by_target.mean()) / total,
-            r2_interval=bootstrap_interval(errors, spread, scarce=scarce),
-            r2_by_fold=tuple(ratio(float(errors[k].sum()), float(spread[k].sum()), scarce) for k in folds),
+            r2_interval=bootstrap_interval(errors, spread),
+            r2_by_fold=tuple(ratio(float(errors[k].sum()), float(spread[k].sum())) for k in folds),
         )
 
 
-def ratio(errors: float, spread: float, scarce: float = NO_VARIANCE) -> float:
+def ratio(errors: float, spread: float) -> float:
     """R² from sums of squares; NaN if there is no variance to explain."""
-    return 1 - errors / spread if spread > scarce else math.nan
+    return 1 - errors / spread if spread > SMALLEST else math.nan
 
 
 def bootstrap_interval(
-    errors: Float64[Tensor, "cell"], spread: Float64[Tensor, "cell"], *, scarce: float = NO_VARIANCE, seed: int = 0
+    errors: Float64[Tensor, "cell"], spread: Float64[Tensor, "cell"], *, seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile interval of R² over cells drawn with replacement.
 
@@ -128,13 +127,15 @@ def bootstrap_interval(
     section 5.3.2). NaN if there are fewer than 3 cells or nothing varies.
     """
     confidence, n_resamples, n_cells = 0.95, 1000, len(errors)
-    if n_cells < 3 or float(spread.sum()) <= scarce:
+    if n_cells < 3 or float(spread.sum()) <= SMALLEST:
         return (math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(n_cells, (n_resamples, n_cells), generator=generator)
-    r2 = 1 - errors[drawn].sum(dim=1) / spread[drawn].sum(dim=1).clamp(min=scarce)
+    of_errors, of_spread = errors[drawn].sum(dim=1), spread[drawn].sum(dim=1)
+    # A resample in which nothing varies has no R².
+    r2 = torch.where(of_spread > SMALLEST, 1 - of_errors / of_spread, math.nan)
     tail = float(stats.norm.cdf(math.sqrt(n_cells / (n_cells - 1)) * stats.t.ppf((1 - confidence) / 2, n_cells - 1)))
-    low, high = np.quantile(r2.numpy(), [tail, 1 - tail])
+    low, high = np.nanquantile(r2.numpy(), [tail, 1 - tail])
     return (float(low), float(high))
 
 
@@ -144,7 +145,7 @@ def skill(network_mse: float, control_mse: float, variance: float) -> float:
     If the control leaves less than a millionth of the variance, there is nothing to explain and the network gets no
     credit: 0 if it explains everything too, else below 0.
     """
-    if variance <= NO_VARIANCE or math.isnan(network_mse) or math.isnan(control_mse):
+    if variance <= SMALLEST or math.isnan(network_mse) or math.isnan(control_mse):
         return math.nan
     return (control_mse - network_mse) / max(control_mse, NOTHING_LEFT * variance)
 
@@ -168,8 +169,10 @@ def cell_errors(
     weight = torch.tensor([cell.weight for cell in cells], dtype=torch.float64)
     means = torch.stack([cell.block_mean(targets) for cell in cells])
     own = torch.stack([cell.scatter.diagonal()[cell.columns(targets)] for cell in cells])
-    common = weight @ means / weight.sum()
+    common = pooled_mean(means, weight)
     spread = own + weight.unsqueeze(1) * (means - common) ** 2
+    varies = without_rounding(spread.sum(dim=0) / weight.sum(), common) > 0
+    spread = torch.where(varies, spread, 0.0)
     return CellErrors(errors, spread, weight, fold, sum(cell.n for cell in cells))
 
 

@@ -152,8 +152,7 @@ def decompose(
     """
     gram = second_moment(moments, features, features, intercept=intercept)
     squares = gram.diagonal()
-    # A column that varies by less than 1e-7 of its mean varies by rounding alone.
-    smallest = (1e-7 * moments.block_mean(features)) ** 2 if intercept else torch.zeros_like(squares)
+    smallest = (moments.rounding * moments.block_mean(features)) ** 2 if intercept else torch.zeros_like(squares)
     varies = squares > smallest.clamp(min=torch.finfo(torch.float64).tiny)
     scale = torch.where(varies, squares if standardize else torch.ones_like(squares), math.inf).sqrt()
     eigenvalues, basis = torch.linalg.eigh(gram / scale.unsqueeze(0) / scale.unsqueeze(1))
@@ -190,5 +189,11 @@ def mean_squared_errors(
 
 
 def variances(moments: Moments, targets: Blocks) -> Float64[Tensor, "target"]:
-    """Variance of each target about the rows' own mean."""
-    return moments.scatter.diagonal()[moments.columns(targets)] / moments.weight
+    """Variance of each target about the rows' own mean; 0 if it varies by rounding alone."""
+    found = moments.scatter.diagonal()[moments.columns(targets)] / moments.weight
+    return without_rounding(found, moments.block_mean(targets))
+
+
+def without_rounding(variance: Float64[Tensor, "target"], mean: Float64[Tensor, "target"]) -> Float64[Tensor, "target"]:
+    """The variances of targets, with 0 where a deviation of 1e-12 of the mean is rounding."""
+    return torch.where(variance > (1e-12 * mean) ** 2, variance, 0.0)

@@ -20,6 +20,9 @@ from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, mean_squared_errors
 
+# Choosing a penalty and scoring the choice honestly takes one fold to fit, one to choose and one to score.
+MIN_FOLDS = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
@@ -56,6 +59,10 @@ class Solver:
     def solve_jointly(self, spectrum: Spectrum, others: Blocks, targets: Blocks) -> LinearMap:
         """The map from the features and a few other columns, which no penalty or rank restricts."""
         return spectrum.jointly_with(others, targets, penalty=self._penalty())
+
+    def solve_by_rank(self, spectrum: Spectrum, targets: Blocks, ranks: Sequence[int]) -> list[LinearMap]:
+        """The reduced-rank map of each rank, with this solver's penalty; of full rank, it is the solver's own."""
+        return spectrum.reduced_rank(targets, ranks, penalty=self._penalty()) if ranks else []
 
     def _penalty(self) -> float:
         return 0.0
@@ -111,6 +118,33 @@ class ReducedRank(Solver):
         return spectrum.reduced_rank(targets, [self.rank])[0]
 
 
+@dataclass(frozen=True)
+class Auto(Solver):
+    """Least squares where rows are many times the features, else ridge with a penalty chosen on held-out folds.
+
+    Least squares fits p features to n rows at the price of about p / n of the noise's variance, held out: 5 % at the
+    default ratio. With few rows a feature it may be far worse than the mean, where ridge is not.
+
+    Attributes:
+        ratio: Distinct rows for each feature from which least squares is used.
+    """
+
+    name = "auto"
+
+    ratio: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("ratio", self.ratio, 0)
+
+    def choose(self, cells: Cells, features: Blocks) -> Solver:
+        """The solver for these features; `OLS` too where there are fewer folds than a choice of penalty takes."""
+        n_features = len(cells.whole.columns(features))
+        options = {"intercept": self.intercept, "rank_cutoff": self.rank_cutoff}
+        is_ols = cells.whole.n >= self.ratio * n_features or len(cells.folds) < MIN_FOLDS
+        return OLS(**options) if is_ols else Ridge(**options)
+
+
 def as_solver(value: Solver | str) -> Solver:
     """The solver itself, or the one with default options that a name stands for.
 
@@ -120,9 +154,10 @@ def as_solver(value: Solver | str) -> Solver:
     """
     if isinstance(value, Solver):
         return value
-    if value not in ("ols", "ridge"):
-        raise ValueError(f"solver={value!r}: choose 'ols', 'ridge', or a solver such as ReducedRank(2).")
-    return OLS() if value == "ols" else Ridge()
+    named = {"auto": Auto, "ols": OLS, "ridge": Ridge}
+    if value not in named:
+        raise ValueError(f"solver={value!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
+    return named[value]()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +188,7 @@ def choose_penalty(
         penalties: Those to choose from; by default 10⁻¹² to 10², two a decade.
     """
     folds = cells.folds
-    if len(folds) < 3:
+    if len(folds) < MIN_FOLDS:
         rule = "choosing a penalty and scoring the choice honestly takes at least 3"
         raise ValueError(f"{len(folds)} folds: {rule}. Give more folds, or a penalty: Ridge(penalty).")
     if penalties is None:

@@ -35,7 +35,7 @@ from msp_lens.models.positions import Change, Position, writing
 from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import ratio
-from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
+from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, without_rounding
 from msp_lens.probing.cross_validation import ProbeScores
 from msp_lens.probing.rows import taken
 from msp_lens.processes.process import Process
@@ -244,7 +244,7 @@ class BeliefProbe:
     def description(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON-ready values."""
         plain = {key: getattr(self, key) for key in ("sites", "widths", "provenance", "name")}
-        rows = {"n": self.moments.n, "weight": self.moments.weight} if self.moments else None
+        rows = {key: getattr(self.moments, key) for key in ("n", "weight", "rounding")} if self.moments else None
         return plain | {"rank": self.read_map.rank, "scores": asdict(self.scores), "rows": rows}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -390,5 +390,6 @@ def score_probe(
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
     shares, true = dataset.prefix_weights(weighting), dataset.prefix_beliefs
     mse = float((shares @ (read - true) ** 2).mean())
-    variance = float((shares @ (true - shares @ true) ** 2).mean())
+    mean = shares @ true
+    variance = float(without_rounding(shares @ (true - mean) ** 2, mean).mean())
     return TransferScore(probe.label, ratio(mse, variance), mse, dataset.n_prefixes, tuple(notes))

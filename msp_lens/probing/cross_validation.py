@@ -20,7 +20,7 @@ from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.scores import HeldOutScore, Score, cell_errors, from_json, score_of
 from msp_lens.moments.solve import LinearMap, Spectrum, mean_squared_errors, variances
-from msp_lens.moments.solvers import OLS, ReducedRank, Ridge, Solver, choose_penalty
+from msp_lens.moments.solvers import OLS, Auto, ReducedRank, Ridge, Solver, choose_penalty
 
 SHUFFLED = "shuffled belief"
 NEXT_TOKEN = "next token"
@@ -55,7 +55,7 @@ class _Maps:
 
 def _solve(spectrum: Spectrum, solver: Solver, readings: Sequence[_Reading]) -> _Maps:
     ranks = [reading.rank for reading in readings if reading.rank is not None]
-    of_rank = dict(zip(ranks, spectrum.reduced_rank(BELIEF, ranks) if ranks else (), strict=True))
+    of_rank = dict(zip(ranks, solver.solve_by_rank(spectrum, BELIEF, ranks), strict=True))
     has_joint = any(reading.with_next_token for reading in readings)
     features = (*spectrum.features, NEXT_TOKEN) if has_joint else tuple(spectrum.features)
     width = sum(spectrum.moments.blocks[name] for name in features)
@@ -82,6 +82,7 @@ def evaluate(
     `own_positions`, each position is also fitted on its own.
     """
     group, everything = tuple(sites), cells.whole
+    solver = solver.choose(cells, group) if isinstance(solver, Auto) else solver
     solvers, final, mse_by_penalty = [solver] * len(cells.folds), solver, ()
     if isinstance(solver, Ridge) and solver.penalty is None:
         choice = choose_penalty(cells, group, BELIEF, solver)
@@ -125,6 +126,7 @@ def evaluate(
         by_rank_in_sample=tuple(in_sample[reading] for reading in ranks),
         by_position=_position_scores(cells, at_position) if by_position else (),
         by_position_own=_own_positions(cells, group, solver) if by_position and own_positions else (),
+        solver=solver.name,
         penalty=final.penalty if isinstance(final, Ridge) else None,
         mse_by_penalty=mse_by_penalty,
     )
@@ -181,10 +183,11 @@ class ProbeScores:
         shuffled: In-sample score of a probe fitted to shuffled beliefs: what chance alone would show.
         shuffled_held_out: The same, held out.
         with_next_token: Held-out score of a map from the activations *and* the optimal next-token probabilities.
-        by_rank: Held-out scores of reduced-rank regression of rank 1, 2, …
+        by_rank: Held-out scores of reduced-rank regression of rank 1, 2, …, with ridge's penalty if there is one.
         by_rank_in_sample: The same, in-sample.
         by_position: Held-out scores of this probe at each position, against the variance at that position.
         by_position_own: Held-out scores of probes fitted to one position each.
+        solver: The name of the solver, `"ols"`, `"ridge"` or `"reduced_rank"`.
         penalty: Ridge's penalty. If it was chosen, `held_out` is for penalties chosen without the fold being scored.
         mse_by_penalty: Pairs of a penalty and its held-out MSE. `penalty` has the least, so its MSE here is biased.
     """
@@ -198,6 +201,7 @@ class ProbeScores:
     by_rank_in_sample: tuple[Score, ...] = ()
     by_position: tuple[HeldOutScore, ...] = ()
     by_position_own: tuple[HeldOutScore, ...] = ()
+    solver: str = "ols"
     penalty: float | None = None
     mse_by_penalty: tuple[tuple[float, float], ...] = ()
 

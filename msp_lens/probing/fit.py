@@ -49,7 +49,7 @@ def probe(
     *,
     sites: Sites = None,
     weighting: Weighting = "probability",
-    solver: Solver | str = "ols",
+    solver: Solver | str = "auto",
     split: Split | str = "prefix",
     concatenate: bool | FeatureReduction = True,
     controls: bool = True,
@@ -71,7 +71,8 @@ def probe(
             intervals are narrower than .01), words of it (`msp.words(process, n_ctx=…)`), or `LabelledTokens`.
         sites: Hook names, labels, globs, a function, groups to concatenate, or `"all"`; see `find_sites`.
         weighting: How much a prefix counts: `"probability"`, `"sequence"` (by words that begin with it) or `"prefix"`.
-        solver: `"ols"`, `"ridge"` (penalty chosen on held-out folds), or an `OLS`, `Ridge` or `ReducedRank`.
+        solver: `"ols"`, `"ridge"` (penalty chosen on held-out folds), `"auto"` (`"ols"` where there are at least 20
+            rows for each feature, else `"ridge"`), or an `Auto`, `OLS`, `Ridge` or `ReducedRank`.
         split: What is held out together: `"prefix"`, `"sequence"`, `"subtree"` (the strictest), or a `Split`.
         concatenate: Whether to probe all sites together too, and each with all before it. A `RandomProjection` or
             `PrincipalComponents` reduces each site first.

@@ -32,7 +32,7 @@ def probe_rows(
     rows: Rows | Iterable[RowBatch],
     sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
-    solver: Solver | str = "ols",
+    solver: Solver | str = "auto",
     n_folds: int = 5,
     n_groups: int | None = None,
     n_positions: int | None = None,
@@ -50,7 +50,7 @@ def probe_rows(
             `targets["belief"]`, and optionally the controls `"shuffled belief"` and `"next token"`.
         sites: Features to probe, in the order of the forward pass, or named groups to concatenate; by default those of
             the `Rows`.
-        solver: `"ols"`, `"ridge"`, or a solver with options.
+        solver: `"auto"`, `"ols"`, `"ridge"`, or a solver with options.
         n_folds: Number of folds of the cross-validation over the rows' groups.
         n_groups: Number of groups, numbered from 0, to deal them evenly; by default groups are dealt by hash.
         n_positions: Number of positions to score the probes at.

@@ -34,7 +34,6 @@ from msp_lens.data.labelled import BELIEF
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.scores import NO_VARIANCE
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
 from msp_lens.processes.process import Process
 
@@ -342,5 +341,9 @@ def squared_correlation(
     x: Float64[Tensor, "pair"], y: Float64[Tensor, "pair"], weights: Float64[Tensor, "pair"]
 ) -> float:
     """The R² of a weighted least-squares line through the pairs; NaN if either does not vary."""
+    if len(weights) < 2:
+        return math.nan
     (spread_x, cross), (_, spread_y) = np.cov(x.numpy(), y.numpy(), aweights=weights.numpy(), ddof=0).tolist()
-    return cross**2 / (spread_x * spread_y) if min(spread_x, spread_y) > NO_VARIANCE else math.nan
+    # A smaller deviation is that of differences between numbers near 1, which are rounded in float64.
+    varies = min(spread_x, spread_y) > 1e-24
+    return cross**2 / (spread_x * spread_y) if varies else math.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ class ProbeReport(TableView, ProbeTables):
         if not worse:
             return []
         probe = worse[-1]
-        is_ridge = self.provenance["solver"]["name"] == "ridge"
+        is_ridge = probe.scores.solver == "ridge"
         remedy = "" if is_ridge else " solver='ridge' chooses how much to shrink them."
         return [
             f"Below 0 held out ({', '.join(each.label for each in worse)}): worse than the mean belief. {probe.label} "
@@ -280,15 +281,20 @@ class ProbeReport(TableView, ProbeTables):
         solver = self.provenance["solver"]
         if solver.get("rank") is not None:
             return [f"Probes have rank {solver['rank']}, by reduced-rank regression."]
-        if solver["name"] != "ridge":
-            return []
-        if solver["penalty"] is not None:
+        if solver["name"] == "ridge" and solver["penalty"] is not None:
             return [f"Probes are fitted by ridge with penalty {solver['penalty']:g}."]
-        penalties = [probe.scores.penalty for probe in self.probes if probe.scores.penalty is not None]
-        return [
-            f"Probes are fitted by ridge with penalties {min(penalties):g} to {max(penalties):g}, chosen on held-out "
-            "folds; each score is of a penalty chosen without the fold that is scored."
-        ]
+        by_ridge = [probe for probe in self.probes if probe.scores.solver == "ridge"]
+        if not by_ridge:
+            enough = f", as there are at least {solver['ratio']:g} rows a feature" if solver["name"] == "auto" else ""
+            return [f"Probes are fitted by least squares{enough}."]
+        penalties = [probe.scores.penalty for probe in by_ridge if probe.scores.penalty is not None]
+        if solver["name"] == "auto":
+            named = ", ".join(probe.label for probe in by_ridge)
+            rest = "; the others by least squares" if len(by_ridge) < len(self) else ""
+            fewest = min(probe.scores.in_sample.n / sum(probe.widths) for probe in by_ridge)
+            why = f"fewer than {solver['ratio']:g} rows a feature (as few as {fewest:.2g}), where least squares overfits"
+            return [f"Fitted by ridge ({named}): {why}{rest}. {_penalty_note(penalties)}"]
+        return [f"Probes are fitted by ridge. {_penalty_note(penalties)}"]
 
     def _title(self) -> str:
         return "Belief probes"
@@ -308,6 +314,13 @@ class ProbeReport(TableView, ProbeTables):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
         return shown
+
+
+def _penalty_note(penalties: Sequence[float]) -> str:
+    return (
+        f"Penalties are {min(penalties):g} to {max(penalties):g}, chosen on held-out folds; each score is of a penalty "
+        "chosen without the fold that is scored."
+    )
 
 
 def _scores(fields: dict) -> dict:

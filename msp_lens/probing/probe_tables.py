@@ -96,6 +96,7 @@ class ProbeTables(Mapping[str, BeliefProbe]):
                 "RMSE in-sample": scores.in_sample.rmse,
                 "features": sum(probe.widths),
                 "rank": probe.read_map.rank,
+                "solver": scores.solver,
                 "n": scores.in_sample.n,
                 "hook": probe.sites[0] if len(probe.sites) == 1 else f"{len(probe.sites)} sites",
             }
@@ -143,12 +144,13 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         return table
 
     def by_penalty(self) -> pd.DataFrame:
-        """Held-out MSE by ridge penalty, one row for each probe; biased low at the chosen penalty, which minimizes it.
+        """Held-out MSE by ridge penalty, one row for each probe by ridge; biased low at the chosen penalty, which minimizes it.
 
         Raises:
             ValueError: if no penalty was chosen.
         """
         rows = {probe.label: dict(probe.scores.mse_by_penalty) for probe in self.probes}
-        if not all(rows.values()):
+        if not any(rows.values()):
             raise ValueError("No penalty was chosen: probe with solver='ridge', which tries several.")
+        rows = {label: found for label, found in rows.items() if found}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="site", columns="penalty")

@@ -21,7 +21,7 @@ from msp_lens._distributed import process_count, total
 from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import CellErrors, score_of
-from msp_lens.moments.solve import least_squares
+from msp_lens.moments.solve import least_squares, without_rounding
 from msp_lens.probing.controls import ControlKind, ControlScore
 from msp_lens.probing.rows import RowBatch
 
@@ -109,7 +109,7 @@ class TokenWindows:
         sums = self._held["sums"].reshape(len(squares), self._n_categories, -1)
         categories = (sums[..., 0].sum(dim=0) > 0).nonzero().flatten()
         cells = (sums[..., 0].sum(dim=1) > 0).nonzero().flatten()
-        table = _Table(sums[cells][:, categories], squares[cells], cells % n_folds, n)
+        table = _Table(sums[cells][:, categories], squares[cells], cells % n_folds, n, self._held["reference"])
 
         # An additive window needs a column for each token and lag.
         widest = 1_024
@@ -136,6 +136,7 @@ class _Table:
     squares: Float64[Tensor, "cell target"]
     fold: Int[Tensor, "cell"]
     n: int
+    reference: Float64[Tensor, "target"]
 
     def score(self, name: str, kind: ControlKind, by: list[Tensor] | Tensor, length: int | None = None) -> ControlScore:
         """The score of categories, from coarse to fine, or of a design matrix with one row for each category."""
@@ -144,6 +145,8 @@ class _Table:
         mean = self.sums[..., 1:].sum(dim=(0, 1)) / weight.sum()
         totals = self.sums[..., 1:].sum(dim=1)
         spread = self.squares - 2 * mean * totals + mean**2 * weight.unsqueeze(1)
+        varies = without_rounding(spread.sum(dim=0) / weight.sum(), self.reference + mean) > 0
+        spread = torch.where(varies, spread, 0.0)
         errors = torch.empty_like(self.squares)
         for k in self.fold.unique().tolist():
             inside = self.fold == k

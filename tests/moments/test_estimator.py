@@ -1,15 +1,21 @@
+import math
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from msp_lens.moments import Moments, least_squares, merge_all, score
 from msp_lens.moments.estimator import BeliefRegressor
+from msp_lens.moments.scores import cell_errors
 
 
 @parametrize_with_checks(
@@ -60,6 +66,52 @@ def test_columns_of_very_different_units_are_all_used():
     fitted = BeliefRegressor().fit(X * units, y)
     assert fitted.rank_ == 6
     np.testing.assert_allclose(fitted.predict(X * units), LinearRegression().fit(X, y).predict(X), atol=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [1e3, 1e8, 1e11])
+def test_a_feature_far_from_zero_is_used(ratio):
+    """Mean over deviation up to 1e11: what float64 still resolves is no rounding."""
+    generator = np.random.default_rng(0)
+    whole = generator.integers(-500, 500, size=(200, 3))
+    X = whole.astype(np.float64)
+    X[:, 0] += ratio * 300
+    y = X @ [1.0, 2.0, -1.0] - ratio * 300
+    fitted = BeliefRegressor().fit(X, y)
+    assert fitted.rank_ == 3
+    assert fitted.score(X, y) == pytest.approx(LinearRegression().fit(X, y).score(X, y), abs=1e-6)
+    assert fitted.score(X, y) > 0.999999
+
+
+def test_targets_and_features_of_any_size_and_offset_are_scored_as_scikit_learn_does():
+    """Neither tiny numbers nor numbers far from zero count as constant; only rounding does."""
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(100, 3))
+    y = X @ generator.normal(size=(3, 2)) + 0.1 * generator.normal(size=(100, 2))
+    for scale, offset in ((1e-14, 0.0), (1.0, 1e6), (1e-20, 0.0), (1e12, 1e12)):
+        moved = y * scale + offset
+        moments = Moments({"X": 3, "y": 2}).update(torch.from_numpy(np.c_[X, moved]), torch.ones(100))
+        expected = LinearRegression().fit(X, moved)
+        found = score(least_squares(moments, "X", "y"), moments, "X", "y")
+        reference = r2_score(moved, expected.predict(X), multioutput="variance_weighted")
+        assert found.r2 == pytest.approx(reference, abs=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, 0.1, 1e8 / 3])
+def test_a_constant_target_has_no_r2(constant):
+    X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.rand(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    cells = []
+    for rows, weight in zip(X.split(10), weights.split(10), strict=True):
+        y = torch.full((10, 1), constant, dtype=torch.float64)
+        cells.append(Moments({"X": 3, "y": 1}).update(torch.cat([rows, y], dim=1), weight))
+    whole = merge_all(cells)
+    linear_map = least_squares(whole, "X", "y")
+    assert math.isnan(score(linear_map, whole, "X", "y").r2)
+    errors = torch.full((5, 1), 1e-20, dtype=torch.float64)
+    held_out = cell_errors(errors, cells, torch.arange(5), "y").score()
+    assert math.isnan(held_out.r2)
+    assert all(map(math.isnan, (*held_out.r2_interval, *held_out.r2_by_fold, *held_out.r2_by_target)))
+    assert np.isclose(BeliefRegressor().fit(X, np.full(50, constant)).predict(X), constant).all()
 
 
 def test_duplicated_and_constant_columns_change_nothing():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression
 from sklearn.linear_model import Ridge as ScikitRidge
 
-from msp_lens.moments import OLS, Moments, ReducedRank, Ridge, as_solver, choose_penalty, decompose, score
+from msp_lens.moments import OLS, Auto, Moments, ReducedRank, Ridge, as_solver, choose_penalty, decompose, score
 from msp_lens.moments.folds import Cells
 
 BLOCKS = {"h": 5, "belief": 3}
@@ -164,10 +164,24 @@ def test_ridge_needs_a_penalty_to_solve():
         Ridge().solve(spectrum, "belief")
 
 
+@pytest.mark.parametrize(("n", "n_folds", "expected"), [(99, 5, Ridge()), (100, 5, OLS()), (99, 2, OLS())])
+def test_least_squares_takes_many_rows_a_feature_and_ridge_three_folds(n, n_folds, expected):
+    """20 rows for each of 5 features."""
+    assert Auto().choose(cells_of(*problem(n, 0), n_folds=n_folds), "h") == expected
+    assert Auto(ratio=0).choose(cells_of(*problem(n, 0), n_folds=n_folds), "h") == OLS()
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3])
+def test_of_full_rank_a_reduced_map_is_the_solvers_own(penalty):
+    spectrum = Ridge(penalty).decompose(moments_of(*problem(40, 0)), "h")
+    (full,) = Ridge(penalty).solve_by_rank(spectrum, "belief", [3])
+    torch.testing.assert_close(full.weights, Ridge(penalty).solve(spectrum, "belief").weights)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: as_solver("lasso"), "solver='lasso': choose 'ols', 'ridge'"),
+        (lambda: as_solver("lasso"), "solver='lasso': choose 'auto', 'ols', 'ridge'"),
         (lambda: as_solver("reduced_rank"), r"solver such as ReducedRank\(2\)"),
         (lambda: ReducedRank(0), "rank=0: give at least 1"),
         (lambda: Ridge(-1.0), r"penalty=-1\.0: give at least 0"),
@@ -184,8 +198,9 @@ def test_impossible_solvers_are_refused(make, message):
 def test_a_string_stands_for_a_solvers_defaults():
     assert as_solver("ols") == OLS()
     assert as_solver("ridge") == Ridge()
+    assert as_solver("auto") == Auto()
     assert as_solver(ReducedRank(2)) == ReducedRank(2)
-    for solver in (OLS(), Ridge(0.1), ReducedRank(2, intercept=False)):
+    for solver in (OLS(), Auto(ratio=3.0), Ridge(0.1), ReducedRank(2, intercept=False)):
         found = json.loads(json.dumps(solver.to_dict()))
         assert found.pop("name") == solver.name
         assert type(solver)(**found) == solver

@@ -170,7 +170,7 @@ def test_where_beliefs_follow_from_next_tokens_there_is_nothing_beyond(report):
 def test_what_the_network_adds_to_next_tokens_is_a_joint_regression():
     process = msp.rrxor(0.5, 0.5)
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=6), seed=0)
-    report = msp.probe(model, process, progress=False)
+    report = msp.probe(model, process, solver="ols", progress=False)
     probe, dataset = report["0_post"], report.dataset
     rows = labelled_rows(dataset, split_rows(dataset, "prefix", "probability"), {"belief": dataset.prefix_beliefs}, {})
     (batch,) = model_rows(model, rows, probe.sites)

@@ -34,7 +34,7 @@ def report(model, mess3):
 def test_any_hooked_model_is_probed_as_scikit_learn_would(kind, mess3):
     network = hooked_models.build(kind)
     sites = ["hook_embed", "hook_state.1"] if kind == "own" else ["0_mid", "1_mlp_out", "L1H1"]
-    found = msp.probe(network, msp.words(mess3, n_ctx=4), sites=sites, progress=False)
+    found = msp.probe(network, msp.words(mess3, n_ctx=4), sites=sites, solver="ols", progress=False)
     dataset = found.dataset
     for probe in found.probes:
         (batch,) = stream_activations(network, dataset.tokens, probe.sites, batch_size=len(dataset))
@@ -78,17 +78,18 @@ def test_given_tokens_with_given_targets(model):
     assert msp.probe(model, beliefs, progress=False).provenance["target"] == "belief"
 
 
-def test_a_cache_and_own_batches_give_the_same_probes(model, mess3, report):
+def test_a_cache_and_own_batches_give_the_same_probes(model, mess3):
+    report = msp.probe(model, mess3, solver="ols", progress=False)
     dataset = report.dataset
     data = LabelledTokens.from_beliefs(dataset)
     _, cache = model.run_with_cache(dataset.tokens)
     sites = [probe.sites[0] for probe in report.probes[:-1]]
-    from_cache = probe_rows(cache_rows(cache, data, sites))
+    from_cache = probe_rows(cache_rows(cache, data, sites), solver="ols")
     batches = [
         (batch.activations, dataset.beliefs[batch.words], dataset.word_weights[batch.words, None].expand(-1, 5))
         for batch in stream_activations(model, dataset.tokens, sites, batch_size=50)
     ]
-    from_batches = probe_rows(batch_rows(iter(batches), sites))
+    from_batches = probe_rows(batch_rows(iter(batches), sites), solver="ols")
     for label in report:
         expected = report[label].scores.in_sample
         assert from_cache[label].scores.in_sample.mse == pytest.approx(expected.mse, rel=1e-4)
@@ -102,7 +103,7 @@ def test_a_larger_vocabulary_is_read_by_its_token_map(mess3):
     token_map = TokenMap([5, 3, 7], bos=0, separator=[8])
     dataset = msp.words(mess3, n_ctx=token_map.longest_word(8), token_map=token_map)
     assert dataset.n_ctx == 4
-    found = msp.probe(network, dataset, sites="1_post", progress=False)
+    found = msp.probe(network, dataset, sites="1_post", solver="ols", progress=False)
     tokens, columns = token_map.encode(dataset.tokens)
     (batch,) = stream_activations(network, tokens, "1_post", batch_size=len(tokens))
     (activations,) = batch.activations.values()
@@ -324,7 +325,7 @@ def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
         for options, message in [
             ({"sites": "2_post"}, "2_post"),
             ({"split": "halves"}, "split='halves': choose one of 'prefix'"),
-            ({"solver": "lasso"}, "solver='lasso': choose 'ols'"),
+            ({"solver": "lasso"}, "solver='lasso': choose 'auto', 'ols'"),
             ({"by_position": "each"}, "by_position='each': choose one of False, True, 'own'"),
             ({"data": msp.words(mess3, n_ctx=9)}, "n_ctx=9 is longer"),
             ({"data": msp.words(mess3, n_ctx=4, token_map=TokenMap([5, 3, 7]))}, "vocabulary"),

@@ -31,7 +31,7 @@ def all_rows(model, dataset, sites):
 
 @pytest.mark.parametrize("weighting", ["sequence", "probability"])
 def test_probes_are_scikit_learns_on_every_row(model, mess3, weighting):
-    report = msp.probe(model, mess3, weighting=weighting, progress=False)
+    report = msp.probe(model, mess3, weighting=weighting, solver="ols", progress=False)
     dataset = report.dataset
     per_word = dataset.word_weights if weighting == "probability" else torch.ones(len(dataset)).double()
     row_weights = per_word.repeat_interleave(dataset.n_ctx)
@@ -113,7 +113,8 @@ def test_published_model_under_other_weights(published_model, mess3, weighting, 
 def test_held_out_is_below_in_sample_where_features_are_many(mess3):
     """With more features than prefixes, in-sample is perfect and says nothing."""
     model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, n_ctx=3), seed=0)
-    probe = msp.probe(model, mess3, progress=False)["concatenated"]
+    report = msp.probe(model, mess3, solver="ols", progress=False)
+    probe = report["concatenated"]
     assert probe.scores.in_sample.r2 > 0.999
     assert probe.scores.shuffled.r2 > 0.9
     assert probe.scores.held_out.r2 < probe.scores.in_sample.r2 - 0.01
