@@ -9,12 +9,19 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor
 
+from msp_lens._checks import AtLeast
+from msp_lens._files import parsed_json
 from msp_lens.moments.grid import MomentsGrid
 from msp_lens.moments.moments import Moments, load_all, save_all
+
+_SavedPass = TypedDict(
+    "_SavedPass",
+    {"pass": dict[str, Any], "n_done": Annotated[int, AtLeast(0)], "n_batches": Annotated[int, AtLeast(0)]},
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,8 @@ class PassCheckpoint:
         moments, saved, sums = load_all(self.path)
         if "pass" not in saved:
             raise ValueError(f"{self.path} holds moments but no pass to resume: give another path.")
+        # Through JSON again, now that this is known to be a pass.
+        saved = parsed_json(json.dumps(saved).encode(), _SavedPass, self.path)
         theirs, ours = saved["pass"], self.description
         keys = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
         differing = [f"{key}={theirs.get(key)!r}, now {ours.get(key)!r}" for key in keys]

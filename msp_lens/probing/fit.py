@@ -123,7 +123,7 @@ def probe(
             checkpoint = PassCheckpoint(own_path(resume), decisive)
             progressed = checkpoint.resume()
         if progressed is not None:
-            words = slice(progressed.n_done, own_words.stop)
+            words = slice(min(progressed.n_done, own_words.stop), own_words.stop)
             for observer in observers:
                 observer.restore(progressed.sums)
         read = partial(model_rows, data=data.labelled, sites=names, batch_size=batch_size)

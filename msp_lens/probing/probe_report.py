@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -281,20 +280,26 @@ class ProbeReport(TableView, ProbeTables):
         solver = self.provenance["solver"]
         if solver.get("rank") is not None:
             return [f"Probes have rank {solver['rank']}, by reduced-rank regression."]
-        if solver["name"] == "ridge" and solver["penalty"] is not None:
+        if solver.get("penalty") is not None:
             return [f"Probes are fitted by ridge with penalty {solver['penalty']:g}."]
         by_ridge = [probe for probe in self.probes if probe.scores.solver == "ridge"]
+        why = f", as there are at least {solver['ratio']:g} rows a feature" if solver["name"] == "auto" else ""
         if not by_ridge:
-            enough = f", as there are at least {solver['ratio']:g} rows a feature" if solver["name"] == "auto" else ""
-            return [f"Probes are fitted by least squares{enough}."]
+            return [f"Probes are fitted by least squares{why}."]
         penalties = [probe.scores.penalty for probe in by_ridge if probe.scores.penalty is not None]
-        if solver["name"] == "auto":
-            named = ", ".join(probe.label for probe in by_ridge)
-            rest = "; the others by least squares" if len(by_ridge) < len(self) else ""
-            fewest = min(probe.scores.in_sample.n / sum(probe.widths) for probe in by_ridge)
-            why = f"fewer than {solver['ratio']:g} rows a feature (as few as {fewest:.2g}), where least squares overfits"
-            return [f"Fitted by ridge ({named}): {why}{rest}. {_penalty_note(penalties)}"]
-        return [f"Probes are fitted by ridge. {_penalty_note(penalties)}"]
+        chosen = (
+            f"Penalties are {min(penalties):g} to {max(penalties):g}, chosen on held-out folds; each score is of a "
+            "penalty chosen without the fold that is scored."
+        )
+        if solver["name"] == "ridge":
+            return [f"Probes are fitted by ridge. {chosen}"]
+        fewest = min(probe.scores.in_sample.n / sum(probe.widths) for probe in by_ridge)
+        named = ", ".join(probe.label for probe in by_ridge)
+        rest = f" The others are fitted by least squares{why}." if len(by_ridge) < len(self) else ""
+        return [
+            f"Fitted by ridge: {named}, which have fewer than {solver['ratio']:g} rows a feature ({fewest:.2g} at the "
+            f"least), so that least squares would overfit. {chosen}{rest}"
+        ]
 
     def _title(self) -> str:
         return "Belief probes"
@@ -314,13 +319,6 @@ class ProbeReport(TableView, ProbeTables):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
         return shown
-
-
-def _penalty_note(penalties: Sequence[float]) -> str:
-    return (
-        f"Penalties are {min(penalties):g} to {max(penalties):g}, chosen on held-out folds; each score is of a penalty "
-        "chosen without the fold that is scored."
-    )
 
 
 def _scores(fields: dict) -> dict:

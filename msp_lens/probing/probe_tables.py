@@ -144,7 +144,7 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         return table
 
     def by_penalty(self) -> pd.DataFrame:
-        """Held-out MSE by ridge penalty, one row for each probe by ridge; biased low at the chosen penalty, which minimizes it.
+        """Held-out MSE by penalty, one row for each probe by ridge; biased low at the chosen penalty, the best of them.
 
         Raises:
             ValueError: if no penalty was chosen.

@@ -88,7 +88,9 @@ def test_small_directions_survive():
     assert r2["split"] > 0.9999
 
     centered = rows - rows.mean(dim=0)
-    naive = Moments.of(blocks, n=4_000, weight=4_000.0, mean=exact.mean, scatter=(centered.T @ centered).double(), rounding=0.0)
+    naive = Moments.of(
+        blocks, n=4_000, weight=4_000.0, mean=exact.mean, scatter=(centered.T @ centered).double(), rounding=0.0
+    )
     assert score(least_squares(naive, "h", "b"), exact, "h", "b").r2 < 0.99
 
 

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msp_lens as msp
+from msp_lens._files import read_tensors, write_tensors
 from msp_lens.moments import Moments, merge_all
 from msp_lens.moments.moments import load_all, save_all
 
@@ -177,3 +179,49 @@ def test_saved_moments_come_back(tmp_path, small_model):
         Moments.load(path)
     with pytest.raises(FileNotFoundError, match="no file"):
         Moments.load(tmp_path / "none.safetensors")
+
+
+def _edited(path, change):
+    """The file with its header changed and its checksum made anew, as somebody with a JSON editor might."""
+    tensors, header = read_tensors(path)
+    content = json.loads(header["msp_lens_moments"])
+    change(content, tensors)
+    write_tensors(path, tensors, {"msp_lens_moments": json.dumps(content)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header, _: header["parts"]["moments"].update(n=-1), r"parts\['moments'\]\.n=-1: give at least 0"),
+        (lambda header, _: header["parts"]["moments"].update(n="9"), r"parts\['moments'\]\.n='9': give a whole number"),
+        (lambda header, _: header["parts"]["moments"].pop("weight"), "weight='missing': this field is required"),
+        (
+            lambda header, _: header["parts"]["moments"].update(blocks=[["h", 4], ["b", 2]]),
+            r"has shape \(5,\), not \(6\)",
+        ),
+        (lambda header, _: header.pop("provenance"), "provenance='missing'"),
+        (lambda _, tensors: tensors["mean/moments"].fill_(float("nan")), "'mean/moments' holds NaN"),
+        (lambda _, tensors: tensors["scatter/moments"].neg_(), "'scatter/moments' holds no second moments"),
+        (lambda _, tensors: tensors["scatter/moments"][0, 1].fill_(1e9), "'scatter/moments' holds no second moments"),
+        (lambda _, tensors: tensors.pop("mean/moments"), "'mean/moments' is missing"),
+    ],
+)
+def test_an_edited_file_of_moments_is_refused_by_field(tmp_path, change, message):
+    path = Moments(BLOCKS).update(*rows_and_weights(9, 3)).save(tmp_path / "moments.safetensors")
+    _edited(path, change)
+    with pytest.raises(ValueError, match=message) as raised:
+        Moments.load(path)
+    assert str(path) in str(raised.value)
+    assert "copy or create it again" in str(raised.value)
+
+
+def test_a_flipped_bit_or_a_changed_count_is_found(tmp_path):
+    path = Moments(BLOCKS).update(*rows_and_weights(9, 3)).save(tmp_path / "moments.safetensors")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1
+    for damaged in (bytes(flipped), whole.replace(b'\\"n\\": 9', b'\\"n\\": 8')):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="does not match its checksum"):
+            Moments.load(path)

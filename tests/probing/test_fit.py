@@ -238,9 +238,10 @@ def test_a_pass_killed_after_its_last_batch_goes_on(model, mess3, report, tmp_pa
         if len(saved) == last:
             raise StoppedError
 
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+    with monkeypatch.context() as patch:
         patch.setattr(PassCheckpoint, "save", dying)
-        msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
+        with pytest.raises(StoppedError):
+            msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
     assert saved[-1] == min(20 * last, 243)
     found = msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
     for label in report:
@@ -259,9 +260,10 @@ def test_a_saved_pass_adds_up_no_other_data(model, tmp_path, monkeypatch):
     def dying(*_, **__):
         raise StoppedError
 
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+    with monkeypatch.context() as patch:
         patch.setattr("msp_lens.probing.fit_rows.evaluate", dying)
-        msp.probe(model, LabelledTokens.from_tokens(tokens, targets), **options)
+        with pytest.raises(StoppedError):
+            msp.probe(model, LabelledTokens.from_tokens(tokens, targets), **options)
     flipped, order = targets.clone(), torch.randperm(60, generator=generator)
     flipped[30, 2, 1] += 1e-12
     weighting = torch.ones(60)
