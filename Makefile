@@ -7,7 +7,7 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 # A worker a core, each a file at a time: trained models are shared within a file.
 IN_PARALLEL ?= --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-fast test-3 test-4 lint benchmark clean
+.PHONY: demo test test-fast test-3 test-4 lint mutants benchmark clean
 
 demo: .venv/installed
 	.venv/bin/msp-lens run mess3
@@ -29,6 +29,11 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
+
+# Hours; continues where it was stopped. `.venv/bin/mutmut results` lists what no test noticed.
+mutants: .venv/installed
+	.venv/bin/pip install $(PIP_FLAGS) --constraint constraints.txt mutmut
+	OMP_NUM_THREADS=1 .venv/bin/mutmut run
 
 benchmark: .venv/installed
 	.venv/bin/python -m tests.benchmarks.spine
