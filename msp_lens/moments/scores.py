@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int
 from scipy import stats
 from torch import Tensor
 
+from msp_lens._checks import AtLeast
 from msp_lens.moments.moments import Moments, pooled_mean
 from msp_lens.moments.solve import Blocks, LinearMap, mean_squared_errors, variances, without_rounding
 
@@ -28,6 +29,24 @@ from msp_lens.moments.solve import Blocks, LinearMap, mean_squared_errors, varia
 SMALLEST = 1e-200
 # A control that leaves less than this share of the variance leaves nothing to explain.
 NOTHING_LEFT = 1e-6
+
+
+class SavedScore(TypedDict):
+    """A `Score` in a file; numbers that are not defined are `None`."""
+
+    r2: float | None
+    mse: float | None
+    n: Annotated[int, AtLeast(0)]
+    r2_by_target: list[float | None]
+    mse_by_target: list[float | None]
+    variance: float | None
+
+
+class SavedHeldOut(SavedScore):
+    """A `HeldOutScore` in a file."""
+
+    r2_interval: tuple[float | None, float | None]
+    r2_by_fold: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -189,11 +208,11 @@ def from_json(value: Any) -> Any:
         found = HeldOutScore(**fields) if "r2_interval" in fields else Score(**fields)
         _check_possible(found)
         return found
-    return tuple(from_json(each) for each in value) if isinstance(value, list) else value
+    return tuple(from_json(each) for each in value) if isinstance(value, list | tuple) else value
 
 
 def _numbers(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return tuple(map(_numbers, value))
     return math.nan if value is None else value
 

@@ -13,19 +13,20 @@ network's predictions hardly follow.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from jaxtyping import Float, Float64
-from safetensors.torch import save
 from torch import Tensor
 
-from msp_lens._files import read_tensors, write_atomically
+from msp_lens._checks import AtLeast, Between, Count, Share
+from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
@@ -33,12 +34,30 @@ from msp_lens.models.hooked import HookedModel, check_fits, find_sites
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Change, Position, writing
 from msp_lens.models.sites import site_label
-from msp_lens.moments.moments import Moments
+from msp_lens.moments.moments import Moments, check_scatter
 from msp_lens.moments.scores import ratio
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, without_rounding
-from msp_lens.probing.cross_validation import ProbeScores
+from msp_lens.probing.cross_validation import ProbeScores, SavedScores
 from msp_lens.probing.rows import taken
 from msp_lens.processes.process import Process
+
+
+class _SavedRows(TypedDict):
+    n: Annotated[int, AtLeast(0)]
+    weight: Annotated[float, Between(0, sys.float_info.max)]
+    rounding: Share
+
+
+class SavedProbe(TypedDict):
+    """A probe in a file, without its tensors."""
+
+    sites: list[str]
+    widths: list[Count]
+    provenance: dict[str, Any]
+    name: str | None
+    rank: Annotated[int, AtLeast(0)]
+    scores: SavedScores
+    rows: _SavedRows | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,15 +256,15 @@ class BeliefProbe:
 
     def save(self, path: str | Path) -> Path:
         """Write the probe atomically to one safetensors file, with its description in the header."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
-        write_atomically(path, save(tensors, metadata={"msp_lens_probe": json.dumps(self.description())}))
+        tensors = {name: tensor.clone().contiguous() for name, tensor in self.tensors().items()}
+        write_tensors(path, tensors, {"msp_lens_probe": json.dumps(self.description(), allow_nan=False)})
         return Path(path)
 
     def description(self) -> dict[str, Any]:
-        """Everything but the tensors, as JSON-ready values."""
+        """Everything but the tensors, as JSON-ready values; undefined scores are `None`."""
         plain = {key: getattr(self, key) for key in ("sites", "widths", "provenance", "name")}
         rows = {key: getattr(self.moments, key) for key in ("n", "weight", "rounding")} if self.moments else None
-        return plain | {"rank": self.read_map.rank, "scores": asdict(self.scores), "rows": rows}
+        return plain | {"rank": self.read_map.rank, "scores": without_nan(asdict(self.scores)), "rows": rows}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that `from_parts` needs, by name."""
@@ -266,24 +285,41 @@ class BeliefProbe:
         tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
             raise ValueError(f"{path} is not a probe of msp_lens: give a file that probe.save(path) wrote.")
-        return cls.from_parts(json.loads(metadata["msp_lens_probe"]), tensors)
+        return cls.from_parts(read_entry(metadata, "msp_lens_probe", SavedProbe, path), tensors, path)
 
     @classmethod
-    def from_parts(cls, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> BeliefProbe:
-        """Rebuild a probe from its `description()` and `tensors()`."""
-        moments = None
-        if "scatter" in tensors:
-            blocks = {description["sites"][0]: description["widths"][0], BELIEF: len(tensors["belief_mean"])}
+    def from_parts(cls, description: SavedProbe, tensors: Mapping[str, Tensor], path: Path) -> BeliefProbe:
+        """Rebuild a probe from its `description()` and `tensors()`, which were read from a file.
+
+        Raises:
+            ValueError: if they do not fit each other, or a score is impossible.
+        """
+        sites, widths = tuple(description["sites"]), tuple(description["widths"])
+        n_features, n_states = sum(widths), len(tensors.get("belief_mean", ()))
+        shapes = {"weights": (n_features, n_states), "bias": (n_states,), "decoder": (n_states, n_features)}
+        check_tensors(tensors, shapes | {"activation_mean": (n_features,), "belief_mean": (n_states,)}, path)
+        damaged = "The file is damaged or was edited: copy or create it again."
+        if not sites or len(sites) != len(widths) or any(each.dtype != torch.float64 for each in tensors.values()):
+            raise ValueError(f"{path}: sites={sites}, widths={widths} are not those of the probe's tensors. {damaged}")
+        try:
+            scores = ProbeScores.from_dict(description["scores"])
+        except ValueError as error:
+            raise ValueError(f"{path}: scores of {', '.join(sites)}: {error}. {damaged}") from None
+        moments, rows = None, description["rows"]
+        if rows is not None and len(sites) == 1:
+            check_scatter(tensors, "scatter", n_features + n_states, path)
             mean = torch.cat([tensors["activation_mean"], tensors["belief_mean"]])
-            moments = Moments.of(blocks, **description["rows"], mean=mean, scatter=tensors["scatter"])
+            moments = Moments.of(
+                {sites[0]: n_features, BELIEF: n_states}, mean=mean, scatter=tensors["scatter"], **rows
+            )
         return cls(
-            sites=tuple(description["sites"]),
-            widths=tuple(description["widths"]),
+            sites=sites,
+            widths=widths,
             read_map=LinearMap(tensors["weights"], tensors["bias"], description["rank"]),
             decoder=tensors["decoder"],
             activation_mean=tensors["activation_mean"],
             belief_mean=tensors["belief_mean"],
-            scores=ProbeScores.from_dict(description["scores"]),
+            scores=scores,
             provenance=description["provenance"],
             moments=moments,
             name=description["name"],

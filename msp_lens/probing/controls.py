@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import pandas as pd
 import torch
@@ -23,7 +23,7 @@ from msp_lens._tables import TableView
 from msp_lens.data import BeliefDataset
 from msp_lens.models.build import build_model, config_fields, weights
 from msp_lens.models.hooked import HookedModel, find_sites, model_device
-from msp_lens.moments.scores import HeldOutScore, Score
+from msp_lens.moments.scores import HeldOutScore, SavedHeldOut, SavedScore, Score
 
 ControlKind = Literal["position", "window", "positioned window", "additive window", "next token", "untrained"]
 
@@ -34,6 +34,17 @@ def shuffled_beliefs(dataset: BeliefDataset, *, generator: torch.Generator) -> F
     A probe of these can only memorize: its in-sample R² is how much of a real probe's R² memorizing alone explains.
     """
     return dataset.prefix_beliefs[torch.randperm(dataset.n_prefixes, generator=generator)]
+
+
+class SavedControl(TypedDict):
+    """A `ControlScore` in a file."""
+
+    name: str
+    kind: ControlKind
+    site: str | None
+    in_sample: SavedScore
+    held_out: SavedHeldOut
+    length: int | None
 
 
 @dataclass(frozen=True)

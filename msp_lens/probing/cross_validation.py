@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float64
@@ -18,7 +18,7 @@ from torch import Tensor
 from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
-from msp_lens.moments.scores import HeldOutScore, Score, cell_errors, from_json, score_of
+from msp_lens.moments.scores import HeldOutScore, SavedHeldOut, SavedScore, Score, cell_errors, from_json, score_of
 from msp_lens.moments.solve import LinearMap, Spectrum, mean_squared_errors, variances
 from msp_lens.moments.solvers import OLS, Auto, ReducedRank, Ridge, Solver, choose_penalty
 
@@ -171,6 +171,23 @@ def _own_positions(cells: Cells, group: tuple[str, ...], solver: Solver) -> tupl
             errors.append(_solve(spectrum, solver, [PROBE]).errors(part)[PROBE] * part.weight)
         scores.append(cell_errors(torch.stack(errors), parts, torch.arange(len(parts)), BELIEF).score())
     return tuple(scores)
+
+
+class SavedScores(TypedDict):
+    """`ProbeScores` in a file."""
+
+    in_sample: SavedScore
+    held_out: SavedHeldOut
+    shuffled: SavedScore | None
+    shuffled_held_out: SavedHeldOut | None
+    with_next_token: SavedHeldOut | None
+    by_rank: list[SavedHeldOut]
+    by_rank_in_sample: list[SavedScore]
+    by_position: list[SavedHeldOut]
+    by_position_own: list[SavedHeldOut]
+    solver: str
+    penalty: float | None
+    mse_by_penalty: list[tuple[float, float]]
 
 
 @dataclass(frozen=True)

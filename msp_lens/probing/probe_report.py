@@ -6,24 +6,24 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, get_type_hints
 
 import pandas as pd
 from jaxtyping import Float64
-from safetensors.torch import save
 from torch import Tensor
 
-from msp_lens._files import read_tensors, write_atomically
+from msp_lens._checks import Count, Seed
+from msp_lens._files import check_tensors, parsed_json, read_entry, read_tensors, without_nan, write_tensors
 from msp_lens._tables import TableView, json_records, skill_text
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.moments.scores import from_json
-from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.controls import Controls, ControlScore, interval_text
+from msp_lens.probing.belief_probe import BeliefProbe, SavedProbe
+from msp_lens.probing.controls import Controls, ControlScore, SavedControl, interval_text
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
 from msp_lens.probing.probe_plots import ProbePlots
-from msp_lens.probing.probe_tables import Increment, ProbeTables
+from msp_lens.probing.probe_tables import Increment, ProbeTables, SavedIncrement
 from msp_lens.processes.process import Process
 
 
@@ -137,11 +137,11 @@ class ProbeReport(TableView, ProbeTables):
             tensors["regret"] = self.regret.contiguous()
         description = {
             "probes": [probe.description() for probe in self.probes],
-            "controls": [asdict(each) for each in self.controls],
-            "cumulative": [asdict(each) for each in self.cumulative],
+            "controls": without_nan([asdict(each) for each in self.controls]),
+            "cumulative": without_nan([asdict(each) for each in self.cumulative]),
             "provenance": self.provenance,
         }
-        write_atomically(path, save(tensors, metadata={"msp_lens_report": json.dumps(description)}))
+        write_tensors(path, tensors, {"msp_lens_report": json.dumps(description, allow_nan=False)})
         return Path(path)
 
     @classmethod
@@ -160,11 +160,12 @@ class ProbeReport(TableView, ProbeTables):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged or not a report, or the report is on another model or process.
         """
-        tensors, metadata = read_tensors(Path(path))
+        path = Path(path)
+        tensors, metadata = read_tensors(path)
         if "msp_lens_report" not in metadata:
             raise ValueError(f"{path} is not a probe report of msp_lens: give a file that report.save(path) wrote.")
-        description = json.loads(metadata["msp_lens_report"])
-        provenance = description["provenance"]
+        description = read_entry(metadata, "msp_lens_report", _SavedReport, path)
+        provenance = _checked_provenance(description["provenance"], path)
         dataset, given = (process, process.process) if isinstance(process, BeliefDataset) else (None, process)
         checked = [] if given is None else [("process", repr(given), given.fingerprint)]
         if model is not None:
@@ -183,15 +184,25 @@ class ProbeReport(TableView, ProbeTables):
                 dataset = sampled_words(probed, provenance["draws"], n_ctx, seed=provenance["draw_seed"])
         if dataset is not None and dataset.token_map is None and provenance.get("token_map"):
             dataset = replace(dataset, token_map=TokenMap.from_dict(provenance["token_map"]))
-        parts: list[dict[str, Tensor]] = [{} for _ in description["probes"]]
         regret = tensors.pop("regret", None)
-        for key, tensor in tensors.items():
-            index, name = key.split("/", 1)
-            parts[int(index)][name] = tensor
+        if regret is not None:
+            check_tensors({"regret": regret}, {"regret": (None,)}, path)
+        parts = [
+            {name.removeprefix(f"{index}/"): each for name, each in tensors.items() if name.startswith(f"{index}/")}
+            for index in range(len(description["probes"]))
+        ]
+        if not parts:
+            raise ValueError(f"{path} holds a report without probes: create it again.")
+        probes = [BeliefProbe.from_parts(*each, path) for each in zip(description["probes"], parts, strict=True)]
+        try:
+            controls = tuple(ControlScore(**_scores(each)) for each in description["controls"])
+            cumulative = tuple(Increment(**_scores(each)) for each in description["cumulative"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}. The file is damaged or was edited: copy or create it again.") from None
         return cls(
-            probes=tuple(map(BeliefProbe.from_parts, description["probes"], parts)),
-            controls=Controls(tuple(ControlScore(**_scores(each)) for each in description["controls"])),
-            cumulative=tuple(Increment(**_scores(each)) for each in description["cumulative"]),
+            probes=tuple(probes),
+            controls=Controls(controls),
+            cumulative=cumulative,
             regret=regret,
             provenance=provenance,
             model=model,
@@ -321,5 +332,53 @@ class ProbeReport(TableView, ProbeTables):
         return shown
 
 
-def _scores(fields: dict) -> dict:
+class _AlwaysSaved(TypedDict):
+    n_folds: Count
+    n_cells: Count
+    seed: Seed
+    solver: dict[str, Any]
+
+
+class _SavedProvenance(_AlwaysSaved, total=False):
+    """What is used of a report's provenance; there may be more."""
+
+    process: dict[str, Any]
+    process_fingerprint: str
+    model_fingerprint: str
+    words: Count
+    n_ctx: Count
+    is_population: bool
+    draws: Count | None
+    draw_seed: Seed | None
+    own_dataset: bool
+    token_map: dict[str, Any] | None
+    weighting: str
+    split: str
+    target: str
+    groups: str
+    classes: list[str] | None
+
+
+class _SavedReport(TypedDict):
+    probes: list[SavedProbe]
+    controls: list[SavedControl]
+    cumulative: list[SavedIncrement]
+    provenance: dict[str, Any]
+
+
+def _checked_provenance(provenance: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The provenance, once what is used of it is as `probe` writes it, or a `ValueError`."""
+    used = {key: value for key, value in provenance.items() if key in get_type_hints(_SavedProvenance)}
+    parsed_json(json.dumps(used).encode(), _SavedProvenance, path)
+    if "process" in used:
+        try:
+            fingerprint = Process.from_dict(used["process"]).fingerprint
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: provenance.process: {error} The file was edited: create it again.") from None
+        if fingerprint != used.get("process_fingerprint"):
+            raise ValueError(f"{path}: provenance.process is not that of its fingerprint: create the file again.")
+    return provenance
+
+
+def _scores(fields: Any) -> dict[str, Any]:
     return {key: from_json(value) for key, value in fields.items()}

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import pandas as pd
 
-from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, Score, skill
+from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, SavedHeldOut, SavedScore, Score, skill
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.controls import Controls
+
+
+class SavedIncrement(TypedDict):
+    """An `Increment` in a file."""
+
+    site: str
+    in_sample: SavedScore
+    held_out: SavedHeldOut
 
 
 @dataclass(frozen=True)

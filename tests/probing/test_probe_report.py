@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import msp_lens as msp
+from msp_lens._files import read_tensors, write_tensors
 from msp_lens.moments import OLS, ReducedRank, Ridge
 from msp_lens.probing import score_probe
 
@@ -66,6 +67,102 @@ def test_a_report_of_another_model_or_process_is_refused(report, model, mess3, t
         msp.ProbeReport.load(report["1_post"].save(tmp_path / "probe.safetensors"))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match="is damaged"):
+        msp.ProbeReport.load(path)
+
+
+def _edited(path, key, change):
+    """A file whose header or tensors were changed, and its checksum made anew."""
+    tensors, header = read_tensors(path)
+    content = json.loads(header[key])
+    change(content, tensors)
+    write_tensors(path, tensors, {key: json.dumps(content)})
+    return path
+
+
+def _set(*keys, to):
+    def change(content, _):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = to
+
+    return change
+
+
+DAMAGE = [
+    (_set("scores", "held_out", "r2", to=5.0), "r2=5 with mse="),
+    (_set("scores", "held_out", "r2", to=None), "r2=nan with mse="),
+    (_set("scores", "in_sample", "mse", to=-0.1), r"mse=-0\.1"),
+    (_set("scores", "in_sample", "n", to="363"), r"in_sample\.n='363': give a whole number"),
+    (_set("scores", "by_rank", to=3), r"by_rank=3: give a list"),
+    (_set("scores", to=[]), r"\.scores=\[\]: give a mapping"),
+    (_set("rows", to={"n": 3}), r"rows\.rounding='missing'"),
+    (_set("widths", to=[17]), r"'.*weights' has shape \(16, 3\), not \(17, 3\)"),
+    (_set("widths", to=[-16]), r"widths\[0\]=-16: give at least 1"),
+    (_set("sites", to=[]), r"sites=\(\)"),
+    (_set("rank", to=2.5), r"rank=2\.5: give a whole number"),
+    (_set("name", to=7), r"name=7: give text"),
+]
+OF_TENSORS = [
+    (lambda tensor: torch.full_like(tensor, float("nan")), "holds NaN or infinity"),
+    (lambda tensor: tensor.new_zeros(2, 7), r"has shape"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE)
+def test_an_edited_probe_or_report_names_the_field(report, tmp_path, change, message):
+    def of_report(content, tensors):
+        place = next(i for i, each in enumerate(content["probes"]) if each["sites"] == ["blocks.1.hook_resid_post"])
+        change(content["probes"][place], tensors)
+
+    probe = _edited(report["1_post"].save(tmp_path / "probe.safetensors"), "msp_lens_probe", change)
+    whole = _edited(report.save(tmp_path / "report.safetensors"), "msp_lens_report", of_report)
+    for load, path in ((msp.BeliefProbe.load, probe), (msp.ProbeReport.load, whole)):
+        with pytest.raises(ValueError, match=message) as raised:
+            load(path)
+        assert str(path) in str(raised.value)
+        assert "copy or create it again" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["weights", "bias", "decoder", "activation_mean", "belief_mean", "scatter"])
+@pytest.mark.parametrize(("change", "message"), OF_TENSORS)
+def test_edited_weights_are_refused_by_name(report, tmp_path, name, change, message):
+    path = report["1_post"].save(tmp_path / "probe.safetensors")
+    _edited(path, "msp_lens_probe", lambda _, tensors: tensors.update({name: change(tensors[name])}))
+    with pytest.raises(ValueError, match=message):
+        msp.BeliefProbe.load(path)
+    path = report["1_post"].save(tmp_path / "probe.safetensors")
+    _edited(path, "msp_lens_probe", lambda _, tensors: tensors.pop(name))
+    with pytest.raises(ValueError, match=f"'{name}' is missing|has shape"):
+        msp.BeliefProbe.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("provenance", "n_folds", to="5"), "n_folds='5': give a whole number"),
+        (lambda content, _: content["provenance"].pop("solver"), "solver='missing'"),
+        (_set("provenance", "process", to={}), "provenance.process"),
+        (_set("provenance", "process_fingerprint", to="0"), "provenance.process is not that of its fingerprint"),
+        (_set("controls", 0, "kind", to="guess"), r"controls\[0\]\.kind='guess': choose one of"),
+        (_set("controls", 0, "held_out", "r2", to=1.5), "r2=1.5 with"),
+        (_set("cumulative", 0, "site", to=None), r"cumulative\[0\]\.site=None"),
+        (_set("probes", to=[]), "holds a report without probes"),
+        (lambda _, tensors: tensors["regret"].fill_(float("inf")), "'regret' holds NaN or infinity"),
+    ],
+)
+def test_an_edited_report_names_the_field(report, tmp_path, change, message):
+    path = _edited(report.save(tmp_path / "report.safetensors"), "msp_lens_report", change)
+    with pytest.raises(ValueError, match=message) as raised:
+        msp.ProbeReport.load(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_flipped_bit_of_a_report_is_found(report, tmp_path):
+    path = report.save(tmp_path / "report.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="does not match its checksum"):
         msp.ProbeReport.load(path)
 
 
