@@ -11,27 +11,51 @@ from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormat
 
 from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
-from msp_lens.figures.style import ThemeName, Values, finished, legend_beside, new_figure
+from msp_lens.figures.style import (
+    ThemeName,
+    Values,
+    draw_curve,
+    drawable,
+    finished,
+    legend_beside,
+    new_figure,
+    one_for_each,
+    say_if_empty,
+    series_label,
+)
 
 
 def plot_training(tokens: Values, regret: Values, by_position: Values = (), *, theme: ThemeName = "light") -> Figure:
     """Regret in nats over the tokens seen, and exact regret by position after training, if given.
 
     During training it is each batch's loss minus the optimal observer's loss on the same tokens.
+
+    Raises:
+        ValueError: if there is not one regret for each number of tokens.
     """
+    if len(tokens) or len(regret):
+        one_for_each(tokens=tokens, regret=regret)
     width, columns = (10.4, 2) if len(by_position) else (6.8, 1)
     figure, (over_time, *more), look = new_figure(width, 3.4, theme, columns=columns)
-    # An estimate of a small regret may fall below 0.
-    over_time.plot(tokens, positive(regret), color=look.color(0), linewidth=1.2)
-    over_time.set(xscale="log", yscale="log", title="Regret during training")
-    over_time.set(xlabel="tokens seen", ylabel="regret (nats)")
-    # A run may span less than a decade of tokens, so two ticks per decade are named.
-    over_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    over_time.xaxis.set_major_formatter(EngFormatter())
-    over_time.xaxis.set_minor_formatter(NullFormatter())
+    # An estimate of a small regret may fall below 0, which has no place on a logarithmic axis.
+    heights, seen = positive(regret), positive(tokens)
+    if np.isfinite(heights).any():
+        over_time.set_yscale("log")
+    else:
+        heights = drawable(regret)
+    draw_curve(over_time, seen, heights, color=look.color(0), linewidth=1.2)
+    say_if_empty(over_time, seen + heights)
+    over_time.set(xlabel="tokens seen", ylabel="regret (nats)", title="Regret during training")
+    if np.isfinite(seen).any():
+        over_time.set_xscale("log")
+        # A run may span less than a decade of tokens, so two ticks per decade are named.
+        over_time.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        over_time.xaxis.set_major_formatter(EngFormatter())
+        over_time.xaxis.set_minor_formatter(NullFormatter())
     for axis in more:
         place = range(len(by_position))
-        axis.bar(place, by_position, color=look.color(0))
+        axis.bar(place, drawable(by_position), color=look.color(0))
+        say_if_empty(axis, by_position)
         axis.set(xlabel="position", ylabel="regret (nats)", xticks=place, title="Regret after training, by position")
     return finished(figure, look)
 
@@ -42,22 +66,25 @@ def plot_regret(regret: Values, floor: Values, *, theme: ThemeName = "light") ->
     `regret` is E KL(optimal next token ‖ model's) at each position, `floor` the optimal observer's loss there.
 
     Raises:
-        ValueError: if there is not one floor for each regret.
+        ValueError: if there is no regret, or not one floor for each.
     """
-    if len(regret) != len(floor):
-        raise ValueError(f"{len(regret)} regrets and {len(floor)} floors: give one of each for every position.")
-    place, least = np.arange(len(regret)), np.asarray(floor, dtype=float)
+    one_for_each(regret=regret, floor=floor)
+    place, least, excess = np.arange(len(regret)), drawable(floor), drawable(regret)
     figure, (losses, above), look = new_figure(10.4, 3.4, theme, columns=2)
-    reached = least + np.asarray(regret, dtype=float)
-    bottom = least.min() - 0.4 * max(float(np.ptp(reached)), 0.05)
+    reached = least + excess
+    known = reached[np.isfinite(reached)]
+    lowest = np.fmin.reduce(least)
+    bottom = (lowest if np.isfinite(lowest) else 0.0) - 0.4 * max(np.ptp(known) if len(known) else 0.0, 0.05)
     losses.fill_between(place, bottom, least, color=look.wash, linewidth=0, label="optimal loss")
     losses.plot(place, least, color=look.soft, linewidth=1)
     losses.plot(place, reached, color=look.color(0), marker="o", markersize=5, label="model's loss")
     losses.set(xlabel="position", ylabel="loss (nats)", xticks=place, ylim=(bottom, None), title="Next-token loss")
     losses.legend(frameon=False, loc="upper right")
-    above.bar(place, regret, color=look.color(0))
+    say_if_empty(losses, reached)
+    above.bar(place, excess, color=look.color(0))
+    say_if_empty(above, excess)
     above.set(xlabel="position", ylabel="regret (nats)", xticks=place, title="Regret: loss above the optimum")
-    if np.min(regret) > 0 and np.max(regret) > 30 * np.min(regret):
+    if np.fmin.reduce(excess) > 0 and np.fmax.reduce(excess) > 30 * np.fmin.reduce(excess):
         above.set_yscale("log")
     else:
         above.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
@@ -78,15 +105,21 @@ def plot_sites(
 
     `shuffled` is the in-sample R² of a probe of shuffled beliefs, `control` the held-out R² of the best control (a wide
     bar behind the site's bars), `intervals` the ends of each held-out R²'s interval.
+
+    Raises:
+        ValueError: if there is no site, or not one of everything for each.
     """
-    is_crowded = np.nanmax([*held_out, 0.0]) > 0.9
+    given = {"control": control, "intervals": intervals}
+    more_values = {name: values for name, values in given.items() if values is not None}
+    one_for_each(labels=labels, held_out=held_out, in_sample=in_sample, shuffled=shuffled, **more_values)
+    held, inside, chance = map(drawable, (held_out, in_sample, shuffled))
+    is_crowded = np.fmax.reduce([*held, 0.0]) > 0.9
     width, ratios = max(6.4, 0.95 * len(labels) + 2.6), (4, 3) if is_crowded else (1,)
     width *= 1.75 if is_crowded else 1
     figure, (axis, *more), look = new_figure(width, 3.8, theme, columns=len(ratios), width_ratios=ratios)
     place, unknown = np.arange(len(labels)), np.full(len(labels), np.nan)
-    held, inside, chance = (np.asarray(values, dtype=float) for values in (held_out, in_sample, shuffled))
-    marks = unknown if control is None else np.asarray(control, dtype=float)
-    low, high = (unknown, unknown) if intervals is None else np.asarray(intervals, dtype=float).T
+    marks = unknown if control is None else drawable(control)
+    low, high = (unknown, unknown) if intervals is None else drawable(np.asarray(intervals)).T
     reach = np.clip(np.nan_to_num([held - low, high - held]), 0, None)
     error = {"fmt": "none", "ecolor": look.ink, "elinewidth": 1, "capsize": 2, "zorder": 4}
     # Long site labels are turned so that they do not collide.
@@ -99,7 +132,7 @@ def plot_sites(
         at = place + (index - 1) * 0.24
         axis.bar(at, np.nan_to_num(values), width=0.22, color=look.color(color), label=name)
     axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
-    lowest = max(np.nanmin([*held, *chance, 0.0]), -0.5)
+    lowest = max(np.fmin.reduce([*held, *chance, 0.0]), -0.5)
     axis.set(ylabel="R² of beliefs", ylim=(lowest, 1.02))
     axis.set_xticks(place, labels, rotation=turn)
     for near in more:
@@ -128,16 +161,27 @@ def plot_sweep(
 
     `curves` maps a name to the places and heights of its runs. Places are names in the order met, or numbers, which get
     a logarithmic axis if they span more than a factor of 8; so do the heights if `is_error` and all are positive.
+
+    Raises:
+        ValueError: if there is no run, or not one height for each place.
     """
+    one_for_each(curves=curves)
+    for name, (places, heights) in curves.items():
+        one_for_each(**{f"the places of {name!r}": places, "its heights": heights})
     figure, (axis,), look = new_figure(6.8, 3.9, theme)
     met = list(dict.fromkeys(place for places, _ in curves.values() for place in places))
     numeric = all(isinstance(place, int | float) and not isinstance(place, bool) for place in met)
+    numeric = numeric and bool(np.isfinite(drawable(met)).all())
     at = {place: float(place) if numeric else float(index) for index, place in enumerate(met)}
+    shown: list[np.ndarray] = []
     for index, (name, (places, heights)) in enumerate(curves.items()):
         color = look.color(index)
-        x, y = np.array([at[place] for place in places]), np.asarray(heights, dtype=float)
+        x, y = np.array([at[place] for place in places]), drawable(heights)
         along = np.unique(x)
-        axis.plot(along, [y[x == place].mean() for place in along], color=color, linewidth=1.6, label=name)
+        axis.plot(
+            along, [y[x == place].mean() for place in along], color=color, linewidth=1.6, label=series_label(name)
+        )
+        shown.append(y)
         axis.scatter(x, y, color=color, s=22, alpha=0.7, edgecolor=look.paper, linewidth=0.5, zorder=3)
     ordered = sorted(at.values())
     if numeric and ordered[0] > 0 and ordered[-1] / ordered[0] > 8:
@@ -145,8 +189,9 @@ def plot_sweep(
     axis.xaxis.set_major_locator(FixedLocator(ordered))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xticklabels([f"{place:g}" if numeric else str(place) for place in sorted(at, key=at.__getitem__)])
-    if is_error and all(height > 0 for _, heights in curves.values() for height in heights):
+    if is_error and all((heights > 0).all() for heights in shown):
         axis.set_yscale("log")
+    say_if_empty(axis, *shown)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if len(curves) > 1:
         legend_beside(axis)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,20 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from msp_lens.figures.style import Curves, ThemeName, Values, finished, legend_beside, new_figure, ordered_colors
+from msp_lens.figures.style import (
+    LARGEST,
+    Curves,
+    ThemeName,
+    Values,
+    drawable,
+    finished,
+    legend_beside,
+    new_figure,
+    one_for_each,
+    ordered_colors,
+    say_if_empty,
+    series_label,
+)
 
 
 def plot_emergence(
@@ -20,7 +34,12 @@ def plot_emergence(
     """R² and MSE of beliefs at each site, and the mean regret in nats, over the tokens seen at each checkpoint.
 
     `scored` says which R² and MSE these are: held out, or in-sample.
+
+    Raises:
+        ValueError: if there is no site or no checkpoint, or not one of everything for each.
     """
+    one_for_each(r2=r2)
+    one_for_each(tokens=tokens, regret=regret, **_named("r2", r2, r2), **_named("mse", mse, r2))
     figure, axes, look = new_figure(13.2, 3.8, theme, columns=3)
     explained, error, predicted = axes
     # From dark to light along the forward pass; all sites concatenated stand out.
@@ -29,11 +48,12 @@ def plot_emergence(
     style: Any = {"marker": "o", "markersize": 3, "linewidth": 1.3}
     for site, values in r2.items():
         color = colors.get(site, look.color(1))
-        explained.plot(tokens, values, color=color, label=site, **style)
+        explained.plot(tokens, drawable(values), color=color, label=series_label(site), **style)
         plot_positive(error, tokens, mse[site], color=color, **style)
     plot_positive(predicted, tokens, regret, color=look.ink, **style)
-    known = [value for values in r2.values() for value in values if math.isfinite(value)]
-    explained.set_ylim(max(min(known, default=0.0) - 0.05, -0.5), 1.01)
+    explained.set_ylim(max(np.fmin.reduce([*drawable(list(r2.values())).ravel(), 0.9]) - 0.05, -0.5), 1.01)
+    for axis, shown in zip(axes, (r2.values(), map(positive, mse.values()), [positive(regret)]), strict=True):
+        say_if_empty(axis, *shown)
     titles = ("Beliefs: variance explained", "Beliefs: error", "Predictions: regret")
     labels = (f"R² of beliefs, {scored}", f"MSE of beliefs, {scored}", "regret (nats)")
     for axis, title, label in zip(axes, titles, labels, strict=True):
@@ -50,8 +70,13 @@ def plot_regret_against_error(
 
     `scored` says which MSE this is: held out, or in-sample.
 
+    Raises:
+        ValueError: if there is no site or no checkpoint, or not one of everything for each.
+
     Source: Shai et al. 2024 (arXiv 2405.15943), figure S2.
     """
+    one_for_each(mse=mse)
+    one_for_each(tokens=tokens, regret=regret, **_named("mse", mse, mse))
     seen = np.asarray(tokens, dtype=float)
     lowest = min(seen[seen > 0], default=1.0)
     norm = LogNorm(lowest, max(seen.max(initial=lowest), 1.01 * lowest))
@@ -62,6 +87,7 @@ def plot_regret_against_error(
         axis.plot(places, heights, color=look.faint, linewidth=1, zorder=1)
         colors = {"c": np.maximum(seen, lowest), "cmap": "viridis", "norm": norm, "edgecolor": look.paper}
         axis.scatter(places, heights, s=34, zorder=2, **colors)
+        say_if_empty(axis, places + heights)
         axis.set(xlabel=f"MSE of beliefs, {scored}", title=site)
         if np.isfinite(places).any():
             axis.set_xscale("log")
@@ -80,8 +106,16 @@ def plot_use(
     Over the tokens seen: the held-out R² of the site's probe (`read`), and the share of the KL to the target's optimum
     that is recovered by steering (`steer`), by a random step of equal norm (`placebo`), and by the activation of a run
     that held the target belief (`donor`).
+
+    Raises:
+        ValueError: if there is no site or no checkpoint, or not one of everything for each.
     """
+    one_for_each(steer=steer)
+    named = {"steer": steer, "read": read, "placebo": placebo, "donor": donor}
+    curves = {name: values for kind, sites in named.items() for name, values in _named(kind, sites, steer).items()}
+    one_for_each(tokens=tokens, **curves)
     figure, axes, look = new_figure(1.4 + 3.2 * len(steer), 3.6, theme, columns=len(steer), sharey=True)
+    lowest = -0.55
     series = (
         ("probe: R² held out", read, look.color(0), "-"),
         ("steering: KL recovered", steer, look.color(1), "-"),
@@ -90,10 +124,17 @@ def plot_use(
     )
     for axis, site in zip(axes, steer, strict=True):
         for name, values, color, style in series:
-            axis.plot(tokens, values[site], color=color, linestyle=style, marker="o", markersize=3.5, label=name)
+            heights = drawable(values[site])
+            axis.plot(tokens, heights, color=color, linestyle=style, marker="o", markersize=3.5, label=name)
+            # What lies below the panel is marked at its foot.
+            below = np.flatnonzero(heights < lowest)
+            if len(below):
+                foot = {"color": color, "clip_on": False, "zorder": 3}
+                axis.plot(np.asarray(tokens)[below], np.full(len(below), lowest), "v", **foot)
+        say_if_empty(axis, *(values[site] for _, values, *_ in series))
         axis.axhline(0, color=look.faint, linewidth=0.8, zorder=0)
         scale_tokens(axis, tokens)
-        axis.set(title=site, xlabel="tokens seen", ylim=(-0.55, 1.05))
+        axis.set(title=site, xlabel="tokens seen", ylim=(lowest, 1.05))
     axes[0].set_ylabel("R², or share of KL recovered")
     legend_beside(axes[-1])
     return finished(figure, look)
@@ -117,8 +158,8 @@ def scale_tokens(axis: Axes, tokens: Values) -> None:
 
 def positive(values: Values) -> np.ndarray:
     """The values, with a gap where a logarithmic axis has no place for them."""
-    heights = np.asarray(values, dtype=float)
-    return np.where(heights > 0, heights, np.nan)
+    heights = drawable(values)
+    return np.where(heights > 1 / LARGEST, heights, np.nan)
 
 
 def plot_positive(axis: Axes, tokens: Values, values: Values, **style: Any) -> None:
@@ -127,3 +168,10 @@ def plot_positive(axis: Axes, tokens: Values, values: Values, **style: Any) -> N
     axis.plot(tokens, heights, **style)
     if np.isfinite(heights).any():
         axis.set_yscale("log")
+
+
+def _named(kind: str, curves: Curves, sites: Iterable[str]) -> dict[str, Values]:
+    """The curves of these sites, by what a message calls them."""
+    if missing := [site for site in sites if site not in curves]:
+        raise ValueError(f"{kind} has no curve of {missing[0]!r}: give one for each site.")
+    return {f"{kind}[{site!r}]": curves[site] for site in sites}

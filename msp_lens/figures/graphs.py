@@ -21,7 +21,17 @@ from matplotlib.path import Path
 
 from msp_lens.figures.labels import Box, first_free, text_box
 from msp_lens.figures.layouts import layered_layout, spring_layout
-from msp_lens.figures.style import Picture, Theme, ThemeName, theme_named, write_centered
+from msp_lens.figures.style import (
+    LONGEST_LINE,
+    LONGEST_NAME,
+    Picture,
+    Theme,
+    ThemeName,
+    plain_text,
+    shortened,
+    theme_named,
+    write_centered,
+)
 
 # Font sizes of an arrow's label and of a state's name.
 LABEL_SIZE, NAME_SIZE = 8, 10
@@ -127,7 +137,11 @@ def _merged(sources: np.ndarray, targets: np.ndarray, tokens: Sequence[str], pro
     for a, b, token, probability in edges:
         found.setdefault((a, b), []).append((token, probability))
     return [
-        Arrow(*pair, "\n".join(f"{token}:{p:.3g}" for token, p in lines), sum(p for _, p in lines))
+        Arrow(
+            *pair,
+            "\n".join(f"{shortened(token, LONGEST_NAME)}:{p:.3g}" for token, p in lines),
+            sum(p for _, p in lines),
+        )
         for pair, lines in found.items()
     ]
 
@@ -172,6 +186,7 @@ class _Drawing:
         bold = {"facecolor": tuple(0.25 * main + 0.75 * paper), "edgecolor": look.color(0), "linewidth": 2.0}
         thin = {"facecolor": look.paper, "edgecolor": look.soft, "linewidth": 1.0}
         self.nodes, self.patches, height = [], [], 0.46
+        names = [shortened(name, LONGEST_NAME) for name in names]
         for name, (x, y), recurrent, whole in zip(names, places.tolist(), is_recurrent, expanded, strict=True):
             box = Box(x, y, max(height, text_box(name, NAME_SIZE).width + 0.14), height)
             style: Any = (bold if recurrent else thin) | {"linestyle": "-" if whole else "--"}
@@ -193,7 +208,7 @@ class _Drawing:
         has_label = [self._draw_arrow(arrow) for arrow in sorted(self.arrows, key=lambda arrow: -arrow.weight)]
         if missing := has_label.count(False):
             self.legend.append(f"no room for labels: {missing} of {len(has_label)} arrows")
-        caption = "; ".join(self.legend)
+        caption, title = "; ".join(self.legend), shortened(title, LONGEST_LINE)
         margin, title_size, caption_size = 0.25, 12, 8
         ends = np.array([(box.x, box.y, box.width / 2, box.height / 2) for box in self.taken])
         left, bottom = (ends[:, :2] - ends[:, 2:]).min(axis=0) - margin
@@ -211,6 +226,7 @@ class _Drawing:
         self.axis.set(xlim=(left, right), ylim=(bottom, top))
         self.axis.set_axis_off()
         self.figure.set_size_inches(right - left, top - bottom)
+        plain_text(self.figure)
         return self.figure
 
     def _draw_arrow(self, arrow: Arrow) -> bool:

@@ -40,17 +40,20 @@ def explore_beliefs(
     make a browser sluggish.
 
     Raises:
-        ValueError: if `max_points` is less than 1.
+        ValueError: if `max_points` is less than 1, or there is not a word and a position for each prefix.
     """
     from plotly.graph_objects import Scatter3d, Scattergl
     from plotly.subplots import make_subplots
 
     if max_points < 1:
         raise ValueError(f"max_points={max_points}: give at least 1 (prefixes that can be hovered over).")
+    for name, rows in {"words": words, "positions": positions}.items():
+        if len(rows) != len(true):
+            raise ValueError(f"{name} has {len(rows)} rows and true {len(true)}: give one for each prefix.")
     look = theme_named(theme)
     beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
     panels = arranged(beliefs_of, weights, states, look)
-    symbols = [html.escape(symbol) for symbol in tokens or map(str, range(int(words.max()) + 1))]
+    symbols = [_as_text(symbol) for symbol in tokens or map(str, range(int(words.max()) + 1))]
     # Tokens that are single letters need no spaces between them.
     between = "" if all(len(symbol) == 1 for symbol in tokens or symbols) else " "
     kept = panels.weights.argsort(descending=True, stable=True)[:max_points].sort().values
@@ -64,7 +67,7 @@ def explore_beliefs(
     down = -(-len(beliefs_of) // across)
     kinds = [[{"type": "scene" if is_solid else "xy"}] * across] * down
     grid: Any = {"rows": down, "cols": across, "horizontal_spacing": 0.02, "vertical_spacing": 0.12 / down}
-    figure = make_subplots(subplot_titles=list(beliefs_of), specs=kinds, **grid)
+    figure = make_subplots(subplot_titles=list(map(_as_text, beliefs_of)), specs=kinds, **grid)
     for index, (name, beliefs) in enumerate(beliefs_of.items()):
         read = [f"<br>read {_listed(belief, panels.states)}" if index else "" for belief in beliefs[kept].tolist()]
         hover = [head + here for head, here in zip(heads, read, strict=True)]
@@ -109,7 +112,7 @@ def _draw_plane(figure: Figure, panels: Panels, name: str, look: Theme, where: M
         (x0, y0), (x1, y1) = project.corners[list(pair)].tolist()
         figure.add_shape(type="line", x0=x0, y0=y0, x1=x1, y1=y1, line=line, layer="below", **where)
     for (x, y), state in zip(project.state_places, panels.states, strict=True):
-        figure.add_annotation(x=x, y=y, text=state, showarrow=False, font_color=look.soft, **where)
+        figure.add_annotation(x=x, y=y, text=_as_text(state), showarrow=False, font_color=look.soft, **where)
 
 
 def _tetrahedron(names: Sequence[str], look: Theme) -> Any:
@@ -118,7 +121,7 @@ def _tetrahedron(names: Sequence[str], look: Theme) -> Any:
 
     stroke = [0, 1, 2, 0, 3, 1, 3, 2]
     x, y, z = TETRAHEDRON[stroke].T.tolist()
-    text = [names[corner] if stroke.index(corner) == i else "" for i, corner in enumerate(stroke)]
+    text = [_as_text(names[corner]) if stroke.index(corner) == i else "" for i, corner in enumerate(stroke)]
     look_of: Any = {"textfont": {"color": look.soft}, "line": {"color": look.faint, "width": 2}}
     return Scatter3d(x=x, y=y, z=z, text=text, mode="lines+text", hoverinfo="skip", showlegend=False, **look_of)
 
@@ -128,4 +131,9 @@ def _listed(belief: Sequence[float], names: Sequence[str], *, most: int = 6) -> 
     shown, rest = range(len(names)), ""
     if len(names) > most:
         shown, rest = sorted(shown, key=lambda state: -belief[state])[:most], ", …"
-    return ", ".join(f"{html.escape(names[state])} {belief[state]:.3f}" for state in shown) + rest
+    return ", ".join(f"{_as_text(names[state])} {belief[state]:.3f}" for state in shown) + rest
+
+
+def _as_text(name: str) -> str:
+    """The name as plotly shows it as it stands: neither as HTML, nor as mathematics."""
+    return html.escape(name).replace("$", "&#36;")

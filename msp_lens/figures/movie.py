@@ -18,16 +18,15 @@ import torch
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from msp_lens._files import write_atomically
 from msp_lens._templates import render_template
 from msp_lens.figures.formation_curves import plot_positive, positive, scale_tokens
-from msp_lens.figures.projections import Beliefs, area_around, arranged, density_image, without_outliers
+from msp_lens.figures.projections import Beliefs, area_around, arranged, check_drawable, density_image, without_outliers
 from msp_lens.figures.simplex import draw_simplex
-from msp_lens.figures.style import THEMES
+from msp_lens.figures.style import LONGEST_LINE, THEMES, Picture, plain_text, shortened
 
 DOTS_PER_INCH = 120
 
@@ -61,6 +60,13 @@ class Movie:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both show the same frames under the same captions and title."""
+        if not isinstance(other, Movie):
+            return NotImplemented
+        texts = (self.captions, self.title) == (other.captions, other.title)
+        return texts and np.array_equal(self.frames, other.frames)
 
     def __repr__(self) -> str:
         _, height, width, _ = self.frames.shape
@@ -147,7 +153,8 @@ def beliefs_movie(
     over each frame, and the curves of `progress` beneath, with a mark at the frame.
 
     Raises:
-        ValueError: if there is no frame, or panels, captions and curves differ in their number of frames.
+        ValueError: if there is no frame, a belief is not finite, or panels, captions and curves differ in their number
+            of frames.
     """
     curves = progress.curves if progress else {}
     lengths = {name: len(values) for name, values in {**represented, **curves}.items()}
@@ -157,6 +164,12 @@ def beliefs_movie(
     look, true_title = THEMES["light"], "true beliefs"
     shared = arranged({true_title: true}, weights, states, look)
     project, true_points = shared.project, shared.points[true_title]
+    for name, frames in represented.items():
+        for index, each in enumerate(frames):
+            check_drawable(f"{name}, frame {index}", each)
+            if each.shape != true.shape:
+                shapes = f"{tuple(each.shape)}; the true beliefs are {tuple(true.shape)}"
+                raise ValueError(f"{name}, frame {index}: {shapes}: give a row for each.")
     points = {name: [project(beliefs) for beliefs in frames] for name, frames in represented.items()}
     corners = true_points if project.corners is None else project.corners
     # Early frames may spread beyond the simplex: all but the outermost percent of each is shown.
@@ -170,7 +183,7 @@ def beliefs_movie(
     panel, side, below = 4.6, 4.4, 1.5 if progress else 0.0
     tall = side * (y[1] - y[0]) / (x[1] - x[0])
     width, height = (len(points) + 1) * panel + 0.5, 0.8 + tall + below
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+    figure = Picture(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     text = figure.text(0.5, 1 - 0.3 / height, "", ha="center", va="center", fontsize=13)
     firsts = {name: frames[0] for name, frames in points.items()} | {true_title: true_points}
@@ -187,9 +200,10 @@ def beliefs_movie(
     if progress:
         place = (0.95 / width, 0.52 / height, 1 - 1.9 / width, (below - 0.62) / height)
         marks = _draw_curves(figure.add_axes(place), progress)
+    plain_text(figure)
     frames = []
     for index, caption in enumerate(captions):
-        text.set_text(caption)
+        text.set_text(shortened(caption, LONGEST_LINE))
         for picture, of in zip(shown, points.values(), strict=False):
             picture.set_data(image(of[index]))
         for mark, tokens, heights in marks:

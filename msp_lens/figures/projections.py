@@ -18,7 +18,8 @@ from jaxtyping import Float, Float64
 from matplotlib.image import imsave
 from torch import Tensor
 
-from msp_lens.figures.style import Theme
+from msp_lens._checks import check_finite
+from msp_lens.figures.style import LARGEST, Theme, shortened
 
 # Corners of the triangle and of the tetrahedron, with sides of length 1, in the order of the states.
 TRIANGLE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch.float64)
@@ -80,10 +81,22 @@ def arranged(
 ) -> Panels:
     """The panels of these beliefs, by title; the first are the true ones, which set projection, area and colors.
 
-    The area holds the whole simplex, or all true points and nearly all represented ones.
+    The area holds the whole simplex, or all true points and nearly all represented ones. It raises `ValueError` for
+    beliefs that cannot be drawn, or unless there is a row of each for every prefix and a name for every state.
     """
     true = next(iter(beliefs.values()))
+    for title, each in beliefs.items():
+        check_drawable(title, each)
+        if each.shape != true.shape:
+            shapes = f"{tuple(each.shape)}; the true beliefs are {tuple(true.shape)}"
+            raise ValueError(f"{title}: {shapes}: give a row for each.")
+    check_states(states, true.shape[1])
     counts = torch.ones(len(true), dtype=torch.float64) if weights is None else weights.double()
+    if len(counts) != len(true) or not bool((counts >= 0).all()) or not 0 < float(counts.sum()) < LARGEST:
+        raise ValueError(
+            f"weights={shortened(str(counts.tolist()), 60)}: give one for each of the {len(true)} prefixes: at least "
+            "0, finite, and not all 0."
+        )
     project = projection(true, counts)
     points = {title: project(each) for title, each in beliefs.items()}
     seen, *represented = points.values()
@@ -93,6 +106,27 @@ def arranged(
     colors = look.lift + (1 - look.lift) * belief_colors(true)
     names = tuple(states) if states is not None else tuple(map(str, range(true.shape[1])))
     return Panels(points, project, area_around(torch.cat([seen, *around])), colors, counts, names)
+
+
+def check_drawable(name: str, beliefs: Beliefs) -> None:
+    """Raise `ValueError` if these beliefs have no place in a picture: no row, no state, or no finite number."""
+    if beliefs.ndim != 2 or not beliefs.numel():
+        raise ValueError(
+            f"{name}: beliefs of shape {tuple(beliefs.shape)}, give at least one row over at least one state."
+        )
+    check_finite(beliefs, name, "Beliefs that are drawn are finite.")
+    if float(beliefs.abs().max()) > LARGEST:
+        raise ValueError(
+            f"{name}: a belief of {float(beliefs.abs().max()):g} has no place in a picture; give probabilities."
+        )
+
+
+def check_states(states: Sequence[str] | None, n_states: int) -> None:
+    """Raise `ValueError` unless there is a name for every state, if any."""
+    if states is not None and len(states) != n_states:
+        raise ValueError(
+            f"states has {len(states)} names and the beliefs are over {n_states} states: give one for each."
+        )
 
 
 def projection(

@@ -19,11 +19,15 @@ from msp_lens.figures.style import (
     Theme,
     ThemeName,
     Values,
+    drawable,
     finished,
     legend_beside,
     marker,
     new_figure,
+    one_for_each,
     ordered_colors,
+    say_if_empty,
+    series_label,
 )
 
 # An unexplained share below this is rounding: the axis reaches 1 there.
@@ -41,13 +45,23 @@ def plot_r2(
     ylabel: str = "R² of beliefs, held out",
     theme: ThemeName = "light",
 ) -> Figure:
-    """R² over ranks or positions, a curve for each site in the order of the forward pass; NaN leaves a gap."""
+    """R² over ranks or positions, a curve for each site in the order of the forward pass; NaN leaves a gap.
+
+    Raises:
+        ValueError: if there is no curve or no place, or not a score for each place.
+    """
+    one_for_each(curves=curves)
+    one_for_each(places=places, **{f"curves[{name!r}]": values for name, values in curves.items()})
+    curves = {name: drawable(values) for name, values in curves.items()}
     figure, (axis,), look = new_figure(6.8, 3.8, theme)
     colors = ordered_colors(len(curves), look)
     for index, ((name, values), color) in enumerate(zip(curves.items(), colors, strict=True)):
-        axis.plot(places, values, color=color, marker=marker(index), markersize=5, linewidth=1.3, label=name)
+        axis.plot(
+            places, values, color=color, marker=marker(index), markersize=5, linewidth=1.3, label=series_label(name)
+        )
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title, xticks=places)
     scale_r2(axis, [value for values in curves.values() for value in values])
+    say_if_empty(axis, *curves.values())
     axis.grid(axis="y", color=look.faint, linewidth=0.4)
     legend_beside(axis)
     return finished(figure, look)
@@ -59,14 +73,23 @@ def plot_crossover(
     """Held-out R² of windows over their length k, and of each site as a level, ringed where a window first reaches it.
 
     `windows` has a curve for each kind of window, NaN where there is none.
+
+    Raises:
+        ValueError: if there is no window, or not a score for each length.
     """
+    one_for_each(windows=windows)
+    one_for_each(lengths=lengths, **{f"windows[{name!r}]": values for name, values in windows.items()})
+    windows = {name: drawable(values) for name, values in windows.items()}
+    sites = dict(zip(sites, drawable(list(sites.values())).tolist(), strict=True))
     figure, (axis,), look = new_figure(7.6, 4.4, theme)
     for index, (name, values) in enumerate(windows.items()):
-        axis.plot(lengths, values, color=look.color(index), marker=marker(index), markersize=6, label=name)
+        axis.plot(
+            lengths, values, color=look.color(index), marker=marker(index), markersize=6, label=series_label(name)
+        )
     scale_r2(axis, [*sites.values(), *(value for values in windows.values() for value in values)])
-    best = np.nanmax(np.asarray(list(windows.values()), dtype=float), axis=0)
+    best = np.fmax.reduce(list(windows.values()))
     for value in sites.values():
-        if value < LOWEST:
+        if not value >= LOWEST:
             continue
         axis.axhline(value, color=look.faint, linewidth=0.9, zorder=0)
         overtaken = np.flatnonzero(best >= value)
@@ -91,20 +114,32 @@ def plot_distances(
 
     Arrays are `[pair]`. `against` maps what the other distances are between to their values and the R² in the panel's
     title; `weights` says how much each pair counts (default: all alike), `ylabel` what the represented distances are.
+    Pairs without finite distances are not drawn.
+
+    Raises:
+        ValueError: if there is no pair of finite distances, or not one of everything for each pair.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
+    one_for_each(against=against)
     counts = np.ones(len(represented)) if weights is None else weights / weights.mean()
+    named = {f"against[{name!r}]": distances for name, (distances, _) in against.items()}
+    one_for_each(represented=represented, weights=counts, **named)
     figure, axes, look = new_figure(4.6 * len(against), 4.2, theme, columns=len(against), sharey=True)
     for axis, (name, (distances, r2)) in zip(axes, against.items(), strict=True):
-        density, xs, ys = np.histogram2d(distances, represented, bins=120, weights=counts)
+        x, y = drawable(distances), drawable(represented)
+        known = np.isfinite(x + y + drawable(counts))
+        if not counts[known].any():
+            raise ValueError(f"represented and against[{name!r}]: no pair has finite distances, give one at least.")
+        x, y, weight = x[known], y[known], counts[known]
+        density, xs, ys = np.histogram2d(x, y, bins=120, weights=weight)
         shown = np.ma.masked_less_equal(density.T, 0)
         norm = LogNorm(vmin=max(shown.min(), 1e-4 * shown.max()), vmax=shown.max())
         # The densest cells stand out most: dark on light paper, light on dark.
         axis.pcolormesh(xs, ys, shown, cmap="Blues" if theme == "light" else "Blues_r", norm=norm, rasterized=True)
         # A slope needs two different distances; polyfit weighs residuals, not their squares.
-        degree = int(np.ptp(distances) > 0)
-        line = np.polyfit(distances, represented, degree, w=np.sqrt(counts))
+        degree = int(np.ptp(x) > 1e-9 * np.abs(x).max())
+        line = np.polyfit(x, y, degree, w=np.sqrt(weight))
         axis.plot(xs[[0, -1]], np.polyval(line, xs[[0, -1]]), color=look.color(1), linewidth=1.2)
         axis.set(xlabel=f"distance between {name}", title=f"R² {r2:.4f}", xlim=(0, None), ylim=(0, None))
     axes[0].set_ylabel(ylabel)
@@ -113,7 +148,8 @@ def plot_distances(
 
 def scale_r2(axis: Axes, values: Values) -> None:
     """Fit the axis to the scores, and stretch it toward 1 where they come near it."""
-    finite = np.asarray([value for value in values if np.isfinite(value)])
+    # No score is above 1 but by rounding.
+    finite = np.minimum([value for value in values if np.isfinite(value)], 1.0)
     if len(finite) == 0:
         return
     low, high = max(float(finite.min()), LOWEST), float(finite.max())
@@ -133,7 +169,11 @@ def scale_r2(axis: Axes, values: Values) -> None:
     ticks = np.concatenate([nines, between]) if is_sparse else nines
     axis.set_yticks(sorted(ticks[(ticks >= bottom) & (ticks <= top)]))
     axis.minorticks_off()
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.7g}")
+    axis.yaxis.set_major_formatter(_seven_digits)
+
+
+def _seven_digits(value: float, _: int | None = None) -> str:
+    return f"{value:.7g}"
 
 
 def _stretched(r2: np.ndarray) -> np.ndarray:
@@ -141,7 +181,8 @@ def _stretched(r2: np.ndarray) -> np.ndarray:
 
 
 def _unstretched(height: np.ndarray) -> np.ndarray:
-    return 1 + LEAST_LEFT - 10 ** -np.asarray(height, dtype=float)
+    # Matplotlib also asks for places far below the axis.
+    return 1 + LEAST_LEFT - 10 ** np.minimum(-np.asarray(height, dtype=float), 300)
 
 
 def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
@@ -149,6 +190,8 @@ def _name_levels(axis: Axes, levels: Mapping[str, float], look: Theme) -> None:
     # A level below the axis is named at its foot.
     low, high = axis.get_ylim()
     shown = {name: min(max(value, low), high) for name, value in levels.items() if not np.isnan(value)}
+    if not shown:
+        return
     places = axis.transData.transform([(axis.get_xlim()[0], value) for value in shown.values()])
     heights = spread_out(axis.transAxes.inverted().transform(places)[:, 1], gap=0.045)
     line = {"arrowstyle": "-", "color": look.faint, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}

@@ -17,9 +17,20 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
+from msp_lens._checks import check_at_least
 from msp_lens.figures.labels import Box, around, first_free, subscript, text_box
 from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
-from msp_lens.figures.style import Picture, Theme, ThemeName, finished, new_figure, theme_named, write_centered
+from msp_lens.figures.style import (
+    LONGEST_NAME,
+    Picture,
+    Theme,
+    ThemeName,
+    finished,
+    new_figure,
+    shortened,
+    theme_named,
+    write_centered,
+)
 
 # Width of a panel of `plot_beliefs`, in inches.
 PANEL = 5.2
@@ -53,17 +64,17 @@ def plot_beliefs(
         theme: `"light"` or `"dark"`.
 
     Raises:
-        ValueError: if `path_tokens` and `path` differ in length, or represented and true beliefs in shape.
+        ValueError: if there is no belief, or one is not finite; if `path_tokens` and `path` differ in length, or
+            represented and true beliefs in shape.
 
     Returns:
         A matplotlib figure that belongs to no window.
     """
     if path_tokens and len(path_tokens) != len(path):
         raise ValueError(f"path has {len(path)} rows and path_tokens {len(path_tokens)}: give one token for each row.")
-    for name, beliefs in represented.items():
-        if beliefs.shape != true.shape:
-            shapes = f"{tuple(beliefs.shape)}; the true beliefs are {tuple(true.shape)}"
-            raise ValueError(f"{name}: {shapes}: give a row for each.")
+    if outside := [row for row in path if not 0 <= row < len(true)]:
+        raise ValueError(f"path has the row {outside[0]}: give rows of the true beliefs, 0 to {len(true) - 1}.")
+    check_at_least("columns", columns, 1, "panels in a row")
     beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
     panels = arranged(beliefs_of, weights, states, theme_named(theme))
     across = min(columns, len(beliefs_of))
@@ -97,8 +108,10 @@ def plot_positions(
     are drawn, by default up to six, evenly spaced from the first to the last.
 
     Raises:
-        ValueError: if a position in `shown` has no prefix.
+        ValueError: if a position in `shown` has no prefix, or there is not a position for each.
     """
+    if len(positions) != len(true):
+        raise ValueError(f"positions has {len(positions)} entries and true {len(true)} rows: give one for each.")
     there = positions.unique().tolist()
     if shown is None:
         places = np.linspace(0, len(there) - 1, min(6, len(there))).round().astype(int)
@@ -106,13 +119,17 @@ def plot_positions(
     if missing := [position for position in shown if position not in there]:
         raise ValueError(f"shown has position {missing[0]}; prefixes end at positions {there[0]} to {there[-1]}.")
     panels = arranged({"true": true} | dict(represented), weights, states, theme_named(theme))
+    if not len(shown):
+        raise ValueError("shown=[]: give at least one position.")
     side, down, across = 2.5, len(panels.points), len(shown)
     width, height = side * across + 0.4, (side * panels.aspect + 0.2) * down + 0.4
     figure, axes, look = new_figure(width, height, theme, rows=down, columns=across)
     for axis, (name, position) in zip(axes, itertools.product(panels.points, shown), strict=True):
         _draw_panel(axis, panels, name, look, rows=positions == position, pixels=500)
     for axis, name in zip(axes[::across], panels.points, strict=True):
-        axis.text(-0.04, 0.5, name, transform=axis.transAxes, rotation=90, ha="right", va="center")
+        axis.text(
+            -0.04, 0.5, shortened(name, LONGEST_NAME), transform=axis.transAxes, rotation=90, ha="right", va="center"
+        )
     for axis, position in zip(axes[:across], shown, strict=True):
         axis.set_title(f"position {position}: {int((positions == position).sum()):,}", fontsize=10)
     return _completed(figure, panels.project, title, look)
@@ -126,7 +143,7 @@ def draw_simplex(axis: Axes, project: Projection, states: Sequence[str], look: T
         style = ":" if pair in project.hidden else "-"
         axis.plot(*project.corners[list(pair)].T, color=look.faint, linewidth=0.8, linestyle=style, zorder=0)
     for place, name in zip(project.state_places, states, strict=True):
-        write_centered(axis, place, name, size=10, color=look.soft)
+        write_centered(axis, place, shortened(name, LONGEST_NAME), size=10, color=look.soft)
 
 
 def _draw_panel(
@@ -154,7 +171,7 @@ def _draw_path(axis: Axes, panels: Panels, name: str, rows: Tensor, tokens: Sequ
     taken += [Box(x, y, 0.2 * unit, 0.2 * unit) for x, y in panels.project.state_places]
     center = (float(points[:, 0].mean()), float(points[:, 1].mean()))
     for index, (point, token) in enumerate(zip(points, tokens, strict=False)):
-        text = f"{token}{subscript(index)}"
+        text = f"{shortened(token, LONGEST_NAME)}{subscript(index)}"
         places = around(point, text_box(text, 10, unit=unit), gap=0.07 * unit, away_from=center)
         box = places[first_free(places, taken)]
         taken.append(box)

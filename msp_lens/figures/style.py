@@ -6,22 +6,30 @@ Nothing here touches matplotlib's global settings.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
+from matplotlib.ticker import EngFormatter, LogFormatter, ScalarFormatter
 from PIL import Image
 
 ThemeName = Literal["light", "dark"]
 # Numbers in order, such as a curve's heights; and curves by name.
 Values = Sequence[float]
 Curves = Mapping[str, Values]
+# In characters, of titles and of other names; longer ones would leave no room for the figure itself.
+LONGEST_LINE, LONGEST_NAME = 120, 40
+# A larger number overflows where matplotlib squares it or takes it to another scale.
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,18 @@ THEMES = {
 
 
 class Picture(Figure):
-    """A matplotlib figure that a notebook shows as a picture, whether or not pyplot was imported."""
+    """A matplotlib figure that a notebook shows as a picture, whether or not pyplot was imported.
+
+    A name that is too long for the figure, or has letters which the font lacks, is drawn as well as it can be, without
+    a warning.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw everything."""
+        with warnings.catch_warnings():
+            for message in (r"Glyph \d+ .* missing from", "constrained_layout not applied"):
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+            super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         """In 256 colors: a third of the bytes, in every notebook that keeps it."""
@@ -79,17 +98,87 @@ def new_figure(
 
 
 def finished(figure: Picture, look: Theme) -> Picture:
-    """The figure without spare spines, its axes in the theme's colors, and its text too unless colored already."""
+    """The figure without spare spines, its axes in the theme's colors, and its text too unless colored already.
+
+    All names in it stand for themselves (`plain_text`).
+    """
     for axis in figure.axes:
         axis.set_facecolor("none")
         axis.tick_params(which="both", colors=look.soft, labelcolor=look.ink)
         axis.spines[["top", "right"]].set_visible(False)
         for spine in axis.spines.values():
             spine.set_edgecolor(look.soft)
+    plain_text(figure)
     for text in figure.findobj(Text):
         if isinstance(text, Text) and text.get_color() == "black":
             text.set_color(look.ink)
     return figure
+
+
+def plain_text(figure: Figure) -> None:
+    r"""Let every text stand for itself: `$`, `_`, `^` and `\` in a name are neither mathematics nor TeX.
+
+    Only numbers along an axis, which matplotlib writes itself, are left to it. Lines too long for any figure are cut.
+    """
+    axes = [each for axis in figure.axes for each in (axis.xaxis, axis.yaxis)]
+    numbers, names = {id(each.offsetText) for each in axes}, set()
+    for each in axes:
+        ticks = [*each.get_major_ticks(), *each.get_minor_ticks()]
+        labels = {id(label) for tick in ticks for label in (tick.label1, tick.label2)}
+        is_of_numbers = isinstance(each.get_major_formatter(), EngFormatter | LogFormatter | ScalarFormatter)
+        (numbers if is_of_numbers else names).update(labels)
+    for legend in filter(None, (axis.get_legend() for axis in figure.axes)):
+        names |= set(map(id, legend.get_texts()))
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and id(text) not in numbers:
+            text.set(parse_math=False, usetex=False)
+            text.set_text(shortened(text.get_text(), LONGEST_NAME if id(text) in names else LONGEST_LINE))
+
+
+def shortened(text: str, most: int) -> str:
+    """The text with an ellipsis in the middle of every line longer than `most` characters.
+
+    Example:
+        >>> shortened("a very long name", 9)
+        'a ve…name'
+    """
+    half = most // 2
+    lines = (line if len(line) <= most else f"{line[:half]}…{line[half + 1 - most :]}" for line in text.split("\n"))
+    return "\n".join(lines)
+
+
+def drawable(values: Values | np.ndarray) -> np.ndarray:
+    """The values as numbers, with NaN, which leaves a gap, for those that no axis has a place for."""
+    numbers = np.array(values, dtype=float)
+    return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
+
+
+def one_for_each(**values: Sized) -> None:
+    """Raise `ValueError` unless there is at least one of each of these, and as many of one as of another."""
+    (first, given), *others = values.items()
+    if len(given) == 0:
+        raise ValueError(f"{first}=[]: give at least one, there is nothing to draw.")
+    for name, other in others:
+        if len(other) != len(given):
+            raise ValueError(f"{first} has {len(given)} entries and {name} {len(other)}: give one for each.")
+
+
+def draw_curve(axis: Axes, places: Values | np.ndarray, heights: np.ndarray, **style: Any) -> None:
+    """Draw a line with gaps at NaN, and a dot for a point that no line reaches."""
+    known = np.concatenate([[False], np.isfinite(heights), [False]])
+    alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])
+    axis.plot(places, heights, **({"marker": "o", "markersize": 4, "markevery": alone.tolist()} | style))
+
+
+def say_if_empty(axis: Axes, *values: Values | np.ndarray) -> None:
+    """Write into the axes that they show nothing, if none of the values is finite."""
+    if not any(np.isfinite(np.asarray(each, dtype=float)).any() for each in values):
+        axis.text(0.5, 0.5, "no finite values", ha="center", va="center", transform=axis.transAxes)
+
+
+def series_label(name: str) -> str:
+    """The name as a label for a legend, which would omit one that is empty or begins with an underscore."""
+    return name if name and not name.startswith("_") else f"\u200a{name}"
 
 
 def legend_beside(axis: Axes, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
@@ -99,8 +188,8 @@ def legend_beside(axis: Axes, handles: Sequence[Any] = (), labels: Sequence[str]
 
 
 def write_centered(axis: Axes, place: tuple[float, float], text: str, *, size: float, color: str, **more: Any) -> None:
-    """Write text centered at a place; `$` stands for itself."""
-    axis.text(*place, text, ha="center", va="center", fontsize=size, color=color, parse_math=False, **more)
+    """Write text centered at a place."""
+    axis.text(*place, text, ha="center", va="center", fontsize=size, color=color, **more)
 
 
 def marker(index: int) -> str:

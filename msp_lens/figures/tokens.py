@@ -6,6 +6,7 @@ Every view is self-contained and fetches nothing. Those of circuitsvis carry its
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from msp_lens._checks import check_finite
 from msp_lens._files import write_atomically
 from msp_lens._templates import render_template
-from msp_lens.figures.projections import belief_colors
-from msp_lens.figures.style import ThemeName, theme_named
+from msp_lens.figures.projections import belief_colors, check_drawable, check_states
+from msp_lens.figures.style import ThemeName, one_for_each, theme_named
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def word_view(
     line's title to the belief after each token; for more than three states, `among` sets the colors (`belief_colors`).
 
     Raises:
-        ValueError: if a line does not have a belief for each token.
+        ValueError: if there is no line, a belief is not finite, or a line does not have a belief for each token.
 
     Example:
         >>> import torch
@@ -67,9 +69,13 @@ def word_view(
         1 1
     """
     look = theme_named(theme)
-    for name, values in beliefs.items():
-        _check_length(len(tokens), len(values), f"beliefs[{name!r}]")
+    one_for_each(beliefs=beliefs)
     first = next(iter(beliefs.values()))
+    check_states(states, first.shape[1])
+    for name, values in beliefs.items():
+        check_drawable(f"beliefs[{name!r}]", values)
+        _check_length(len(tokens), len(values), f"beliefs[{name!r}]")
+        _check_length(first.shape[1], values.shape[1], f"beliefs[{name!r}]'s second axis", of="state")
     names = list(states) if states is not None else [str(i) for i in range(first.shape[1])]
     lines = []
     for name, values in beliefs.items():
@@ -106,6 +112,7 @@ def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key
     """
     from circuitsvis.attention import attention_patterns
 
+    check_finite(pattern, "pattern", "Attention is finite.")
     for axis, size in (("rows", pattern.shape[1]), ("columns", pattern.shape[2])):
         _check_length(len(tokens), size, f"pattern's {axis}")
     numbered = [f"{position}: {token}" for position, token in enumerate(tokens)]
@@ -123,6 +130,7 @@ def readout_view(
     """
     from circuitsvis.activations import text_neuron_activations
 
+    check_finite(readouts, "readouts", "Beliefs that are drawn are finite.")
     _check_length(len(tokens), readouts.shape[1], "readouts' second axis")
     _check_length(len(sites), readouts.shape[0], "readouts' first axis", of="site")
     _check_length(len(states), readouts.shape[2], "readouts' third axis", of="state")
@@ -145,6 +153,7 @@ def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, s
     """
     from circuitsvis.tokens import colored_tokens_multi
 
+    check_drawable("beliefs", beliefs)
     _check_length(len(tokens), beliefs.shape[0], "beliefs' first axis")
     _check_length(len(states), beliefs.shape[1], "beliefs' second axis", of="state")
     view = colored_tokens_multi(list(tokens), beliefs.detach().cpu().float(), labels=list(states))
@@ -152,7 +161,15 @@ def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, s
 
 
 def _well_formed(markup: str) -> str:
-    """Circuitsvis closes its element as in XML; HTML would take everything that follows to be inside it."""
+    """Circuitsvis's view with its element closed as in HTML, and names that cannot end its script.
+
+    It closes its element as in XML, and HTML would take everything that follows to be inside it. It writes the names
+    into a script as JSON, in one line, where "</script>" would end the script and be followed as HTML.
+    """
+    *before, properties, end, close = markup.split("\n")
+    if not json.loads(properties):
+        raise ValueError("Circuitsvis wrote no properties into its view: report this with your version of it.")
+    markup = "\n".join([*before, properties.replace("<", r"\u003c"), end, close])
     return re.sub(r'^(<div id="[^"]+"[^>]*)/>', r"\1></div>", markup, count=1)
 
 

@@ -214,7 +214,9 @@ class InterventionPlots:
         series = {str(name): heights.to_dict() for name, heights in groups}
         if layout.xlabel is None:
             places = rows[layout.across].unique().tolist()
-            return plot_edits(places, series, ylabel=layout.label, title=title, theme=theme)
+            # The smaller this distance the better, so an edit should lie below the placebo.
+            placebo = "placebo" if layout.value == "kl_to_target" and "placebo" in series else None
+            return plot_edits(places, series, ylabel=layout.label, title=title, placebo=placebo, theme=theme)
         curves = {name: (list(heights), list(heights.values())) for name, heights in series.items()}
         return plot_strengths(curves, ylabel=layout.label, xlabel=layout.xlabel, title=title, theme=theme)
 

@@ -57,7 +57,7 @@ def test_losses_are_the_floor_plus_the_regret():
     model = next(line for line in losses.lines if line.get_label() == "model's loss")
     assert list(model.get_ydata()) == pytest.approx([0.91, 0.82])
     assert [bar.get_height() for bar in above.patches] == [0.01, 0.02]
-    with pytest.raises(ValueError, match="2 regrets and 1 floors"):
+    with pytest.raises(ValueError, match="regret has 2 entries and floor 1: give one for each"):
         plot_regret([0.01, 0.02], [0.9])
 
 
