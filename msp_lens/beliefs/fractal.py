@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -22,19 +22,20 @@ from scipy.spatial import KDTree
 from scipy.stats import linregress
 from torch import Tensor
 
+from msp_lens._checks import AtLeast, Count, Seed, check_memory, checked
 from msp_lens._random import resolve_generator
-from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.processes.bayes import normalized
 from msp_lens.processes.process import Process
 
 
+@checked
 def attractor(
     process: Process,
-    n_points: int,
+    n_points: Count,
     *,
-    burn_in: int = 100,
+    burn_in: Annotated[int, AtLeast(0)] = 100,
     even: bool = False,
-    seed: int | None = None,
+    seed: Seed | None = None,
     generator: torch.Generator | None = None,
 ) -> Float64[Tensor, "point state"]:
     """Beliefs of observers who follow the process: points of its fractal, distributed as beliefs are.
@@ -53,15 +54,15 @@ def attractor(
         >>> attractor(mess3(x=0.05, a=0.85), 1_000_000, seed=0).shape
         torch.Size([1000000, 3])
     """
-    if n_points < 1 or burn_in < 0:
-        raise ValueError(f"n_points={n_points}, burn_in={burn_in}: give at least 1 point, and a burn-in of at least 0.")
+    check_memory(f"n_points={n_points}", 8 * n_points * process.n_states, "Give fewer points.")
     generator = resolve_generator(seed, generator)
     device, chains = generator.device, min(50_000, n_points)  # Observers followed in parallel.
     transitions, right_eigenvector = process.transitions.to(device), process.right_eigenvector.to(device)
+    emissions = process.emissions.to(device)
     beliefs = process.initial.to(device).expand(chains, -1)
     points = torch.empty(n_points, process.n_states, dtype=torch.float64)
     for step in range(burn_in + math.ceil(n_points / chains)):
-        expected = next_token_probabilities(process, beliefs.cpu()).to(device)
+        expected = beliefs @ emissions
         is_possible = expected > process.negligible
         cumulative = torch.where(is_possible, torch.ones_like(expected) if even else expected, 0.0).cumsum(dim=1)
         uniform = torch.rand(chains, 1, dtype=torch.float64, device=device, generator=generator)
@@ -104,6 +105,7 @@ class Dimension:
         return f"{self.kind} dimension {self.value:.3f} ± {self.uncertainty:.3f} ({self.n_points:,} points)"
 
 
+@checked
 def box_counting_dimension(
     points: Float64[Tensor, "point state"], *, scales: Sequence[float] | None = None
 ) -> Dimension:
@@ -132,12 +134,13 @@ def box_counting_dimension(
     return _fitted(sides[: len(counts)], np.array(counts, dtype=float), -1, "box-counting", len(points))
 
 
+@checked
 def correlation_dimension(
     points: Float64[Tensor, "point state"],
     *,
     scales: Sequence[float] | None = None,
-    max_points: int = 20_000,
-    seed: int = 0,
+    max_points: Annotated[int, AtLeast(2)] = 20_000,
+    seed: Seed = 0,
 ) -> Dimension:
     """The correlation dimension of the measure that the points sample: dense parts count more.
 
@@ -163,9 +166,9 @@ def correlation_dimension(
 
 def _flat(points: Float64[Tensor, "point state"]) -> tuple[np.ndarray, float]:
     """The points in coordinates of the affine space that they span, and their largest extent."""
-    if points.ndim != 2 or len(points) < 2 or not torch.isfinite(points).all():
-        raise ValueError(f"points of shape {tuple(points.shape)}: give at least 2 finite points, [point, state].")
-    centered = points - points.mean(dim=0)
+    if len(points) < 2:
+        raise ValueError(f"points of shape {tuple(points.shape)}: give at least 2, [point, state].")
+    centered = (points - points.mean(dim=0)).detach().cpu()
     sizes, axes = torch.linalg.eigh(centered.T @ centered)
     flat = (centered @ axes[:, sizes > 1e-18 * len(points)]).numpy()
     flat -= flat.min(axis=0)

@@ -11,15 +11,14 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import AtLeast, Count, checked
 from msp_lens._files import without_nan
-from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, equal_beliefs, grow
 from msp_lens.beliefs.presentation import ROUNDING, presentation
 from msp_lens.processes.process import Process
@@ -73,7 +72,8 @@ def _exactly(value: float, method: str) -> Measure:
     return Measure(value, value, value, method)
 
 
-def block_entropies(process: Process, length: int) -> Float64[Tensor, "length"]:
+@checked
+def block_entropies(process: Process, length: Count) -> Float64[Tensor, "length"]:
     """H_1 … H_length in nats: the entropies of words of each length.
 
     Example:
@@ -84,7 +84,8 @@ def block_entropies(process: Process, length: int) -> Float64[Tensor, "length"]:
     return myopic_entropies(process, length).cumsum(dim=0)
 
 
-def myopic_entropies(process: Process, length: int, *, max_level: int = EXACT_LEVEL) -> Float64[Tensor, "length"]:
+@checked
+def myopic_entropies(process: Process, length: Count, *, max_level: Count = EXACT_LEVEL) -> Float64[Tensor, "length"]:
     """h_1 … h_length in nats, exactly: over all possible words, those that lead to the same belief merged.
 
     Source: Crutchfield & Feldman 2003 (arXiv cond-mat/0102181), eq. 18.
@@ -97,8 +98,6 @@ def myopic_entropies(process: Process, length: int, *, max_level: int = EXACT_LE
         >>> myopic_entropies(mess3(x=0.05, a=0.85), 3)
         tensor([1.0986, 0.8577, 0.8134], dtype=torch.float64)
     """
-    if length < 1:
-        raise ValueError(f"length={length}: give at least 1 (the number of entropies).")
     entropies = list(_entropies(process, process.initial.unsqueeze(0), ONE, length, max_level))
     if len(entropies) < length:
         raise ValueError(_too_many(process, len(entropies) - 1, max_level, length))
@@ -119,17 +118,17 @@ def _entropies(
 
 
 def _next_entropies(process: Process, beliefs: Float64[Tensor, "node state"]) -> Float64[Tensor, "node"]:
-    return entropy(next_token_probabilities(process, beliefs))
+    return _entropy(beliefs @ process.emissions)
 
 
-def optimal_losses(process: Process, n_ctx: int, *, max_level: int = MAX_LEVEL) -> Float64[Tensor, "pos"]:
+@checked
+def optimal_losses(process: Process, n_ctx: Count, *, max_level: Count = MAX_LEVEL) -> Float64[Tensor, "pos"]:
     """The lowest expected next-token loss at each position of a context, in nats: h_2 … h_{n_ctx + 1}.
 
     Position t predicts token t + 1. The losses are exact while words lead to at most `max_level` beliefs; then they are
     the midpoint between the last exact value and the entropy rate's lower bound, off by at most half their distance
     (for Mess3 about 1e-6 nats).
     """
-    check_at_least("n_ctx", n_ctx, 1, "the number of tokens in the context")
     entropies = torch.stack(list(_entropies(process, process.initial.unsqueeze(0), ONE, n_ctx + 1, max_level)))
     if len(entropies) < n_ctx + 1:
         rest = (float(entropies[-1]) + entropy_rate(process, max_level=max_level).lower) / 2
@@ -137,7 +136,8 @@ def optimal_losses(process: Process, n_ctx: int, *, max_level: int = MAX_LEVEL) 
     return entropies[1:]
 
 
-def regret_floor(process: Process, n_ctx: int) -> Float64[Tensor, "pos"]:
+@checked
+def regret_floor(process: Process, n_ctx: Count) -> Float64[Tensor, "pos"]:
     """The cost of a short memory at each position, in nats: the lowest loss less the entropy rate.
 
     This is the regret of the best predictor of the context relative to an observer who has seen the whole past.
@@ -145,7 +145,8 @@ def regret_floor(process: Process, n_ctx: int) -> Float64[Tensor, "pos"]:
     return optimal_losses(process, n_ctx) - entropy_rate(process).value
 
 
-def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
+@checked
+def entropy_rate(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure:
     """h, the entropy of the next token given the whole past, in nats.
 
     It is exact if the process is unifilar, h = Σ_i π_i H(X | state i), or has finitely many mixed states, with the same
@@ -192,7 +193,8 @@ def entropy_rate(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
     return Measure((lower + upper) / 2, lower, upper, f"bounds from words of {depth} tokens")
 
 
-def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
+@checked
+def excess_entropy(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure:
     """E = Σ_L (h_L - h), the information that the past carries about the future, in nats.
 
     It is exact if there are finitely many mixed states: with W their transitions, H the entropy of the next token at
@@ -225,7 +227,8 @@ def excess_entropy(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
     return Measure(value, lower, math.inf, f"summed over words of {len(reached)} tokens")
 
 
-def statistical_complexity(process: Process, *, max_level: int = MAX_LEVEL) -> Measure:
+@checked
+def statistical_complexity(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure:
     """C_μ, the entropy of the causal state: what an optimal predictor must remember, in nats.
 
     Causal states are the recurrent mixed states, with those of equal future merged (Crutchfield & Young 1989). If there
@@ -272,7 +275,10 @@ def _future_entropy(
     return float(entropy(merged))
 
 
-def synchronization(process: Process, length: int, *, max_level: int = EXACT_LEVEL) -> Float64[Tensor, "length_1"]:
+@checked
+def synchronization(
+    process: Process, length: Annotated[int, AtLeast(0)], *, max_level: Count = EXACT_LEVEL
+) -> Float64[Tensor, "length_1"]:
     """The expected entropy of the belief after 0, 1, …, `length` tokens, in nats: the uncertainty about the state.
 
     Raises:
@@ -313,8 +319,13 @@ def long_run_projection(walk: Float64[Tensor, "state state"]) -> Float64[Tensor,
     return from_right @ torch.linalg.solve(from_left.T @ from_right, from_left.T)
 
 
+@checked
 def entropy(distribution: Float64[Tensor, "*batch outcome"]) -> Float64[Tensor, "*batch"]:
     """Shannon entropy in nats along the last axis, with 0 log 0 = 0; rounding below 0 counts as 0."""
+    return _entropy(distribution)
+
+
+def _entropy(distribution: Float64[Tensor, "*batch outcome"]) -> Float64[Tensor, "*batch"]:
     return torch.special.entr(distribution.clamp(min=0)).sum(dim=-1)
 
 
@@ -323,4 +334,4 @@ def kl_divergence(
 ) -> Float64[Tensor, "*batch"]:
     """KL(optimal ‖ predicted) in nats along the last axis; a token of probability 0 costs nothing, even at `-inf`."""
     cross_terms = torch.where(optimal > 0, optimal * log_predicted, 0.0)
-    return -entropy(optimal) - cross_terms.sum(dim=-1)
+    return -_entropy(optimal) - cross_terms.sum(dim=-1)

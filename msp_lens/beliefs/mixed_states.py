@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -20,12 +21,14 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import AtLeast, Count, checked
 from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
 # Two beliefs this close in every coordinate are one: far above rounding, far below any distance that matters.
 MERGE_TOLERANCE = 1e-10
+
+Depth = Annotated[int, AtLeast(0, "the length of the longest words")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +58,9 @@ class Level:
         return len(self.tokens)
 
 
+@checked
 def walk_levels(
-    process: Process, depth: int, *, tolerance: float | None = None, min_probability: float = 0.0
+    process: Process, depth: Depth, *, tolerance: float | None = None, min_probability: float = 0.0
 ) -> Iterator[Level]:
     """The levels of the tree for word lengths 1 to `depth`, each made from the one above.
 
@@ -210,13 +214,14 @@ class MixedStates:
         return f"MixedStates({self.process.name} to depth {self.depth}: {len(self):,} nodes, {merged}{dropped})"
 
 
+@checked
 def mixed_states(
     process: Process,
-    depth: int,
+    depth: Depth,
     *,
     tolerance: float | None = MERGE_TOLERANCE,
     min_probability: float = 0.0,
-    max_nodes: int = 5_000_000,
+    max_nodes: Count = 5_000_000,
 ) -> MixedStates:
     """The mixed states that the words of up to `depth` tokens lead to, level by level, equal ones merged.
 
@@ -232,7 +237,6 @@ def mixed_states(
         >>> mixed_states(rrxor(), 100)
         MixedStates(rrxor to depth 100: 1,659 nodes, merged within 1e-10)
     """
-    check_at_least("depth", depth, 0, "the length of the longest words")
     no_node = torch.full((1,), -1)
     root = Level(process.initial.unsqueeze(0), torch.zeros(1, dtype=torch.float64), no_node, no_node)
     levels, starts = [root], [0, 1]

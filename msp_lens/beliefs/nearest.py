@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from msp_lens._checks import checked
 from msp_lens.processes.process import Process
 
 
+@checked
 def nearest_distribution(points: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch state"]:
     """The distribution nearest to each point in Euclidean distance.
 
@@ -30,6 +32,7 @@ def nearest_distribution(points: Float[Tensor, "*batch state"]) -> Float[Tensor,
     return (points - shifts.gather(-1, last)).clamp(min=0)
 
 
+@checked
 def nearest_belief(process: Process, read: Float64[Tensor, "*batch state"]) -> Float64[Tensor, "*batch state"]:
     """The belief of a process nearest to what was read; unchanged for a generalized process, which has no simplex."""
     return read if process.is_generalized else nearest_distribution(read)

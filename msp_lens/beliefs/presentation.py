@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from msp_lens._checks import Count, check_memory, checked
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
 from msp_lens.figures.labels import subscript
 from msp_lens.processes.bayes import bayes_children
@@ -105,6 +106,8 @@ class Presentation:
                 f"The first {len(self):,} mixed states of {self.process.name} lead to further ones, so their graph is "
                 "not a process: raise max_states, or raise tolerance to merge nearby beliefs."
             )
+        what = f"{self.process.n_tokens} matrices of {len(self):,} × {len(self):,} mixed states"
+        check_memory(what, 8 * self.process.n_tokens * len(self) ** 2, "Raise tolerance to merge more of them.")
         transitions = torch.zeros(self.process.n_tokens, len(self), len(self), dtype=torch.float64)
         transitions[self.tokens, self.sources, self.targets] = self.probabilities
         name, initial = f"mixed states of {self.process.name}", [1.0] + [0.0] * (len(self) - 1)
@@ -153,7 +156,8 @@ class Presentation:
         return f"Presentation({name}: {shown})"
 
 
-def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_states: int = 2_000) -> Presentation:
+@checked
+def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_states: Count = 2_000) -> Presentation:
     """The mixed-state presentation, expanded from the prior until no new belief appears.
 
     Args:
@@ -171,10 +175,8 @@ def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_st
         >>> presentation(z1r()).labels
         ('η', 'η₀', 'η₁', 'η₀₀', 'η₀₁', 'η₁₀', 'η₁₁')
     """
-    if not 0 < tolerance < 1 or max_states < 1:
-        raise ValueError(
-            f"tolerance={tolerance}, max_states={max_states}: give a tolerance between 0 and 1, and at least 1 state."
-        )
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance={tolerance}: give a distance between 0 and 1.")
     beliefs = process.initial.unsqueeze(0)
     words: list[tuple[int, ...]] = [()]
     edges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

@@ -7,22 +7,29 @@ the old belief.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens._checks import AtLeast, checked
+from msp_lens.beliefs.filtering import check_beliefs
 from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
+from msp_lens.processes.words import Words
 
 
+@checked
 def filter_from(
-    process: Process, beliefs: Float64[Tensor, "word state"], tokens: Int[Tensor, "word pos"]
+    process: Process, beliefs: Float64[Tensor, "word state"], tokens: Words
 ) -> Float64[Tensor, "word later state"]:
     """The given beliefs, and those after each of the tokens that follow: `[word, pos + 1, state]`.
 
     Raises:
-        ValueError: if a token is outside the vocabulary, or impossible after the belief and the tokens before it.
+        TypeError: if the tokens are neither numbers nor names.
+        ValueError: if these are no beliefs, there is not one for each word, or a token is outside the vocabulary or
+            impossible after the belief and the tokens before it.
 
     Example:
         >>> from msp_lens.processes.catalog import z1r
@@ -32,6 +39,10 @@ def filter_from(
                 [0., 0., 1.],
                 [1., 0., 0.]], dtype=torch.float64)
     """
+    check_beliefs(process, beliefs)
+    tokens = process.read_words(tokens, what="tokens")
+    if len(tokens) != len(beliefs):
+        raise ValueError(f"{len(beliefs)} beliefs for {len(tokens)} words: give one for each word.")
     filtered = follow(process, beliefs, tokens)
     impossible = filtered.isnan().any(dim=2)
     if impossible.any():
@@ -44,12 +55,11 @@ def filter_from(
 
 
 def follow(
-    process: Process, beliefs: Float64[Tensor, "word state"], tokens: Int[Tensor, "word pos"]
+    process: Process, beliefs: Float64[Tensor, "word state"], tokens: Words
 ) -> Float64[Tensor, "word later state"]:
     """The same as `filter_from`, but with NaN from the first impossible token on."""
-    process.check_tokens(tokens.cpu())
     filtered = [beliefs]
-    for token in tokens.cpu().T:
+    for token in process.read_words(tokens, what="tokens").T:
         belief, _ = bayes_step(
             filtered[-1], token, process.transitions, process.right_eigenvector, negligible=process.negligible
         )
@@ -57,17 +67,24 @@ def follow(
     return torch.stack(filtered, dim=1)
 
 
+@checked
 def continuations(
-    process: Process, beliefs: Float64[Tensor, "word state"], length: int, *, generator: torch.Generator
+    process: Process,
+    beliefs: Float64[Tensor, "word state"],
+    length: Annotated[int, AtLeast(0)],
+    *,
+    generator: torch.Generator,
 ) -> Int[Tensor, "word pos"]:
-    """`length` tokens to follow each belief, drawn from what it predicts."""
+    """`length` tokens to follow each belief, drawn from what it predicts; `ValueError` if one is no belief."""
+    check_beliefs(process, beliefs)
     tokens = torch.empty(len(beliefs), length, dtype=torch.int64)
     for position in range(length):
-        tokens[:, position] = draw_tokens(next_token_probabilities(process, beliefs), generator)
+        tokens[:, position] = draw_tokens(beliefs @ process.emissions, generator)
         beliefs = follow(process, beliefs, tokens[:, position : position + 1])[:, -1]
     return tokens
 
 
+@checked
 def draw_tokens(probabilities: Float64[Tensor, "word token"], generator: torch.Generator) -> Int[Tensor, "word"]:
     """A token for each word, in proportion to its probability; negative ones count as 0, which is never drawn."""
     return torch.multinomial(probabilities.clamp(min=0).to(generator.device), 1, generator=generator).squeeze(1).cpu()

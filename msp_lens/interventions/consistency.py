@@ -139,7 +139,7 @@ def prediction_consistency(
         predicted = logits.cpu().double().log_softmax(dim=-1)[..., : process.n_tokens]
         for label, beliefs in read.items():
             # The belief read of a generalized process may imply probabilities below 0.
-            implied = next_token_probabilities(process, beliefs).clamp(min=0)
+            implied = (beliefs @ process.emissions).clamp(min=0)
             implied = implied / implied.sum(dim=-1, keepdim=True)
             # A belief read may rule out what is possible; no prediction is quite so sure.
             pairs = [(implied, predicted), (optimal[words], implied.clamp(min=1e-6).log())]

@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import check_at_least, check_batch_size
-from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
+from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.trajectories import continuations, follow
 from msp_lens.data import words as words_of
@@ -89,7 +89,7 @@ class Engine:
         reader, read_site = self.probes[-1], sites[-1]
         generator = torch.Generator().manual_seed(self.seed)
         words, donors, beliefs, actual, wrong = self._draw(position, target, max(spans) - 1, generator)
-        optima = [next_token_probabilities(self.process, each) for each in (beliefs, actual)]
+        optima = [each @ self.process.emissions for each in (beliefs, actual)]
         # Where the tokens that follow are impossible there is no actual belief, and an edit away from it does nothing.
         actual = torch.where(actual.isnan(), beliefs, actual)
         later = slice(position, None)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 
+from msp_lens._checks import AtLeast, check_memory, checked
 from msp_lens.processes.compose import leaky
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import check_range, from_edges, named, refuse
@@ -23,6 +25,7 @@ REAL = "(-∞, ∞)"
 
 
 @named(finite=False)
+@checked
 def mess3(x: float = 0.05, a: float = 0.85) -> Process:
     """Three states behind three noisy tokens: beliefs form a fractal on the triangle.
 
@@ -46,6 +49,7 @@ def mess3(x: float = 0.05, a: float = 0.85) -> Process:
 
 
 @named(finite=True)
+@checked
 def z1r(p: float = 0.5) -> Process:
     """Zero-One-Random: a 0, a 1, then a random token, and so on.
 
@@ -60,6 +64,7 @@ def z1r(p: float = 0.5) -> Process:
 
 
 @named(finite=True)
+@checked
 def rrxor(p1: float = 0.5, p2: float = 0.5) -> Process:
     """Random-Random-XOR: two random bits, then their exclusive or, and so on.
 
@@ -78,6 +83,7 @@ def rrxor(p1: float = 0.5, p2: float = 0.5) -> Process:
 
 
 @named(finite=True)
+@checked
 def golden_mean(p: float = 0.5) -> Process:
     """No two 1s in a row: every 1 is followed by a 0.
 
@@ -92,6 +98,7 @@ def golden_mean(p: float = 0.5) -> Process:
 
 
 @named(finite=True)
+@checked
 def even(p: float = 0.5) -> Process:
     """Runs of 1s between 0s have even length: infinite memory from two states.
 
@@ -106,6 +113,7 @@ def even(p: float = 0.5) -> Process:
 
 
 @named(finite=True)
+@checked
 def coin(p: float = 0.5) -> Process:
     """A biased coin: one state, and nothing to infer.
 
@@ -119,6 +127,7 @@ def coin(p: float = 0.5) -> Process:
 
 
 @named(finite=False)
+@checked
 def sns(p: float = 0.5, q: float = 0.5) -> Process:
     """The simple nonunifilar source: infinitely many beliefs from two states.
 
@@ -137,6 +146,7 @@ def sns(p: float = 0.5, q: float = 0.5) -> Process:
 
 
 @named(finite=False)
+@checked
 def leaky_rrxor(p1: float = 0.5, p2: float = 0.5, epsilon: float = 0.1) -> Process:
     """Random-Random-XOR that sometimes forgets: it emits any token and jumps to any state.
 
@@ -154,34 +164,35 @@ def leaky_rrxor(p1: float = 0.5, p2: float = 0.5, epsilon: float = 0.1) -> Proce
 
 
 @named(finite=False)
-def matching_parens(open_prob: float | Sequence[float] = 0.5, depth: float | None = None) -> Process:
+@checked
+def matching_parens(
+    open_prob: float | Sequence[float] = 0.5,
+    depth: Annotated[int, AtLeast(1, "the number of parentheses that may be open")] | None = None,
+) -> Process:
     """Matching parentheses: the state is the number of open ones.
 
     At depth i another one opens with probability p_i; otherwise one closes.
 
     Args:
         open_prob: Probability of opening at every depth but the first and last, in (0, 1): at 0 or 1 some depths would
-            never be visited again. Or the sequence p_0 … p_depth, which begins with 1 and ends with 0.
-        depth: How deep parentheses may nest, a whole number ≥ 1; by default 3, or what the sequence implies.
+            never be visited again. Or the sequence p_0 … p_depth, which begins with 1 and ends with 0; as in
+            simplexity, the 0 may be left out.
+        depth: How deep parentheses may nest; by default 3, or what the sequence implies.
 
     Source: simplexity, the generator library of Simplex (which has no defaults; ½ and 3 are ours).
     """
-    if depth is None:
-        depth = len(open_prob) - 1 if isinstance(open_prob, Sequence) else 3
-    if not (math.isfinite(depth) and depth >= 1 and depth == int(depth)):
-        rule = "depth must lie in 1, 2, 3, …, since it is the number of parentheses that may be open"
-        refuse("matching_parens", rule, depth=depth)
-    levels = int(depth)
     if isinstance(open_prob, Sequence):
-        open_prob = opens = [float(p) for p in open_prob]
-        if len(opens) != levels + 1 or opens[0] != 1 or opens[-1] != 0:
-            rule = f"a sequence must have {levels + 1} entries, depth + 1, of which the first is 1 and the last 0"
-            refuse("matching_parens", rule, open_prob=opens, depth=levels)
-        between = opens[1:-1]
+        open_prob = opens = [*open_prob] if open_prob and open_prob[-1] == 0 else [*open_prob, 0.0]
+        levels, between = len(opens) - 1, opens[1:-1]
+        if opens[0] != 1 or depth not in (None, levels):
+            rule = "a sequence is p_0 … p_depth, of which the first is 1 and the last, which may be left out, 0"
+            refuse("matching_parens", rule, open_prob=open_prob, **({} if depth is None else {"depth": depth}))
     else:
-        between, opens = [open_prob], [1.0, *([open_prob] * (levels - 1)), 0.0]
+        levels, between = depth or 3, [open_prob]
+        opens = [1.0, *([open_prob] * (levels - 1)), 0.0]
     for p in between:
         check_range("matching_parens", "(0, 1)", "at 0 or 1 some depths would never be visited again", open_prob=p)
+    check_memory(f"depth={levels}", 16 * (levels + 1) ** 2, "Give a smaller depth.")
     states = tuple(str(i) for i in range(levels + 1))
     edges = {(states[i], 0, states[i + 1]): opens[i] for i in range(levels)}
     edges |= {(states[i], 1, states[i - 1]): 1 - opens[i] for i in range(1, levels + 1)}
@@ -189,6 +200,7 @@ def matching_parens(open_prob: float | Sequence[float] = 0.5, depth: float | Non
 
 
 @named(finite=True)
+@checked
 def mr_name(p: float = 0.4, q: float = 0.25) -> Process:
     """A Markov chain of four words in which Mr. is always followed by a name: each state is the word just emitted.
 
@@ -210,6 +222,7 @@ def mr_name(p: float = 0.4, q: float = 0.25) -> Process:
 
 
 @named(finite=True)
+@checked
 def days_of_week() -> Process:
     """Days of the week: tokens name a day, or say tomorrow, yesterday, weekend or weekday.
 
@@ -233,6 +246,7 @@ def days_of_week() -> Process:
 
 
 @named(finite=False)
+@checked
 def bloch_walk(alpha: float = 1.0, beta: float = math.sqrt(51)) -> Process:
     """A qubit measured weakly along one of two axes at random: its beliefs fill a disk of the Bloch sphere.
 
@@ -262,6 +276,7 @@ def bloch_walk(alpha: float = 1.0, beta: float = math.sqrt(51)) -> Process:
 
 
 @named(finite=False)
+@checked
 def frdn(alpha: float = 2000.0, lam: float = 0.49) -> Process:
     """Runs of 1s of length n between 0s, with probability λ^n sin²(nα/2): no finite quantum machine generates them.
 
@@ -292,6 +307,7 @@ def frdn(alpha: float = 2000.0, lam: float = 0.49) -> Process:
 
 
 @named(finite=False)
+@checked
 def moon(alpha: float = math.e, beta: float = 0.5) -> Process:
     """Beliefs on the arc (v, -1 - ln v, -1): post-quantum, so that no finite quantum machine generates it.
 

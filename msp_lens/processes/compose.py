@@ -8,14 +8,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from msp_lens._checks import Share, checked, converted
 from msp_lens.processes.process import Process
 from msp_lens.processes.validation import ArrayLike, validated_distribution
+
+
+class MixtureFields(TypedDict):
+    """What `Mixture.to_dict` writes."""
+
+    kind: Literal["mixture"]
+    name: str
+    weights: list[float]
+    components: list[dict[str, Any]]
+
+
+class ProductFields(TypedDict):
+    """What `Product.to_dict` writes."""
+
+    kind: Literal["product"]
+    name: str
+    factors: list[dict[str, Any]]
 
 
 class Mixture(Process, kind="mixture"):
@@ -41,8 +60,9 @@ class Mixture(Process, kind="mixture"):
         tensor([0.2500, 0.7500], dtype=torch.float64)
     """
 
+    @checked
     def __init__(self, processes: Sequence[Process], weights: ArrayLike, *, name: str = "mixture") -> None:
-        self.components = parts = _validated_parts(processes, "mixture", "components")
+        self.components = parts = _validated_parts(processes, "mixture")
         self.weights = validated_distribution(weights, len(parts), "weights")
         if (self.weights == 0).any():
             raise ValueError(f"weights={self.weights.tolist()}: a component of weight 0 never occurs; leave it out.")
@@ -66,11 +86,13 @@ class Mixture(Process, kind="mixture"):
             right_eigenvector=torch.cat([part.right_eigenvector for part in parts]) if is_generalized else None,
         )
 
+    @checked
     def component_beliefs(self, beliefs: Float[Tensor, "*batch state"]) -> Float[Tensor, "*batch component"]:
         """The posterior over components: the share of each belief that lies in each component's states."""
         shares = beliefs * self.right_eigenvector.to(beliefs)
         return torch.stack([shares[..., block].sum(dim=-1) for block in self._blocks], dim=-1)
 
+    @checked
     def state_beliefs(
         self, beliefs: Float[Tensor, "*batch state"], component: int
     ) -> Float[Tensor, "*batch component_state"]:
@@ -87,8 +109,8 @@ class Mixture(Process, kind="mixture"):
 
     @classmethod
     def _from_parts(cls, definition: Mapping) -> Mixture:
-        components = [Process.from_dict(part) for part in definition["components"]]
-        return cls(components, definition["weights"], name=definition["name"])
+        fields = converted(definition, MixtureFields, "definition")
+        return cls([Process._rebuilt(part) for part in fields["components"]], fields["weights"], name=fields["name"])
 
     def _call(self) -> str:
         parts = zip(self.weights, self.components, strict=True)
@@ -117,8 +139,9 @@ class Product(Process, kind="product"):
         tensor([0.6667, 0.3333], dtype=torch.float64)
     """
 
+    @checked
     def __init__(self, processes: Sequence[Process], *, name: str = "product") -> None:
-        self.factors = parts = _validated_parts(processes, "product", "factors")
+        self.factors = parts = _validated_parts(processes, "product")
         sizes = np.array([(part.n_tokens, part.n_states) for part in parts], dtype=object)
         _check_size(name, *sizes.prod(axis=0))
         weights = reduce(torch.kron, [part.right_eigenvector for part in parts])
@@ -131,6 +154,7 @@ class Product(Process, kind="product"):
             right_eigenvector=weights if any(part.is_generalized for part in parts) else None,
         )
 
+    @checked
     def factor_beliefs(
         self, beliefs: Float[Tensor, "*batch state"], factor: int
     ) -> Float[Tensor, "*batch factor_state"]:
@@ -144,6 +168,7 @@ class Product(Process, kind="product"):
                 marginal = marginal.movedim(-1 if k > factor else -2, -1) @ weights
         return marginal
 
+    @checked
     def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
         """Each token as one token for each factor; an error for a token outside the vocabulary."""
         outside = tokens[(tokens < 0) | (tokens >= self.n_tokens)]
@@ -151,6 +176,7 @@ class Product(Process, kind="product"):
             raise ValueError(f"Token {int(outside[0])}: the {self.n_tokens} tokens of {self.name} start at 0.")
         return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
 
+    @checked
     def join_tokens(self, tokens: Int[Tensor, "*batch factor"]) -> Int[Tensor, "*batch"]:
         """The token made of one token for each factor; an error if one is missing or outside its vocabulary."""
         sizes = torch.tensor([part.n_tokens for part in self.factors], device=tokens.device)
@@ -171,7 +197,8 @@ class Product(Process, kind="product"):
 
     @classmethod
     def _from_parts(cls, definition: Mapping) -> Product:
-        return cls([Process.from_dict(part) for part in definition["factors"]], name=definition["name"])
+        fields = converted(definition, ProductFields, "definition")
+        return cls([Process._rebuilt(part) for part in fields["factors"]], name=fields["name"])
 
     def _call(self) -> str:
         return f"{self.name}({' × '.join(part._call() for part in self.factors)})"
@@ -181,7 +208,8 @@ class Product(Process, kind="product"):
 mixture, product = Mixture, Product
 
 
-def leaky(process: Process, epsilon: float) -> Process:
+@checked
+def leaky(process: Process, epsilon: Share) -> Process:
     """The process with a share ε of its probability spread uniformly: (1-ε) T + ε/(n_tokens n_states).
 
     If the process starts in its stationary distribution, so does the leaky one; otherwise the start is the same.
@@ -198,8 +226,6 @@ def leaky(process: Process, epsilon: float) -> Process:
         raise ValueError(
             f"{process.name} is a generalized process: it has no hidden states to which probability could leak."
         )
-    if not 0 <= epsilon <= 1:
-        raise ValueError(f"leaky(epsilon={epsilon:g}): epsilon must lie in [0, 1], since it is a probability.")
     is_stationary = torch.allclose(process.initial @ process.state_transitions, process.initial, rtol=0, atol=1e-9)
     share = epsilon / (process.n_tokens * process.n_states)
     return Process(
@@ -212,6 +238,7 @@ def leaky(process: Process, epsilon: float) -> Process:
     )
 
 
+@checked
 def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> Process:
     """The process preceded by a BOS token, which comes first and never again; the belief after it is the prior.
 
@@ -243,12 +270,9 @@ def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> P
     )
 
 
-def _validated_parts(parts: Sequence[Process], whole: str, what: str) -> tuple[Process, ...]:
+def _validated_parts(parts: Sequence[Process], whole: str) -> tuple[Process, ...]:
     if not parts:
         raise ValueError(f"{whole}([]): give at least one process.")
-    for k, part in enumerate(parts):
-        if not isinstance(part, Process):
-            raise TypeError(f"{what}[{k}] is a {type(part).__name__}: it must be a Process, such as mess3().")
     return tuple(parts)
 
 

@@ -14,11 +14,13 @@ from einops import einsum
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import Count, Seed, Share, check_memory, checked
 from msp_lens.processes.chains import stationary_distribution
 from msp_lens.processes.process import Process
-from msp_lens.processes.validation import ROUNDING, ArrayLike, validated_distribution
+from msp_lens.processes.validation import ROUNDING, ArrayLike, float64, validated_distribution
 
 
+@checked
 def from_moore(
     transitions: Any,
     emissions: ArrayLike | None = None,
@@ -26,8 +28,8 @@ def from_moore(
     initial: ArrayLike | None = None,
     startprob: ArrayLike | None = None,
     name: str = "moore",
-    states: Sequence[str] | None = None,
-    tokens: Sequence[str] | None = None,
+    states: Sequence[str | int] | None = None,
+    tokens: Sequence[str | int] | None = None,
 ) -> Process:
     """The process of an ordinary hidden Markov model, in which a token depends on the state arrived at.
 
@@ -86,7 +88,8 @@ def from_moore(
     return Process(started, name=name, states=(*names, "START"), tokens=tokens, initial=[0.0] * len(A) + [1.0])
 
 
-def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float = 0.0) -> Process:
+@checked
+def random_process(n_states: Count, n_tokens: Count, *, seed: Seed, sparsity: Share = 0.0) -> Process:
     """A random irreducible process: each state's outcomes (token, next state) are uniform on their simplex.
 
     A share `sparsity` of the outcomes is impossible, except that a random cycle through all states remains.
@@ -95,10 +98,8 @@ def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float =
         >>> random_process(4, 2, seed=0, sparsity=0.5).is_irreducible
         True
     """
-    if n_states < 1 or n_tokens < 1:
-        raise ValueError(f"n_states={n_states}, n_tokens={n_tokens}: both must be at least 1.")
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity={sparsity:g} must lie in [0, 1]: it is the share of outcomes that are impossible.")
+    what = f"{n_tokens} matrices of {n_states} × {n_states} states"
+    check_memory(what, 8 * n_tokens * n_states**2, "Give fewer states or tokens.")
     generator = torch.Generator().manual_seed(seed)
     shape = (n_tokens, n_states, n_states)
     weights = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
@@ -113,7 +114,7 @@ def random_process(n_states: int, n_tokens: int, *, seed: int, sparsity: float =
 
 
 def _stochastic(rows: Any, what: str) -> Float64[Tensor, "row column"]:
-    matrix = torch.as_tensor(rows, dtype=torch.float64)
+    matrix = float64(rows, what)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"{what} has shape {tuple(matrix.shape)}; it needs two axes, with a distribution in each row.")
     return torch.stack([validated_distribution(row, matrix.shape[1], f"{what}[{i}]") for i, row in enumerate(matrix)])

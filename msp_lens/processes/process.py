@@ -16,12 +16,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Required, TypedDict
 
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import Count, Seed, check_memory, checked, converted
+from msp_lens._files import parsed_json
 from msp_lens._random import resolve_generator
 from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.chains import (
@@ -38,17 +40,31 @@ from msp_lens.processes.validation import (
     ArrayLike,
     check_words,
     normalized_initial,
+    plain_parameters,
     unique_fixed_vector,
     validated_distribution,
     validated_names,
     validated_right_eigenvector,
     validated_transitions,
 )
+from msp_lens.processes.words import Words, read_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.style import ThemeName
+
+
+class ProcessFields(TypedDict, total=False):
+    """What `Process.to_dict` writes."""
+
+    transitions: Required[list[Any]]
+    name: str
+    parameters: dict[str, Any]
+    states: list[str]
+    tokens: list[str]
+    initial: list[float]
+    right_eigenvector: list[float]
 
 
 class Process:
@@ -59,19 +75,20 @@ class Process:
     all futures are linear in it, as they are in an ordinary belief.
 
     Args:
-        transitions: `[token, state, state]`, `transitions[x, i, j] = P(emit x, go to j | in i)`; for each state they
-            sum to 1 (within 1e-6, then normalized). For a generalized process, any finite numbers whose sum over tokens
-            has the eigenvalue 1.
+        transitions: `[token, state, state]`, `transitions[x, i, j] = P(emit x, go to j | in i)`, in any container; for
+            each state they sum to 1 (within 1e-6, then normalized). For a generalized process, any finite numbers whose
+            sum over tokens has the eigenvalue 1.
         name: What the process is called in tables and on the command line.
         states: Names of the hidden states; numbers by default.
         tokens: Names of the tokens; numbers by default.
         initial: Distribution over states before the first token; for a generalized process, any vector π with
             π w = 1. By default the stationary one.
-        parameters: What the process was built from, for its `repr` and for provenance.
+        parameters: What the process was built from, numbers or lists of them, for its `repr` and for provenance.
         right_eigenvector: w of a generalized process, Σ_x T[x] w = w (within 1e-9); it makes the process generalized.
         generalized: Whether the process is generalized; w is computed unless given.
 
     Raises:
+        TypeError: if something is not of its kind.
         ValueError: if these do not define a process (for a generalized one, only short words are checked for negative
             probabilities), or there is more than one stationary distribution and no `initial`.
 
@@ -83,16 +100,17 @@ class Process:
 
     _kinds: ClassVar[dict[str, type[Process]]] = {}
 
+    @checked
     def __init__(
         self,
         transitions: ArrayLike,
         *,
         name: str = "process",
-        states: Sequence[str] | None = None,
-        tokens: Sequence[str] | None = None,
-        initial: ArrayLike | None = None,
-        parameters: Mapping[str, float | Sequence[float]] | None = None,
-        right_eigenvector: ArrayLike | None = None,
+        states: Sequence[str | int] | None = None,
+        tokens: Sequence[str | int] | None = None,
+        initial: ArrayLike = None,
+        parameters: Mapping[str, Any] | None = None,
+        right_eigenvector: ArrayLike = None,
         generalized: bool = False,
     ) -> None:
         self.is_generalized = generalized or right_eigenvector is not None
@@ -100,7 +118,7 @@ class Process:
             transitions, generalized=self.is_generalized
         )
         self.name = name
-        self.parameters = dict(parameters or {})
+        self.parameters = plain_parameters(parameters or {})
         self.states = validated_names(states, self.n_states, "states")
         self.tokens = validated_names(tokens, self.n_tokens, "tokens")
         self.right_eigenvector: Float64[Tensor, "state"] = torch.ones(self.n_states, dtype=torch.float64)
@@ -209,9 +227,26 @@ class Process:
         seen = matrix_rank(reach @ emissions) - 1
         return Degeneracy(self.name, self.n_states, matrix_rank(emissions), len(reach) - 1, seen)
 
-    def word_log_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
+    def read_words(self, words: Words, *, what: str = "words") -> Int[Tensor, "word pos"]:
+        """Words in any container, or as text, as token numbers; errors call them `what`. See `words.read_words`.
+
+        Raises:
+            TypeError: if these are neither numbers nor names.
+            ValueError: if a token is not in the vocabulary, or a text can be read in two ways.
+
+        Example:
+            >>> from msp_lens.processes.catalog import mess3
+            >>> mess3().read_words(["ABC", "CCA"])
+            tensor([[0, 1, 2],
+                    [2, 2, 0]])
+        """
+        numbers = read_words(words, self.tokens, what=what)
+        self.check_tokens(numbers)
+        return numbers
+
+    def word_log_probabilities(self, words: Words) -> Float64[Tensor, "word"]:
         """Each word's log-probability, without underflow: `-inf` if impossible, an error for tokens out of range."""
-        self.check_tokens(words)
+        words = self.read_words(words)
         beliefs = self.initial.expand(len(words), -1)
         log_probability = torch.zeros(len(words), dtype=torch.float64)
         for tokens in words.T:
@@ -222,18 +257,19 @@ class Process:
             log_probability += probability.log()
         return log_probability
 
-    def word_probabilities(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word"]:
+    def word_probabilities(self, words: Words) -> Float64[Tensor, "word"]:
         """Each word's probability, π T[x1] … T[xn] w (w = 1 unless generalized).
 
         Example:
             >>> from msp_lens.processes.catalog import golden_mean
-            >>> golden_mean(p=0.5).word_probabilities(torch.tensor([[0, 0], [1, 1]]))
+            >>> golden_mean(p=0.5).word_probabilities(["00", "11"])
             tensor([0.3333, 0.0000], dtype=torch.float64)
         """
         return self.word_log_probabilities(words).exp()
 
+    @checked
     def sample(
-        self, n_words: int, length: int, *, seed: int | None = None, generator: torch.Generator | None = None
+        self, n_words: Count, length: Count, *, seed: Seed | None = None, generator: torch.Generator | None = None
     ) -> Int[Tensor, "word pos"]:
         """Draw words from the process, all at once, on the generator's device.
 
@@ -243,8 +279,8 @@ class Process:
             seed: Seed of a fresh CPU generator; give this or `generator`.
             generator: Source of the randomness, on any device; sampling advances it.
         """
-        if n_words < 1 or length < 1:
-            raise ValueError(f"n_words={n_words}, length={length}: both must be at least 1.")
+        what = f"{n_words} words of {length} tokens"
+        check_memory(what, 8 * n_words * length, "Draw fewer or shorter words.")
         generator = resolve_generator(seed, generator)
         if self.is_generalized:
             matrices = self.transitions, self.initial, self.right_eigenvector
@@ -292,10 +328,23 @@ class Process:
         return definition | {each: getattr(self, each).tolist() for each in arrays}
 
     @staticmethod
-    def from_dict(definition: Mapping) -> Process:
-        """Rebuild a process from `to_dict`'s values, of the same kind; an error for an unknown kind."""
+    def from_dict(definition: Mapping[str, Any]) -> Process:
+        """Rebuild a process from `to_dict`'s values, of the same kind.
+
+        Raises:
+            ValueError: if the kind is unknown, or a field is missing, unknown or of the wrong type; it names the field.
+        """
+        try:
+            return Process._rebuilt(converted(definition, Mapping[str, Any], "definition"))
+        except TypeError as error:
+            raise ValueError(f"{error} (in the definition of a process)") from None
+        except RecursionError:
+            raise ValueError("definition: processes within processes, too deep to be one.") from None
+
+    @staticmethod
+    def _rebuilt(definition: Mapping[str, Any]) -> Process:
         if "kind" not in definition:
-            return Process(**definition)
+            return Process(**converted(definition, ProcessFields, "definition"))
         if definition["kind"] not in Process._kinds:
             known = ", ".join(sorted(Process._kinds))
             raise ValueError(f"kind={definition['kind']!r} is not a kind of process; the kinds are {known}.")
@@ -317,16 +366,17 @@ class Process:
 
     @staticmethod
     def from_json(text: str) -> Process:
-        """Rebuild a process from `to_json`'s string."""
-        return Process.from_dict(json.loads(text))
+        """Rebuild a process from `to_json`'s string; `ValueError` names the field that is wrong."""
+        encoded = converted(text, str, "text").encode("utf-8", "surrogatepass")
+        return Process.from_dict(parsed_json(encoded, dict[str, Any], "The process"))
 
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the process, whatever its name and parameters."""
         identity = {key: value for key, value in Process.to_dict(self).items() if key not in ("name", "parameters")}
-        # To 12 decimals, since the last bits of a stationary distribution differ between machines' LAPACKs; adding 0
-        # turns -0.0 into 0.0.
-        rounded = json.loads(json.dumps(identity), parse_float=lambda number: round(float(number), 12) + 0.0)
+        # To 12 decimals: the last bits of a stationary distribution differ between machines' LAPACKs. A number that has
+        # a 5 behind them, such as 2^-13, is not left to these bits. Adding 0 turns -0.0 into 0.0.
+        rounded = json.loads(json.dumps(identity), parse_float=lambda number: round(float(number) + 1e-14, 12) + 0.0)
         return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
 
     def __eq__(self, other: object) -> bool:

@@ -7,10 +7,11 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
+from msp_lens._checks import checked
 from msp_lens.processes.process import Process, shown_parameters
 
 Parameter = float | Sequence[float]
@@ -31,7 +32,7 @@ class CatalogEntry:
     name: str
     summary: str
     source: str
-    defaults: dict[str, Parameter]
+    defaults: Mapping[str, Parameter]
     has_finite_mixed_states: bool
     process: Process
 
@@ -48,7 +49,8 @@ def named(*, finite: bool) -> Callable[[Callable[..., Process]], Callable[..., P
     return enter
 
 
-def build_process(name: str, parameters: Mapping[str, Parameter] | None = None) -> Process:
+@checked
+def build_process(name: str, parameters: Mapping[str, Any] | None = None) -> Process:
     """A process of the catalog, by name.
 
     Raises:
@@ -67,6 +69,7 @@ def build_process(name: str, parameters: Mapping[str, Parameter] | None = None) 
     return CATALOG[name](**(parameters or {}))
 
 
+@checked
 def catalog_entry(name: str) -> CatalogEntry:
     """What listings show of a process of the catalog; `KeyError` if there is none of that name.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from numbers import Integral
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from msp_lens._checks import converted, shown
 from msp_lens.processes.chains import RANK_TOLERANCE
 
-ArrayLike = Tensor | np.ndarray | Sequence
+# Real numbers in any container: whatever `float64` reads.
+ArrayLike: TypeAlias = Any
 
 ROW_SUM_TOLERANCE = 1e-6
 # A sum this close to 1 differs from it only by rounding: such values are kept to the last bit.
@@ -21,14 +26,19 @@ ROUNDING = 1e-12
 GENERALIZED_TOLERANCE = 1e-9
 
 
+def float64(values: ArrayLike, what: str) -> Float64[Tensor, "..."]:
+    """Finite real numbers as a new tensor on the CPU; errors call them `what`."""
+    return converted(values, Float64[Tensor, "..."], what).detach().cpu().clone()
+
+
 def validated_transitions(values: ArrayLike, *, generalized: bool) -> Float64[Tensor, "token state state"]:
     """One finite square matrix per token, in float64 on the CPU; of joint probabilities unless generalized."""
-    matrices = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    matrices = float64(values, "transitions")
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or 0 in matrices.shape:
         raise ValueError(
             f"transitions has shape {tuple(matrices.shape)}; it needs [token, state, state], a square matrix per token."
+            f"{_other_order(matrices)}"
         )
-    _check_entries(matrices, torch.isfinite(matrices), "entries must be finite.")
     if generalized:
         return matrices
     remedy = "(For a generalized process, with negative entries, use Process(..., generalized=True).)"
@@ -39,9 +49,21 @@ def validated_transitions(values: ArrayLike, *, generalized: bool) -> Float64[Te
         raise ValueError(
             f"The transitions out of state {worst} sum to {float(row_sums[worst]):g} over tokens and next states, "
             "not to 1: transitions[x, i, j] is the joint probability P(emit x, go to j | in i)."
+            f"{_other_order(matrices)}"
         )
     needs_normalizing = (row_sums - 1).abs() > ROUNDING
     return matrices / torch.where(needs_normalizing, row_sums, 1.0)[None, :, None]
+
+
+def _other_order(matrices: Tensor) -> str:
+    """A hint, if the axes in another order hold the probabilities of a process."""
+    if matrices.ndim == 3:
+        for order in permutations(range(3)):
+            moved = matrices.permute(order)
+            is_square = moved.shape[1] == moved.shape[2] and 0 not in moved.shape
+            if is_square and ((moved.sum(dim=(0, 2)) - 1).abs() <= ROW_SUM_TOLERANCE).all():
+                return f" Are the axes in another order? np.transpose(transitions, {order}) is one."
+    return ""
 
 
 def _check_entries(
@@ -56,19 +78,34 @@ def validated_distribution(values: ArrayLike, length: int, what: str) -> Float64
     """The values as a probability vector of the given length; errors call it `what`."""
     vector = _finite_vector(values, length, what)
     if (vector < 0).any():
-        raise ValueError(f"{what}={vector.tolist()} is not a distribution: give numbers ≥ 0.")
+        raise ValueError(f"{what}={shown(vector.tolist())} is not a distribution: give numbers ≥ 0.")
     total = float(vector.sum())
     if abs(total - 1) > ROW_SUM_TOLERANCE:
-        raise ValueError(f"{what}={vector.tolist()} sums to {total:g}, not to 1: normalize it first.")
+        raise ValueError(f"{what}={shown(vector.tolist())} sums to {total:g}, not to 1: normalize it first.")
     return vector if abs(total - 1) <= ROUNDING else vector / total
 
 
-def validated_names(names: Sequence[str] | None, count: int, what: str) -> tuple[str, ...]:
+def validated_names(names: Sequence[str | int] | None, count: int, what: str) -> tuple[str, ...]:
     """`count` distinct names, by default numbers."""
     result = tuple(str(name) for name in (range(count) if names is None else names))
-    if len(result) != count or len(set(result)) != count:
-        raise ValueError(f"{what}={result}: the transitions need {count} distinct names.")
+    if len(result) != count or len(set(result)) != count or "" in result:
+        raise ValueError(f"{what}={shown(result)}: the transitions need {count} distinct names.")
     return result
+
+
+def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, float | list[float]]:
+    """Parameters as Python's numbers, whole ones as integers, or lists of them."""
+    return {str(name): _plain(value, f"parameters[{name!r}]") for name, value in parameters.items()}
+
+
+def _plain(value: Any, what: str) -> Any:
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
+        return [_plain(each, what) for each in value]
+    number = converted(value, float, what)
+    if not math.isfinite(number):
+        raise ValueError(f"{what}={number}: give a finite number.")
+    plain = value.item() if hasattr(value, "item") else value
+    return int(plain) if isinstance(plain, Integral) else number
 
 
 def validated_right_eigenvector(
@@ -83,8 +120,8 @@ def validated_right_eigenvector(
     error = float((chain @ vector - vector).abs().max())
     if not vector.any() or error > GENERALIZED_TOLERANCE * float(vector.abs().max()):
         raise ValueError(
-            f"right_eigenvector={vector.tolist()} is off by {error:.1e}: the sum of the transitions over tokens must "
-            "leave it unchanged, Σ_x T[x] w = w, with w ≠ 0."
+            f"right_eigenvector={shown(vector.tolist())} is off by {error:.1e}: the sum of the transitions over tokens "
+            "must leave it unchanged, Σ_x T[x] w = w, with w ≠ 0."
         )
     return vector
 
@@ -113,7 +150,7 @@ def normalized_initial(values: ArrayLike, right_eigenvector: Float64[Tensor, "st
     total = float(vector @ right_eigenvector)
     if abs(total - 1) > ROW_SUM_TOLERANCE:
         raise ValueError(
-            f"initial={vector.tolist()} times the right eigenvector is {total:g}, not 1: normalize it first."
+            f"initial={shown(vector.tolist())} times the right eigenvector is {total:g}, not 1: normalize it first."
         )
     return vector if abs(total - 1) <= ROUNDING else vector / total
 
@@ -143,9 +180,7 @@ def check_words(
 
 
 def _finite_vector(values: ArrayLike, length: int, what: str) -> Float64[Tensor, "state"]:
-    vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    vector = float64(values, what)
     if vector.shape != (length,):
         raise ValueError(f"{what} has shape {tuple(vector.shape)}; it needs one number for each state: ({length},).")
-    if not torch.isfinite(vector).all():
-        raise ValueError(f"{what}={vector.tolist()}: entries must be finite; look for NaN or infinity.")
     return vector

@@ -67,8 +67,10 @@ def test_bad_requests_are_refused(mess3):
         attractor(mess3, 0, seed=0)
     with pytest.raises(ValueError, match="exactly one"):
         attractor(mess3, 10)
-    with pytest.raises(ValueError, match="at least 2 finite points"):
+    with pytest.raises(ValueError, match="without NaN and infinity"):
         box_counting_dimension(torch.tensor([[math.nan, 1.0], [0.0, 1.0]], dtype=torch.float64))
+    with pytest.raises(ValueError, match="give at least 2"):
+        box_counting_dimension([[0.5, 0.5]])
     points = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)).double()
     with pytest.raises(ValueError, match="too few scales"):
         box_counting_dimension(points)

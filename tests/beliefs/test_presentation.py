@@ -108,7 +108,10 @@ def test_the_catalog_knows_where_mixed_states_are_finite(name):
     assert presentation(entry.process, max_states=400).is_finite == entry.has_finite_mixed_states
 
 
-@pytest.mark.parametrize(("tolerance", "max_states"), [(0.0, 10), (1.5, 10), (1e-9, 0)])
-def test_bad_options_are_refused(mess3, tolerance, max_states):
-    with pytest.raises(ValueError, match=f"tolerance={tolerance}, max_states={max_states}"):
+@pytest.mark.parametrize(
+    ("tolerance", "max_states", "message"),
+    [(0.0, 10, "tolerance=0.0"), (1.5, 10, "tolerance=1.5"), (1e-9, 0, "max_states=0"), (1e-9, 2.5, "max_states=2.5")],
+)
+def test_bad_options_are_refused(mess3, tolerance, max_states, message):
+    with pytest.raises(ValueError, match=message):
         presentation(mess3, tolerance=tolerance, max_states=max_states)

@@ -49,7 +49,7 @@ def test_persistence_by_hand(random_model, random_report, mess3):
             with torch.no_grad(), msp.applying(random_model, make(probe), written, position=position):
                 log_predicted = random_model(fed)[:, 2:].double().log_softmax(-1)
             for column, held in (("kl_to_target", beliefs), ("kl_to_actual", actual)):
-                optimal = msp.next_token_probabilities(mess3, held)
+                optimal = held @ mess3.emissions
                 expected = (optimal * (optimal.log() - log_predicted)).sum(-1).mean(dim=0)
                 for after in range(3):
                     row = found.select(site="0_post", edit=name, edited=edited, after=after)
@@ -126,7 +126,7 @@ def test_the_true_beliefs_commute(mess3, dataset):
         def forward(self, tokens):
             held = self.hook_beliefs(msp.filter_beliefs(mess3, tokens) * self.scale)
             # A placebo may push a belief off the simplex.
-            return msp.next_token_probabilities(mess3, held).clamp(min=1e-9).log()
+            return (held @ mess3.emissions).clamp(min=1e-9).log()
 
     model = Observer()
     report = msp.probe(model, dataset, sites="hook_beliefs", progress=False)

@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -161,18 +162,26 @@ ILLEGAL = [
             "mr_name": ["p", "q"],
         }.items()
         for parameter in parameters
-        for value in (-0.1, 1.1, math.nan, math.inf)
+        for value in (-0.1, 1.1, math.inf)
     ),
+    *((name, {"p": math.nan}, "p=nan: give a number, not NaN") for name in ("z1r", "coin")),
     ("sns", {"p": 0.0, "q": 0.0}, r"p=0, q=0\): p and q must lie in \[0, 1\] and not both be 0"),
     ("mr_name", {"p": 0.6, "q": 0.5}, r"p=0\.6, q=0\.5\): p \+ q must lie in \(0, 1\]"),
     ("mr_name", {"p": 0.0, "q": 0.0}, r"p \+ q must lie in \(0, 1\]"),
-    *(("matching_parens", {"open_prob": p}, r"open_prob must lie in \(0, 1\)") for p in (0.0, 1.0, -1.0, math.nan)),
-    *(("matching_parens", {"depth": depth}, r"depth must lie in 1, 2, 3, …") for depth in (0, -1, 2.5, math.inf)),
+    *(("matching_parens", {"open_prob": p}, r"open_prob must lie in \(0, 1\)") for p in (0.0, 1.0, -1.0)),
+    *(("matching_parens", {"depth": depth}, r"depth=-?\d: give at least 1") for depth in (0, -1)),
+    *(("matching_parens", {"depth": depth}, r"depth=.*: give a whole number") for depth in (2.5, math.inf)),
+    ("matching_parens", {"depth": 10**6}, r"depth=1000000 would take .* Give a smaller depth"),
     ("matching_parens", {"open_prob": [1, 1.2, 0]}, r"open_prob must lie in \(0, 1\)"),
-    ("matching_parens", {"open_prob": [0.5, 0.5, 0]}, "must have 3 entries, depth . 1, of which the first is 1"),
-    ("matching_parens", {"open_prob": [1, 0.5, 0], "depth": 3}, "must have 4 entries"),
-    ("matching_parens", {"open_prob": []}, "depth must lie in 1, 2, 3, …"),
-    *(("bloch_walk", {p: math.nan}, rf"{p} must lie in \(-∞, ∞\)") for p in ("alpha", "beta")),
+    (
+        "matching_parens",
+        {"open_prob": [0.5, 0.5, 0]},
+        r"open_prob=\(0.5, 0.5, 0\)\): a sequence is p_0 … p_depth, of which the first",
+    ),
+    ("matching_parens", {"open_prob": [1, 0.5, 0], "depth": 3}, "depth=3.: a sequence is p_0"),
+    ("matching_parens", {"open_prob": []}, "a sequence is p_0"),
+    ("matching_parens", {"open_prob": [1, 0.5, 0.5], "depth": 2}, "a sequence is p_0"),
+    *(("bloch_walk", {p: math.nan}, rf"{p}=nan: give a number, not NaN") for p in ("alpha", "beta")),
     ("bloch_walk", {"alpha": math.inf}, r"alpha must lie in \(-∞, ∞\)"),
     ("bloch_walk", {"beta": 0.0}, r"beta=0\): beta must lie in \(-∞, 0\) or \(0, ∞\)"),
     ("frdn", {"alpha": math.inf}, r"alpha must lie in \(-∞, ∞\)"),
@@ -208,7 +217,7 @@ def test_stationary_states():
 def test_illegal_parameters_are_refused_with_their_range(name, parameters, message):
     with pytest.raises(ValueError, match=message) as error:
         msp.processes.build_process(name, parameters)
-    assert str(error.value).startswith(f"{name}(")
+    assert str(error.value).startswith((f"{name}(", *parameters))
 
 
 def test_every_parameter_is_tried_with_illegal_values():
@@ -361,6 +370,40 @@ def test_matching_parens_takes_a_probability_for_each_depth():
     assert process == msp.processes.build_process("matching_parens", process.parameters)
     assert msp.processes.matching_parens(0.3, 3) == msp.processes.matching_parens([1, 0.3, 0.3, 0], 3)
     assert process.tokens == ("(", ")")
+    # As simplexity writes it: the last probability, 0, is understood.
+    for opens in (
+        [1, 0.3, 0.6],
+        (1.0, 0.3, 0.6),
+        np.array([1, 0.3, 0.6]),
+        torch.tensor([1, 0.3, 0.6], dtype=torch.float64),
+    ):
+        assert msp.processes.matching_parens(opens) == process
+        assert msp.processes.matching_parens(opens, depth=3).parameters == process.parameters
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_parameter_that_is_not_there_is_named_with_those_that_are(name):
+    entry = msp.processes.catalog_entry(name)
+    with pytest.raises(TypeError, match=f"{name}.* has no parameter 'lamb': choose from {', '.join(entry.defaults)}"):
+        CATALOG[name](lamb=0.3)
+
+
+def test_the_nearest_parameter_is_meant():
+    with pytest.raises(TypeError, match=r"Did you mean lam\?"):
+        msp.processes.frdn(lamb=0.3)
+
+
+@pytest.mark.parametrize("name", sorted(set(CATALOG) - {"days_of_week"}))
+def test_parameters_are_numbers(name):
+    first, value = next(iter(msp.processes.catalog_entry(name).defaults.items()))
+    for bad, error in (("0.5", TypeError), (None, TypeError), (True, TypeError), (0.5j, TypeError), ({}, TypeError)):
+        with pytest.raises(error, match=f"{first}=.*: give a "):
+            CATALOG[name](**{first: bad})
+    plain = CATALOG[name](**{first: value})
+    for same in (np.float64(value), torch.tensor(value, dtype=torch.float64)):
+        found = CATALOG[name](**{first: same})
+        assert found == plain
+        assert found.to_json() == plain.to_json()
 
 
 def test_names_of_words_and_days():

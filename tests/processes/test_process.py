@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -49,7 +50,14 @@ def test_reducible_chain_needs_an_initial_distribution():
     [
         ([[[0.5]], [[0.4]]], r"state 0 sum to 0\.9 .*not to 1"),
         ([[[1.5]], [[-0.5]]], r"transitions\[1, 0, 0\] = -0\.5"),
-        ([[[float("nan")]]], r"transitions\[0, 0, 0\] = nan"),
+        ([[[float("nan")]]], r"transitions=\[\[\[nan\]\]\]: give real numbers.*without NaN"),
+        ([[[1 + 0j]]], r"not complex ones"),
+        (torch.tensor([[[1 + 1j]]]), r"not complex ones"),
+        (np.full((1, 1, 1), 1 + 0j), r"not complex ones"),
+        ([[[0.5], [0.5, 0.5]]], "every row needs the same length"),
+        (msp.rrxor().transitions.permute(1, 2, 0), r"another order\? np.transpose\(transitions, \(2, 0, 1\)\) is one"),
+        (msp.rrxor().transitions.permute(1, 0, 2), r"np.transpose\(transitions, \(1, 0, 2\)\) is one"),
+        (msp.processes.even(0.3).transitions.permute(0, 2, 1), r"not to 1: .*transpose\(transitions, \(0, 2, 1\)\) is"),
         ([[0.5, 0.5]], r"shape \(1, 2\)"),
         ([[[0.5, 0.5]]], r"shape \(1, 1, 2\)"),
     ],

@@ -66,7 +66,7 @@ def test_classes():
     chain = torch.zeros(1, 5, 5, dtype=torch.float64)
     for origin, destination in [(0, 1), (1, 0), (1, 2), (2, 3), (3, 2), (4, 4), (0, 4)]:
         chain[0, origin, destination] = 1.0
-    process = msp.Process(chain / chain.sum(dim=2, keepdim=True), states="ABCDE", initial=[1.0, 0, 0, 0, 0])
+    process = msp.Process(chain / chain.sum(dim=2, keepdim=True), states=list("ABCDE"), initial=[1.0, 0, 0, 0, 0])
     assert process.communicating_classes() == (
         StateClass(("A", "B"), False),
         StateClass(("C", "D"), True),
