@@ -92,6 +92,8 @@ def kind_of(annotation: Any) -> Kind | None:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _SCALARS:
         return _SCALARS[annotation]
+    if annotation in _REGISTERED:
+        return _REGISTERED[annotation]
     if annotation is None or annotation is type(None):
         return Kind("give None", _read_none)
     if origin is Annotated:
@@ -114,6 +116,20 @@ def kind_of(annotation: Any) -> Kind | None:
     if isinstance(annotation, type) and annotation is not object and not _is_open(annotation):
         return _instance(annotation)
     return None
+
+
+def register(annotation: Any, rule: str, accepts: Callable[[Any], bool]) -> None:
+    """Tell what a protocol accepts, which its class alone cannot: call it where the protocol is defined."""
+
+    def read(value: Any) -> Any:
+        if not accepts(value):
+            raise MismatchError(value, rule, is_wrong_type=True)
+        return value
+
+    _REGISTERED[annotation] = Kind(rule, read)
+
+
+_REGISTERED: dict[Any, Kind] = {}
 
 
 def _read_none(value: Any) -> None:

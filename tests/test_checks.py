@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from msp_lens._annotations import AtLeast, Between, converted
+from msp_lens._annotations import AtLeast, Between, converted, register
 from msp_lens._checks import Count, Seed, Share, as_tokens, check_memory, checked
 
 
@@ -299,6 +299,18 @@ def test_functions_are_checked_before_they_run():
         with pytest.raises((TypeError, ValueError), match=error):
             work(*arguments, **keywords)
     assert ran == ["a"]
+
+
+class Hooked(Protocol):
+    """Whatever has hooks."""
+
+
+def test_a_protocol_is_checked_once_it_is_told_what_it_accepts():
+    register(Hooked, "give a network with hooks", lambda value: hasattr(value, "hooks"))
+    with pytest.raises(TypeError, match=r"model=3: give a network with hooks\."):
+        converted(3, Hooked, "model")
+    with pytest.raises(TypeError, match="model=3: give a network with hooks or a list"):
+        converted(3, Hooked | Sequence[Hooked] | None, "model")
 
 
 def test_what_cannot_fit_is_refused():
