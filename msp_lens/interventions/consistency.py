@@ -25,8 +25,8 @@ from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.nearest import nearest_belief
 from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.intervention_report import InterventionReport
-from msp_lens.interventions.preparation import Probes, over_words
+from msp_lens.interventions.intervention_report import InterventionReport, percent
+from msp_lens.interventions.preparation import Probes, in_firing_order, over_words, untrained_end
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -69,6 +69,7 @@ def bayes_consistency(
     process = dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
+    chosen = in_firing_order(model, chosen)
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
     sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in chosen}
     for words, read, _ in _reads(model, dataset, chosen, batch_size):
@@ -93,7 +94,7 @@ def bayes_consistency(
             record = {"site": label, "token": token, "update": update, "copy": copy, "skill": skill, "read": reading}
             records.append(record | {"undefined": 1 - float(row[3] / row[4]), "weight": float(row[4])})
     left = {row["site"]: 1 - row["skill"] for row in records if row["token"] == every_token}
-    known = [f"{100 * share:.1f} % at {site}" for site, share in left.items() if not math.isnan(share)]
+    known = [f"{percent(share)} at {site}" for site, share in left.items() if not math.isnan(share)]
     notes = (
         f"Of the copy's error, the process's own update leaves {', '.join(known)}."
         if known
@@ -131,26 +132,31 @@ def prediction_consistency(
     """
     dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
     process = dataset.process
+    chosen = in_firing_order(model, chosen)
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
-    totals = {probe.label: torch.zeros(4, dtype=torch.float64) for probe in chosen}
+    totals = {probe.label: torch.zeros(4, dataset.n_ctx, dtype=torch.float64) for probe in chosen}
     for words, read, logits in _reads(model, dataset, chosen, batch_size):
-        weights = dataset.word_weights[words] / dataset.n_ctx
+        weights = dataset.word_weights[words]
         predicted = logits.cpu().double().log_softmax(dim=-1)[..., : process.n_tokens]
         for label, beliefs in read.items():
-            # The belief read of a generalized process may imply probabilities below 0.
+            # Beliefs read of a generalized process are left where they are, and may imply probabilities below 0.
             implied = (beliefs @ process.emissions).clamp(min=0)
             implied = implied / implied.sum(dim=-1, keepdim=True)
             # A belief read may rule out what is possible; no prediction is quite so sure.
             pairs = [(implied, predicted), (optimal[words], implied.clamp(min=1e-6).log())]
             pairs += [(optimal[words], predicted), (average.expand_as(predicted), predicted)]
-            totals[label] += torch.stack([weights @ kl_divergence(p, log_q).sum(dim=1) for p, log_q in pairs])
+            totals[label] += torch.stack([weights @ kl_divergence(p, log_q) for p, log_q in pairs])
+    caution = untrained_end(totals[chosen[0].label][2])
+    trained = slice(None, -1) if caution else slice(None)
+    totals = {label: by_position[:, trained].mean(dim=1) for label, by_position in totals.items()}
     columns = ("implied_to_model", "optimal_to_implied", "optimal_to_model", "average_to_model")
     records = [{"site": label} | dict(zip(columns, row.tolist(), strict=True)) for label, row in totals.items()]
     nearest = min(records, key=lambda row: row["implied_to_model"])
     notes = (
         f"At {nearest['site']} the belief read implies what the model says to within {nearest['implied_to_model']:.3g} "
         f"nats; a prediction that ignores the words is {nearest['average_to_model']:.3g} away.",
+        *(f"{sentence} Here it is left out." for sentence in caution),
         f"{description}. KL in nats, mean over positions, words weighted by probability.",
         "implied_to_model: KL(b̂ E ‖ model's), 0 if the model says what the belief read there implies. "
         "optimal_to_implied and optimal_to_model: the regret of each. average_to_model: the null, of a prediction that "

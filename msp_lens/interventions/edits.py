@@ -10,7 +10,8 @@
     placebo           a random step, as long as another edit's
 
 W is the probe (b̂ = h W + c) and D = Σ_bb⁺ Σ_bh its decoder; all are solved from the probe's moments. No edit proves by
-itself that the network uses its belief, so each is compared with no edit, a placebo of the same length and a donor.
+itself that the network uses its belief, so each is compared with no edit, a placebo of the same length, a wrong belief
+and a donor.
 """
 
 from __future__ import annotations
@@ -201,11 +202,13 @@ def _read_shift(name: str, probe: BeliefProbe, directions: Float64[Tensor, "stat
 
 
 def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> Edit:
-    """The activation of another run, in which the network itself held the target belief: the ceiling of every edit.
+    """The activation of another run, in which the network itself held the target belief: a natural reference.
 
-    It brings everything that the donor's word left there, not the belief alone: success shows that the site carries
-    what the prediction needs, not what that is. `activations` are the donor's, `[word, pos, d_model]` over the edited
-    positions. Source: activation patching, Vig et al. 2020 (arXiv 2004.12265).
+    It is no bound: another edit may come nearer to the target's optimum, since the network errs in the donor's run too,
+    and the rest of the edited run is not the donor's. It brings everything that the donor's word left there, not the
+    belief alone: success shows that the site carries what the prediction needs, not what that is. `activations` are the
+    donor's, `[word, pos, d_model]` over the edited positions. Source: activation patching, Vig et al. 2020 (arXiv
+    2004.12265).
     """
     return Edit("donor", probe, lambda h, belief: activations.to(h).expand_as(h))
 
@@ -276,12 +279,20 @@ def _random_step(
 ) -> Edit:
     def step(h: Tensor, belief: Tensor) -> Tensor:
         length = (edit.function(h, belief) - h).norm(dim=-1, keepdim=True)
-        direction = torch.randn(h.shape, dtype=torch.float64, generator=generator, device=generator.device).cpu()
+        direction = _directions(h, generator)
         if avoided is not None:
             direction = direction - direction @ avoided @ avoided.T
         return h + length * (direction / direction.norm(dim=-1, keepdim=True)).to(h)
 
     return Edit(name, edit.probe, step, writes=edit.writes)
+
+
+def _directions(like: Tensor, generator: torch.Generator) -> Float64[Tensor, "*batch feature"]:
+    """Standard normal numbers in the shape of an activation; those of a word do not depend on how words are batched."""
+    # torch draws in blocks of 16: a row of whole blocks shares none with its neighbors.
+    width = -(-like.shape[-1] // 16) * 16
+    draw = {"dtype": torch.float64, "generator": generator, "device": generator.device}
+    return torch.randn(*like.shape[:-1], width, **draw)[..., : like.shape[-1]].cpu()
 
 
 def conversions(*tensors: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:

@@ -12,8 +12,11 @@ with b' the target and b the actual belief, both filtered through the tokens aft
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -22,27 +25,51 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import check_at_least, check_batch_size
+from msp_lens._random import derived_generator
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.trajectories import continuations, follow
 from msp_lens.data import words as words_of
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
-from msp_lens.interventions.menu import REFERENCES, Edits, Material, resolve_edits
-from msp_lens.interventions.preparation import Probes, group_label, single_site_probes
-from msp_lens.interventions.targets import resolve_targets
+from msp_lens.interventions.intervention_report import acts_on_belief
+from msp_lens.interventions.menu import PLACEBOS, REFERENCES, Edits, Material, check_makes, resolve_edits
+from msp_lens.interventions.preparation import Probes, group_label, in_firing_order, single_site_probes
+from msp_lens.interventions.targets import AskedTargets, resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
 
-class Engine:
-    """A model with the probes, edits and targets of an experiment, all checked.
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Words with a target belief each, drawn for one position and kind of target; the model is not run.
 
-    Centroids are computed, over words of `n_ctx` tokens, only if an edit needs them. `ValueError` if the process is
-    generalized, an option is too small, or the model or a probe does not fit; `KeyError` for an unknown site, edit or
-    target.
+    Attributes:
+        position: Where the edit is made or begins.
+        target: The kind of target, by name.
+        words: The words, followed by the tokens that an observer with the target belief expects.
+        donors: Words that lead to the targets (or to the nearest beliefs) and go on alike.
+        written: From the position on, the beliefs to write.
+        actual: The actual ones; NaN where the tokens that follow are impossible.
+        wrong: Those of third words.
+    """
+
+    position: int
+    target: str
+    words: Int[Tensor, "word pos"]
+    donors: Int[Tensor, "word pos"]
+    written: Float64[Tensor, "word later state"]
+    actual: Float64[Tensor, "word later state"]
+    wrong: Float64[Tensor, "word later state"]
+
+
+class Engine:
+    """A model with the probes, edits and targets of an experiment, all checked without running the model.
+
+    `ValueError` if the process is generalized or has a single belief, an option is too small, an edit cannot be made
+    from a probe, or the model or a probe does not fit; `KeyError` for an unknown site, edit or target.
     """
 
     def __init__(
@@ -51,7 +78,7 @@ class Engine:
         process: Process,
         probes: Probes,
         edits: Edits,
-        targets: str | Sequence[str] | Mapping[str, Any] | Tensor,
+        targets: AskedTargets,
         n_ctx: int,
         n_words: int,
         seed: int,
@@ -66,66 +93,37 @@ class Engine:
                 "distributions over hidden states. Probe it, or use msp.necessity, msp.interventions.bayes_consistency "
                 "or msp.interventions.prediction_consistency."
             )
-        self.model, self.process, self.n_words, self.seed, self.batch_size = model, process, n_words, seed, batch_size
-        self.probes = single_site_probes(model, process, probes)
+        if process.degeneracy().belief_dimensions == 0:
+            raise ValueError(
+                f"{process!r}: an observer's belief never changes, so there is no other belief to write. Choose a "
+                "process with more than one belief."
+            )
+        self.model, self.process, self.n_ctx, self.n_words = model, process, n_ctx, n_words
+        self.seed, self.batch_size = seed, batch_size
         self.edits, self.targets = resolve_edits(edits), resolve_targets(targets)
-        self.centroids: Centroids | None = None
-        if "centroid" in self.edits:
-            dataset = words_of(process, n_ctx=n_ctx, seed=seed)
-            sites = [probe.sites[0] for probe in self.probes]
-            self.centroids = belief_centroids(model, dataset, sites, batch_size=batch_size)
+        self._unordered = single_site_probes(model, process, probes)
+        check_makes(self.edits, self._unordered)
 
-    def run(
-        self, position: int, target: str, groups: list[list[BeliefProbe]], spans: list[int], strengths: list[float]
-    ) -> pd.DataFrame:
-        """Make every edit, from `position` on, at each group of sites, over each span of positions, at each strength.
+    @cached_property
+    def probes(self) -> list[BeliefProbe]:
+        """The probes in the order of the forward pass."""
+        return in_firing_order(self.model, self._unordered)
 
-        Words go on to the end of the longest span; the references are always made whole, too. Returns a row for each
-        site (or group), span, edit, strength and number of tokens `after` the position, averaged over words; the
-        measures are described at `InterventionReport`.
-        """
-        measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
+    @cached_property
+    def centroids(self) -> Centroids | None:
+        """The sites' centroids over words of `n_ctx` tokens, if an edit needs them."""
+        if "centroid" not in self.edits:
+            return None
+        dataset = words_of(self.process, n_ctx=self.n_ctx, seed=self.seed)
         sites = [probe.sites[0] for probe in self.probes]
-        reader, read_site = self.probes[-1], sites[-1]
-        generator = torch.Generator().manual_seed(self.seed)
-        words, donors, beliefs, actual, wrong = self._draw(position, target, max(spans) - 1, generator)
-        optima = [each @ self.process.emissions for each in (beliefs, actual)]
-        # Where the tokens that follow are impossible there is no actual belief, and an edit away from it does nothing.
-        actual = torch.where(actual.isnan(), beliefs, actual)
-        later = slice(position, None)
-        for rows in torch.arange(len(words)).split(words_per_batch(self.batch_size, words.shape[1])):
-            _, donor = self._forward(donors[rows], sites)
-            plain, held = self._forward(words[rows], [read_site])
-            before = self._read(held[read_site][:, later])
-            way = beliefs[rows] - before
-            for group in groups:
-                # Only the probe of a later site tells what became of an edit.
-                watched = [] if reader in group else [read_site]
-                for span in spans:
-                    places = slice(position, position + span)
-                    known = (actual[rows, :span], wrong[rows, :span])
-                    donated = [donor[probe.sites[0]][:, places] for probe in group]
-                    given = [Material(*known, each, self.centroids, generator) for each in donated]
-                    for name, strength, edits in self._edits(group, given, strengths):
-                        predicted, after = plain, held
-                        if name != "none":
-                            with applying(self.model, edits, beliefs[rows, :span], position=places):
-                                predicted, after = self._forward(words[rows], watched)
-                        read = self._read(after[read_site][:, later]) if watched else torch.full_like(way, math.nan)
-                        kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
-                        quantities = torch.stack([*kl, ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)])
-                        measured.setdefault((group_label(group), span, name, strength), []).append(quantities)
-        return _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()})
+        return belief_centroids(self.model, dataset, sites, batch_size=self.batch_size)
 
-    def _draw(self, position: int, target: str, n_after: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Draw words, their targets, third words and the tokens that follow, in this order.
+    def draw(self, position: int, target: str, n_after: int = 0) -> Draw:
+        """Words, their targets, third words and the tokens that follow, drawn in this order.
 
         The tokens that follow are drawn as an observer with the target belief expects them, so they are possible.
-        Returns the words `[word, pos]`; donors that lead to the targets and go on alike; and, from the position on, the
-        beliefs `[word, later, state]` to write, the actual ones (NaN where the tokens that follow are impossible) and
-        those of third words.
         """
-        process = self.process
+        process, generator = self.process, torch.Generator().manual_seed(self.seed)
         words = process.sample(self.n_words, position + 1, generator=generator)
         made = self.targets[target](process, words, generator)
         words = words[made.words]
@@ -135,17 +133,81 @@ class Engine:
         # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
         wrong = torch.where(wrong.isnan(), process.initial, wrong)
         words, donors = (torch.cat([each, following], dim=1) for each in (words, made.donors))
-        return words, donors, follow(process, made.beliefs, following), actual, wrong
+        written = follow(process, made.beliefs, following)
+        return Draw(position, target, words, donors, written, actual, wrong)
+
+    def run(
+        self, drawn: Draw, groups: list[list[BeliefProbe]], spans: list[int], strengths: list[float]
+    ) -> tuple[pd.DataFrame, Float64[Tensor, "pos"]]:
+        """Make every edit, from the draw's position on, at each group of sites, over each span, at each strength.
+
+        Words go on to the end of the longest span; the references are always made whole, too. Returns a row for each
+        site (or group), span, edit, strength and number of tokens `after` the position, averaged over words (the
+        measures are described at `InterventionReport`), and the regret at each position of the donors' runs, which
+        nothing edits.
+        """
+        measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
+        writing, regrets = set(), []
+        sites = [probe.sites[0] for probe in self.probes]
+        reader, read_site = self.probes[-1], sites[-1]
+        position, later, process = drawn.position, slice(drawn.position, None), self.process
+        # Where the tokens that follow are impossible there is no actual belief, and what it implies is NaN.
+        optima = [beliefs @ process.emissions for beliefs in (drawn.written, drawn.actual)]
+        along_donors = follow(process, process.initial.expand(len(drawn.donors), -1), drawn.donors)[:, 1:]
+        # An edit away from no belief does nothing.
+        actual = torch.where(drawn.actual.isnan(), drawn.written, drawn.actual)
+
+        @cache
+        def source(*names: Any) -> torch.Generator:
+            # One for each edit of a site goes on from batch to batch, and does not know what else is asked.
+            return derived_generator(self.seed, position, *names)
+
+        for rows in torch.arange(len(drawn.words)).split(words_per_batch(self.batch_size, drawn.words.shape[1])):
+            donors_predict, donor = self._forward(drawn.donors[rows], sites)
+            regrets.append(kl_divergence(along_donors[rows] @ process.emissions, donors_predict))
+            plain, held = self._forward(drawn.words[rows], [read_site])
+            before, written = self._read(held[read_site][:, later]), drawn.written[rows]
+            way = written - before
+            for group, span in itertools.product(groups, spans):
+                label, places = group_label(group), slice(position, position + span)
+                # Only the probe of a later site tells what became of an edit.
+                watched = [] if reader in group else [read_site]
+                known = (actual[rows, :span], drawn.wrong[rows, :span])
+                donated = [donor[probe.sites[0]][:, places] for probe in group]
+                materials = [Material(*known, each, self.centroids) for each in donated]
+                for name, strength, edits in self._edits(group, materials, strengths, partial(source, label, span)):
+                    predicted, after = plain, held
+                    if name != "none":
+                        with applying(self.model, edits, written[:, :span], position=places):
+                            predicted, after = self._forward(drawn.words[rows], watched)
+                    read = self._read(after[read_site][:, later]) if watched else torch.full_like(way, math.nan)
+                    kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
+                    quantities = torch.stack([*kl, ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)])
+                    measured.setdefault((label, span, name, strength), []).append(quantities)
+                    if name not in PLACEBOS and all(edit.writes for edit in edits):
+                        writing.add(name)
+        found = _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()}, writing)
+        return found, torch.cat(regrets).nanmean(dim=0)
 
     def _edits(
-        self, group: list[BeliefProbe], materials: list[Material], strengths: list[float]
+        self,
+        group: list[BeliefProbe],
+        materials: list[Material],
+        strengths: list[float],
+        source: Callable[[str, str], torch.Generator],
     ) -> Iterator[tuple[str, float, list[Edit]]]:
-        """Each edit of the group's sites at each strength."""
+        """Each edit of the group's sites at each strength; `source` gives the generator of an edit at a site."""
         for name, maker in self.edits.items():
-            whole = [maker(probe, material) for probe, material in zip(group, materials, strict=True)]
+            sources = [source(name, probe.label) for probe in group]
+            given = [replace(material, generator=own) for material, own in zip(materials, sources, strict=True)]
+            whole = [maker(probe, material) for probe, material in zip(group, given, strict=True)]
+            # Every strength is a part of the same steps.
+            states = [own.get_state() for own in sources]
             # The references are always made whole, too; no edit has no parts.
             whole_too = [1.0] if name in REFERENCES and 1.0 not in strengths else []
             for strength in [1.0] if name == "none" else [*strengths, *whole_too]:
+                for own, state in zip(sources, states, strict=True):
+                    own.set_state(state)
                 yield name, strength, [edit.scaled(strength) for edit in whole]
 
     def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
@@ -167,10 +229,13 @@ class Engine:
         return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
 
 
-def _table(measured: Mapping[tuple[str, int, str, float], Float64[Tensor, "quantity word later"]]) -> pd.DataFrame:
+def _table(
+    measured: Mapping[tuple[str, int, str, float], Float64[Tensor, "quantity word later"]], writing: set[str]
+) -> pd.DataFrame:
     """Averages over words, with standard errors, each compared with no edit, the placebo and the donor.
 
-    The quantities are KL to the target, KL to the actual optimum, displacement along the way, and the way squared.
+    The quantities are KL to the target, KL to the actual optimum, displacement along the way, and the way squared;
+    `writing` names the edits that write the target.
     """
     records = []
     for (site, span, edit, strength), quantities in measured.items():
@@ -188,6 +253,9 @@ def _table(measured: Mapping[tuple[str, int, str, float], Float64[Tensor, "quant
             row["recovery"], row["recovery_error"] = recovered
             row["above_placebo"] = (recovered[0] - placebo[0]) / gain if surely else math.nan
             row["displacement"], row["displacement_error"] = ratio(moved, way)
+            # As much of a placebo, on the same words.
+            excess, error = _mean(to_target - measured[site, span, "placebo", strength][0, :, after])
+            row["worse_than_placebo"] = edit in writing and excess > 2 * error
             records.append(row | {"n": len(to_target)})
     return pd.DataFrame(records)
 
@@ -206,12 +274,3 @@ def ratio(numerator: Float64[Tensor, "word"], denominator: Float64[Tensor, "word
     value = float(numerator.mean()) / below
     residual = numerator - value * denominator
     return value, float(residual.std() / len(residual) ** 0.5) / abs(below)
-
-
-def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
-    """Whether a model left alone is at least twice as near to the actual optimum as to the target's.
-
-    Otherwise there is nothing to recover. A network with random weights passes by chance only: its predictions are
-    about as far from the one as from the other.
-    """
-    return kl_to_actual < 0.5 * kl_to_target

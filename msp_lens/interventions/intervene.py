@@ -10,17 +10,24 @@ network's next-token distribution there is compared with that of an optimal obse
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
-from torch import Tensor
 
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.engine import Engine, acts_on_belief
-from msp_lens.interventions.intervention_report import InterventionReport, Layout
+from msp_lens.interventions.engine import Engine
+from msp_lens.interventions.intervention_report import (
+    InterventionReport,
+    Layout,
+    acts_on_belief,
+    effect_text,
+    percent,
+    worse_than_placebo,
+)
 from msp_lens.interventions.menu import Edits
-from msp_lens.interventions.preparation import Probes, chosen_positions, process_of
+from msp_lens.interventions.preparation import Probes, chosen_positions, process_of, untrained_end
+from msp_lens.interventions.targets import AskedTargets
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 
@@ -32,7 +39,7 @@ def intervene(
     probes: Probes,
     positions: int | Sequence[int] | None = None,
     edits: Edits = None,
-    targets: str | Sequence[str] | Mapping[str, Any] | Tensor = "another word",
+    targets: AskedTargets = "another word",
     strengths: float | Sequence[float] = 1.0,
     together: bool = False,
     n_words: int = 2000,
@@ -41,7 +48,7 @@ def intervene(
 ) -> InterventionReport:
     """Write beliefs into the residual stream and measure whether the network acts on them: layer × position × edit.
 
-    The edits asked for are compared with no edit, a placebo as long as `steer`'s step, and a donor.
+    The edits asked for are compared with no edit, a placebo as long as `steer`'s step, a wrong belief, and a donor.
 
     Args:
         model: The model that the probes were fitted on.
@@ -71,26 +78,30 @@ def intervene(
     if not scales or not all(math.isfinite(s) for s in scales) or len(set(scales)) < len(scales):
         raise ValueError(f"strengths={scales}: give at least one finite number, and none twice.")
     engine = Engine(model, process, probes, edits, targets, max(wanted) + 1, n_words, seed, batch_size)
+    # All is drawn before the model runs: what cannot be drawn is refused at once.
+    draws = [engine.draw(position, target) for position in wanted for target in engine.targets]
     chosen = engine.probes
     groups = [[probe] for probe in chosen] + ([chosen] if together and len(chosen) > 1 else [])
-    tables = [
-        engine.run(position, target, groups, [1], scales).assign(position=position, target=target)
-        for position in wanted
-        for target in engine.targets
-    ]
+    tables, cautions = [], []
+    for drawn in draws:
+        table, regret = engine.run(drawn, groups, [1], scales)
+        tables.append(table.assign(position=drawn.position, target=drawn.target))
+        cautions += untrained_end(regret)
+    table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"])
     keys = ["site", "position", "edit", "target", "strength"]
+    table = table.set_index(keys).reset_index()
     table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"]).set_index(keys).reset_index()
     reader = chosen[-1].label if len(chosen) > 1 else None
     provenance = {"process": process.to_dict(), "n_words": n_words, "seed": seed, "positions": wanted}
     makers = {"edits": list(engine.edits), "targets": list(engine.targets)}
     provenance |= {**makers, "strengths": scales, "reader": reader}
     notes = [
-        _contrast(table),
+        *dict.fromkeys(cautions),
         f"{n_words:,} words drawn from {process.name}, each with a target belief ({', '.join(engine.targets)}). "
         "KL(target's optimum ‖ model) in nats after each edit: 0 if the network acts as if it held the target belief.",
         "none: the network left alone. placebo: a step of the same length in a random direction. wrong belief: steered "
-        "to the belief of a third word. donor: the activation of a run that held the target belief, the best any edit "
-        "can do.",
+        "to the belief of a third word. donor: the activation of a run that held the target belief, a natural "
+        "reference but no bound.",
         "An edit that works shows that the belief there is enough to change what the network says, not that nothing "
         "else is used. One that fails may be the wrong edit: the pseudo-inverse makes the smallest change that the "
         "probe sees, the decoder (steer, patch) moves everything that varies with the belief.",
@@ -111,19 +122,22 @@ def intervene(
     rows, columns = ("site", "edit") if len(engine.edits) <= 8 else ("edit", "site")
     shown = {"position": wanted[0], "target": next(iter(engine.targets)), "strength": 1.0}
     label = "KL to the target's optimum (nats)"
-    layout = Layout([rows, *varying], columns, "kl_to_target", label, number=".4f", shade="recovery", chosen=shown)
-    return InterventionReport(title, table, tuple(keys), tuple(notes), provenance, layout)
+    shades = {"shade": "recovery", "mark": "worse_than_placebo"}
+    layout = Layout([rows, *varying], columns, "kl_to_target", label, number=".4f", **shades, chosen=shown)
+    found = InterventionReport(title, table, tuple(keys), tuple(notes), provenance, layout)
+    return replace(found, notes=(*_contrast(found), *worse_than_placebo(found), *notes))
 
 
-def _contrast(table: pd.DataFrame) -> str:
-    """The edits side by side where steering, or else the donor, recovers most."""
-    whole = [row for row in table.to_dict(orient="records") if row["strength"] == 1]
+def _contrast(found: InterventionReport) -> list[str]:
+    """The edits side by side where steering, or else the donor, recovers most, and what that shows."""
+    whole = [row for row in found.table.to_dict(orient="records") if row["strength"] == 1]
     edit = "steer" if any(row["edit"] == "steer" for row in whole) else "donor"
     best = min((row for row in whole if row["edit"] == edit), key=lambda row: row["kl_to_target"])
     numbers = []
     for row in whole:
         if all(row[key] == best[key] for key in ("site", "position", "target")):
-            share = "–" if pd.isna(row["recovery"]) else f"{100 * row['recovery']:.1f} %"
-            numbers.append(f"{row['edit']} {row['kl_to_target']:.4f} ({share})")
+            numbers.append(f"{row['edit']} {row['kl_to_target']:.4f} ({percent(row['recovery'])})")
     where = f"At {best['site']}, position {best['position']}"
-    return f"{where}, KL to the target and share recovered: {', '.join(numbers)}."
+    contrast = f"{where}, KL to the target and share recovered: {', '.join(numbers)}."
+    place = {key: best[key] for key in ("site", "position", "target")}
+    return [contrast, *([effect_text(found, **place)] if edit == "steer" else [])]

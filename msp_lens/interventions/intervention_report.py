@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -28,6 +28,7 @@ class Layout:
         label: What it is, for an axis.
         number: Its format.
         shade: A measure from 0 to 1 that shades a notebook's cells.
+        mark: A truth value; numbers for which it holds are followed by an asterisk.
         across: The key along a picture's axis.
         xlabel: The label of curves over `across`; if `None`, pictures show bars.
         chosen: Values of keys that a picture shows unless told otherwise.
@@ -39,6 +40,7 @@ class Layout:
     label: str
     number: str = ".3g"
     shade: str | None = None
+    mark: str | None = None
     across: str = "site"
     xlabel: str | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
@@ -53,9 +55,11 @@ class InterventionReport(TableView):
     - `kl_to_target`: KL(target's optimum ‖ model), 0 if the model acts on the target.
     - `kl_to_actual`: KL(actual optimum ‖ model), over the words whose actual belief allows the tokens that followed.
     - `recovery`: 1 - kl_to_target / that of no edit: 0 if nothing was gained, 1 if the model acts on the target.
-    - `above_placebo`: recovery on the scale from the placebo (0) to the donor (1). It is NaN if there is nothing to
-      recover: if the donor recovers no more than the placebo, or the model left alone is not at least twice as near to
-      the actual optimum as to the target's.
+    - `above_placebo`: recovery on the scale from the placebo (0) to the donor (1), a reference and no bound. It is NaN
+      if there is nothing to recover: if the donor recovers no more than the placebo, or the model left alone is not at
+      least twice as near to the actual optimum as to the target's.
+    - `worse_than_placebo`: whether an edit that writes the target leaves the model farther from its optimum than as
+      much of the placebo does, by more than two standard errors. Tables mark it with an asterisk.
     - `displacement`: how far along the way from the belief read to the target belief the edit moved the belief that a
       later site's own probe reads; NaN if no later site was read.
     - `n`: words, each with its target.
@@ -172,7 +176,10 @@ class InterventionReport(TableView):
             constant = [column for column, values in self.shown.items() if len(values) == 1]
             table = self._shown().drop(columns=constant)
             return table.map(text).set_index(table.columns[0])
-        wide = _wide(self._shown(), layout.rows, layout.columns, layout.value).map(text)
+        found = self._shown()
+        marks = found[layout.mark].map({True: "*", False: ""}) if layout.mark else ""
+        cells = found.assign(**{layout.value: found[layout.value].map(text) + marks})
+        wide = _wide(cells, layout.rows, layout.columns, layout.value).fillna("")
         return wide.reset_index(level=layout.rows[1:]).rename_axis(columns=None)
 
     def _shades(self) -> pd.DataFrame | None:
@@ -252,3 +259,80 @@ def _wide(table: pd.DataFrame, rows: Sequence[str], columns: str, value: str) ->
     ordered = table.assign(**{name: pd.Categorical(table[name], table[name].unique()) for name in names})
     wide = ordered.set_index(keys)[value].sort_index().unstack(columns)
     return pd.DataFrame(wide).set_axis(wide.columns.tolist(), axis=1)
+
+
+# What an edit did: the network acts on the belief written; it follows it in part, or not at all; it predicts too badly
+# to tell; or not even a donor moves it.
+Effect = Literal["acts", "in part", "none", "cannot tell", "nothing to recover"]
+
+
+def effect(found: InterventionReport, edit: str = "steer", **where: Any) -> Effect:
+    """What a whole edit did at the one place with these values of keys (else `KeyError`).
+
+    The network acts on the belief if the edit recovers at least half of the KL to the target's optimum, and more than a
+    placebo and a wrong belief, each by two standard errors, and if the network predicts well by itself: left alone, it
+    is at least ten times as near to the actual optimum as to the target's.
+    """
+
+    def beyond(name: str, other: str) -> bool:
+        more, less = row(name), row(other)
+        return more["recovery"] - less["recovery"] > 2 * math.hypot(more["recovery_error"], less["recovery_error"])
+
+    def row(name: str) -> pd.Series:
+        return found.select(edit=name, strength=1.0, **where)
+
+    if not row("none")["kl_to_actual"] <= 0.1 * row("none")["kl_to_target"]:
+        return "cannot tell"
+    if beyond(edit, "placebo") and beyond(edit, "wrong belief"):
+        return "acts" if row(edit)["recovery"] - 2 * row(edit)["recovery_error"] >= 0.5 else "in part"
+    return "none" if beyond("donor", "placebo") else "nothing to recover"
+
+
+def effect_text(found: InterventionReport, edit: str = "steer", **where: Any) -> str:
+    """A sentence on what `effect` says, with its numbers."""
+    recovered = {
+        name: percent(found.select(edit=name, strength=1.0, **where)["recovery"])
+        for name in (edit, "placebo", "wrong belief", "donor")
+    }
+    alone = found.select(edit="none", strength=1.0, **where)
+    place = f"{edit} at {alone['site']}"
+    compared = f"(placebo {recovered['placebo']}, wrong belief {recovered['wrong belief']})"
+    share = f"{recovered[edit]} of the way to the target's optimum"
+    near, far = (f"{alone[column]:.4f}" for column in ("kl_to_actual", "kl_to_target"))
+    told = {
+        "acts": f"The network acts on the belief written: {place} recovers {share} {compared}.",
+        "in part": f"The network follows the belief written only in part: {place} recovers {share} {compared}.",
+        "none": f"The network does not follow the belief written: {place} recovers {share}, hardly more than edits that "
+        f"do not write it {compared}.",
+        "cannot tell": "It cannot be told whether the network acts on the belief: left alone, it is not ten times as "
+        f"near to the actual optimum (KL {near}) as to the target's ({far}), because it predicts badly or the two "
+        f"beliefs predict alike. {place} recovers {share} {compared}.",
+        "nothing to recover": f"There is nothing to recover at {alone['site']}: even a donor, the activation of a run "
+        f"that held the target belief, does no better than a placebo ({recovered['donor']} and "
+        f"{recovered['placebo']}).",
+    }
+    return told[effect(found, edit, **where)]
+
+
+def worse_than_placebo(found: InterventionReport) -> list[str]:
+    """A sentence that names the edits and sites marked in the table, if there are any."""
+    marked = found.table[found.table["worse_than_placebo"]]
+    sites: dict[str, dict[str, None]] = {}
+    for row in marked.to_dict(orient="records"):
+        sites.setdefault(row["edit"], {})[row["site"]] = None
+    named = "; ".join(f"{edit} at {', '.join(where)}" for edit, where in sites.items())
+    return [f"* Worse than the placebo by more than two standard errors: {named}."] if named else []
+
+
+def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
+    """Whether a model left alone is at least twice as near to the actual optimum as to the target's.
+
+    Otherwise there is nothing to recover. A network with random weights passes by chance only: its predictions are
+    about as far from the one as from the other.
+    """
+    return kl_to_actual < 0.5 * kl_to_target
+
+
+def percent(share: float) -> str:
+    """A share as notes quote it, such as "99.6 %"; a dash if it is not known."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f} %"

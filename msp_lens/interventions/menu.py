@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -27,14 +27,14 @@ class Material:
         wrong: The beliefs of third words.
         donor: The site's activations in the donors' runs.
         centroids: The site's centroids, if an edit needs them.
-        generator: Source of the placebos' directions.
+        generator: Source of the edit's own random directions, the same whatever other edits are made.
     """
 
     actual: Float64[Tensor, "word pos state"]
     wrong: Float64[Tensor, "word pos state"]
     donor: Float[Tensor, "word pos d_model"]
     centroids: Centroids | None
-    generator: torch.Generator
+    generator: torch.Generator = field(default_factory=torch.Generator)
 
 
 EditMaker: TypeAlias = Callable[[BeliefProbe, Material], Edit]
@@ -64,12 +64,24 @@ EDITS: Mapping[str, EditMaker] = {
     "erase": lambda probe, _: erasure.erase(probe),
 }
 
-# Every intervention is compared with these: no edit, the floor and the ceiling.
-REFERENCES = ("none", "placebo", "donor")
+# Every intervention is compared with these: no edit, a random step, the same step to another belief, and a run that
+# held the belief.
+REFERENCES = ("none", "placebo", "wrong belief", "donor")
+PLACEBOS = ("placebo", "placebo off belief")
 
 
 def resolve_edits(edits: Edits) -> dict[str, EditMaker]:
     """Edit makers by name, in the menu's order: those asked for (`KeyError` for an unknown name) and the references."""
-    asked = from_menu(EDITS, ("wrong belief", "pseudo-inverse", "steer", "patch") if edits is None else edits, "edit")
+    asked = from_menu(EDITS, ("pseudo-inverse", "steer", "patch") if edits is None else edits, "edit")
     wanted = {name: EDITS[name] for name in REFERENCES} | asked
     return {name: wanted[name] for name in [*(name for name in EDITS if name in wanted), *wanted]}
+
+
+def check_makes(edits: Mapping[str, EditMaker], probes: Sequence[BeliefProbe]) -> None:
+    """Raise the `ValueError` of an edit in the menu that cannot be made from a probe, before the model runs."""
+    for probe in probes:
+        belief, nothing = probe.belief_mean.expand(1, 1, -1), torch.zeros(1, 1, probe.widths[0])
+        for name, maker in edits.items():
+            # Centroids take a pass to compute, and any probe will do for them.
+            if name != "centroid" and maker is EDITS.get(name):
+                maker(probe, Material(belief, belief, nothing, None))

@@ -15,16 +15,27 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from msp_lens._checks import check_at_least
+from msp_lens._random import derived_generator
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.edits import Edit, applying, no_edit
+from msp_lens.interventions.edits import Edit, applying, no_edit, site_covariance
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
-from msp_lens.interventions.intervention_report import InterventionReport, Layout
-from msp_lens.interventions.preparation import ALL_SITES, Probes, group_label, over_words
+from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
+from msp_lens.interventions.preparation import (
+    ALL_SITES,
+    Probes,
+    group_label,
+    in_firing_order,
+    over_words,
+    untrained_end,
+)
 from msp_lens.models.hooked import HookedModel
+from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import regret_by_position
 
@@ -45,9 +56,9 @@ def necessity(
     times, from `seed`. The other arguments are as for `bayes_consistency`.
 
     Returns:
-        A row for each site and edit: `regret`, the mean over positions; `share_lost`, its ratio to that of a predictor
-        that knows only token frequencies; `spread`, the standard deviation of the regret over the `draws` of a random
-        erasure (the other two are then means).
+        A row for each site and edit: `regret`, the mean over positions, without a last one that was never trained;
+        `share_lost`, its ratio to that of a predictor that knows only token frequencies; `spread`, the standard
+        deviation of the regret over the `draws` of a random erasure (the other two are then means).
 
     Raises:
         ValueError: if an option is too small, a probe has no moments or belongs to another model, the model does not
@@ -61,36 +72,34 @@ def necessity(
             f"{description}: the belief is the same after each of them, so nothing can be erased. Choose a "
             "process with more than one belief."
         )
-    generator = torch.Generator().manual_seed(seed)
+    for probe in chosen:
+        site_covariance(probe)
+    chosen = in_firing_order(model, chosen)
 
-    def regret(edits: Sequence[Edit]) -> float:
+    def regret(edits: Sequence[Edit]) -> Float64[Tensor, "pos"]:
         with applying(model, edits):
-            return float(regret_by_position(model, dataset, batch_size=batch_size).mean())
+            return regret_by_position(model, dataset, batch_size=batch_size)
 
     left_alone = regret([no_edit(chosen[0])])
+    caution = untrained_end(left_alone)
+    trained = slice(None, -1) if caution else slice(None)
     # The most that can be lost: the regret of predicting each token by its overall frequency.
-    optimal = next_token_probabilities(dataset.process, dataset.beliefs)
+    optimal = next_token_probabilities(dataset.process, dataset.beliefs)[:, trained]
     average = (dataset.word_weights[:, None, None] * optimal).sum(dim=0).mean(dim=0)
     worth = float((dataset.word_weights @ kl_divergence(optimal, average.log().expand_as(optimal))).mean())
-    ablations = {"erase": erase, "project out": project_out, "keep only": keep_only}
-    at_random = {"erase random": erase_random, "project out random": project_out_random}
     records = []
     for group in [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else []):
-        regrets = {"none": [left_alone]}
-        regrets |= {name: [regret([ablate(probe) for probe in group])] for name, ablate in ablations.items()}
-        for name, ablate in at_random.items():
-            draws = ([ablate(probe, generator=generator) for probe in group] for _ in range(n_random))
-            regrets[name] = [regret(edits) for edits in draws]
-        for name, values in regrets.items():
-            draws = torch.tensor(values, dtype=torch.float64)
-            row = {"site": group_label(group), "edit": name, "regret": float(draws.mean())}
+        for name, draws in {"none": [], **_ablations(group, n_random, seed)}.items():
+            values = torch.stack([each[trained].mean() for each in [*map(regret, draws)] or [left_alone]])
+            row = {"site": group_label(group), "edit": name, "regret": float(values.mean())}
             row["share_lost"] = row["regret"] / worth if worth > 1e-12 else math.nan
-            row["spread"] = float(draws.std()) if len(draws) > 1 else math.nan
+            row["spread"] = float(values.std()) if len(values) > 1 else math.nan
             records.append(row | {"draws": len(values)})
     table = pd.DataFrame(records)
     title = "Regret with the belief erased, and with nothing else kept, nats"
     notes = (
         _contrast(table),
+        *(f"{sentence} Here it is left out of every mean." for sentence in caution),
         f"{description}, edited at every position. Mean regret over positions, nats; "
         f"a predictor that knows only how often each token comes has {worth:.3g}.",
         "erase: LEACE, no linear trace of the belief is left. project out: only the probe's directions are removed; "
@@ -103,6 +112,19 @@ def necessity(
     return InterventionReport(title, table, ("site", "edit"), notes, provenance | {"n_random": n_random}, layout)
 
 
+def _ablations(group: Sequence[BeliefProbe], n_random: int, seed: int) -> dict[str, list[list[Edit]]]:
+    """The edits of a group's sites by name: each ablation once, each random one `n_random` times."""
+    ablations = {"erase": erase, "project out": project_out, "keep only": keep_only}
+    at_random = {"erase random": erase_random, "project out random": project_out_random}
+    made = {name: [[ablate(probe) for probe in group]] for name, ablate in ablations.items()}
+    for name, ablate in at_random.items():
+        # What is drawn for a site does not depend on the other sites asked for.
+        sources = [derived_generator(seed, group_label(group), probe.label, name) for probe in group]
+        pairs = list(zip(group, sources, strict=True))
+        made[name] = [[ablate(probe, generator=source) for probe, source in pairs] for _ in range(n_random)]
+    return made
+
+
 def _contrast(table: pd.DataFrame) -> str:
     """The edits side by side at the single site where the belief alone is most nearly enough."""
     rows = table.set_index(["site", "edit"])
@@ -111,7 +133,7 @@ def _contrast(table: pd.DataFrame) -> str:
 
     def figure(edit: str) -> str:
         regret, share = rows.loc[(site, edit), ["regret", "share_lost"]]
-        return f"{regret:.3g}" + ("" if math.isnan(share) else f" ({100 * share:.1f} %)")
+        return f"{regret:.3g}" + ("" if math.isnan(share) else f" ({percent(share)})")
 
     return (
         f"At {site}, regret and the share of what context gives that is lost: left alone {figure('none')}, belief "

@@ -11,18 +11,17 @@ too. Later positions attend to the past: where it was not edited, it speaks for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import pandas as pd
-from torch import Tensor
 
 from msp_lens._checks import check_at_least
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import Engine
-from msp_lens.interventions.intervention_report import InterventionReport, Layout
+from msp_lens.interventions.intervention_report import InterventionReport, Layout, worse_than_placebo
 from msp_lens.interventions.menu import Edits
-from msp_lens.interventions.preparation import Probes, chosen_positions, process_of
+from msp_lens.interventions.preparation import Probes, chosen_positions, process_of, untrained_end
+from msp_lens.interventions.targets import AskedTargets
 from msp_lens.models.hooked import HookedModel, word_length
 from msp_lens.processes.process import Process
 
@@ -37,7 +36,7 @@ def persistence(
     position: int | None = None,
     n_ctx: int | None = None,
     edits: Edits = ("steer", "patch"),
-    target: str | Mapping[str, Any] | Tensor = "another word",
+    target: AskedTargets = "another word",
     n_words: int = 1000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -70,7 +69,8 @@ def persistence(
     if len(engine.targets) != 1:
         raise ValueError(f"target={list(engine.targets)}: give one target.")
     (target_name,) = engine.targets
-    table = engine.run(start, target_name, [[probe] for probe in engine.probes], [1, n_after + 1], [1.0])
+    drawn = engine.draw(start, target_name, n_after)
+    table, regret = engine.run(drawn, [[probe] for probe in engine.probes], [1, n_after + 1], [1.0])
     # For one site and time, the two ways of editing stand together.
     table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
     table["order"] = pd.factorize(table["site"])[0]
@@ -81,6 +81,7 @@ def persistence(
     title = "KL(optimum filtered on from the target ‖ model), nats"
     notes = (
         _contrast(table),
+        *untrained_end(regret),
         f"{words:,} words drawn from {process.name}, edited at position {start} towards {target_name}, "
         f"then fed {n_after} tokens drawn from the target's own future. KL in nats to the optimum of the belief "
         "filtered on from the target; after: tokens fed since the edit.",
@@ -92,9 +93,13 @@ def persistence(
     )
     chosen = {"position": start, "target": target_name, "n_words": words, "seed": seed}
     rows, xlabel = ["site", "after", "edited"], "tokens after the edit"
-    layout = Layout(rows, "edit", "kl_to_target", title, shade="recovery", across="after", xlabel=xlabel)
+    shades = {"shade": "recovery", "mark": "worse_than_placebo"}
+    layout = Layout(rows, "edit", "kl_to_target", title, **shades, across="after", xlabel=xlabel)
     shown = {"after": sorted({0, 1, n_after})}
-    return InterventionReport(title, table, tuple(keys), notes, {"process": process.to_dict(), **chosen}, layout, shown)
+    provenance = {"process": process.to_dict(), **chosen}
+    found = InterventionReport(title, table, tuple(keys), notes, provenance, layout, shown)
+    contrast, *rest = notes
+    return replace(found, notes=(contrast, *worse_than_placebo(found), *rest))
 
 
 def _contrast(table: pd.DataFrame) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from msp_lens._checks import check_at_least, check_batch_size
 from msp_lens.data import BeliefDataset, TokenMap, words
@@ -28,7 +30,8 @@ def over_words(
     """What an experiment over whole words needs: the words, probes of single sites, a description and the provenance.
 
     A dataset is taken as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
-    `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a site is missing.
+    The model is not run. `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a
+    site is missing.
     """
     check_at_least("n_words", n_words, 1)
     check_batch_size(batch_size)
@@ -76,10 +79,10 @@ def group_label(group: Sequence[BeliefProbe]) -> str:
 
 
 def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> list[BeliefProbe]:
-    """The probes of single sites, in the order of the forward pass.
+    """The probes of single sites, checked without running the model.
 
-    `ValueError` if there is none, or one reads several sites or belongs to another model or process; `KeyError` if the
-    model lacks a probe's site.
+    `ValueError` if there is none, one reads several sites or belongs to another model or process, or two read the same
+    site; `KeyError` if the model lacks a probe's site.
     """
     if isinstance(probes, ProbeReport):
         chosen = [probe for probe in probes.probes if len(probe.sites) == 1]
@@ -92,7 +95,9 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
             )
     if not chosen:
         raise ValueError("probes is empty: give a report, or at least one probe of a single site.")
-    sites = hooked.find_sites(model, [probe.sites[0] for probe in chosen])
+    sites = [site for probe in chosen for site in hooked.find_sites(model, probe.sites)]
+    if twice := [site for site in sites if sites.count(site) > 1]:
+        raise ValueError(f"probes: two of them read {twice[0]}: give one probe of each site.")
     fingerprint = model_fingerprint(model)
     for probe in chosen:
         known = probe.provenance.get
@@ -108,26 +113,43 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
                 f"{probe!r} was fitted through a token map, and experiments feed the model the symbols themselves: "
                 "steer it on the model's own tokens instead, with probe.steer(model, belief, position=…)."
             )
-    order = _firing_order(model, sites)
-    return sorted(chosen, key=lambda probe: order.index(probe.sites[0]))
+    return chosen
 
 
-def _firing_order(model: HookedModel, sites: Sequence[str]) -> list[str]:
-    """The sites in the order in which a forward pass reaches them, found by making one."""
+def in_firing_order(model: HookedModel, probes: Sequence[BeliefProbe]) -> list[BeliefProbe]:
+    """The probes in the order in which a forward pass reaches their sites, found by making one."""
     fired: dict[str, None] = {}
 
     def note(name: str) -> Any:
         return lambda activation, hook: fired.setdefault(name)
 
-    with hooked.evaluating(model), model.hooks(fwd_hooks=[(site, note(site)) for site in sites]):
+    index = hooked.site_index(model)
+    # A hook may have several heads that are sites.
+    hooks = [index.site(probe.sites[0]).hook for probe in probes]
+    with hooked.evaluating(model), model.hooks(fwd_hooks=[(hook, note(hook)) for hook in dict.fromkeys(hooks)]):
         model(torch.zeros(1, 1, dtype=torch.int64, device=hooked.model_device(model)))
-    return [*dict.fromkeys([*fired, *sites])]
+    order = [*dict.fromkeys([*fired, *hooks])]
+    return [probe for _, probe in sorted(zip(hooks, probes, strict=True), key=lambda pair: order.index(pair[0]))]
+
+
+def untrained_end(regret: Float64[Tensor, "pos"]) -> list[str]:
+    """A sentence, if regret shows that the last position was never trained: it is ten times that of any other.
+
+    A network trained to predict the tokens of words of `n_ctx` tokens has no target at the last.
+    """
+    if len(regret) < 2 or not regret[-1] > max(10 * float(regret[:-1].max()), 0.01):
+        return []
+    at, last, others = len(regret) - 1, float(regret[-1]), float(regret[:-1].max())
+    return [
+        f"The last position, {at}, was probably never trained: regret there is {last:.2g} nats, and at most "
+        f"{others:.2g} before it. Leave it out: give msp.words(process, n_ctx={at}) in place of the process."
+    ]
 
 
 def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -> list[int]:
     """The positions to edit, counted from the start; by default one, three quarters into the words.
 
-    `ValueError` if one is outside the words, there is none, or there is no default.
+    `ValueError` if one is outside the words or given twice, there is none, or there is no default.
     """
     if positions is None:
         if n_ctx is None:
@@ -137,4 +159,7 @@ def chosen_positions(positions: int | Sequence[int] | None, n_ctx: int | None) -
     check_position(wanted, n_ctx)
     if not wanted or (n_ctx is None and min(wanted) < 0):
         raise ValueError(f"positions={wanted}: give at least one, counted from the start.")
-    return [position % n_ctx if n_ctx else position for position in wanted]
+    from_start = [position % n_ctx if n_ctx else position for position in wanted]
+    if len(set(from_start)) < len(from_start):
+        raise ValueError(f"positions={wanted}: give none twice (negative ones count from the end).")
+    return from_start
