@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import Count, checked
 from msp_lens.data import BeliefDataset
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits
+from msp_lens.models.sites import Sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +27,14 @@ class Centroids:
         return len(self.weights)
 
 
+@checked
 def belief_centroids(
     model: HookedModel,
     dataset: BeliefDataset,
-    sites: str | Sequence[str] | None = None,
+    sites: Sites = None,
     *,
     width: float = 0.01,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
 ) -> Centroids:
     """The centroids of activations, prefixes weighted by probability, in one pass; memory grows with the cells only.
 

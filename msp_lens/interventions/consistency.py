@@ -20,6 +20,7 @@ from einops import einsum
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import Count, Seed, checked
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.nearest import nearest_belief
@@ -33,14 +34,15 @@ from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
 
+@checked
 def bayes_consistency(
     model: HookedModel,
     data: Process | BeliefDataset,
     *,
     probes: Probes,
-    n_words: int = 20_000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    n_words: Count = 20_000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
 ) -> InterventionReport:
     """Whether updating the belief read at one position gives the belief read at the next, by site and token.
 
@@ -65,7 +67,7 @@ def bayes_consistency(
         ValueError: if an option is too small, a probe or the model does not fit, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
     process = dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
@@ -113,14 +115,15 @@ def bayes_consistency(
     return InterventionReport(title, table, ("site", "token"), notes, provenance, shown=shown)
 
 
+@checked
 def prediction_consistency(
     model: HookedModel,
     data: Process | BeliefDataset,
     *,
     probes: Probes,
-    n_words: int = 20_000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    n_words: Count = 20_000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
 ) -> InterventionReport:
     """Whether the model's own predictions are those that the belief read at each site implies, b̂ E.
 
@@ -130,7 +133,7 @@ def prediction_consistency(
         A row for each site, mean KL in nats: `implied_to_model`, KL(implied ‖ model); `optimal_to_implied`;
         `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
     """
-    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
     process = dataset.process
     chosen = in_firing_order(model, chosen)
     optimal = next_token_probabilities(process, dataset.beliefs)

@@ -16,6 +16,7 @@ and a donor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,12 +26,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from msp_lens._checks import checked
 from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook
 from msp_lens.models.positions import Position, at_positions, check_position, writing
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Edit:
     """A named change of one site's activation, given the belief to write.
@@ -86,24 +89,35 @@ class Edit:
             raise ValueError(f"{self.name!r} writes a belief: give belief=.")
         return belief
 
-    def checked_belief(self, belief: Tensor | Sequence | None) -> Tensor | None:
+    @checked
+    def checked_belief(self, belief: Float64[Tensor, "*batch state"] | None) -> Tensor | None:
         """The belief as float64; a `ValueError` if it is not one of the probe's process, or is needed and missing."""
         checked = None if belief is None else self.probe.checked_belief(belief)
         self._belief(checked)
         return checked
 
+    @checked
     def scaled(self, strength: float) -> Edit:
-        """A part of the edit, h + λ (edit(h) - h): λ = 0 changes nothing, λ = 1 is the whole edit."""
+        """A part of the edit, h + λ (edit(h) - h): λ = 0 changes nothing, λ = 1 is the whole edit.
+
+        `ValueError` if λ is NaN or infinite.
+        """
+        if not math.isfinite(strength):
+            raise ValueError(f"strength={strength}: give a finite number.")
         if strength == 1:
             return self
         return replace(self, function=lambda h, belief: h + strength * (self.function(h, belief) - h))
 
-    def at(self, position: Position, belief: Tensor | Sequence | None = None) -> Callable[[Tensor], Tensor]:
+    @checked
+    def at(
+        self, position: Position, belief: Float64[Tensor, "*batch state"] | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """The edit as a function of the site's whole activation `[word, pos, d_model]`; arguments as for `applying`."""
         check_position(position, None)
         return at_positions(self, position, self.checked_belief(belief))
 
-    def hook(self, position: Position = None, belief: Tensor | Sequence | None = None) -> HookFunction:
+    @checked
+    def hook(self, position: Position = None, belief: Float64[Tensor, "*batch state"] | None = None) -> HookFunction:
         """The edit as `hook(activation, hook)`, for `model.run_with_hooks(fwd_hooks=[(edit.site, edit.hook(...))])`."""
         return checked_hook(self.site, self.at(position, belief))
 
@@ -111,11 +125,12 @@ class Edit:
         return f"Edit({self.name!r} at {self.probe.label})"
 
 
+@checked
 @contextmanager
 def applying(
     model: HookedModel,
     edits: Edit | Sequence[Edit],
-    belief: Tensor | Sequence | None = None,
+    belief: Float64[Tensor, "*batch state"] | None = None,
     *,
     position: Position = None,
 ) -> Iterator[None]:
@@ -148,11 +163,13 @@ def applying(
         yield
 
 
+@checked
 def no_edit(probe: BeliefProbe) -> Edit:
     """The activation unchanged: what the network does when left alone."""
     return Edit("none", probe, lambda h, belief: h, writes=False)
 
 
+@checked
 def steer(probe: BeliefProbe, *, current: Float[Tensor, "*batch state"] | None = None) -> Edit:
     """`h + (b' - b) D`: move everything that varies with the belief from the current belief to b', and keep the rest.
 
@@ -168,6 +185,7 @@ def steer(probe: BeliefProbe, *, current: Float[Tensor, "*batch state"] | None =
     return Edit(name, probe, lambda h, belief: probe.steered(h, belief, current=current))
 
 
+@checked
 def patch(probe: BeliefProbe) -> Edit:
     """`μ_h + (b' - μ_b) D`: the mean activation given the belief, by linear regression, replaces the whole activation.
 
@@ -177,6 +195,7 @@ def patch(probe: BeliefProbe) -> Edit:
     return Edit("patch", probe, probe.patched)
 
 
+@checked
 def pseudo_inverse_shift(probe: BeliefProbe) -> Edit:
     """`h + (b' - b̂) W⁺`: the smallest change of h after which the probe reads b'.
 
@@ -186,6 +205,7 @@ def pseudo_inverse_shift(probe: BeliefProbe) -> Edit:
     return _read_shift("pseudo-inverse", probe, torch.linalg.pinv(centered_weights(probe), rtol=RANK_CUTOFF))
 
 
+@checked
 def covariance_shift(probe: BeliefProbe) -> Edit:
     """`h + (b' - b̂) D̂`: of all changes after which the probe reads b', the smallest in the data's own metric.
 
@@ -201,6 +221,7 @@ def _read_shift(name: str, probe: BeliefProbe, directions: Float64[Tensor, "stat
     return Edit(name, probe, lambda h, belief: h + (belief - probe.predict(h).to(h)) @ like(h)[0])
 
 
+@checked
 def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> Edit:
     """The activation of another run, in which the network itself held the target belief: a natural reference.
 
@@ -213,6 +234,7 @@ def donor(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> E
     return Edit("donor", probe, lambda h, belief: activations.to(h).expand_as(h))
 
 
+@checked
 def donor_belief(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"]) -> Edit:
     """`h + (b̂(donor) - b̂(h)) D`: only the belief read in the donor's activation; arguments as for `donor`.
 
@@ -223,6 +245,7 @@ def donor_belief(probe: BeliefProbe, activations: Float[Tensor, "*batch d_model"
     return Edit("donor belief", probe, lambda h, belief: probe.steered(h, probe.predict(activations.to(h))))
 
 
+@checked
 def centroid(
     probe: BeliefProbe, beliefs: Float64[Tensor, "cell state"], activations: Float[Tensor, "cell d_model"]
 ) -> Edit:
@@ -242,11 +265,13 @@ def centroid(
     return Edit("centroid", probe, edit)
 
 
+@checked
 def toward(edit: Edit, belief: Float[Tensor, "*batch state"]) -> Edit:
     """The edit, but always writing `belief`, whatever the target: a null if that is a wrong belief."""
     return replace(edit, name="wrong belief", function=lambda h, _: edit.function(h, belief.to(h)), writes=False)
 
 
+@checked
 def placebo(edit: Edit, *, generator: torch.Generator) -> Edit:
     """A step as long as `edit`'s in a uniformly random direction, drawn for each word and position.
 
@@ -256,6 +281,7 @@ def placebo(edit: Edit, *, generator: torch.Generator) -> Edit:
     return _random_step("placebo", edit, generator)
 
 
+@checked
 def placebo_off_belief(edit: Edit, *, generator: torch.Generator) -> Edit:
     """A step as long as `edit`'s that leaves the belief alone: in a random direction orthogonal to W and D.
 

@@ -24,7 +24,6 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import check_at_least, check_batch_size
 from msp_lens._random import derived_generator
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import kl_divergence
@@ -84,8 +83,6 @@ class Engine:
         seed: int,
         batch_size: int | None,
     ) -> None:
-        check_at_least("n_words", n_words, 2, "a standard error needs two words")
-        check_batch_size(batch_size)
         check_fits(model, process, n_ctx)
         if process.is_generalized:
             raise ValueError(

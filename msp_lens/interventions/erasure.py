@@ -16,11 +16,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import checked
 from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_covariance
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
+@checked
 def erase(probe: BeliefProbe) -> Edit:
     """LEACE: the smallest change of h, in the data's own metric, that leaves no linear trace of the belief.
 
@@ -32,6 +34,7 @@ def erase(probe: BeliefProbe) -> Edit:
     return _projecting("erase", probe, centered_weights(probe), read_decoder(probe))
 
 
+@checked
 def keep_only(probe: BeliefProbe) -> Edit:
     """Keep only the belief: everything else in h becomes its mean given the belief read, `μ_h + (b̂ - μ_b) D̂`.
 
@@ -41,6 +44,7 @@ def keep_only(probe: BeliefProbe) -> Edit:
     return _projecting("keep only", probe, centered_weights(probe), read_decoder(probe), keep=True)
 
 
+@checked
 def project_out(probe: BeliefProbe) -> Edit:
     """Project out the directions that the probe reads, `h - (h - μ_h) Q Qᵀ`.
 
@@ -51,6 +55,7 @@ def project_out(probe: BeliefProbe) -> Edit:
     return _projecting("project out", probe, basis, basis.T)
 
 
+@checked
 def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     """The null of `erase`: LEACE of as many random features of h, drawn uniformly in whitened coordinates."""
     # V = Σ^-½ G reads random whitened coordinates; erasing them is V (Vᵀ Σ V)⁺ Vᵀ Σ.
@@ -61,6 +66,7 @@ def erase_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     return _projecting("erase random", probe, weights, read_decoder(probe, weights))
 
 
+@checked
 def project_out_random(probe: BeliefProbe, *, generator: torch.Generator) -> Edit:
     """The null of `project_out`: as many random orthonormal directions, drawn uniformly."""
     n_features, rank = read_basis(probe).shape

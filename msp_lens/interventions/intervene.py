@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import pandas as pd
 
+from msp_lens._checks import AtLeast, Count, Seed, checked
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import Engine
 from msp_lens.interventions.intervention_report import (
@@ -32,6 +34,7 @@ from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
 
 
+@checked
 def intervene(
     model: HookedModel,
     data: Process | BeliefDataset,
@@ -42,9 +45,9 @@ def intervene(
     targets: AskedTargets = "another word",
     strengths: float | Sequence[float] = 1.0,
     together: bool = False,
-    n_words: int = 2000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] = 2000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
 ) -> InterventionReport:
     """Write beliefs into the residual stream and measure whether the network acts on them: layer × position × edit.
 
@@ -74,8 +77,8 @@ def intervene(
     """
     process, n_ctx = process_of(model, data)
     wanted = chosen_positions(positions, n_ctx)
-    scales = [float(s) for s in ([strengths] if isinstance(strengths, int | float) else strengths)]
-    if not scales or not all(math.isfinite(s) for s in scales) or len(set(scales)) < len(scales):
+    scales = [strengths] if isinstance(strengths, float) else list(strengths)
+    if not scales or not all(map(math.isfinite, scales)) or len(set(scales)) < len(scales):
         raise ValueError(f"strengths={scales}: give at least one finite number, and none twice.")
     engine = Engine(model, process, probes, edits, targets, max(wanted) + 1, n_words, seed, batch_size)
     # All is drawn before the model runs: what cannot be drawn is refused at once.

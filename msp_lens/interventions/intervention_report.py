@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import pandas as pd
 
+from msp_lens._checks import checked, converted
 from msp_lens._tables import TableView, json_records
 
 if TYPE_CHECKING:
@@ -96,15 +98,31 @@ class InterventionReport(TableView):
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> InterventionReport:
-        """Rebuild a report from its `to_dict()`, also after a detour through JSON."""
-        rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in saved["results"]]
-        rest = {key: value for key, value in saved.items() if key not in ("results", "layout")}
-        return cls(table=pd.DataFrame(rows), layout=Layout(**saved["layout"]) if saved["layout"] else None, **rest)
+        """Rebuild a report from its `to_dict()`, also after a detour through JSON.
 
+        Raises:
+            ValueError: if a field is missing, unknown or not what `to_dict` writes; the message names the field.
+        """
+        try:
+            fields = converted(saved, _Saved, "saved")
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+        rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in fields["results"]]
+        table, layout = pd.DataFrame(rows), Layout(**fields["layout"]) if fields["layout"] else None
+        _check_layout(fields, layout)
+        rest = {key: fields[key] for key in ("title", "keys", "notes", "provenance", "shown")}
+        return cls(table=table, layout=layout, **rest)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether everything is equal; undefined numbers are equal."""
+        return isinstance(other, InterventionReport) and self.to_dict() == other.to_dict()
+
+    @checked
     def select(self, **where: Any) -> pd.Series:
         """The one result with these values (else `KeyError`); its measures are attributes, as `.kl_to_target`."""
         return pd.Series(self._rows(where, ()).iloc[0])
 
+    @checked
     def map(
         self, edit: str, *, value: str = "recovery", target: str | None = None, strength: float = 1.0
     ) -> pd.DataFrame:
@@ -115,6 +133,7 @@ class InterventionReport(TableView):
         rows = self._rows({"edit": edit, "target": target, "strength": strength}, ("site", "position"))
         return _wide(rows, ["site"], "position", value)
 
+    @checked
     def curve(
         self,
         edit: str,
@@ -261,6 +280,52 @@ def _wide(table: pd.DataFrame, rows: Sequence[str], columns: str, value: str) ->
     return pd.DataFrame(wide).set_axis(wide.columns.tolist(), axis=1)
 
 
+class _SavedLayout(TypedDict):
+    rows: list[str]
+    columns: str
+    value: str
+    label: str
+    number: NotRequired[str]
+    shade: NotRequired[str | None]
+    mark: NotRequired[str | None]
+    across: NotRequired[str]
+    xlabel: NotRequired[str | None]
+    chosen: NotRequired[dict[str, Any]]
+
+
+class _Saved(TypedDict):
+    title: str
+    results: list[dict[str, Any]]
+    keys: list[str]
+    notes: list[str]
+    provenance: dict[str, Any]
+    layout: _SavedLayout | None
+    shown: dict[str, list[Any]]
+
+
+def _check_layout(saved: Mapping[str, Any], layout: Layout | None) -> None:
+    """Raise `ValueError` if rows differ in their fields or hold no plain values, or a name is not a field of theirs."""
+    columns = list(saved["results"][0]) if saved["results"] else []
+    for number, row in enumerate(saved["results"]):
+        wrong = [key for key, value in row.items() if not isinstance(value, str | int | float | None)]
+        if wrong or list(row) != columns:
+            field = f".{wrong[0]}" if wrong else ""
+            rule = "give text, a number or null" if wrong else f"give the fields of every row, {', '.join(columns)}"
+            raise ValueError(f"saved.results[{number}]{field}: {rule}, as to_dict() writes them.")
+    named = {"keys": saved["keys"], "shown": list(saved["shown"])}
+    if layout is not None:
+        named |= {"layout.rows": layout.rows, "layout.columns": [layout.columns], "layout.value": [layout.value]}
+        named |= {"layout.shade": [layout.shade], "layout.mark": [layout.mark], "layout.across": [layout.across]}
+        named |= {"layout.chosen": list(layout.chosen)}
+        if not re.fullmatch(r"\.\d[efg]", layout.number):
+            raise ValueError(f"saved.layout.number={layout.number!r}: give a format such as '.4f'.")
+    for field, names in named.items():
+        if unknown := [name for name in names if name is not None and name not in columns]:
+            raise ValueError(
+                f"saved.{field}: {unknown[0]!r} is no field of the results; there are {', '.join(columns)}."
+            )
+
+
 # What an edit did: the network acts on the belief written; it follows it in part, or not at all; it predicts too badly
 # to tell; or not even a donor moves it.
 Effect = Literal["acts", "in part", "none", "cannot tell", "nothing to recover"]
@@ -302,8 +367,8 @@ def effect_text(found: InterventionReport, edit: str = "steer", **where: Any) ->
     told = {
         "acts": f"The network acts on the belief written: {place} recovers {share} {compared}.",
         "in part": f"The network follows the belief written only in part: {place} recovers {share} {compared}.",
-        "none": f"The network does not follow the belief written: {place} recovers {share}, hardly more than edits that "
-        f"do not write it {compared}.",
+        "none": f"The network does not follow the belief written: {place} recovers {share}, hardly more than edits "
+        f"that do not write it {compared}.",
         "cannot tell": "It cannot be told whether the network acts on the belief: left alone, it is not ten times as "
         f"near to the actual optimum (KL {near}) as to the target's ({far}), because it predicts badly or the two "
         f"beliefs predict alike. {place} recovers {share} {compared}.",

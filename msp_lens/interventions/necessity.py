@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import Count, Seed, checked
 from msp_lens._random import derived_generator
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
@@ -40,15 +40,16 @@ from msp_lens.processes.process import Process
 from msp_lens.training.regret import regret_by_position
 
 
+@checked
 def necessity(
     model: HookedModel,
     data: Process | BeliefDataset,
     *,
     probes: Probes,
-    n_random: int = 3,
-    n_words: int = 2000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    n_random: Count = 3,
+    n_words: Count = 2000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
 ) -> InterventionReport:
     """Regret with the belief erased, with only the belief kept, and with as many random dimensions erased.
 
@@ -65,8 +66,7 @@ def necessity(
             fit the process, or the belief never changes.
         KeyError: if the model lacks a probe's site.
     """
-    check_at_least("n_random", n_random, 1, "the belief is compared with random dimensions")
-    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, batch_size)
+    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
         raise ValueError(
             f"{description}: the belief is the same after each of them, so nothing can be erased. Choose a "

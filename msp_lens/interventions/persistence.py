@@ -12,10 +12,11 @@ too. Later positions attend to the past: where it was not edited, it speaks for 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
 import pandas as pd
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import AtLeast, Count, Seed, checked
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import Engine
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, worse_than_placebo
@@ -28,18 +29,19 @@ from msp_lens.processes.process import Process
 ALONE, ONWARD = "one position", "trajectory"
 
 
+@checked
 def persistence(
     model: HookedModel,
     data: Process | BeliefDataset,
     *,
     probes: Probes,
     position: int | None = None,
-    n_ctx: int | None = None,
+    n_ctx: Annotated[int, AtLeast(2, "a token must follow the edit")] | None = None,
     edits: Edits = ("steer", "patch"),
     target: AskedTargets = "another word",
-    n_words: int = 1000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] = 1000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
 ) -> InterventionReport:
     """Edit at one position, or from it onward along the filtered trajectory, and follow the predictions.
 
@@ -57,7 +59,6 @@ def persistence(
     Raises:
         ValueError, KeyError: as for `intervene`, and if no token follows the position.
     """
-    check_at_least("n_ctx", n_ctx, 2, "a token must follow the edit")
     process, longest = process_of(model, data)
     length = word_length(model, longest if n_ctx is None else n_ctx, otherwise="n_ctx=")
     default = max(0, min(length * 3 // 4, length - 2))

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import check_at_least, check_batch_size
 from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.models import hooked
 from msp_lens.models.hooked import HookedModel
@@ -25,7 +24,7 @@ Probes = ProbeReport | BeliefProbe | Sequence[BeliefProbe]
 
 
 def over_words(
-    model: HookedModel, data: Process | BeliefDataset, probes: Probes, n_words: int, seed: int, batch_size: int | None
+    model: HookedModel, data: Process | BeliefDataset, probes: Probes, n_words: int, seed: int
 ) -> tuple[BeliefDataset, list[BeliefProbe], str, dict[str, Any]]:
     """What an experiment over whole words needs: the words, probes of single sites, a description and the provenance.
 
@@ -33,8 +32,6 @@ def over_words(
     The model is not run. `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a
     site is missing.
     """
-    check_at_least("n_words", n_words, 1)
-    check_batch_size(batch_size)
     process, n_ctx = process_of(model, data)
     if isinstance(data, BeliefDataset):
         dataset = data

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import Count, Seed, checked
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.trajectories import draw_tokens
 from msp_lens.data import words as words_of
@@ -42,13 +43,15 @@ TargetMaker: TypeAlias = Callable[[Process, Tensor, torch.Generator], Targets]
 Words: TypeAlias = Int[Tensor, "word pos"]
 
 
+@checked
 def another_word(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """The belief after another word, drawn from the process."""
     donors = process.sample(*words.shape, generator=generator).cpu()
     return Targets(torch.arange(len(words)), filter_beliefs(process, donors)[:, -1], donors)
 
 
-def counterfactual(process: Process, words: Words, generator: torch.Generator, *, back: int = 1) -> Targets:
+@checked
+def counterfactual(process: Process, words: Words, generator: torch.Generator, *, back: Count = 1) -> Targets:
     """The belief if the last token (or the `back`-th from the end) had been another, the rest of the word unchanged.
 
     The other token is drawn by its probability, given that the changed word is possible. A word that has no possible
@@ -70,6 +73,7 @@ def counterfactual(process: Process, words: Words, generator: torch.Generator, *
     return Targets(able, filter_beliefs(process, donors)[:, -1], donors)
 
 
+@checked
 def vertex(process: Process, words: Words, generator: torch.Generator, *, state: int | str | None = None) -> Targets:
     """Certainty of a hidden state, by name or number (else `KeyError`); by default a random one for each word."""
     if state is None:
@@ -82,9 +86,12 @@ def vertex(process: Process, words: Words, generator: torch.Generator, *, state:
     return _with_nearest_donors(process, words, torch.eye(process.n_states, dtype=torch.float64)[states])
 
 
-def given(process: Process, words: Words, generator: torch.Generator, *, belief: Tensor | Sequence) -> Targets:
+@checked
+def given(
+    process: Process, words: Words, generator: torch.Generator, *, belief: Float64[Tensor, "*word state"]
+) -> Targets:
     """The given belief, `[state]` for all words or `[word, state]` for each; `ValueError` if it is not a belief."""
-    beliefs = torch.as_tensor(belief, dtype=torch.float64).detach().cpu()
+    beliefs = belief.detach().cpu()
     if beliefs.ndim == 1:
         beliefs = beliefs.expand(len(words), -1)
     if beliefs.shape != (len(words), process.n_states):
@@ -98,6 +105,7 @@ def given(process: Process, words: Words, generator: torch.Generator, *, belief:
     return _with_nearest_donors(process, words, beliefs)
 
 
+@checked
 def reachable(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """The belief after a word of this length, every possible word being equally likely, improbable ones included.
 
@@ -109,6 +117,7 @@ def reachable(process: Process, words: Words, generator: torch.Generator) -> Tar
     return Targets(torch.arange(len(words)), dataset.beliefs[chosen, -1], dataset.tokens[chosen])
 
 
+@checked
 def simplex(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """A belief drawn uniformly from the whole simplex (Dirichlet with all parameters 1)."""
     draws = torch.empty(len(words), process.n_states, dtype=torch.float64, device=generator.device)
@@ -116,6 +125,7 @@ def simplex(process: Process, words: Words, generator: torch.Generator) -> Targe
     return _with_nearest_donors(process, words, exponential / exponential.sum(dim=1, keepdim=True))
 
 
+@checked
 def emission_kernel(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """The actual belief moved so that the next token's probabilities stay: `b' = b + v`, `v E = 0`.
 
@@ -170,8 +180,9 @@ def resolve_targets(targets: AskedTargets) -> dict[str, TargetMaker]:
     return chosen | {name: partial(given, belief=value) for name, value in chosen.items() if not callable(value)}
 
 
+@checked
 def nearest_words(
-    process: Process, beliefs: Float64[Tensor, "target state"], length: int, *, seed: int = 0
+    process: Process, beliefs: Float64[Tensor, "target state"], length: Count, *, seed: Seed = 0
 ) -> Int[Tensor, "target pos"]:
     """For each belief, the word of `length` tokens that leads to it or, failing that, nearest to it (Euclidean).
 

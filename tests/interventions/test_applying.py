@@ -219,7 +219,7 @@ def test_bad_requests_are_refused(random_model, random_report, tokens):
 
     refused("'steer' writes a belief: give belief=", steer)
     refused("this probe's beliefs have 3 states", steer, [0.5, 0.5])
-    refused("sums to nan", steer, [float("nan"), 0.5, 0.5])
+    refused("without NaN and infinity", steer, [float("nan"), 0.5, 0.5])
     refused("no two of the same site", [steer, edits.erase(probe)], [1.0, 0, 0])
     refused("give at least one", [])
     refused("integers \\[pos\\]", steer, [1.0, 0, 0], position=torch.tensor([0.5]))
