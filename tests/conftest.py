@@ -22,7 +22,16 @@ ORACLE = Path(os.environ.get("MSP_LENS_ORACLES", Path(__file__).parents[2] / "sh
 
 def pytest_collection_modifyitems(items):
     """Slow: what runs the published model on all of its 59,049 words, and files that train or start processes."""
-    whole_files = ("test_demos", "test_page", "test_readme", "test_rrxor", "test_study", "test_workers", "test_reduce")
+    whole_files = (
+        "test_demos",
+        "test_page",
+        "test_readme",
+        "test_rrxor",
+        "test_study",
+        "test_workers",
+        "test_reduce",
+        "test_killed",
+    )
     for item in items:
         if "published_model" in getattr(item, "fixturenames", ()) or item.path.stem in whole_files:
             item.add_marker(pytest.mark.slow)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,9 +14,26 @@ from typing import Any
 
 import torch
 
-from msp_lens._files import read_json, write_atomically, write_json
+from msp_lens._checks import Count, Seed, checked, converted
+from msp_lens._files import write_atomically, write_json
 from msp_lens._tables import json_records
-from msp_lens.data import Weighting, check_weighting, words
+from msp_lens._values import Value
+from msp_lens.data import Weighting, words
+from msp_lens.experiments.over_seeds import OverSeeds
+from msp_lens.experiments.run_folder import (
+    CONFIG_FILE,
+    MOVIE_FILE,
+    PAGE_FILE,
+    PICTURES,
+    REPORT_FILE,
+    check_config,
+    choose_folder,
+    place_of_run,
+    read_config,
+    replace_run,
+    run_options,
+    seed_folder,
+)
 from msp_lens.formation import Emergence
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
@@ -24,21 +41,20 @@ from msp_lens.interventions.intervene import intervene
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
-from msp_lens.models.build import ModelConfig, config_fields, versions
-from msp_lens.models.model_files import MODEL_FILE, load_checkpoint, model_fingerprint
+from msp_lens.models.build import ModelConfig, build_model, config_fields, versions
+from msp_lens.models.hooked import check_fits, word_length
+from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
 from msp_lens.page.pictures import run_pictures
 from msp_lens.page.render import render_page
 from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance
+from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, as_saved, read_provenance
+from msp_lens.training.folder import owned
 from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
-from msp_lens.training.training_run import METRICS_FILE, TrainingRun, load_run
+from msp_lens.training.training_run import TrainingRun, load_run
 
-CONFIG_FILE, REPORT_FILE, PAGE_FILE, MOVIE_FILE = "config.json", "report.json", "report.html", "movie.gif"
-PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), MOVIE_FILE, REPORT_FILE, PAGE_FILE)
 # Number of models that a run keeps, for the movie of how beliefs formed.
 CHECKPOINTS = 11
 # By the names of the study's fields. All but the main table use fewer words than by default, to take only seconds.
@@ -52,7 +68,7 @@ EXPERIMENTS: dict[str, Callable[..., Any]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Study(Value):
     """What a run found, and its folder.
 
     Attributes:
@@ -66,6 +82,7 @@ class Study:
         skipped: Name of each experiment that is not possible here, with the reason; its field is `None`.
         folder: The folder with all files.
         emergence: How beliefs formed, if it was asked for and the run kept checkpoints.
+        over_seeds: How much the scores depend on the seed, if several were asked for.
     """
 
     training: TrainingRun
@@ -78,6 +95,7 @@ class Study:
     skipped: dict[str, str]
     folder: Path
     emergence: Emergence | None = None
+    over_seeds: OverSeeds | None = None
 
     @property
     def page(self) -> Path:
@@ -86,11 +104,13 @@ class Study:
 
     def __repr__(self) -> str:
         found = [getattr(self, name) for name in EXPERIMENTS if name not in self.skipped]
-        results = [self.training, self.report, *found, *([self.emergence] if self.emergence is not None else [])]
+        more = [each for each in (self.over_seeds, self.emergence) if each is not None]
+        results = [self.training, self.report, *found, *more]
         skipped = [f"No {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n\n".join([*map(repr, results), *skipped, f"Report: {self.page}"])
 
 
+@checked
 def run(
     process: Process,
     *,
@@ -99,60 +119,76 @@ def run(
     out: str | Path | None = None,
     overwrite: bool = False,
     emergence: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
+    seeds: Count = 1,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Study:
     """Train on the process, then `report`: probe every site, write beliefs back, and save what was found.
+
+    A run that was interrupted goes on when it is called again with the same folder and options.
 
     Args:
         process: The process to learn.
         preset: Recipe of model and training.
         weighting: How much each prefix counts in the probes.
         out: Folder for the results; by default a new one under `runs/`.
-        overwrite: Whether a run already in `out` may be replaced.
+        overwrite: Whether a run already in `out` may be replaced. It stays until the new one is complete.
         emergence: Whether to show how beliefs formed; keeps checkpoints even if the preset keeps none.
         seed: Seed of everything random.
+        seeds: How many networks to train and probe, from the seeds `seed`, `seed + 1`, …, to see how much the scores
+            depend on the seed. All else is reported of the first.
         device: Device for training and probing.
         progress: Whether to show progress bars.
 
     Raises:
-        ValueError: if `out` already holds a run, or an option is out of range; before any work is done.
+        ValueError: if `out` already holds a run, an option is out of range, or the process has no belief to find;
+            before any work is done.
         KeyError: if there is no such preset.
+        OSError: if `out` can't be written to; what was trained is there, and the same call goes on.
     """
     chosen = recipe(preset, process)
-    check_weighting(weighting)
+    check_has_beliefs(process)
     training = chosen.training
     if emergence and training.checkpoints is None:
         training = replace(training, checkpoints="logarithmic", n_checkpoints=CHECKPOINTS)
+    all_seeds = [converted(seed + k, Seed, f"seed + {k}") for k in range(seeds)]
     folder = choose_folder(out, process.name, overwrite=overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in RUN_FILES:
-        (folder / file).unlink(missing_ok=True)
-    config = {
+    model = build_model(chosen.model, seed=seed, device=device)
+    check_fits(model, process, word_length(model))
+    config: dict[str, Any] = {
         "process": process.to_dict(),
         "preset": preset,
         "model": chosen.model.to_dict(),
         "training": training.to_dict(),
         "weighting": weighting,
         "seed": seed,
+        "seeds": seeds,
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(folder / CONFIG_FILE, config)
-    # A former training in the folder is never resumed: it was refused, or is overwritten.
-    trained = train(
-        process, preset=preset, config=training, seed=seed, device=device, out=folder, resume=False, progress=progress
-    )
-    return _report(trained, config, folder, emergence, device, progress)
+    with owned(folder):
+        place = place_of_run(folder, config, overwrite=overwrite)
+        with _explained(folder, "call run again with the same folder and options"):
+            write_json(place / CONFIG_FILE, config)
+        shared: dict[str, Any] = {"config": training, "device": device, "progress": progress}
+        trained = [train(process, model, seed=seed, out=place, **shared)]
+        for each in all_seeds[1:]:
+            trained.append(train(process, chosen.model, seed=each, out=seed_folder(place, each), **shared))
+        study = _report(trained, config, place, emergence, device, progress)
+        if place != folder:
+            replace_run(folder)
+            study = _moved(study, folder)
+    return study
 
 
+@checked
 def report(
     folder: str | Path,
     *,
     weighting: Weighting | None = None,
     emergence: bool = True,
-    seed: int | None = None,
+    seed: Seed | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Study:
@@ -170,33 +206,47 @@ def report(
 
     Raises:
         FileNotFoundError: if the folder holds no trained model.
-        ValueError: if its model is damaged, its training has not ended, or there is no such weighting.
+        ValueError: if a file in it is damaged or of another training, or its training has not ended.
+        OSError: if the folder can't be written to.
     """
-    if weighting is not None:
-        check_weighting(weighting)
     folder = Path(folder)
-    trained = load_run(folder, device=device)
-    if (folder / CONFIG_FILE).exists():
-        config = read_json(folder / CONFIG_FILE)
+    trained = [load_run(folder, device=device)]
+    config = read_config(folder)
+    if config is not None:
+        check_config(config, trained[0], folder)
     else:
         # As far as the model's file says.
-        known = config_fields(trained.model)
+        known, provenance = config_fields(trained[0].model), read_provenance(folder / MODEL_FILE)
         config = {
-            "process": trained.process.to_dict(),
+            "process": trained[0].process.to_dict(),
             "preset": None,
             "model": {field.name: known[field.name] for field in fields(ModelConfig) if field.name in known},
-            "training": trained.config.to_dict(),
+            "training": trained[0].config.to_dict(),
             **run_options(folder),
-            "versions": load_checkpoint(folder).provenance["versions"],
+            "versions": as_saved(provenance.get("versions", {}), dict[str, str], f"{folder / MODEL_FILE}: versions"),
             "started": None,
         }
+    check_has_beliefs(trained[0].process)
+    for k in range(1, config.get("seeds", 1)):
+        trained.append(load_run(seed_folder(folder, config["seed"] + k), device=device))
     changes = {"weighting": weighting, "seed": seed}
     config |= {key: value for key, value in changes.items() if value is not None}
-    return _report(trained, config, folder, emergence, device, progress)
+    with owned(folder):
+        return _report(trained, config, folder, emergence, device, progress)
+
+
+def check_has_beliefs(process: Process) -> None:
+    """Raise `ValueError` if the belief is the same after every word, so that there is nothing to probe for."""
+    if process.degeneracy().belief_dimensions == 0:
+        why = "it has one hidden state" if process.n_states == 1 else "its tokens say nothing about its hidden state"
+        raise ValueError(
+            f"{process.name} has no belief to find: {why}, so the belief is the same after every word. Choose a "
+            "process with memory, such as mess3; train(process) trains a network on this one."
+        )
 
 
 def _report(
-    trained: TrainingRun,
+    trainings: Sequence[TrainingRun],
     config: dict[str, Any],
     folder: Path,
     emergence: bool,
@@ -204,9 +254,14 @@ def _report(
     progress: bool,
 ) -> Study:
     """Probe, intervene, and write the files."""
+    trained, *others = trainings
     process = trained.process
     options: dict[str, Any] = {"weighting": config["weighting"], "seed": config["seed"], "progress": progress}
     probes = probe(trained.model, process, **options)
+    over_seeds = None
+    if others:
+        probed = [(each, probe(each.model, process, **options | {"seed": each.seed})) for each in others]
+        over_seeds = OverSeeds.of([(trained, probes), *probed])
     experiments, skipped = {}, {}
     for name, experiment in EXPERIMENTS.items():
         try:
@@ -222,13 +277,6 @@ def _report(
         formed = probe_checkpoints(folder, short, controls=False, device=device, **options)
         movie = formed.plot.movie(probes.best_site.label, device=str(device))
     pictures = run_pictures(trained, probes, experiments.get("interventions"), formed)
-    for name, file in PICTURES.items():
-        buffer = io.BytesIO()
-        pictures[name].light.save(buffer, format="PNG")
-        write_atomically(folder / file, buffer.getvalue())
-    if movie is not None:
-        movie.save_gif(folder / MOVIE_FILE)
-
     findings = {
         "process": str(process),
         "model_fingerprint": model_fingerprint(trained.model),
@@ -237,49 +285,45 @@ def _report(
         **{name: found.to_dict() for name, found in experiments.items()},
         "skipped": skipped,
         "emergence": json_records(formed.to_dataframe().to_dict("records")) if formed is not None else [],
+        "over_seeds": over_seeds.to_dict() if over_seeds is not None else None,
     }
-    write_json(folder / REPORT_FILE, findings)
     page = render_page(
         trained, probes, experiments, skipped, pictures, config, emergence=formed, movie=movie, model_file=MODEL_FILE
     )
-    write_atomically(folder / PAGE_FILE, page)
+    with _explained(folder, "call report, or run with the same folder and options"):
+        for name, file in PICTURES.items():
+            buffer = io.BytesIO()
+            pictures[name].light.save(buffer, format="PNG")
+            write_atomically(folder / file, buffer.getvalue())
+        if movie is not None:
+            movie.save_gif(folder / MOVIE_FILE)
+        write_json(folder / REPORT_FILE, findings)
+        # The page is written last: a folder that has one holds a complete run.
+        write_atomically(folder / PAGE_FILE, page)
     found = {name: experiments.get(name) for name in EXPERIMENTS}
-    return Study(trained, probes, **found, skipped=skipped, folder=folder, emergence=formed)
+    return Study(trained, probes, **found, skipped=skipped, folder=folder, emergence=formed, over_seeds=over_seeds)
+
+
+@contextmanager
+def _explained(folder: Path, remedy: str) -> Iterator[None]:
+    """Add to an `OSError` that the training is saved, and how to continue."""
+    try:
+        yield
+    except OSError as error:
+        failed = f"Writing to {folder} failed ({error.strerror or error}); what was trained is saved there"
+        raise OSError(error.errno, f"{failed}. Make room or make it writable, then {remedy}") from error
+
+
+def _moved(study: Study, folder: Path) -> Study:
+    """The study of a run that was moved to a folder."""
+    formed = study.emergence
+    if formed is not None:
+        there = [replace(each, path=folder / CHECKPOINTS_FOLDER / each.path.name) for each in formed.checkpoints]
+        formed = replace(formed, checkpoints=tuple(there))
+    return replace(study, training=replace(study.training, folder=folder), folder=folder, emergence=formed)
 
 
 def training_numbers(trained: TrainingRun) -> dict[str, Any]:
     """Seconds, and regret and optimum at each position in nats, for JSON."""
     numbers = {"regret_nats": trained.regret.tolist(), "optimum_nats": trained.optimum.tolist()}
     return {"seconds": trained.seconds, **numbers}
-
-
-def run_options(path: str | Path) -> dict[str, Any]:
-    """The `weighting` and `seed` that a run was given; `"probability"` and 0 as far as its files don't say.
-
-    The path is the folder of a run, its model, or one of its checkpoints.
-    """
-    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
-    provenance = read_provenance(file)
-    folder = file.parent.parent if file.parent.name == CHECKPOINTS_FOLDER else file.parent
-    config = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
-    defaults = {"weighting": "probability", "seed": provenance.get("seed", 0)}
-    return {name: config.get(name, default) for name, default in defaults.items()}
-
-
-def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:
-    """The folder to write a run to: `out`, or the first free one under `runs/`. Nothing is created or removed.
-
-    It raises `ValueError` if `out` is a file, or holds a run and `overwrite` is false.
-    """
-    if out is not None:
-        folder = Path(out)
-    else:
-        names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
-        folder = next(each for each in map(Path("runs").joinpath, names) if not each.exists())
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out={str(folder)!r} is a file: give a folder.")
-    present = [file for file in RUN_FILES if (folder / file).exists()]
-    if present and not overwrite:
-        remedy = "give another folder, or overwrite it with overwrite=True (--overwrite)."
-        raise ValueError(f"out={str(folder)!r} already holds a run ({', '.join(present)}): {remedy}")
-    return folder

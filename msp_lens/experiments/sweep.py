@@ -6,33 +6,37 @@ Each run has its own folder, named by a fingerprint of everything that decides i
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
+import os
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from msp_lens._files import read_json, write_json
+from msp_lens._checks import Seed, checked
+from msp_lens._files import safe_name, write_json
 from msp_lens._parallel import run_each
 from msp_lens._tables import json_records
-from msp_lens.data import Weighting, check_weighting
-from msp_lens.experiments.study import training_numbers
-from msp_lens.experiments.sweep_result import RESULT_FILE, SweepResult, SweepRun
+from msp_lens.data import Weighting
+from msp_lens.experiments.study import check_has_beliefs, training_numbers
+from msp_lens.experiments.sweep_result import RESULT_FILE, SweepResult, SweepRun, read_result
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.intervene import intervene
-from msp_lens.models.build import ModelConfig, transformer_lens_version
+from msp_lens.models.build import ModelConfig, build_model, transformer_lens_version
+from msp_lens.models.hooked import HookedModel, site_groups
 from msp_lens.probing.fit import probe
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
+from msp_lens.training.folder import check_is_folder, owned
 from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
 
@@ -41,12 +45,13 @@ STARTED_FILE = "started"
 _ONE_AT_A_TIME = threading.Lock()
 
 
+@checked
 def sweep(
     processes: Process | Sequence[Process],
     settings: Mapping[str, Any] | None = None,
     *,
     out: str | Path,
-    seeds: int | Sequence[int] = 0,
+    seeds: Seed | Sequence[Seed] = 0,
     preset: str = "quick",
     sites: str | Sequence[str] | None = None,
     weighting: Weighting = "probability",
@@ -54,14 +59,15 @@ def sweep(
     interventions: bool = False,
     emergence: bool = False,
     n_jobs: int = -1,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> SweepResult:
     """Train and probe a network for every combination of processes, settings and seeds.
 
     joblib distributes the runs; inside `joblib.parallel_config(backend="dask")` or `"ray"` a cluster that shares the
     folder does the work. A run that fails is recorded and the others continue. Started again with the same folder, a
-    sweep makes only the runs that are missing or have failed.
+    sweep makes only the runs that are missing or have failed; a run that was interrupted is resumed. Workers end with
+    the process that started them.
 
     Args:
         processes: One or several.
@@ -80,8 +86,10 @@ def sweep(
         progress: Whether to show a progress bar.
 
     Raises:
-        KeyError: if there is no such setting or preset; before any work.
-        ValueError: if a setting has no value or one out of range, or two runs would be the same; before any work.
+        KeyError: if there is no such setting, preset or site; before any work.
+        ValueError: if a setting has no value or one out of range, two runs would be the same, a process has no belief
+            to find, `out` holds a damaged result, or another process writes there; before any work.
+        OSError: if `out` can't be written to.
 
     Example:
         >>> import tempfile
@@ -91,9 +99,10 @@ def sweep(
         >>> found.to_dataframe()[["d_model", "status"]].values.tolist()
         [[2, 'done'], [4, 'done']]
     """
-    check_weighting(weighting)
     if n_jobs == 0:
         raise ValueError("n_jobs=0: give the number of runs to make at once, or -1 for all cores.")
+    out = Path(out)
+    check_is_folder(out)
     measures = {
         "sites": [sites] if isinstance(sites, str) else list(sites) if sites is not None else None,
         "weighting": weighting,
@@ -104,29 +113,44 @@ def sweep(
     worlds = [processes] if isinstance(processes, Process) else list(processes)
     varied = {name: _values(name, value) for name, value in (settings or {}).items()}
     runs = _plan(worlds, varied, _values("seeds", seeds), preset, measures)
-    folders = [Path(out) / run["folder"] for run in runs]
-    found = {folder: read_json(folder / RESULT_FILE) for folder in folders if (folder / RESULT_FILE).is_file()}
-    works = [(run, folder, device) for run, folder in zip(runs, folders, strict=True)]
-    todo = [work for work in works if found.get(work[1], {}).get("status") != "done"]
-    for _, folder, _ in todo:
-        (folder / STARTED_FILE).unlink(missing_ok=True)
-    with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="Sweep", unit="run", disable=not progress) as bar:
-        for (run, folder, _), result in run_each(_run, todo, n_jobs=n_jobs, was_started=_was_started):
-            if isinstance(result, Exception):
-                result = _failure(run, result)
-                write_json(folder / RESULT_FILE, result)
-            found[folder] = result
-            failed = sum(each["status"] == "failed" for each in found.values())
-            bar.set_postfix_str(f"{failed} failed" if failed else "")
-            bar.update()
+    folders = [out / run["folder"] for run in runs]
+    with owned(out):
+        found = {}
+        for run, folder in zip(runs, folders, strict=True):
+            if (folder / RESULT_FILE).is_file():
+                found[folder] = read_result(folder / RESULT_FILE, fingerprint=run["fingerprint"])
+        works = [_Work(run, folder, str(device), os.getpid()) for run, folder in zip(runs, folders, strict=True)]
+        todo = [work for work in works if found.get(work.folder, {}).get("status") != "done"]
+        for work in todo:
+            (work.folder / STARTED_FILE).unlink(missing_ok=True)
+        n_done = len(runs) - len(todo)
+        with tqdm(total=len(runs), initial=n_done, desc="Sweep", unit="run", disable=not progress) as bar:
+            for work, result in run_each(_run, todo, n_jobs=n_jobs, was_started=_was_started):
+                if isinstance(result, Exception):
+                    result = _failure(work.run, result)
+                    write_json(work.folder / RESULT_FILE, result)
+                found[work.folder] = result
+                failed = sum(each["status"] == "failed" for each in found.values())
+                bar.set_postfix_str(f"{failed} failed" if failed else "")
+                bar.update()
     return SweepResult(tuple(SweepRun.of(found[folder], folder) for folder in folders))
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A run to make: what it is, its folder, the device, and the process that asked for it."""
+
+    run: dict[str, Any]
+    folder: Path
+    device: str
+    parent: int
+
+
 def _values(name: str, value: Any) -> list[Any]:
-    """The values of a setting: the items of a list, tuple, range or array, else the value itself."""
-    if not isinstance(value, list | tuple | range | np.ndarray):
+    """The values of a setting: the items of a list, tuple, range, array, tensor or column, else the value itself."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
         return [value]
-    values = value.tolist() if isinstance(value, np.ndarray) else list(value)
+    values = list(value)
     if not values:
         raise ValueError(f"{name}=[]: give at least one value.")
     return values
@@ -141,6 +165,8 @@ def _plan(
     of_model, of_training = ([field.name for field in fields(kind)] for kind in (ModelConfig, TrainingConfig))
     if unknown := [name for name in varied if name not in (*of_model, *of_training)]:
         raise KeyError(f"No setting {unknown[0]!r}; there are {', '.join((*of_model, *of_training))}.")
+    for process in processes:
+        check_has_beliefs(process)
     runs: dict[str, dict[str, Any]] = {}
     combinations = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     for process, chosen, seed in itertools.product(processes, combinations, seeds):
@@ -149,6 +175,10 @@ def _plan(
         training = replace(base.training, **{k: v for k, v in chosen.items() if k in of_training})
         if measures["emergence"] and training.checkpoints is None:
             training = replace(training, checkpoints="logarithmic")
+        # As the configs read them: 4 for np.int64(4).
+        chosen = {k: getattr(model if k in of_model else training, k) for k in chosen}
+        training.checkpoint_steps(model.n_ctx)
+        _check_sites(model, measures["sites"])
         decisive = {
             "process": process.to_dict(),
             "model": model.to_dict(),
@@ -160,31 +190,75 @@ def _plan(
         named = {"process": repr(process).partition(": ")[0], **chosen, "seed": seed}
         if fingerprint in runs:
             raise ValueError(f"{named} is asked for twice: give each value once.")
-        folder = f"{process.name}-{fingerprint}"
+        folder = f"{safe_name(process.name)}-{fingerprint}"
         runs[fingerprint] = {"folder": folder, "fingerprint": fingerprint, "settings": named, "decisive": decisive}
     return list(runs.values())
 
 
-def _was_started(work: tuple[dict[str, Any], Path, str]) -> bool:
-    return (work[1] / STARTED_FILE).exists() and not (work[1] / RESULT_FILE).exists()
+def _check_sites(model: ModelConfig, sites: Sequence[str] | None) -> None:
+    """Raise `KeyError` or `ValueError` if a network of this config lacks a site; only a narrow one is built."""
+    if sites is not None:
+        narrow = replace(model, d_vocab=2, d_model=model.n_heads, d_head=1, d_mlp=1, n_ctx=1)
+        site_groups(_narrow_model(narrow), sites)
 
 
-def _run(work: tuple[dict[str, Any], Path, str]) -> dict[str, Any]:
+@functools.lru_cache(maxsize=8)
+def _narrow_model(config: ModelConfig) -> HookedModel:
+    return build_model(config)
+
+
+def _was_started(work: _Work) -> bool:
+    return (work.folder / STARTED_FILE).exists() and not (work.folder / RESULT_FILE).exists()
+
+
+def _run(work: _Work) -> dict[str, Any]:
     """Make one run, in a worker, and write what was found or what went wrong to its folder."""
-    run, folder, device = work
+    run, folder = work.run, work.folder
+    _end_with(work.parent)
     with _ONE_AT_A_TIME:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / RESULT_FILE).unlink(missing_ok=True)
-            (folder / STARTED_FILE).touch()
-            result = {**run, "status": "done", **_measured(run["decisive"], folder, device)}
-            write_json(folder / RESULT_FILE, result)
+            with _owned_soon(folder):
+                (folder / RESULT_FILE).unlink(missing_ok=True)
+                (folder / STARTED_FILE).touch()
+                result = {**run, "status": "done", **_measured(run["decisive"], folder, work.device)}
+                write_json(folder / RESULT_FILE, result)
         except Exception as error:
             result = _failure(run, error)
             # On a full disk, for instance, the table still shows the failure, and the run will be tried again.
             with contextlib.suppress(OSError):
                 write_json(folder / RESULT_FILE, result)
-    return result
+    # As it will be read from the file.
+    return json.loads(json.dumps(result))
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """End this process, if it is a worker, as soon as its parent has ended: killed, say, while its restart runs."""
+    if os.getppid() != parent:
+        # This is the parent itself, or a worker on a cluster, which has a master of its own.
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _owned_soon(folder: Path) -> Iterator[None]:
+    """As `owned`, but wait some seconds for a worker of a sweep that was killed to end."""
+    with contextlib.ExitStack() as stack:
+        for attempt in range(50):
+            try:
+                stack.enter_context(owned(folder))
+                break
+            except ValueError:
+                if attempt == 49:
+                    raise
+                time.sleep(0.2)
+        yield
 
 
 def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[str, Any]:

@@ -6,21 +6,78 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict
 
 import numpy as np
 import pandas as pd
 
-from msp_lens._checks import check_choice
+from msp_lens._checks import AtLeast, Between, checked
 from msp_lens._files import read_json
 from msp_lens._tables import TableView, skill_text
+from msp_lens._values import Value
 from msp_lens.formation.snapshots import recoveries
+from msp_lens.training.checkpoints import as_saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULT_FILE = "result.json"
 Rows = Literal["run", "site", "checkpoint"]
+_COLUMNS = ("R² held out", "R² in-sample", "MSE held out", "MSE in-sample", "skill", "features")
+_R2, _MSE = Annotated[float, Between(-math.inf, 1)] | None, Annotated[float, AtLeast(0)] | None
+_SCORES = {"R² held out": _R2, "R² in-sample": _R2, "skill": _R2, "MSE held out": _MSE, "MSE in-sample": _MSE}
+
+
+_Rows: TypeAlias = list[dict[str, Any]]
+_Numbers: TypeAlias = list[float]
+
+
+class _Training(TypedDict):
+    seconds: Annotated[float, AtLeast(0)]
+    regret_nats: _Numbers
+    optimum_nats: _Numbers
+    parameters: Annotated[int, AtLeast(0)]
+
+
+class _Error(TypedDict):
+    type: str
+    message: str
+    traceback: str
+
+
+class _Always(TypedDict):
+    folder: str
+    fingerprint: str
+    settings: dict[str, Any]
+    decisive: dict[str, Any]
+    status: Literal["done", "failed"]
+
+
+class _Result(_Always, total=False):
+    """What `result.json` says of a run."""
+
+    training: _Training
+    sites: _Rows
+    interventions: _Rows
+    emergence: _Rows
+    machine: dict[str, Any]
+    error: _Error
+
+
+def read_result(file: Path, *, fingerprint: str | None = None) -> dict[str, Any]:
+    """The `result.json` of a run; `ValueError` if it is damaged, or of another run than the fingerprint says."""
+    found = read_json(file, _Result)
+    if fingerprint is not None and found["fingerprint"] != fingerprint:
+        raise ValueError(f"{file} is of another run ({found['settings']}): remove it, or give another folder.")
+    needed = ("training", "sites", "interventions") if found["status"] == "done" else ("error",)
+    for name in needed:
+        if name not in found:
+            raise ValueError(f"{file} lacks {name}: it is damaged or was edited. Remove it, and sweep again.")
+    for row in found.get("sites", []):
+        for name in ("site", *_COLUMNS):
+            where = f"{file}: sites: {name}"
+            as_saved(row.get(name, "missing"), str if name == "site" else _SCORES.get(name, float | None), where)
+    return found
 
 
 @dataclass(frozen=True)
@@ -49,7 +106,7 @@ class SweepRun:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SweepResult(TableView):
+class SweepResult(Value, TableView):
     """All runs of a sweep, done or failed, in the order of its settings."""
 
     runs: tuple[SweepRun, ...]
@@ -58,12 +115,13 @@ class SweepResult(TableView):
         return len(self.runs)
 
     @classmethod
+    @checked
     def load(cls, out: str | Path) -> SweepResult:
         """The runs in the folder of a sweep, finished or not, in order of process, settings and seed."""
         files = sorted(Path(out).glob(f"*/{RESULT_FILE}"))
         if not files:
             raise FileNotFoundError(f"There is no run of a sweep in {out}: give the folder that sweep(out=…) wrote to.")
-        runs = [SweepRun.of(read_json(file), file.parent) for file in files]
+        runs = [SweepRun.of(read_result(file), file.parent) for file in files]
         return cls(tuple(sorted(runs, key=lambda run: [_sortable(value) for value in run.settings.values()])))
 
     @property
@@ -76,6 +134,7 @@ class SweepResult(TableView):
         """The failed runs: `error` says what went wrong, and their `result.json` has the traceback."""
         return tuple(run for run in self.runs if run.status == "failed")
 
+    @checked
     def to_dataframe(self, rows: Rows = "run") -> pd.DataFrame:
         """The table, with a row for each run, for each of its sites, or for each of its sites and checkpoints.
 
@@ -85,12 +144,12 @@ class SweepResult(TableView):
             ValueError: if there are no such rows, or no checkpoints were probed.
         """
         makers = {"run": _of_run, "site": _by_site, "checkpoint": _by_checkpoint}
-        check_choice("rows", rows, makers)
         table = pd.DataFrame([run.settings | row for run in self.runs for row in makers[rows](run)])
         if rows == "checkpoint" and table.empty:
             raise ValueError("No checkpoints were probed: call sweep(…, emergence=True).")
         return table
 
+    @checked
     def plot(self, x: str, y: str = "R² held out", *, site: str | None = None) -> Figure:
         """One number against one setting: a dot for each run, and a line through the means over seeds.
 
@@ -191,10 +250,9 @@ def _of_run(run: SweepRun) -> list[dict[str, Any]]:
 def _by_site(run: SweepRun) -> list[dict[str, Any]]:
     if run.status != "done":
         return []
-    columns = ("R² held out", "R² in-sample", "MSE held out", "MSE in-sample", "skill", "features")
     recovered = recoveries(_numbers(row) for row in run.found["interventions"])
     return [
-        {"site": each["site"]} | {name: each[name] for name in columns} | recovered.get(each["site"], {})
+        {"site": each["site"]} | {name: each[name] for name in _COLUMNS} | recovered.get(each["site"], {})
         for each in map(_numbers, run.found["sites"])
     ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from msp_lens._distributed import is_main
 from msp_lens._files import locked, remove_leftovers, write_atomically
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import MODEL_FILE, save_checkpoint
@@ -26,7 +28,7 @@ from msp_lens.training.training_run import METRICS_FILE
 
 STATE_FOLDER = "training_state"
 STATES_KEPT = 2
-INSTEAD = "give another folder, or replace it with resume=False"
+INSTEAD = "give another folder, or replace it with resume=False (--fresh)"
 
 
 def check_is_folder(out: Path) -> None:
@@ -35,6 +37,33 @@ def check_is_folder(out: Path) -> None:
         raise ValueError(f"out={str(out)!r} is a file: give a folder.")
     if out.suffix.lower() in (".safetensors", ".json", ".jsonl", ".html", ".png", ".gif"):
         raise ValueError(f"out={str(out)!r} is a file's name: give a folder, such as {str(out.with_suffix(''))!r}.")
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keep others from writing to a folder, which is created if need be. One of several processes does it for all.
+
+    Raises:
+        ValueError: if somebody else writes there.
+        OSError: if the folder can't be written to.
+    """
+    # Before torch.distributed starts, torchrun tells a process its number by RANK.
+    is_first = is_main() and (os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0")
+    with ExitStack() as stack:
+        if is_first:
+            with _reachable(folder):
+                stack.enter_context(locked(folder))
+                tempfile.TemporaryFile(dir=folder).close()
+        yield
+
+
+@contextmanager
+def _reachable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{folder} can't be written to ({error.strerror}): give another folder"
+        raise OSError(error.errno, message) from error
 
 
 class RunFolder:
@@ -48,18 +77,9 @@ class RunFolder:
         self.provenance: dict[str, Any] = json.loads(json.dumps(dict(provenance)))
         self._has_begun = False
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep others from writing to the folder; `ValueError` if somebody does, `OSError` if nobody can."""
-        with ExitStack() as stack:
-            with self._reachable():
-                stack.enter_context(locked(self.path))
-            yield
-
     def check(self, model: HookedModel, n_checkpoints: int) -> None:
         """Raise `OSError` if the folder can't be written to or its disk lacks space for all files to come."""
-        with self._reachable():
-            tempfile.TemporaryFile(dir=self.path).close()
+        with _reachable(self.path):
             for folder in (self.path, self.path / CHECKPOINTS_FOLDER, self.path / STATE_FOLDER):
                 remove_leftovers(folder)
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -70,14 +90,6 @@ class RunFolder:
             sizes = f"{free / 2**20:.0f} MiB free, and this training writes up to {needed / 2**20:.0f} MiB"
             remedy = "free some space, keep fewer checkpoints, or give another folder"
             raise OSError(errno.ENOSPC, f"{self._out} has {sizes}: {remedy}")
-
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            message = f"{self._out} can't be written to ({error.strerror}): give another folder"
-            raise OSError(error.errno, message) from error
 
     def has_ended(self) -> bool:
         """Whether the folder holds this training with all its steps made.
@@ -182,7 +194,7 @@ class RunFolder:
             saved = f"step {int(states[0].removeprefix('step-'))} was saved" if states else "nothing is saved there"
             failed = f"Writing to {self.path} failed at step {step} ({error.strerror or error}); {saved}"
             first = "Make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
-            message = f"{failed}. {first}, then call train again with the same folder"
+            message = f"{failed}. {first}, then start it again with the same folder"
             raise OSError(error.errno, message) from error
 
 

@@ -30,7 +30,7 @@ from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.batches import Batches
 from msp_lens.training.config import TrainingConfig
-from msp_lens.training.folder import RunFolder, check_is_folder
+from msp_lens.training.folder import RunFolder, check_is_folder, owned
 from msp_lens.training.metrics import Logger, MetricSums, Record, metrics_fingerprint, total_norm
 from msp_lens.training.optimizers import WeightAverage, WeightOptimizer
 from msp_lens.training.presets import recipe
@@ -111,7 +111,7 @@ def train(
             folder = RunFolder(out, process, provenance)
         modes = [(module, module.training) for module in model.modules()]
         try:
-            with folder.locked() if folder is not None and is_main() else nullcontext():
+            with owned(folder.path) if folder is not None else nullcontext():
                 return _train(workers, process, config, n_ctx, seed, folder, resume, log_to, progress)
         except BaseException:
             for module, mode in modes:

@@ -1,14 +1,22 @@
 """Many networks in one call: each as it would be alone, in parallel, again and again, and in spite of failures."""
 
+import copy
+import dataclasses
 import importlib
 import json
 import math
+import pickle
+import re
+import shutil
+import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import msp_lens as msp
+from msp_lens._files import locked
 from msp_lens.experiments.sweep import RESULT_FILE
 
 FIXED = {"n_layers": 1, "d_head": 4, "d_mlp": 16, "n_ctx": 4, "steps": 20, "batch_size": 32, "warmup_steps": 2}
@@ -202,11 +210,103 @@ def test_plots(found):
         ({"d_model": [4, 4]}, {}, ValueError, "is asked for twice"),
         ({}, {"preset": "slow"}, KeyError, "No preset 'slow'"),
         ({}, {"n_jobs": 0}, ValueError, "n_jobs=0"),
+        ({}, {"n_jobs": 1.5}, ValueError, r"n_jobs=1\.5: give a whole number"),
+        ({}, {"device": "gpu"}, ValueError, "device='gpu'"),
+        ({}, {"seeds": 2**70}, ValueError, "seeds="),
+        ({}, {"seeds": [0, -1]}, ValueError, "seeds"),
+        ({}, {"seeds": "0"}, TypeError, "seeds='0'"),
+        ({}, {"weighting": "words"}, ValueError, "weighting='words': choose one of"),
+        ({"batch_size": "64"}, {}, TypeError, "batch_size='64'"),
+        ({"steps": [5, 2.5]}, {}, ValueError, r"steps=2\.5: give a whole number"),
+        ({"n_layers": [1, 2]}, {"sites": "2_pots"}, KeyError, "2_pots"),
+        ({"n_layers": [3, 1]}, {"sites": ["0_post", "2_post"]}, KeyError, "2_post"),
+        ({"steps": 10, "checkpoints": [(0, 11)]}, {}, ValueError, "each must be from 0 to steps=10"),
+        (["d_model"], {}, TypeError, "settings="),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(settings, options, error, message, tmp_path):
     with pytest.raises(error, match=message):
         msp.sweep(msp.processes.z1r(), settings, out=tmp_path / "sweep", **options)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="is a file's name"):
+        msp.sweep(msp.processes.z1r(), {}, out=tmp_path / "table.json")
     with pytest.raises(FileNotFoundError, match="no run of a sweep"):
         msp.SweepResult.load(tmp_path)
+
+
+GRIDS = {
+    "array": (np.array([2, 3]), np.int64(20)),
+    "tensor": (torch.tensor([2, 3]), torch.tensor(20)),
+    "column": (pd.Series([2, 3]), 20.0),
+    "numbers of NumPy": ([np.int32(2), np.float64(3)], np.float32(20)),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return msp.sweep(
+        msp.processes.z1r(), FIXED | {"d_model": 2, "log_every": [2, 3]}, out=folder, n_jobs=1, progress=False
+    )
+
+
+@pytest.mark.parametrize(("every", "steps"), GRIDS.values(), ids=GRIDS)
+def test_the_same_grid_in_another_container_is_the_same_sweep(every, steps, plain):
+    settings = FIXED | {"d_model": 2, "log_every": every, "steps": steps}
+    seeds = np.array([0])
+    again = msp.sweep(msp.processes.z1r(), settings, out=plain.runs[0].folder.parent, seeds=seeds, progress=False)
+    assert again == plain
+    assert [type(run.settings["log_every"]) for run in again.runs] == [int, int]
+
+
+def test_results_are_plain_values(plain):
+    assert plain == pickle.loads(pickle.dumps(plain)) == copy.deepcopy(plain)
+    assert plain == msp.SweepResult.load(plain.runs[0].folder.parent)
+    assert plain != dataclasses.replace(plain, runs=plain.runs[::-1])
+
+
+DAMAGES = {
+    "half": (lambda text: text[: len(text) // 2], "is not valid JSON"),
+    "nested": (lambda text: "[" * 100_000, "is not valid JSON"),
+    "a list": (lambda text: "[]", r"give a mapping"),
+    "no status": (lambda text: text.replace('"status"', '"stat"'), "stat"),
+    "status": (lambda text: text.replace('"done"', '"well"'), r"status='well': choose one of 'done', 'failed'"),
+    "score": (lambda text: re.sub(r'"R² held out": [^,]*', '"R² held out": 5.0', text), r"R² held out=5\.0"),
+    "text": (lambda text: re.sub(r'"MSE held out": [^,]*', '"MSE held out": "low"', text), "MSE held out='low'"),
+    "no sites": (lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "sites"}), "lacks sites"),
+    "another run's": (lambda text: re.sub(r'"fingerprint": "[^"]*', '"fingerprint": "0000', text), "of another run"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_result_is_named(damage, message, plain, tmp_path):
+    folder = shutil.copytree(plain.runs[0].folder.parent, tmp_path / "sweep")
+    file = folder / plain.runs[0].folder.name / RESULT_FILE
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(ValueError, match=message) as raised:
+        msp.sweep(
+            msp.processes.z1r(), FIXED | {"d_model": 2, "log_every": [2, 3]}, out=folder, n_jobs=1, progress=False
+        )
+    assert str(file) in str(raised.value)
+
+
+def test_a_sweep_in_use_is_refused(plain):
+    folder = plain.runs[0].folder.parent
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold():
+        with locked(folder):
+            is_held.set()
+            may_end.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    try:
+        assert is_held.wait(60)
+        with pytest.raises(ValueError, match=f"process is writing to {folder}"):
+            msp.sweep(
+                msp.processes.z1r(), FIXED | {"d_model": 2, "log_every": [2, 3]}, out=folder, n_jobs=1, progress=False
+            )
+    finally:
+        may_end.set()
+        other.join()
