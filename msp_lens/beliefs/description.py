@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from msp_lens._checks import Count, checked
 from msp_lens._tables import TableView
 from msp_lens.beliefs.fractal import attractor
-from msp_lens.beliefs.information import Measure, entropy_rate, excess_entropy, myopic_entropies, statistical_complexity
+from msp_lens.beliefs.information import Measure, entropy_rate, excess_entropy, first_entropies, statistical_complexity
 from msp_lens.beliefs.presentation import Presentation, presentation
 from msp_lens.processes.chains import Degeneracy
 from msp_lens.processes.process import Process
@@ -35,7 +36,8 @@ class Description(TableView):
         entropy_rate: Nats per token that no observer can predict.
         excess_entropy: Nats of information that the past carries about the future.
         statistical_complexity: Entropy of an optimal observer's belief, in nats.
-        myopic_entropies: h_1, h_2, …: entropy of the next token after none, one, … tokens, in nats.
+        myopic_entropies: h_1, h_2, …: entropy of the next token after none, one, … tokens, in nats. There are fewer
+            than asked for where words lead to too many beliefs.
         degeneracy: How much of the beliefs the next-token probabilities show.
     """
 
@@ -102,8 +104,9 @@ class Description(TableView):
         return repr(self.process).partition(":")[0]
 
 
-def describe(process: Process, *, n_ctx: int = 10) -> Description:
-    """What theory says about a process, with `n_ctx` myopic entropies.
+@checked
+def describe(process: Process, *, n_ctx: Count = 10) -> Description:
+    """What theory says about a process, with `n_ctx` myopic entropies, or as many as a second or two allow.
 
     Example:
         >>> from msp_lens.processes.catalog import rrxor
@@ -117,7 +120,7 @@ def describe(process: Process, *, n_ctx: int = 10) -> Description:
         process,
         presentation(process),
         *(measure(process, max_level=max_level) for measure in measures),
-        myopic_entropies=tuple(myopic_entropies(process, n_ctx).tolist()),
+        myopic_entropies=tuple(first_entropies(process, n_ctx, max_level=1_000_000).tolist()),
         degeneracy=process.degeneracy(),
     )
 

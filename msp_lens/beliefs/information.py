@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -21,6 +22,8 @@ from msp_lens._checks import AtLeast, Count, checked
 from msp_lens._files import without_nan
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, equal_beliefs, grow
 from msp_lens.beliefs.presentation import ROUNDING, presentation
+from msp_lens.beliefs.trajectories import draw_tokens, follow
+from msp_lens.processes.compose import Product
 from msp_lens.processes.process import Process
 from msp_lens.processes.structure import future_span
 
@@ -29,6 +32,7 @@ MAX_LEVEL, EXACT_LEVEL = 200_000, 5_000_000
 MAX_DEPTH = 300
 MAX_STATES = 500  # For a dense solve.
 CONVERGED = 1e-10  # Bounds this close are one number.
+WIDE = 2e-3  # Bounds further apart than this say less than a sample.
 ONE = torch.ones(1, dtype=torch.float64)
 
 
@@ -73,15 +77,15 @@ def _exactly(value: float, method: str) -> Measure:
 
 
 @checked
-def block_entropies(process: Process, length: Count) -> Float64[Tensor, "length"]:
-    """H_1 … H_length in nats: the entropies of words of each length.
+def block_entropies(process: Process, length: Count, *, max_level: Count = EXACT_LEVEL) -> Float64[Tensor, "length"]:
+    """H_1 … H_length in nats: the entropies of words of each length; `ValueError` as for `myopic_entropies`.
 
     Example:
         >>> from msp_lens.processes.catalog import coin
         >>> block_entropies(coin(p=0.5), 3) / math.log(2)   # bits
         tensor([1., 2., 3.], dtype=torch.float64)
     """
-    return myopic_entropies(process, length).cumsum(dim=0)
+    return myopic_entropies(process, length, max_level=max_level).cumsum(dim=0)
 
 
 @checked
@@ -98,10 +102,20 @@ def myopic_entropies(process: Process, length: Count, *, max_level: Count = EXAC
         >>> myopic_entropies(mess3(x=0.05, a=0.85), 3)
         tensor([1.0986, 0.8577, 0.8134], dtype=torch.float64)
     """
-    entropies = list(_entropies(process, process.initial.unsqueeze(0), ONE, length, max_level))
+    entropies = first_entropies(process, length, max_level)
     if len(entropies) < length:
         raise ValueError(_too_many(process, len(entropies) - 1, max_level, length))
-    return torch.stack(entropies)
+    return entropies
+
+
+def first_entropies(process: Process, length: int, max_level: int) -> Float64[Tensor, "at_most_length"]:
+    """h_1, h_2, …, as far as words lead to at most `max_level` beliefs, and at most `length` of them."""
+    if isinstance(process, Product):
+        # The tokens of independent factors are independent, so their entropies add.
+        factors = [first_entropies(factor, length, max_level) for factor in process.factors]
+        known = min(map(len, factors))
+        return torch.stack([entropies[:known] for entropies in factors]).sum(dim=0)
+    return torch.stack(list(_entropies(process, process.initial.unsqueeze(0), ONE, length, max_level)))
 
 
 def _entropies(
@@ -129,7 +143,7 @@ def optimal_losses(process: Process, n_ctx: Count, *, max_level: Count = MAX_LEV
     the midpoint between the last exact value and the entropy rate's lower bound, off by at most half their distance
     (for Mess3 about 1e-6 nats).
     """
-    entropies = torch.stack(list(_entropies(process, process.initial.unsqueeze(0), ONE, n_ctx + 1, max_level)))
+    entropies = first_entropies(process, n_ctx + 1, max_level)
     if len(entropies) < n_ctx + 1:
         rest = (float(entropies[-1]) + entropy_rate(process, max_level=max_level).lower) / 2
         entropies = torch.nn.functional.pad(entropies, (0, n_ctx + 1 - len(entropies)), value=rest)
@@ -154,14 +168,18 @@ def entropy_rate(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure:
 
         H(X_L | X_1 … X_{L-1}, S_0)  ≤  h  ≤  h_L        (Cover & Thomas 2006, theorem 4.5.1),
 
-    until the bounds agree or a level would have more than `max_level` beliefs. A generalized process has no lower bound
-    but 0. The rate is that of the long run: a start that is not stationary does not matter.
+    until the bounds agree or a level would have more than `max_level` beliefs. If they are still far apart, the value
+    is h_L less what a long past adds to L - 1 tokens, E KL(P(X | long past) ‖ P(X | L - 1 tokens)), over sampled pasts.
+    A generalized process has no lower bound but 0. A product's rate is the sum of its factors' rates. The rate is that
+    of the long run: a start that is not stationary does not matter.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean
         >>> entropy_rate(golden_mean(p=0.5)).bits   # 2/3
         0.6666666666666...
     """
+    if (added := _added(process, partial(entropy_rate, max_level=max_level))) is not None:
+        return added
     state = long_run_state(process)
     if process.is_unifilar:
         return _exactly(float(state @ entropy(process.emissions)), "unifilar")
@@ -190,7 +208,39 @@ def entropy_rate(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure:
         lower, upper, depth = max(lower, float(below)), min(upper, float(above)), depth + 1
         if upper - lower <= CONVERGED:
             break
-    return Measure((lower + upper) / 2, lower, upper, f"bounds from words of {depth} tokens")
+    method = f"bounds from words of {depth} tokens"
+    if upper - lower <= WIDE:
+        return Measure((lower + upper) / 2, lower, upper, method)
+    n_pasts = min(20_000, 10 * max_level, 2**22 // process.n_states**2)
+    gains = _gains_of_a_long_past(process, state, depth, max(100, n_pasts))
+    value, error = upper - float(gains.mean()), float(gains.std()) / math.sqrt(len(gains))
+    method = f"{method}, value ± {2 * error:.1g} from {len(gains):,} sampled pasts"
+    return Measure(min(max(value, lower), upper), lower, upper, method)
+
+
+def _gains_of_a_long_past(
+    process: Process, state: Float64[Tensor, "state"], depth: int, n_pasts: int
+) -> Float64[Tensor, "past"]:
+    """KL(P(X | long past) ‖ P(X | its last `depth` - 1 tokens)) of sampled pasts; their mean is h_depth - h."""
+    long, generator = 500, torch.Generator().manual_seed(0)
+    informed, short = state.expand(n_pasts, -1), state.expand(n_pasts, -1)
+    for step in range(long + depth - 1):
+        tokens = draw_tokens(informed @ process.emissions, generator)
+        informed = follow(process, informed, tokens.unsqueeze(1))[:, 1]
+        if step >= long:
+            short = follow(process, short, tokens.unsqueeze(1))[:, 1]
+    return kl_divergence(informed @ process.emissions, (short @ process.emissions).log())
+
+
+def _added(process: Process, measure: Callable[[Process], Measure]) -> Measure | None:
+    """The measure of independent factors, each stationary, in which it adds; `None` for other processes."""
+    if not isinstance(process, Product):
+        return None
+    if not all(torch.allclose(each.initial @ each.state_transitions, each.initial) for each in process.factors):
+        return None
+    parts = [measure(factor) for factor in process.factors]
+    sums = (sum(getattr(part, field) for part in parts) for field in ("value", "lower", "upper"))
+    return Measure(*sums, f"sum over factors: {'; '.join(part.method for part in parts)}")
 
 
 @checked
@@ -208,6 +258,8 @@ def excess_entropy(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure
         >>> excess_entropy(z1r())   # log 3: once the phase is known there is no more to know
         1.09861 nats (7 mixed states)
     """
+    if (added := _added(process, partial(excess_entropy, max_level=max_level))) is not None:
+        return added
     found = presentation(process, max_states=MAX_STATES)
     if found.is_finite:
         walk = found.to_process().state_transitions
@@ -242,6 +294,8 @@ def statistical_complexity(process: Process, *, max_level: Count = MAX_LEVEL) ->
         >>> statistical_complexity(z1r())
         1.09861 nats (7 mixed states)
     """
+    if (added := _added(process, partial(statistical_complexity, max_level=max_level))) is not None:
+        return added
     found = presentation(process, max_states=MAX_STATES)
     if found.is_finite:
         state = long_run_state(found.to_process())

@@ -33,3 +33,17 @@ def test_infinitely_many_mixed_states_are_not_counted(mess3):
 @pytest.mark.parametrize("name", ["moon", "coin", "matching_parens"])
 def test_any_process_can_be_described(name):
     assert "entropy rate" in repr(describe(build_process(name, {})))
+
+
+@pytest.mark.parametrize(
+    ("process", "n_known"),
+    [
+        (msp.processes.product([msp.mess3(), msp.processes.bloch_walk(1.0, 3.0)]), 10),
+        (msp.processes.random_process(3, 20, seed=0), 5),
+    ],
+)
+def test_processes_with_many_tokens_are_described_as_far_as_they_can_be(process, n_known):
+    found = describe(process)
+    assert len(found.myopic_entropies) == n_known
+    assert list(found.myopic_entropies[:2]) == pytest.approx(msp.beliefs.myopic_entropies(process, 2).tolist())
+    assert "entropy rate" in repr(found)

@@ -74,5 +74,15 @@ def test_bad_requests_are_refused(mess3):
     points = torch.rand(50, 2, generator=torch.Generator().manual_seed(0)).double()
     with pytest.raises(ValueError, match="too few scales"):
         box_counting_dimension(points)
-    with pytest.raises(ValueError, match="at least 3 different distances above 0"):
-        correlation_dimension(points, scales=[0.1, -0.2, 0.3])
+    for scales in ([0.1, -0.2, 0.3], [0.1, 0.2], [0.1, 0.2, 0.2]):
+        with pytest.raises(ValueError, match="at least 3 different distances above 0"):
+            correlation_dimension(points, scales=scales)
+
+
+def test_three_scales_are_enough_and_two_are_not():
+    line = torch.linspace(0, 1, 500, dtype=torch.float64).unsqueeze(1)
+    assert correlation_dimension(line, scales=[0.1, 0.2, 0.3]).scales == (0.1, 0.2, 0.3)
+    # A line of 175 points fills 8 and 12 and 17 boxes with at least ten each; one of 130 fills only 8 and 12.
+    assert len(box_counting_dimension(line[::1][:175] / line[174]).scales) == 3
+    with pytest.raises(ValueError, match="130 points fill too few scales for a box-counting dimension"):
+        box_counting_dimension(line[:130] / line[129])

@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -46,8 +47,81 @@ def test_other_known_entropies():
 
 
 def test_entropies_need_a_length(mess3):
-    with pytest.raises(ValueError, match="length=0"):
-        msp.beliefs.myopic_entropies(mess3, 0)
+    for length, message in ((0, "length=0"), (1.5, "length=1.5: give a whole number"), (10**30, "fits 64 bits")):
+        with pytest.raises(ValueError, match=message):
+            msp.beliefs.myopic_entropies(mess3, length)
+    for length in ("3", None, True):
+        with pytest.raises(TypeError, match="give a whole number"):
+            msp.beliefs.myopic_entropies(mess3, length)
+
+
+def test_how_long_the_words_were_is_said(mess3):
+    """3, 9, 27, 81 words of 1, 2, 3, 4 tokens: with at most 100 beliefs there are none of 5."""
+    with pytest.raises(ValueError, match="After words of more than 4 tokens mess3 may have more than 100 different"):
+        msp.beliefs.myopic_entropies(mess3, 10, max_level=100)
+    with pytest.raises(ValueError, match="After words of more than 4 tokens mess3 may have more than 100 different"):
+        synchronization(mess3, 10, max_level=100)
+    rate = entropy_rate(mess3, max_level=100)
+    assert rate.method.startswith("bounds from words of 4 tokens, value ±")
+    assert rate.upper == pytest.approx(float(msp.beliefs.myopic_entropies(mess3, 4)[-1]), abs=1e-12)
+    assert len(msp.beliefs.information.first_entropies(mess3, 10, 100)) == 5
+    assert excess_entropy(mess3, max_level=100).method == "summed over words of 4 tokens"
+
+
+def belief_entropy_rate(process, n_cells=4_000):
+    """The entropy rate of a process of two states: beliefs b = P(state 1) move mass between cells until it settles."""
+    T = process.transitions.numpy()
+    b = (np.arange(n_cells) + 0.5) / n_cells
+    beliefs = np.stack([1 - b, b], axis=1)
+    moves = []
+    for matrix in T:
+        joint = beliefs @ matrix
+        probability = joint.sum(axis=1)
+        place = np.clip(joint[:, 1] / probability * n_cells - 0.5, 0, n_cells - 1)
+        low = np.minimum(place.astype(int), n_cells - 2)
+        moves.append((probability, low, place - low))
+    mass = np.full(n_cells, 1 / n_cells)
+    for _ in range(2_000):
+        new = np.zeros(n_cells)
+        for probability, low, share in moves:
+            new += np.bincount(low, mass * probability * (1 - share), n_cells)
+            new += np.bincount(low + 1, mass * probability * share, n_cells)
+        mass = new
+    return float(sum(-(mass * p * np.log(p)).sum() for p, _, _ in moves))
+
+
+@pytest.mark.parametrize(("leave", "say"), [(0.02, 0.6), (0.005, 0.7)])
+def test_the_rate_of_a_slowly_mixing_process_is_not_the_middle_of_wide_bounds(leave, say):
+    stay = torch.tensor([[1 - leave, leave], [leave, 1 - leave]], dtype=torch.float64)
+    process = msp.Process(
+        torch.stack([torch.tensor([say, 1 - say]).diag(), torch.tensor([1 - say, say]).diag()]) @ stay.float()
+    )
+    expected, found = belief_entropy_rate(process), entropy_rate(process, max_level=300)
+    assert found.lower < expected < found.upper
+    assert abs((found.lower + found.upper) / 2 - expected) > 1e-3
+    assert found.value == pytest.approx(expected, abs=4e-4)
+    assert "from 3,000 sampled pasts" in repr(found)
+    assert found == entropy_rate(process, max_level=300)
+
+
+@given(brute_force.random_processes(max_states=2, max_tokens=2))
+def test_entropies_of_independent_factors_add(process):
+    both = msp.processes.product([process, msp.processes.golden_mean(p=0.3)])
+    flat = msp.Process(both.transitions, initial=both.initial)
+    measured = msp.beliefs.myopic_entropies(flat, 4)
+    torch.testing.assert_close(msp.beliefs.myopic_entropies(both, 4), measured, rtol=0, atol=1e-10)
+    for measure in (entropy_rate, excess_entropy, statistical_complexity):
+        whole, parts = measure(flat, max_level=100), measure(both, max_level=100)
+        if whole.is_exact and parts.is_exact:
+            assert parts.value == pytest.approx(whole.value, abs=1e-7)
+        assert parts.lower <= whole.upper + 1e-9
+        assert parts.upper >= whole.lower - 1e-9
+
+
+def test_factors_in_step_are_not_taken_as_independent_in_the_long_run():
+    """Two clocks that start together stay together: their joint state has the entropy of one."""
+    clock = msp.Process([[[0, 1.0], [0, 0]], [[0, 0], [1.0, 0]]], initial=[1.0, 0.0])
+    assert statistical_complexity(msp.processes.product([clock, clock])).value == pytest.approx(math.log(2))
 
 
 def test_kl_divergence_ignores_tokens_that_never_come():

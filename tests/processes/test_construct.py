@@ -109,3 +109,10 @@ def test_random_processes_are_as_sparse_as_wanted(global_state):
     assert shares[0.8] == pytest.approx(0.2 + 0.8 / 200, abs=0.02)
     assert int((msp.processes.random_process(40, 5, seed=0, sparsity=1.0).transitions > 0).sum()) == 40
     assert msp.processes.random_process(3, 2, seed=0) != msp.processes.random_process(3, 2, seed=1)
+
+
+def test_random_processes_have_every_outcome_by_default():
+    process = msp.processes.random_process(6, 4, seed=0)
+    assert bool((process.transitions > 0).all())
+    assert process.parameters == {"seed": 0, "sparsity": 0}
+    assert process == msp.processes.random_process(6, 4, seed=0, sparsity=0.0)

@@ -47,6 +47,26 @@ def test_ranks_of_known_processes():
     assert structure.is_minimal(msp.mess3())
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e6, 1e12])
+def test_ranks_do_not_depend_on_the_scale(scale):
+    """Nor on how long the vectors before and after a word are."""
+    process = msp.rrxor()
+    chains = msp.processes.chains
+    assert len(chains.reached_span(process.transitions * scale, process.initial)) == 5
+    assert len(chains.reached_span(process.transitions, process.initial * scale)) == 5
+    assert chains.matrix_rank(process.emissions * scale) == 2
+    scaled = msp.Process(
+        process.transitions, initial=process.initial / scale, right_eigenvector=process.right_eigenvector * scale
+    )
+    assert (structure.reach_rank(scaled), structure.future_rank(scaled), structure.minimal_dimension(scaled)) == (
+        5,
+        5,
+        5,
+    )
+    doubled = msp.Process(torch.full((2, 2, 2), 0.25), right_eigenvector=[scale, scale], initial=[0.5 / scale] * 2)
+    assert (structure.reach_rank(doubled), structure.future_rank(doubled)) == (1, 1)
+
+
 def test_minimality_needs_both_reach_and_future():
     """States C and D have futures of their own, but start equally likely and stay so: one belief about the two."""
     transitions = torch.zeros(2, 3, 3, dtype=torch.float64)
