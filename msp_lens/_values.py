@@ -36,10 +36,11 @@ def same_values(first: Any, second: Any) -> bool:
         return type(first) is type(second) and same_values(first.state_dict(), second.state_dict())
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return first.keys() == second.keys() and all(same_values(first[key], second[key]) for key in first)
+    # JSON has lists for both.
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(same_values, first, second))
     if type(first) is not type(second):
         return False
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same_values, first, second))
     if isinstance(first, Tensor):
         same_kind = first.dtype == second.dtype and first.shape == second.shape
         return same_kind and bool(torch.allclose(first, second, rtol=0, atol=0, equal_nan=True))

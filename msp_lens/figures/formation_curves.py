@@ -1,4 +1,7 @@
-"""Curves over training: how well beliefs are read, how far predictions are from the optimum, when beliefs are used."""
+"""Curves over training: how well beliefs are read, how far predictions are from the optimum, when beliefs are used.
+
+Over the tokens seen at each checkpoint, or whatever else was `counted`, such as steps.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,14 @@ from msp_lens.figures.style import (
 
 
 def plot_emergence(
-    tokens: Values, r2: Curves, mse: Curves, regret: Values, *, scored: str = "held out", theme: ThemeName = "light"
+    tokens: Values,
+    r2: Curves,
+    mse: Curves,
+    regret: Values,
+    *,
+    scored: str = "held out",
+    counted: str = "tokens seen",
+    theme: ThemeName = "light",
 ) -> Figure:
     """R² and MSE of beliefs at each site, and the mean regret in nats, over the tokens seen at each checkpoint.
 
@@ -58,13 +68,19 @@ def plot_emergence(
     labels = (f"R² of beliefs, {scored}", f"MSE of beliefs, {scored}", "regret (nats)")
     for axis, title, label in zip(axes, titles, labels, strict=True):
         scale_tokens(axis, tokens)
-        axis.set(xlabel="tokens seen", ylabel=label, title=title)
+        axis.set(xlabel=counted, ylabel=label, title=title)
     explained.legend(frameon=False, fontsize=8, loc="lower right")
     return finished(figure, look)
 
 
 def plot_regret_against_error(
-    tokens: Values, regret: Values, mse: Curves, *, scored: str = "held out", theme: ThemeName = "light"
+    tokens: Values,
+    regret: Values,
+    mse: Curves,
+    *,
+    scored: str = "held out",
+    counted: str = "tokens seen",
+    theme: ThemeName = "light",
 ) -> Figure:
     """Mean regret in nats against the MSE of beliefs at each checkpoint, a panel for each site, colored by tokens seen.
 
@@ -94,12 +110,19 @@ def plot_regret_against_error(
     axes[0].set_ylabel("regret (nats)")
     if np.isfinite(heights).any():
         axes[0].set_yscale("log")
-    figure.colorbar(axes[0].collections[0], ax=axes, label="tokens seen")
+    figure.colorbar(axes[0].collections[0], ax=axes, label=counted)
     return finished(figure, look)
 
 
 def plot_use(
-    tokens: Values, read: Curves, steer: Curves, placebo: Curves, donor: Curves, *, theme: ThemeName = "light"
+    tokens: Values,
+    read: Curves,
+    steer: Curves,
+    placebo: Curves,
+    donor: Curves,
+    *,
+    counted: str = "tokens seen",
+    theme: ThemeName = "light",
 ) -> Figure:
     """When a belief can be read and when writing it begins to steer the network, a panel for each site.
 
@@ -134,7 +157,7 @@ def plot_use(
         say_if_empty(axis, *(values[site] for _, values, *_ in series))
         axis.axhline(0, color=look.faint, linewidth=0.8, zorder=0)
         scale_tokens(axis, tokens)
-        axis.set(title=site, xlabel="tokens seen", ylim=(lowest, 1.05))
+        axis.set(title=site, xlabel=counted, ylim=(lowest, 1.05))
     axes[0].set_ylabel("R², or share of KL recovered")
     legend_beside(axes[-1])
     return finished(figure, look)

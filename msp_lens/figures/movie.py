@@ -38,10 +38,12 @@ class Progress:
     Attributes:
         tokens: Tokens seen at each frame.
         curves: Name to value at each frame, each on a logarithmic axis of its own; two at most.
+        counted: What `tokens` are, if they are something else, such as steps.
     """
 
     tokens: Sequence[int]
     curves: Mapping[str, Sequence[float]]
+    counted: str = "tokens seen"
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +230,7 @@ def _draw_curves(axis: Axes, progress: Progress) -> list[tuple[Any, np.ndarray, 
             this.spines["right"].set_visible(len(progress.curves) > 1)
         (mark,) = this.plot([], [], marker="o", markersize=7, color=color, clip_on=False, zorder=5)
         marks.append((mark, tokens, heights))
-    axis.set_xlabel("tokens seen", fontsize=9, labelpad=1)
+    axis.set_xlabel(progress.counted, fontsize=9, labelpad=1)
     axis.tick_params(axis="x", labelsize=8)
     scale_tokens(axis, progress.tokens)
     return marks

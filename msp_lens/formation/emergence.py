@@ -6,49 +6,46 @@ read is used yet.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import torch
 from tqdm.auto import tqdm
 
-from msp_lens._checks import check_at_least
-from msp_lens.data import BeliefDataset, Weighting, check_weighting
-from msp_lens.formation.emergence_report import Emergence, default_words
+from msp_lens._checks import AtLeast, Count, Seed, checked
+from msp_lens.data import BeliefDataset, Weighting
+from msp_lens.formation.emergence_report import Emergence
+from msp_lens.formation.series import Series, process_of, series
 from msp_lens.formation.snapshots import Snapshot
 from msp_lens.interventions.intervene import intervene
-from msp_lens.models.build import ModelConfig
-from msp_lens.models.hooked import check_fits, site_groups, word_length
-from msp_lens.models.model_files import Checkpoint
+from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.sites import Sites
 from msp_lens.probing.fit import probe
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
-from msp_lens.training.training_run import TrainingRun
+from msp_lens.training.regret import evaluation_words
 
 
+@checked
 def emergence(
-    run: str | Path | TrainingRun | Sequence[SavedCheckpoint],
+    run: Series,
     data: Process | BeliefDataset | None = None,
     *,
     sites: Sites = None,
     weighting: Weighting = "probability",
     controls: bool = True,
     interventions: bool = False,
-    n_words: int = 2000,
+    n_words: Annotated[int, AtLeast(2, "an interval needs two pairs of a word and a target")] = 2000,
     position: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: bool = True,
 ) -> Emergence:
     """Probe every checkpoint of a training, at each site and all sites concatenated, and measure its regret.
 
     Args:
-        run: A training that kept checkpoints, its folder, or some of them: `saved_checkpoints(folder)[::2]`.
+        run: A training that kept checkpoints, its folder, or some of them: `saved_checkpoints(folder)[::2]`. For models
+            that were trained elsewhere, a mapping of steps to models or to files of `save_checkpoint`.
         data: A process or a dataset of its words; shorter words are faster. By default, words of the model's context
             from the process it was trained on, a sample if there are over 100,000 (or four million tokens).
         sites: As for `probe`; by default the residual stream along the model.
@@ -58,13 +55,14 @@ def emergence(
         n_words: Number of pairs of a word and a target belief to steer.
         position: Position to steer at; by default three quarters into the context.
         seed: Seed of the sampled words, the folds and the pairs: the same at every checkpoint.
-        device: Device of the models.
+        device: Device of models that are read from files; a given model stays where it is.
         batch_size: Words in one forward pass.
         progress: Whether to show a progress bar.
 
     Raises:
         ValueError: if the checkpoints are none or not of one training, or the process is not known; and whatever
             `probe` refuses.
+        TypeError: if `run` is something else, such as a list of models without their steps.
         KeyError: if the model lacks a site.
         FileNotFoundError: if the folder or the training holds no checkpoints.
 
@@ -81,17 +79,12 @@ def emergence(
         >>> found.over_training("R² held out").index.tolist()
         [0, 2, 4]
     """
-    check_weighting(weighting)
-    check_at_least("n_words", n_words, 2, "an interval needs two pairs of a word and a target")
-    if isinstance(run, TrainingRun):
-        run = run.checkpoints
-    elif isinstance(run, str | Path):
-        run = saved_checkpoints(run)
-    checkpoints = tuple(sorted(run, key=lambda each: each.step))
-    _check_alike(checkpoints)
+    checkpoints = series(run)
     first = checkpoints[0].load(device=device)
-    dataset = _dataset(first, data, seed)
+    dataset = _dataset(first.model, data if data is not None else process_of(checkpoints), seed)
     site_groups(first.model, sites)
+    if position is not None and not -dataset.n_ctx <= position < dataset.n_ctx:
+        raise ValueError(f"position={position}: words have positions 0 to {dataset.n_ctx - 1}.")
     shared = {"seed": seed, "batch_size": batch_size}
     reading: dict[str, Any] = {"sites": sites, "weighting": weighting, "controls": controls, "by_position": False}
     steering: dict[str, Any] = {"edits": "steer", "positions": position, "n_words": n_words}
@@ -119,47 +112,12 @@ def emergence(
     return Emergence(tuple(snapshots), provenance, checkpoints, dataset)
 
 
-def _check_alike(checkpoints: Sequence[SavedCheckpoint]) -> None:
-    """Raise `ValueError` unless there are some, in order, of one process and architecture; no weights are read."""
-    if not checkpoints:
-        raise ValueError(
-            "run holds no checkpoints: give a training with TrainingConfig(checkpoints=…) and out=, its folder, or "
-            "some of saved_checkpoints(folder)."
-        )
-    for before, after in itertools.pairwise(checkpoints):
-        if before.step == after.step:
-            raise ValueError(
-                f"{before.path} and {after.path} are both of step {after.step}: give the checkpoints of one training."
-            )
-    first, *others = checkpoints
-    process, model = _process(first), first.description["model"]
-    for other in others:
-        if (its_own := _process(other)) != process:
-            trained = f"{other.path} was trained on {its_own!r}, {first.path} on {process!r}"
-            raise ValueError(f"{trained}: give the checkpoints of one training.")
-        changed = other.description["model"]
-        differing = [
-            f"{field.name} is {changed.get(field.name)}, not {model.get(field.name)}"
-            for field in fields(ModelConfig)
-            if changed.get(field.name) != model.get(field.name)
-        ]
-        if differing:
-            what = f"{other.path} is of another architecture than {first.path}: {', '.join(differing)}"
-            raise ValueError(f"{what}. Give the checkpoints of one training.")
-
-
-def _process(saved: SavedCheckpoint) -> Process | None:
-    definition = saved.description["process"]
-    return Process.from_dict(definition) if definition else None
-
-
-def _dataset(first: Checkpoint, data: Process | BeliefDataset | None, seed: int) -> BeliefDataset:
+def _dataset(model: HookedModel, data: Process | BeliefDataset | None, seed: int) -> BeliefDataset:
     if isinstance(data, BeliefDataset):
-        check_fits(first.model, data.process, data.n_ctx, token_map=data.token_map)
+        check_fits(model, data.process, data.n_ctx, token_map=data.token_map)
         return data
-    process = data if data is not None else first.process
-    if process is None:
+    if data is None:
         raise ValueError("The checkpoints don't say what process they were trained on: give data=.")
-    n_ctx = word_length(first.model, otherwise="a dataset")
-    check_fits(first.model, process, n_ctx)
-    return default_words(process, n_ctx, seed=seed)
+    n_ctx = word_length(model, otherwise="a dataset")
+    check_fits(model, data, n_ctx)
+    return evaluation_words(data, n_ctx, seed=seed)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msp_lens.data import BeliefDataset, Weighting
+from msp_lens.formation.series import AtStep
 from msp_lens.formation.snapshots import Snapshot, count_text, curve, over_training
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.probing.belief_probe import read_beliefs
-from msp_lens.training.checkpoints import SavedCheckpoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ class EmergencePlots:
     """The pictures of an emergence: `found.plot()`, and the methods here."""
 
     snapshots: tuple[Snapshot, ...]
-    checkpoints: tuple[SavedCheckpoint, ...]
+    checkpoints: tuple[AtStep, ...]
     dataset: BeliefDataset | None
     weighting: Weighting
 
@@ -35,7 +35,7 @@ class EmergencePlots:
 
         scored = scored_text(in_sample)
         r2, mse = (self._curves(f"{score} {scored}", sites) for score in ("R²", "MSE"))
-        return plot_emergence(self._tokens, r2, mse, self._regrets, scored=scored, theme=theme)
+        return plot_emergence(self._seen, r2, mse, self._regrets, scored=scored, counted=self._counted, theme=theme)
 
     def regret(self, *sites: str, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
         """Regret against MSE, a point for each checkpoint; by default at the site best at the end and concatenated."""
@@ -44,7 +44,8 @@ class EmergencePlots:
         scored, probes = scored_text(in_sample), self.snapshots[-1].report
         chosen = sites or [site for site in dict.fromkeys((probes.best_site.label, "concatenated")) if site in probes]
         mse = self._curves(f"MSE {scored}", chosen)
-        return plot_regret_against_error(self._tokens, self._regrets, mse, scored=scored, theme=theme)
+        options: Any = {"scored": scored, "counted": self._counted, "theme": theme}
+        return plot_regret_against_error(self._seen, self._regrets, mse, **options)
 
     def use(self, *sites: str, theme: ThemeName = "light") -> Figure:
         """When beliefs can be read, and when writing them begins to steer; by default at the last four sites."""
@@ -55,7 +56,8 @@ class EmergencePlots:
             raise ValueError("No beliefs were written: call emergence(…, interventions=True).")
         chosen = sites or steered.values("site")[-4:]
         columns = ("R² held out", "steer", "placebo", "donor")
-        return plot_use(self._tokens, *(self._curves(column, chosen) for column in columns), theme=theme)
+        curves = [self._curves(column, chosen) for column in columns]
+        return plot_use(self._seen, *curves, counted=self._counted, theme=theme)
 
     def movie(self, *sites: str, device: str = "cpu", batch_size: int | None = None) -> Movie:
         """The beliefs that each checkpoint represents, next to the true ones: the fractal as it forms.
@@ -86,7 +88,8 @@ class EmergencePlots:
             for frames, beliefs in zip(represented.values(), read, strict=True):
                 frames.append(beliefs)
             r2 = probes[0].scores.held_out.r2
-            captions.append(f"step {snapshot.step:,}    {count_text(snapshot.tokens)} tokens    R² {r2:.4f}")
+            seen = f"    {count_text(snapshot.tokens)} tokens" if snapshot.tokens is not None else ""
+            captions.append(f"step {snapshot.step:,}{seen}    R² {r2:.4f}")
         curves = {"MSE of beliefs": curve(self.snapshots, "MSE held out", chosen[0])}
         if not any(map(math.isnan, self._regrets)):
             curves["regret (nats)"] = self._regrets
@@ -96,7 +99,7 @@ class EmergencePlots:
             captions,
             weights=self.dataset.prefix_weights(self.weighting),
             states=self.dataset.process.states,
-            progress=Progress(self._tokens, curves),
+            progress=Progress(self._seen, curves, self._counted),
             title=f"{self.dataset.process.name}: beliefs forming",
         )
 
@@ -105,8 +108,14 @@ class EmergencePlots:
         return {str(site): wide[site].tolist() for site in wide.columns}
 
     @property
-    def _tokens(self) -> list[int]:
-        return [each.tokens for each in self.snapshots]
+    def _seen(self) -> list[int]:
+        """Tokens, or steps if anybody's tokens are not known."""
+        tokens = [each.tokens for each in self.snapshots if each.tokens is not None]
+        return tokens if len(tokens) == len(self.snapshots) else [each.step for each in self.snapshots]
+
+    @property
+    def _counted(self) -> str:
+        return "tokens seen" if all(each.tokens is not None for each in self.snapshots) else "steps"
 
     @property
     def _regrets(self) -> list[float]:

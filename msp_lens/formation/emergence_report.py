@@ -5,28 +5,63 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pandas as pd
 from scipy import stats
 
+from msp_lens._checks import AtLeast, Count, Seed, checked
 from msp_lens._files import read_json, write_json
 from msp_lens._tables import TableView, skill_text
-from msp_lens.data import BeliefDataset, words
+from msp_lens._values import Value
+from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.formation.emergence_plots import EmergencePlots, scored_text
+from msp_lens.formation.series import AtStep
 from msp_lens.formation.snapshots import Snapshot, count_text, curve, over_training, snapshot_table
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import SavedCheckpoint
+from msp_lens.training.folder import check_is_folder, owned
+from msp_lens.training.regret import evaluation_words
 
 TABLE_FILE = "emergence.json"
 
 
+class _Provenance(TypedDict):
+    process: dict[str, Any]
+    weighting: Weighting
+    n_ctx: Count
+    words: Count
+    is_population: bool
+    own_dataset: bool
+    seed: Seed
+
+
+class _Snapshot(TypedDict):
+    step: Annotated[int, AtLeast(0)]
+    tokens: Annotated[int, AtLeast(0)] | None
+    interventions: dict[str, Any] | None
+
+
+class _File(TypedDict):
+    step: Annotated[int, AtLeast(0)]
+    tokens: Annotated[int, AtLeast(0)] | None
+    path: str
+
+
+class _Saved(TypedDict):
+    """What `emergence.json` says."""
+
+    snapshots: list[_Snapshot]
+    checkpoints: list[_File]
+    provenance: _Provenance
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Emergence(TableView):
+class Emergence(Value, TableView):
     """The checkpoints of one training, probed on the same words; `emergence` makes it.
 
     Attributes:
@@ -38,7 +73,7 @@ class Emergence(TableView):
 
     snapshots: tuple[Snapshot, ...]
     provenance: dict[str, Any]
-    checkpoints: tuple[SavedCheckpoint, ...] = ()
+    checkpoints: tuple[AtStep, ...] = ()
     dataset: BeliefDataset | None = None
 
     def __len__(self) -> int:
@@ -73,6 +108,7 @@ class Emergence(TableView):
         """
         return snapshot_table(self.snapshots)
 
+    @checked
     def over_training(self, column: str, *sites: str) -> pd.DataFrame:
         """One column of the table, a row for each checkpoint (by step) and a column for each site.
 
@@ -91,6 +127,7 @@ class Emergence(TableView):
             rows[each.step] = each.report.regret.tolist()
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis(index="step", columns="position")
 
+    @checked
     def onset(self, column: str, threshold: float, site: str | None = None) -> int | None:
         """The first step from which a column of the table stays at or above a threshold; `None` if it ends below it.
 
@@ -101,6 +138,7 @@ class Emergence(TableView):
         """
         return self._since([bool(value >= threshold) for value in self._curve(column, site)])
 
+    @checked
     def rank_correlation(self, site: str | None = None, *, in_sample: bool = False) -> float:
         """Spearman's rank correlation of regret and MSE over the checkpoints: 1 if they fall together, NaN if unknown.
 
@@ -112,22 +150,35 @@ class Emergence(TableView):
             return math.nan
         return float(stats.spearmanr(regret, error).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
+    @checked
     def save(self, folder: str | Path) -> Path:
-        """Write each checkpoint's probes and `emergence.json` to a folder; the models and words are not saved."""
+        """Write each checkpoint's probes and `emergence.json` to a folder; the models and words are not saved.
+
+        Raises:
+            ValueError: if the folder is a file's name, or another process writes there.
+            OSError: if the folder can't be written to.
+        """
         folder = Path(folder)
-        # The JSON is written last, so a folder that has one is complete.
-        (folder / TABLE_FILE).unlink(missing_ok=True)
-        snapshots = []
-        for each in self.snapshots:
-            each.report.save(folder / _probes_file(each.step))
-            steered = each.interventions.to_dict() if each.interventions else None
-            snapshots.append({"step": each.step, "tokens": each.tokens, "interventions": steered})
-        checkpoints = [{**asdict(each), "path": str(each.path.absolute())} for each in self.checkpoints]
-        description = {"snapshots": snapshots, "checkpoints": checkpoints, "provenance": self.provenance}
-        write_json(folder / TABLE_FILE, description)
+        check_is_folder(folder)
+        with owned(folder):
+            # The JSON is written last, so a folder that has one is complete.
+            for old in (folder / TABLE_FILE, *folder.glob("probes-*.safetensors")):
+                old.unlink(missing_ok=True)
+            snapshots = []
+            for each in self.snapshots:
+                each.report.save(folder / _probes_file(each.step))
+                steered = each.interventions.to_dict() if each.interventions else None
+                snapshots.append({"step": each.step, "tokens": each.tokens, "interventions": steered})
+            files = [each for each in self.checkpoints if isinstance(each, SavedCheckpoint)]
+            checkpoints = [
+                {"step": each.step, "tokens": each.tokens, "path": str(each.path.absolute())} for each in files
+            ]
+            description = {"snapshots": snapshots, "checkpoints": checkpoints, "provenance": self.provenance}
+            write_json(folder / TABLE_FILE, description)
         return folder
 
     @classmethod
+    @checked
     def load(
         cls,
         folder: str | Path,
@@ -145,17 +196,27 @@ class Emergence(TableView):
         path = Path(folder) / TABLE_FILE
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}: give the folder that Emergence.save(folder) wrote.")
-        saved, snapshots = read_json(path), []
+        saved, snapshots = read_json(path, _Saved), []
         provenance = saved["provenance"]
         for each in saved["snapshots"]:
             report = ProbeReport.load(path.parent / _probes_file(each["step"]))
-            steered = InterventionReport.from_dict(each["interventions"]) if each["interventions"] else None
+            steered = None
+            if each["interventions"] is not None:
+                try:
+                    steered = InterventionReport.from_dict(each["interventions"])
+                except (KeyError, TypeError, ValueError) as error:
+                    what = f"{path}: the interventions of step {each['step']} are damaged ({error})"
+                    raise ValueError(f"{what}: make them again with emergence(…, interventions=True).") from error
             snapshots.append(Snapshot(each["step"], each["tokens"], report, steered))
+        if not snapshots:
+            raise ValueError(f"{path} has no snapshots: it is damaged or was edited. Copy or create it again.")
         if checkpoints is None:
-            checkpoints = [SavedCheckpoint(**{**each, "path": Path(each["path"])}) for each in saved["checkpoints"]]
+            checkpoints = [
+                SavedCheckpoint(each["step"], each["tokens"], Path(each["path"])) for each in saved["checkpoints"]
+            ]
         if dataset is None and not provenance["own_dataset"]:
             process = Process.from_dict(provenance["process"])
-            dataset = default_words(process, provenance["n_ctx"], seed=provenance["seed"])
+            dataset = evaluation_words(process, provenance["n_ctx"], seed=provenance["seed"])
         return cls(tuple(snapshots), provenance, tuple(checkpoints), dataset)
 
     def summary(self) -> list[str]:
@@ -192,7 +253,8 @@ class Emergence(TableView):
     def _display(self) -> pd.DataFrame:
         """A line for each checkpoint: the site that is best at the end, and all sites together."""
         shown = pd.DataFrame(index=pd.Index([f"{each.step:,}" for each in self.snapshots], name="step"))
-        shown["tokens"] = [count_text(each.tokens) for each in self.snapshots]
+        if any(each.tokens is not None for each in self.snapshots):
+            shown["tokens"] = [count_text(each.tokens) for each in self.snapshots]
         columns = {
             "regret": ("regret", 5),
             f"R² {self.best_site}": ("R² held out", 4),
@@ -217,11 +279,6 @@ class Emergence(TableView):
 
     def _curve(self, column: str, site: str | None = None) -> list[float]:
         return curve(self.snapshots, column, site or self.best_site)
-
-
-def default_words(process: Process, n_ctx: int, *, seed: int) -> BeliefDataset:
-    """All words of a length, or a sample if there are more than 100,000 of them, or four million tokens in them."""
-    return words(process, n_ctx=n_ctx, max_words=min(100_000, max(2, 4_000_000 // n_ctx)), seed=seed)
 
 
 def _probes_file(step: int) -> str:

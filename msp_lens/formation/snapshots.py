@@ -9,23 +9,24 @@ from typing import Any
 
 import pandas as pd
 
+from msp_lens._values import Value
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
+class Snapshot(Value):
     """One checkpoint.
 
     Attributes:
         step: Number of optimizer steps made.
-        tokens: Number of tokens seen.
+        tokens: Number of tokens seen; `None` if nobody said.
         report: Probes of every site and of their concatenation, and the regret; without the model, words and moments.
         interventions: What steering did at each site, if it was asked for.
     """
 
     step: int
-    tokens: int
+    tokens: int | None
     report: ProbeReport = field(repr=False)
     interventions: InterventionReport | None = field(default=None, repr=False)
 
@@ -78,8 +79,10 @@ def curve(snapshots: Sequence[Snapshot], column: str, site: str) -> list[float]:
     return over_training(snapshots, column, site).iloc[:, 0].tolist()
 
 
-def count_text(tokens: int) -> str:
-    """A number of tokens for people to read: 2,560, 410 K, 2.6 M."""
+def count_text(tokens: int | None) -> str:
+    """A number of tokens for people to read: 2,560, 410 K, 2.6 M, or a dash."""
+    if tokens is None:
+        return "–"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
         if tokens >= 10 * size or (tokens >= size and size > 1e3):
             return f"{tokens / size:.3g} {unit}"

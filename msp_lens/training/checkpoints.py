@@ -25,12 +25,12 @@ class SavedCheckpoint:
 
     Attributes:
         step: Number of optimizer steps made; 0 for the untrained model.
-        tokens: Number of tokens predicted by then.
+        tokens: Number of tokens predicted by then; `None` if that is not known.
         path: The file.
     """
 
     step: int
-    tokens: int
+    tokens: int | None
     path: Path
 
     @cached_property

@@ -1,11 +1,15 @@
 """Checkpoints of a run, probed on the same words: what is read, what is used, and in what order."""
 
+import copy
 import dataclasses
 import math
+import pickle
 from importlib import import_module
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import msp_lens as msp
 from msp_lens.formation import Emergence
@@ -184,6 +188,98 @@ def test_checkpoints_of_several_runs_are_refused_before_any_is_loaded(run, proce
         saved.path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         msp.emergence([msp.training.saved_checkpoints(run)[0], *msp.training.saved_checkpoints(other)])
+
+
+def loaded(run):
+    return {saved.step: saved.load().model for saved in msp.training.saved_checkpoints(run)}
+
+
+def test_models_and_files_by_step_are_a_series(run, found, mess3):
+    models = loaded(run)
+    files = {saved.step: saved.path for saved in msp.training.saved_checkpoints(run)}
+    mixed = {60: models[60], 0: str(files[0]), np.int64(10): msp.load_checkpoint(files[10]), 30.0: files[30]}
+    expected = found.to_dataframe()
+    for series in (models, files, mixed):
+        again = msp.emergence(series, mess3, progress=False)
+        table = again.to_dataframe()
+        assert list(again.snapshots[0].report) == list(found.sites)
+        for column in ("step", "site", "regret", "R² held out", "skill"):
+            assert table[column].tolist() == expected[column].tolist()
+    # A file of ours says how many tokens it has seen; a model does not.
+    again = msp.emergence(files, controls=False, progress=False)
+    assert again.to_dataframe()["tokens"].tolist() == expected["tokens"].tolist()
+
+
+def test_a_series_of_others_is_shown_and_saved(run, tmp_path):
+    found = msp.emergence(loaded(run), msp.data.all_words(msp.mess3(), 2), controls=False, progress=False)
+    assert [snapshot.tokens for snapshot in found.snapshots] == [None] * 4
+    assert "tokens" not in repr(found).splitlines()[1]
+    assert [axis.get_xlabel() for axis in found.plot().axes] == ["steps"] * 3
+    assert found.plot.regret("1_post").axes[-1].get_ylabel() == "steps"
+    movie = found.plot.movie("1_post")
+    assert len(movie) == 4
+    assert "tokens" not in "".join(movie.captions)
+    again = Emergence.load(found.save(tmp_path / "emergence"))
+    assert again.to_dataframe().equals(found.to_dataframe())
+    with pytest.raises(ValueError, match="no words or models"):
+        again.plot.movie()
+
+
+def test_what_is_no_series_is_refused(run, tmp_path, mess3):
+    models = loaded(run)
+    # Where calls are type-checked, the check comes first.
+    with pytest.raises(TypeError, match=r"HookedTransformer|TransformerBridge"):
+        msp.emergence(list(models.values()), mess3)
+    for value in (models[0], 3, None):
+        with pytest.raises(TypeError, match="run"):
+            msp.emergence(value, mess3)
+    with pytest.raises(ValueError, match="one model object at several steps"):
+        msp.emergence({0: models[0], 10: models[0]}, mess3)
+    with pytest.raises(ValueError, match=r"step=-1: give at least 0"):
+        msp.emergence({-1: models[0]}, mess3)
+    with pytest.raises(ValueError, match="give data="):
+        msp.emergence({0: models[0]})
+    other = msp.build_model(msp.ModelConfig(d_vocab=3, **SMALL | {"d_model": 8}))
+    with pytest.raises(ValueError, match=r"the model of step 7 is of another architecture.*d_model is 8, not 16"):
+        msp.emergence({0: models[0], 7: other}, mess3)
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match=r"run\[5\]=.*foreign\.safetensors' was not saved by msp_lens: build"):
+        msp.emergence({0: models[0], 5: tmp_path / "foreign.safetensors"}, mess3)
+    with pytest.raises(ValueError, match="position=5: words have positions 0 to 4"):
+        msp.emergence(run, interventions=True, position=5)
+
+
+def test_emergences_are_plain_values(run, found, tmp_path):
+    assert found == copy.deepcopy(found) == pickle.loads(pickle.dumps(found))
+    assert found == Emergence.load(found.save(tmp_path / "emergence"))
+    assert found != dataclasses.replace(found, snapshots=found.snapshots[:-1])
+
+
+DAMAGES = {
+    "half": (lambda text: text[: len(text) // 2], "is not valid JSON"),
+    "nested": (lambda text: "[" * 100_000, "is not valid JSON"),
+    "no snapshots": (lambda text: text.replace('"snapshots"', '"shots"'), "snapshots"),
+    "step": (lambda text: text.replace('"step": 10', '"step": -10'), r"step=-10"),
+    "weighting": (lambda text: text.replace('"weighting": "prob', '"weighting": "im'), "weighting='im.*choose one of"),
+    "interventions": (lambda text: text.replace('"results"', '"result"'), "interventions of step 0 are damaged"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_named(found, damage, message, tmp_path):
+    file = found.save(tmp_path) / "emergence.json"
+    file.write_text(damage(file.read_text()))
+    with pytest.raises(ValueError, match=message) as raised:
+        Emergence.load(tmp_path)
+    assert str(file) in str(raised.value)
+
+
+def test_saving_again_leaves_nothing_of_before(found, tmp_path):
+    found.save(tmp_path)
+    dataclasses.replace(found, snapshots=found.snapshots[:1]).save(tmp_path)
+    assert [path.name for path in tmp_path.glob("probes-*")] == ["probes-00000000.safetensors"]
+    with pytest.raises(ValueError, match="is a file's name"):
+        found.save(tmp_path / "found.json")
 
 
 @pytest.mark.slow
