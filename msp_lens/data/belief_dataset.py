@@ -20,11 +20,11 @@ import torch.utils.data
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import check_at_least, check_choice
+from msp_lens._checks import Count, Seed, check_choice, check_memory, checked
 from msp_lens._random import resolve_generator
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.mixed_states import walk_levels
-from msp_lens.data.row_positions import Positions, position_mask
+from msp_lens.data.row_positions import Positions, as_positions, position_mask
 from msp_lens.data.token_map import TokenMap
 from msp_lens.processes.process import Process
 
@@ -38,6 +38,7 @@ class TooManyWordsError(ValueError):
     """There are more possible words than may be enumerated."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class BeliefDataset:
     """Distinct words with their beliefs, and how a model reads them; build it with `words`.
@@ -68,6 +69,7 @@ class BeliefDataset:
     token_map: TokenMap | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", as_positions(self.positions))
         position_mask(self.positions, self.tokens)
         if self.token_map is not None:
             self.token_map.check_reads(self.process)
@@ -129,15 +131,16 @@ class BeliefDataset:
         return f"BeliefDataset({origin}: {len(self)} × {self.n_ctx}, {self.n_prefixes} distinct prefixes)"
 
 
+@checked
 def words(
     process: Process,
     *,
-    n_ctx: int,
-    n_words: int | None = None,
+    n_ctx: Count,
+    n_words: Count | None = None,
     positions: Positions = None,
     token_map: TokenMap | None = None,
-    max_words: int = 100_000,
-    seed: int = 0,
+    max_words: Count = 100_000,
+    seed: Seed = 0,
 ) -> BeliefDataset:
     """Words of a process with their beliefs: every possible word if there are not too many, else a sample.
 
@@ -160,8 +163,6 @@ def words(
         >>> words(mess3(x=0.05, a=0.85), n_ctx=4, max_words=50).n_draws
         50
     """
-    for name, value in (("n_ctx", n_ctx), ("n_words", n_words), ("max_words", max_words)):
-        check_at_least(name, value, 1)
     draw = partial(sampled_words, process, n_ctx=n_ctx, seed=seed)
     try:
         dataset = draw(n_words) if n_words else all_words(process, n_ctx, max_words=max_words)
@@ -170,13 +171,14 @@ def words(
     return replace(dataset, positions=positions, token_map=token_map)
 
 
-def all_words(process: Process, n_ctx: int, *, max_words: int = 500_000) -> BeliefDataset:
+@checked
+def all_words(process: Process, n_ctx: Count, *, max_words: Count = 500_000) -> BeliefDataset:
     """Every possible word of `n_ctx` tokens, with its probability and the beliefs along it.
 
     Raises:
         TooManyWordsError: a `ValueError`, if there are more than `max_words`.
     """
-    check_at_least("n_ctx", n_ctx, 1, "the number of tokens in a word")
+    check_memory(f"n_ctx={n_ctx}", 8 * n_ctx * (process.n_states + 1), "Give shorter words.")
     levels = []
     for level in walk_levels(process, n_ctx):
         levels.append(level)
@@ -193,8 +195,14 @@ def all_words(process: Process, n_ctx: int, *, max_words: int = 500_000) -> Beli
     return BeliefDataset(process, tokens, beliefs, levels[-1].probabilities, is_population=True)
 
 
+@checked
 def sampled_words(
-    process: Process, n_words: int, n_ctx: int, *, seed: int | None = None, generator: torch.Generator | None = None
+    process: Process,
+    n_words: Count,
+    n_ctx: Count,
+    *,
+    seed: Seed | None = None,
+    generator: torch.Generator | None = None,
 ) -> BeliefDataset:
     """The distinct ones of `n_words` words drawn by `seed` or `generator`, weighted by their frequency."""
     draws = process.sample(n_words, n_ctx, seed=seed, generator=generator).cpu()
@@ -203,14 +211,15 @@ def sampled_words(
     return BeliefDataset(process, tokens, beliefs, weights, is_population=False, n_draws=n_words, seed=seed)
 
 
+@checked
 def stream_words(
     process: Process,
-    n_words: int,
-    n_ctx: int,
+    n_words: Count,
+    n_ctx: Count,
     *,
-    seed: int | None = None,
+    seed: Seed | None = None,
     generator: torch.Generator | None = None,
-    chunk_size: int | None = None,
+    chunk_size: Count | None = None,
 ) -> Iterator[BeliefDataset]:
     """`sampled_words` in chunks, in memory that does not grow with their number; you may stop at any chunk.
 
@@ -232,8 +241,6 @@ def stream_words(
         >>> [len(chunk) for chunk in stream_words(mess3(x=0.05, a=0.85), 50, 100, seed=0, chunk_size=20)]
         [20, 20, 10]
     """
-    for name, value in (("n_words", n_words), ("n_ctx", n_ctx), ("chunk_size", chunk_size)):
-        check_at_least(name, value, 1)
     size = max(1, 500_000 // n_ctx) if chunk_size is None else chunk_size
     generator = resolve_generator(seed, generator)
 
@@ -261,6 +268,7 @@ def prefix_hashes(tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word pos"]:
 class TokenDataset(torch.utils.data.Dataset):
     """Words for a torch `DataLoader` or TransformerLens's own `train`: item i is `{"tokens": words[i]}`."""
 
+    @checked
     def __init__(self, tokens: Int[Tensor, "word pos"]) -> None:
         self.tokens = tokens
 
@@ -277,8 +285,14 @@ class TokenDataset(torch.utils.data.Dataset):
         return datasets.Dataset.from_dict({"tokens": self.tokens.cpu().numpy()}).with_format("torch")
 
 
+@checked
 def token_dataset(
-    process: Process, n_words: int, n_ctx: int, *, seed: int | None = None, generator: torch.Generator | None = None
+    process: Process,
+    n_words: Count,
+    n_ctx: Count,
+    *,
+    seed: Seed | None = None,
+    generator: torch.Generator | None = None,
 ) -> TokenDataset:
     """Training words of `n_ctx + 1` tokens, for a target at every position of a model that reads the first `n_ctx`.
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot as torch_one_hot
 
+from msp_lens._checks import Count, as_tokens, check_memory, checked, converted, is_finite
 from msp_lens.data.belief_dataset import BeliefDataset, Weighting, prefix_hashes
 from msp_lens.data.row_positions import Positions, described_positions, position_mask
 from msp_lens.data.target_values import (
@@ -33,6 +34,7 @@ BELIEF = "belief"
 LABEL = "label"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class LabelledTokens:
     """Words and their rows, in the order of the words; build it with `from_beliefs` or `from_tokens`.
@@ -74,13 +76,6 @@ class LabelledTokens:
         for name, values in (others | dict(self.targets)).items():
             if len(values) != n_rows:
                 raise ValueError(f"{name} has {len(values)} rows for {n_rows} places: give one row for each place.")
-            wrong = ~torch.isfinite(values).reshape(n_rows, -1).all(dim=1)
-            if wrong.any():
-                row = int(wrong.nonzero()[0])
-                place = f"word {int(self.words[row])}, column {int(self.columns[row])}"
-                raise ValueError(
-                    f"{name} is not finite at {place}: exclude such rows by positions=, a mask [word, pos]."
-                )
         for name, names in self.classes.items():
             if name not in self.targets or self.targets[name].shape[1] != len(names):
                 raise ValueError(f"classes={dict(self.classes)}: give a name for each column of a target.")
@@ -98,9 +93,10 @@ class LabelledTokens:
         return self.tokens.shape[1]
 
     @classmethod
+    @checked
     def from_tokens(
         cls,
-        tokens: Any,
+        tokens: Int[Tensor, "word pos"],
         targets: Any,
         *,
         positions: Positions = None,
@@ -139,10 +135,9 @@ class LabelledTokens:
             >>> LabelledTokens.from_tokens(words, ["spam", "ham"], positions=-1).classes
             {'label': ('ham', 'spam')}
         """
-        tokens = torch.atleast_2d(tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens)))
         if tokens.numel() == 0:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give at least one word of one token.")
-        tokens = tokens.long().cpu()
+        tokens = tokens.cpu()
         lengths = None if attention_mask is None else _lengths(attention_mask, tokens)
         mask = position_mask(positions, tokens, lengths)
         values = {name: target_values(f"Target {name!r}", each) for name, each in _named(targets).items()}
@@ -150,10 +145,12 @@ class LabelledTokens:
         if any(is_one_a_word(each, tokens) for each in values.values()):
             hashes, grouping = hashes[:, -1], "word"
         row_groups = hashes.unique(return_inverse=True)[1] if groups is None else group_numbers(groups)
-        row_weights = torch.ones(len(tokens), dtype=torch.float64) if weighting is None else weighting
+        row_weights = torch.ones(len(tokens), dtype=torch.float64)
+        if weighting is not None:
+            row_weights = converted(weighting, Float64[Tensor, "..."], "weighting").detach().cpu()
         labels, class_names, mask = _target_rows(values, tokens, mask, classes)
         words, columns = mask.nonzero(as_tuple=True)
-        weights = _per_position("weighting", row_weights, tokens)[mask].double()
+        weights = _per_position("weighting", row_weights, tokens)[mask]
         row_groups = _per_position("groups", row_groups, tokens)[mask].long()
         described = {"source": "tokens", "words": len(tokens), "n_ctx": tokens.shape[1], "is_population": False}
         described |= {"rows": len(words), "weighting": "row" if weighting is None else "given"}
@@ -161,6 +158,7 @@ class LabelledTokens:
         return cls(tokens, words, columns, columns, labels, weights, row_groups, described, class_names)
 
     @classmethod
+    @checked
     def from_beliefs(
         cls, dataset: BeliefDataset, *, weighting: Weighting = "probability", targets: Mapping[str, Any] | None = None
     ) -> LabelledTokens:
@@ -271,7 +269,8 @@ def label_rows(
     return LabelledTokens(tokens, words, columns, symbols, labels, row_weights, row_groups, described, classes or {})
 
 
-def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[Tensor, "word pos target"]:
+@checked
+def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: Count) -> Float64[Tensor, "word pos target"]:
     """Classes as targets: 1 for the true class, 0 for the others; several classes at a position stand side by side.
 
     Args:
@@ -286,7 +285,7 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: int) -> Float64[T
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= n_classes):
         held = f"{int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to {n_classes - 1}"
         raise ValueError(f"classes holds {held}. Give unknown ones any class and exclude their rows with positions=.")
-    return torch_one_hot(classes.long(), n_classes).double().flatten(2)
+    return torch_one_hot(classes, n_classes).double().flatten(2)
 
 
 def _named(targets: Any) -> Mapping[str, Any]:
@@ -317,17 +316,23 @@ def _target_rows(
     for name, each in placed.items():
         if isinstance(each, Tensor):
             rows[name] = each[words, columns]
+            if not is_finite(rows[name]):
+                row = int((~torch.isfinite(rows[name])).any(dim=1).nonzero()[0])
+                place, remedy = f"word {int(words[row])}, column {int(columns[row])}", "positions=, a mask [word, pos]"
+                raise ValueError(f"Target {name!r} is not finite at {place}: exclude such rows by {remedy}.")
         else:
             labels = each[words.numpy(), columns.numpy()]
             numbers, names[name] = class_numbers(f"Target {name!r}", labels, (classes or {}).get(name))
+            what = f"Target {name!r} with {len(names[name])} classes in {len(numbers)} rows"
+            check_memory(what, 8 * len(numbers) * len(names[name]), "Give numbers as floats, or choose positions=.")
             rows[name] = torch_one_hot(numbers, len(names[name])).double()
     return rows, names, mask
 
 
 def _lengths(attention_mask: Any, tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word"]:
     """How many tokens of each word are read."""
-    mask = torch.as_tensor(np.asarray(attention_mask)) if not isinstance(attention_mask, Tensor) else attention_mask
-    mask = (mask.unsqueeze(0) if mask.ndim == 1 else mask).cpu()
+    mask = as_tokens(attention_mask, "attention_mask").cpu()
+    mask = mask.unsqueeze(0) if mask.ndim == 1 else mask
     if mask.shape != tokens.shape or not ((mask == 0) | (mask == 1)).all():
         fitting = f"1 or 0 for each token, here {tuple(tokens.shape)}"
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it needs {fitting}.")
@@ -338,9 +343,8 @@ def _lengths(attention_mask: Any, tokens: Int[Tensor, "word pos"]) -> Int[Tensor
     return lengths
 
 
-def _per_position(name: str, values: Any, tokens: Int[Tensor, "word pos"]) -> Tensor:
+def _per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) -> Tensor:
     """`[word]` or `[word, pos]` as the latter."""
-    values = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
     values = values.unsqueeze(0) if len(tokens) == 1 and tuple(values.shape) == (tokens.shape[1],) else values
     if tuple(values.shape) not in ((len(tokens),), tuple(tokens.shape)):
         fitting = f"[word] or [word, pos], here ({len(tokens)},) or {tuple(tokens.shape)}"

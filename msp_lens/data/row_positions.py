@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,8 +9,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-# A slice, numbers (negative ones from the end), or a mask [pos] or [word, pos] of booleans; None is every position.
-Positions: TypeAlias = slice | int | Sequence[int] | Sequence[bool] | np.ndarray | Tensor | None
+# A slice, numbers (negative ones from the end), or a mask [pos] or [word, pos] of booleans, in any container; None is
+# every position. Read by `as_positions`.
+Positions: TypeAlias = Any
 
 
 def as_positions(value: Any) -> slice | tuple[int, ...] | Bool[Tensor, "..."] | None:

@@ -17,13 +17,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from msp_lens._checks import Count, check_memory, checked, converted
 from msp_lens.processes.process import Process
+
+
+class TokenMapFields(TypedDict, total=False):
+    """What `TokenMap.to_dict` writes."""
+
+    symbols: Required[list[int | list[int]]]
+    bos: int | None
+    prompt: list[int]
+    separator: list[int]
+    include_prior: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class TokenMap:
     separator: tuple[int, ...] = ()
     include_prior: bool = False
 
+    @checked
     def __init__(
         self,
         symbols: Sequence[int | Sequence[int]],
@@ -65,7 +77,7 @@ class TokenMap:
         include_prior: bool = False,
     ) -> None:
         # A dataclass's own __init__ would not accept a single id in place of a sequence of ids.
-        ids, bos = tuple(tuple(_ids(symbol)) for symbol in symbols), None if bos is None else int(bos)
+        ids = tuple(tuple(_ids(symbol)) for symbol in symbols)
         values = (ids, bos, tuple(_ids(prompt)), tuple(_ids(separator)), include_prior)
         for field, value in zip(dataclasses.fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
@@ -83,11 +95,14 @@ class TokenMap:
             raise ValueError("include_prior=True, but no token comes before the first symbol: give bos= or prompt=.")
 
     @classmethod
-    def identity(cls, n_symbols: int, *, bos: int | None = None, include_prior: bool = False) -> TokenMap:
+    @checked
+    def identity(cls, n_symbols: Count, *, bos: int | None = None, include_prior: bool = False) -> TokenMap:
         """Symbol 0 is token 0, and so on, after a BOS token if one is given."""
+        check_memory(f"n_symbols={n_symbols}", 100 * n_symbols, "Give fewer.")
         return cls(range(n_symbols), bos=bos, include_prior=include_prior)
 
     @classmethod
+    @checked
     def from_tokenizer(
         cls,
         tokenizer: Any,
@@ -115,7 +130,7 @@ class TokenMap:
                 another, or is split differently in a word.
             TypeError: if the tokenizer cannot be called in either way.
         """
-        texts = [str(symbol) for symbol in symbols]
+        texts = list(symbols)
         ids = [_encode(tokenizer, text) for text in texts]
         for text, found in zip(texts, ids, strict=True):
             if not found or (len(found) > 1 and not several_tokens):
@@ -154,21 +169,25 @@ class TokenMap:
         """Whether the model reads the symbols themselves."""
         return self == TokenMap(range(len(self.symbols)))
 
-    def length(self, n_symbols: int) -> int:
+    @checked
+    def length(self, n_symbols: Count) -> int:
         """Tokens in the longest word of `n_symbols` symbols."""
         return len(self.start) + n_symbols * max(map(len, self.symbols)) + (n_symbols - 1) * len(self.separator)
 
-    def longest_word(self, n_ctx: int) -> int:
+    @checked
+    def longest_word(self, n_ctx: Count) -> int:
         """The most symbols whose tokens always fit in a context of `n_ctx`."""
         each = max(map(len, self.symbols)) + len(self.separator)
         return max(0, (n_ctx - len(self.start) + len(self.separator)) // each)
 
+    @checked
     def check_reads(self, process: Process) -> None:
         """Raise `ValueError` unless the map has as many symbols as the process."""
         if len(self.symbols) != process.n_tokens:
             counts = f"{len(self.symbols)} symbols, {process.name} emits {process.n_tokens}"
             raise ValueError(f"The token map has {counts}: give ids for each of them.")
 
+    @checked
     def encode(self, words: Int[Tensor, "word symbol"]) -> tuple[Int[Tensor, "word pos"], Int[Tensor, "word symbol"]]:
         """Words of symbols as the model reads them; `ValueError` if the map has no ids for a symbol.
 
@@ -202,8 +221,11 @@ class TokenMap:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TokenMap:
-        """The map from the values of `to_dict`."""
-        return cls(**fields)
+        """The map from the values of `to_dict`; `ValueError` names a field that is missing, unknown or wrong."""
+        try:
+            return cls(**converted(fields, TokenMapFields, "token_map"))
+        except TypeError as error:
+            raise ValueError(f"{error} (in the fields of a token map)") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The map as JSON-ready values."""

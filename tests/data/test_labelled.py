@@ -104,8 +104,9 @@ def test_rows_with_the_same_prefix_are_one_group_by_default():
     prefixes = list(itertools.chain(*same))
     for (first, a), (second, b) in itertools.combinations(zip(prefixes, data.groups.tolist(), strict=True), 2):
         assert (first == second) == (a == b)
-    by_word = LabelledTokens.from_tokens(WORDS, TARGETS, groups=torch.tensor([5, 7, 5]))
-    assert by_word.groups.tolist() == [5, 5, 5, 7, 7, 7, 5, 5, 5]
+    for many in (5, 2**60 + 1):
+        by_word = LabelledTokens.from_tokens(WORDS, TARGETS, groups=torch.tensor([many, many + 1, many]))
+        assert by_word.groups.tolist() == [many] * 3 + [many + 1] * 3 + [many] * 3
 
 
 def test_weights_by_word_or_row():
@@ -184,6 +185,17 @@ def test_a_label_for_each_word_holds_at_all_its_positions_and_is_held_out_with_i
     both = LabelledTokens.from_tokens(WORDS, frame, positions=-1)
     assert {name: tuple(values.shape) for name, values in both.targets.items()} == {"kind": (3, 2), "length": (3, 1)}
     assert both.classes == {"kind": ("ham", "spam")}
+
+
+@pytest.mark.parametrize("container", AS)
+def test_tokens_weights_and_groups_in_any_container(container):
+    make = AS[container]
+    expected = LabelledTokens.from_tokens(WORDS, TARGETS, weighting=torch.ones(3, 3), groups=WORDS)
+    words = WORDS.tolist()
+    found = LabelledTokens.from_tokens(make(words), TARGETS, weighting=make([[1] * 3] * 3), groups=make(words))
+    for name in ("tokens", "weights", "groups"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert getattr(found, name).dtype == getattr(expected, name).dtype, name
 
 
 def test_one_word_may_have_one_axis():
@@ -280,7 +292,10 @@ def test_the_same_positions_in_another_container(positions):
         ({"targets": {}}, r"at least one"),
         ({"targets": TARGETS[:2]}, r"shape \(2, 3, 2\).*here \(3, 3, …\)"),
         ({"targets": TARGETS[:, :2]}, r"shape \(3, 2, 2\)"),
-        ({"targets": TARGETS.log() * 0}, r"belief is not finite at word 0, column 0.*positions="),
+        ({"targets": TARGETS.log() * 0}, r"Target 'belief' is not finite at word 0, column 0.*positions="),
+        ({"weighting": [1, float("nan"), 1]}, "weighting=.*without NaN"),
+        ({"tokens": [[0, 1], [0]]}, "every row needs the same length"),
+        ({"tokens": [[0, 0.5]]}, "without fractions"),
         ({"positions": slice(3, None)}, "chooses none"),
         ({"positions": [3]}, "3 is outside words of 3"),
         ({"positions": torch.ones(2, dtype=torch.bool)}, r"shape \(2,\); a mask is"),
