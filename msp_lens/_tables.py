@@ -5,11 +5,18 @@ from __future__ import annotations
 import html
 import io
 import math
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pandas as pd
+
+from msp_lens._plain import in_encoding_of
+
+# Notes are wrapped to the terminal, but to no more characters than can be read.
+MOST_CHARACTERS = 120
 
 
 class TableView:
@@ -39,39 +46,67 @@ class TableView:
         return self.summary()
 
     def __repr__(self) -> str:
-        return to_text(self._display(), title=self._title(), notes=self.summary(), left=self._prose)
+        text = to_text(self._display(), title=self._title(), notes=self.summary(), left=self._prose)
+        return in_encoding_of(sys.stdout, text)
 
     def _repr_html_(self) -> str:
         return to_html(self._display(), title=self._title(), notes=self._html_notes(), shades=self._shades())
 
 
 def to_text(
-    table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), left: Sequence[str] = (), width: int = 120
+    table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), left: Sequence[str] = (), width: int | None = None
 ) -> str:
-    """The table as plain text, for a `repr`; values are never cut off.
+    """The table as plain text, for a `repr`; values are never cut off, and no name is taken for markup.
 
-    The notes are wrapped to `width` characters, and the columns in `left`, such as words, are aligned left.
+    A table wider than `width` characters (by default those of the terminal, or of COLUMNS, if any) continues below, and
+    the notes are wrapped. The columns in `left`, such as words, are aligned left.
     """
+    there_are = width or shutil.get_terminal_size(fallback=(10_000, 24)).columns
+    columns = {_visible(name): [_visible(value) for value in table[name]] for name in table.columns}
+    index = (_visible(table.index.name or ""), [_visible(label) for label in table.index])
+    blocks, block, used, gap = [], {}, 0, 3
+    for name, values in columns.items():
+        wide = gap + _width(name, values)
+        if block and _width(*index) + used + wide + 1 >= there_are:
+            blocks.append(block)
+            block, used = {}, 0
+        used += wide
+        block[name] = values
+    tables = [_grid({index[0]: index[1]} | each, left) for each in [*blocks, block]]
+    wrapped = [textwrap.fill(note, min(there_are, MOST_CHARACTERS)) for note in notes]
+    text = "\n".join([_visible(title), "\n\n".join(tables), *wrapped])
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _grid(columns: Mapping[str, Sequence[str]], left: Sequence[str]) -> str:
+    """Columns under their headings; the first, and those in `left`, are aligned left."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 2, 0, 0))
-    columns = {table.index.name or "": list(table.index)} | {name: table[name].tolist() for name in table.columns}
     for position, (name, values) in enumerate(columns.items()):
-        # Headings wrap where they are wider than their column's values; values never do.
-        wide = max(max((len(str(value)) for value in values), default=0), *map(len, str(name).split()), 1)
-        is_prose = position == 0 or str(name) in left
-        heading = textwrap.fill(str(name), wide)
-        grid.add_column(heading, justify="left" if is_prose else "right", no_wrap=True, vertical="bottom")
-    for label, row in table.iterrows():
-        grid.add_row(str(label), *(str(value) for value in row))
-    # A separate console, without color and wide enough: the repr may end up in a file or a doctest.
-    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False)
-    console.print(grid)
-    text = f"{title}\n{console.file.getvalue()}"  # pyright: ignore[reportAttributeAccessIssue]
-    text += "\n".join(textwrap.fill(note, width) for note in notes)
-    return "\n".join(line.rstrip() for line in text.splitlines())
+        heading = textwrap.fill(name, _width(name, values))
+        side = "left" if position == 0 or name in left else "right"
+        grid.add_column(heading, justify=side, no_wrap=True, vertical="bottom")
+    for row in zip(*columns.values(), strict=True):
+        grid.add_row(*row)
+    # A separate console, without color and wide enough: the text may end up in a file or a doctest. In a notebook rich
+    # would otherwise display the table itself, and give no text.
+    plain: Any = {"color_system": None, "force_terminal": False, "force_jupyter": False}
+    file = io.StringIO()
+    Console(file=file, width=10_000, markup=False, emoji=False, highlight=False, **plain).print(grid)
+    return file.getvalue().rstrip("\n")
+
+
+def _width(name: str, values: Sequence[str]) -> int:
+    """Characters across a column: headings wrap where they are wider than the values below, which never do."""
+    return max(max(map(len, values), default=0), *map(len, name.split()), 1)
+
+
+def _visible(value: Any) -> str:
+    """The value as text in one line, with codes for the characters that would move a terminal's cursor."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(value))
 
 
 def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shades: pd.DataFrame | None = None) -> str:

@@ -5,15 +5,12 @@ Heavy imports happen inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from msp_lens._commands import OneLineGroup, check_exists, command, is_watched, show, show_version, usage
 
 if TYPE_CHECKING:
     from msp_lens.experiments.study import Study
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
     from msp_lens.processes.process import Process
 
 app = typer.Typer(
+    cls=OneLineGroup,
     help="Train a transformer on a hidden Markov process, find the beliefs in its residual stream, and steer them.\n\n"
     "To begin: msp-lens run mess3\n\n"
     "Results go to stdout, progress and errors to stderr. Exit codes: 0 success, 1 failure (one line says what is "
@@ -29,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _complete_process(incomplete: str) -> list[str]:
@@ -53,18 +55,35 @@ _PARAMETER_HELP = "A parameter of the process, as name=value. Repeatable."
 ProcessName = Annotated[str, typer.Argument(help=_PROCESS_HELP, autocompletion=_complete_process)]
 Parameters = Annotated[list[str] | None, typer.Option("--param", "-p", help=_PARAMETER_HELP)]
 Preset = Annotated[str, typer.Option(help=_PRESET_HELP, autocompletion=_complete_preset)]
-ModelPath = Annotated[Path, typer.Argument(help="A saved model: the folder of a run, or a .safetensors file.")]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a training.")]
+ModelPath = Annotated[Path, typer.Argument(parser=_path, help="A saved model: a run's folder, or a .safetensors file.")]
+RunFolder = Annotated[Path, typer.Argument(parser=_path, help="The folder of a training.")]
 OtherProcess = Annotated[str | None, typer.Option("--process", help=_OTHER_HELP, autocompletion=_complete_process)]
 Sites = Annotated[list[str] | None, typer.Option("--site", "-s", help=_SITE_HELP)]
-Weighting = Annotated[str, typer.Option(help=_WEIGHTING_HELP)]
-Seed = Annotated[int, typer.Option(help=_SEED_HELP)]
-RunWeighting = Annotated[str | None, typer.Option("--weighting", help=f"{_WEIGHTING_HELP} By default as in the run.")]
-RunSeed = Annotated[int | None, typer.Option("--seed", help=f"{_SEED_HELP} By default as in the run.")]
+WeightingName = Literal["probability", "sequence", "prefix"]
+Weighting = Annotated[WeightingName, typer.Option(help=_WEIGHTING_HELP)]
+LAST_SEED = 2**63 - 1
+Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help=_SEED_HELP)]
+RunWeighting = Annotated[
+    WeightingName | None, typer.Option("--weighting", help=f"{_WEIGHTING_HELP} By default as in the run.")
+]
+RunSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, max=LAST_SEED, help=f"{_SEED_HELP} By default as in the run.")
+]
 Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, …")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Picture = Annotated[Path | None, typer.Option("--plot", help="Save a picture to this file (.png, .svg or .pdf).")]
+Picture = Annotated[
+    Path | None, typer.Option("--plot", parser=_path, help="Save a picture to this file (.png, .svg or .pdf).")
+]
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What all commands share; the help is that of `app`."""
 
 
 @app.command()
@@ -72,7 +91,9 @@ def run(
     process: ProcessName,
     param: Parameters = None,
     preset: Preset = "quick",
-    out: Annotated[Path | None, typer.Option(help="Folder for the results. By default a new one in runs/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, help="Folder for the results. By default a new one in runs/.")
+    ] = None,
     seed: Seed = 0,
     weighting: Weighting = "probability",
     device: Device = "cpu",
@@ -84,12 +105,23 @@ def run(
 
     Example: msp-lens run mess3 --param x=0.05 --param a=0.85 --out runs/mess3
     """
-    with _command(debug) as place:
+    with command(debug) as place:
+        from msp_lens._files import safe_name
         from msp_lens.experiments import study as studies
+        from msp_lens.training import recipe
 
-        chosen = _process(process, param)
-        place.folder = studies.choose_folder(out, chosen.name, overwrite=overwrite)
+        with usage(device=device):
+            chosen = _process(process, param)
+            recipe(preset, chosen)
+            if out is not None and not overwrite and (page := out / studies.PAGE_FILE).exists():
+                other = next(new for k in range(2, 10_000) if not (new := out.with_name(f"{out.name}-{k}")).exists())
+                raise ValueError(
+                    f"--out {out} already holds a run: open {page}, give another folder (--out {other}), or replace it "
+                    "with --overwrite."
+                )
+            place.folder = studies.choose_folder(out, safe_name(chosen.name), overwrite=overwrite)
         options: dict[str, Any] = {"preset": preset, "weighting": weighting, "seed": seed, "device": device}
+        options["progress"] = is_watched()
         _show_study(studies.run(chosen, out=place.folder, overwrite=overwrite, **options), as_json)
 
 
@@ -99,17 +131,19 @@ def processes(as_json: AsJson = False, debug: Debug = False) -> None:
 
     Example: msp-lens processes
     """
-    with _command(debug):
+    with command(debug):
         from msp_lens._tables import to_text
-        from msp_lens.beliefs import catalog_table
+        from msp_lens.beliefs.description import catalog_table, catalog_text
 
         notes = [
             "At their default parameters. To choose others: msp-lens run mess3 --param x=0.15 --param a=0.6.",
-            "h: entropy rate. Seen in next token: how many dimensions of the beliefs show in next-token probabilities. "
-            "Where all of them do, a probe cannot tell beliefs from predictions.",
+            "h: entropy rate; ≈ where its bounds leave the fourth decimal open. Mixed states: > where there are more, "
+            "perhaps infinitely many. Seen in next token: how many dimensions of the beliefs show in next-token "
+            "probabilities; where all of them do, a probe cannot tell beliefs from predictions.",
         ]
         table = catalog_table()
-        _show(to_text(table, title="Processes", notes=notes), table.reset_index().to_dict("records"), as_json)
+        shown = to_text(catalog_text(table), title="Processes", notes=notes)
+        show(shown, table.reset_index().to_dict("records"), as_json)
 
 
 @app.command()
@@ -120,11 +154,13 @@ def msp(
 
     Example: msp-lens msp z1r --plot z1r.png
     """
-    with _command(debug, plot):
+    with command(debug, plot):
         from msp_lens.beliefs import describe
 
-        found = describe(_process(process, param))
-        _show(found, found.to_dict(), as_json, plot)
+        with usage():
+            chosen = _process(process, param)
+        found = describe(chosen)
+        show(found, found.to_dict(), as_json, plot)
 
 
 @app.command()
@@ -132,10 +168,12 @@ def train(
     process: ProcessName,
     param: Parameters = None,
     preset: Preset = "quick",
-    out: Annotated[Path | None, typer.Option(help="Folder for the model. By default runs/NAME.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Number of optimizer steps. By default the preset's.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=_path, help="Folder for the model. By default runs/NAME.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Number of optimizer steps. By default the preset's.")
+    ] = None,
     checkpoints: Annotated[
-        int, typer.Option(help="Number of checkpoints to keep, most of them early, for msp-lens emergence.")
+        int, typer.Option(min=0, help="Number of checkpoints to keep, most of them early, for msp-lens emergence.")
     ] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again from step 0 if OUT holds a training.")] = False,
     seed: Seed = 0,
@@ -147,25 +185,36 @@ def train(
 
     Example: msp-lens train rrxor --preset paper --checkpoints 12 --out runs/rrxor
     """
-    with _command(debug) as place:
+    with command(debug) as place:
         from dataclasses import replace
 
+        from msp_lens._files import safe_name
         from msp_lens.experiments.study import training_numbers
         from msp_lens.training import recipe
         from msp_lens.training import train as train_model
 
-        chosen = _process(process, param)
-        config = recipe(preset, chosen).training
-        if steps is not None:
-            config = replace(config, steps=steps)
-        if checkpoints:
-            config = replace(config, checkpoints="logarithmic", n_checkpoints=checkpoints)
-        place.folder = out if out is not None else Path("runs") / chosen.name
+        with usage(device=device):
+            chosen = _process(process, param)
+            config = recipe(preset, chosen).training
+            if steps is not None:
+                config = replace(config, steps=steps)
+            if checkpoints:
+                config = replace(config, checkpoints="logarithmic", n_checkpoints=checkpoints)
+            place.folder = out if out is not None else Path("runs") / safe_name(chosen.name)
+            if place.folder.exists() and not place.folder.is_dir():
+                raise ValueError(f"--out {place.folder} is a file: give a folder.")
         trained = train_model(
-            chosen, preset=preset, config=config, seed=seed, device=device, out=place.folder, resume=not fresh
+            chosen,
+            preset=preset,
+            config=config,
+            seed=seed,
+            device=device,
+            out=place.folder,
+            resume=not fresh,
+            progress=is_watched(),
         )
         result = {"folder": str(place.folder), **training_numbers(trained)}
-        _show(f"{trained!r}\n\nModel: {place.folder}", result, as_json)
+        show(f"{trained!r}\n\nModel: {place.folder}", result, as_json)
 
 
 @app.command()
@@ -175,11 +224,20 @@ def probe(
     param: Parameters = None,
     site: Sites = None,
     weighting: RunWeighting = None,
-    split: Annotated[str, typer.Option(help="What is held out together: prefix, sequence or subtree.")] = "prefix",
-    solver: Annotated[str, typer.Option(help="How the maps are fitted: ols, ridge or reduced_rank.")] = "ols",
-    rank: Annotated[int | None, typer.Option(help="Rank of the maps, for reduced_rank.")] = None,
-    untrained: Annotated[int, typer.Option(help="Number of untrained twins of the model to probe as controls.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Save the report to this file, for ProbeReport.load.")] = None,
+    split: Annotated[
+        Literal["prefix", "sequence", "subtree"], typer.Option(help="What is held out together.")
+    ] = "prefix",
+    solver: Annotated[
+        Literal["auto", "ols", "ridge", "reduced_rank"],
+        typer.Option(help="How the maps are fitted: auto takes least squares or ridge by the number of rows."),
+    ] = "auto",
+    rank: Annotated[int | None, typer.Option(min=1, help="Rank of the maps, for reduced_rank.")] = None,
+    untrained: Annotated[
+        int, typer.Option(min=0, help="Number of untrained twins of the model to probe as controls.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(parser=_path, help="Save the report to this file, for ProbeReport.load.")
+    ] = None,
     plot: Picture = None,
     seed: RunSeed = None,
     device: Device = "cpu",
@@ -190,19 +248,23 @@ def probe(
 
     Example: msp-lens probe runs/mess3 --site '*_post' --untrained 3 --plot fractal.png
     """
-    with _command(debug, plot):
+    with command(debug, plot):
         from msp_lens.moments import ReducedRank
         from msp_lens.probing import probe as probe_model
 
-        if (rank is not None) != (solver == "reduced_rank"):
-            raise ValueError(f"--rank {rank} with --solver {solver}: reduced_rank needs a rank, and only it has one.")
-        solves = solver if rank is None else ReducedRank(rank)
-        loaded, chosen = _model(model, process, param, device)
+        with usage(device=device, out=out):
+            if (rank is not None) != (solver == "reduced_rank"):
+                raise ValueError(
+                    f"--rank {rank} with --solver {solver}: reduced_rank needs a rank, and only it has one."
+                )
+            solves = solver if rank is None else ReducedRank(rank)
+        loaded, chosen = _model(model, process, param, device, site)
         options = _run_options(model, weighting, seed) | {"split": split, "solver": solves}
-        report = probe_model(loaded.model, chosen, sites=_sites(site), untrained=untrained, **options)
+        options |= {"untrained": untrained, "progress": is_watched()}
+        report = probe_model(loaded.model, chosen, sites=_sites(site), **options)
         if out is not None:
             report.save(out)
-        _show(report, report.to_dict(), as_json, plot)
+        show(report, report.to_dict(), as_json, plot)
 
 
 @app.command()
@@ -213,13 +275,14 @@ def intervene(
     site: Sites = None,
     weighting: RunWeighting = None,
     position: Annotated[
-        list[int] | None, typer.Option(help="Position to edit. Repeatable. By default three quarters into the words.")
+        list[int] | None,
+        typer.Option(min=0, help="Position to edit. Repeatable. By default three quarters into the words."),
     ] = None,
     edit: Annotated[
         list[str] | None, typer.Option(help="An edit such as steer, patch or erase. Repeatable. By default several.")
     ] = None,
     target: Annotated[list[str] | None, typer.Option(help="The belief to write. Repeatable.")] = None,
-    n_words: Annotated[int, typer.Option(help="Number of pairs of a word and a target belief.")] = 2000,
+    n_words: Annotated[int, typer.Option(min=1, help="Number of pairs of a word and a target belief.")] = 2000,
     plot: Picture = None,
     seed: RunSeed = None,
     device: Device = "cpu",
@@ -230,17 +293,26 @@ def intervene(
 
     Example: msp-lens intervene runs/mess3 --site 1_post --site 3_post --position 7 --edit steer --edit pseudo-inverse
     """
-    with _command(debug, plot):
+    with command(debug, plot):
         from msp_lens.interventions import intervene as intervene_on
+        from msp_lens.interventions.menu import resolve_edits
+        from msp_lens.interventions.preparation import chosen_positions
+        from msp_lens.interventions.targets import resolve_targets
+        from msp_lens.models.positions import context_length
         from msp_lens.probing import probe as probe_model
 
-        loaded, chosen = _model(model, process, param, device)
-        options = _run_options(model, weighting, seed)
+        with usage(device=device):
+            resolve_edits(edit or None)
+            resolve_targets(target or "another word")
+        loaded, chosen = _model(model, process, param, device, site)
+        with usage():
+            chosen_positions(position or None, context_length(loaded.model))
+        options = _run_options(model, weighting, seed) | {"progress": is_watched()}
         report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, **options)
         asked: dict[str, Any] = {"positions": position or None, "edits": edit or None, "n_words": n_words}
         asked |= {"targets": target or "another word", "seed": options["seed"]}
         found = intervene_on(loaded.model, chosen, probes=report, **asked)
-        _show(found, found.to_dict(), as_json, plot)
+        show(found, found.to_dict(), as_json, plot)
 
 
 @app.command()
@@ -249,8 +321,12 @@ def emergence(
     site: Sites = None,
     weighting: RunWeighting = None,
     steer: Annotated[bool, typer.Option("--steer", help="Also steer at every checkpoint.")] = False,
-    gif: Annotated[Path | None, typer.Option(help="Save the movie of beliefs forming to this GIF.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Save the movie, with a slider, to this HTML file.")] = None,
+    gif: Annotated[
+        Path | None, typer.Option(parser=_path, help="Save the movie of beliefs forming to this GIF.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(parser=_path, help="Save the movie, with a slider, to this HTML file.")
+    ] = None,
     plot: Picture = None,
     seed: RunSeed = None,
     device: Device = "cpu",
@@ -261,12 +337,17 @@ def emergence(
 
     Example: msp-lens emergence runs/mess3 --gif forming.gif --plot curves.png
     """
-    with _command(debug, plot):
+    with command(debug, plot):
         from msp_lens.formation import emergence as probe_checkpoints
+        from msp_lens.models import find_sites as check_sites
         from msp_lens.training import saved_checkpoints
 
+        with usage(device=device, gif=gif, page=page):
+            check_exists(run)
         checkpoints = saved_checkpoints(run)
-        options = _run_options(checkpoints[0].path, weighting, seed)
+        with usage():
+            check_sites(checkpoints[0].load(device=device).model, _sites(site))
+        options = _run_options(checkpoints[0].path, weighting, seed) | {"progress": is_watched()}
         found = probe_checkpoints(checkpoints, sites=_sites(site), interventions=steer, device=device, **options)
         if gif is not None or page is not None:
             movie = found.plot.movie(device=device)
@@ -274,7 +355,7 @@ def emergence(
                 movie.save_gif(gif)
             if page is not None:
                 movie.save_html(page)
-        _show(found, found.to_dataframe().to_dict("records"), as_json, plot)
+        show(found, found.to_dataframe().to_dict("records"), as_json, plot)
 
 
 @app.command()
@@ -290,80 +371,56 @@ def report(
 
     Example: msp-lens report runs/rrxor
     """
-    with _command(debug) as place:
+    with command(debug) as place:
         from msp_lens.experiments import study as studies
 
+        with usage(device=device):
+            check_exists(run)
         place.folder = run
-        options: dict[str, Any] = {"weighting": weighting, "seed": seed, "device": device}
+        options: dict[str, Any] = {"weighting": weighting, "seed": seed, "device": device, "progress": is_watched()}
         _show_study(studies.report(run, **options), as_json)
-
-
-@contextlib.contextmanager
-def _command(debug: bool, plot: Path | None = None) -> Iterator[SimpleNamespace]:
-    """Check the path of the picture, print an error as one line, and say what an interruption left in the folder.
-
-    The command sets the folder on what it is given.
-    """
-    place = SimpleNamespace(folder=None)
-    try:
-        if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"--plot {plot}: pictures are .png, .svg or .pdf.")
-        if plot is not None and not plot.parent.is_dir():
-            raise ValueError(f"--plot {plot}: there is no folder {plot.parent}.")
-        yield place
-    except KeyboardInterrupt:
-        folder = place.folder
-        whole = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder and folder.is_dir() else []
-        kept = f" Complete files in {folder}: {', '.join(whole)}." if whole else " No file was written."
-        print(f"\nInterrupted.{kept}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        if debug:
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"msp-lens: {' '.join(str(message).split())}", file=sys.stderr)
-        raise typer.Exit(1) from None
-
-
-def _show(result: Any, values: Any, as_json: bool, plot: Path | None = None) -> None:
-    from msp_lens._files import without_nan
-
-    if plot is not None:
-        result.plot().savefig(plot)
-    print(json.dumps(without_nan(values), indent=2, ensure_ascii=False) if as_json else result)
 
 
 def _show_study(study: Study, as_json: bool) -> None:
     from msp_lens._files import read_json
     from msp_lens.experiments.study import REPORT_FILE
 
-    _show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json)
+    show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json)
 
 
 def _process(name: str, parameters: list[str] | None) -> Process:
     from msp_lens.processes import build_process
 
-    values = {}
+    values: dict[str, Any] = {}
     for pair in parameters or []:
         key, _, value = pair.partition("=")
+        if key in values:
+            raise ValueError(f"--param {pair}: {key} is given twice, give it once.")
         try:
-            values[key] = float(value)
+            numbers = [float(part) for part in value.split(",")]
         except ValueError:
             raise ValueError(f"--param {pair}: give name=number, for example --param x=0.05.") from None
+        values[key] = numbers if "," in value else numbers[0]
     return build_process(name, values)
 
 
-def _model(path: Path, name: str | None, parameters: list[str] | None, device: str) -> tuple[Checkpoint, Process]:
-    """The model, and the process: the one named, or else the one it was trained on."""
-    from msp_lens.models import load_checkpoint
+def _model(
+    path: Path, name: str | None, parameters: list[str] | None, device: str, sites: list[str] | None
+) -> tuple[Checkpoint, Process]:
+    """The model, and the process: the one named, or else the one it was trained on. The model has the sites."""
+    from msp_lens.models import find_sites, load_checkpoint
 
-    if parameters and name is None:
-        raise ValueError("--param without --process: name the process that the parameters are of.")
-    chosen = _process(name, parameters) if name is not None else None
+    with usage():
+        if parameters and name is None:
+            raise ValueError("--param without --process: name the process that the parameters are of.")
+        chosen = _process(name, parameters) if name is not None else None
+        check_exists(path)
     loaded = load_checkpoint(path, device=device)
-    chosen = chosen or loaded.process
-    if chosen is None:
-        raise ValueError(f"{path} does not say what process it was trained on: give --process (and --param).")
+    with usage():
+        find_sites(loaded.model, _sites(sites))
+        chosen = chosen or loaded.process
+        if chosen is None:
+            raise ValueError(f"{path} does not say what process it was trained on: give --process (and --param).")
     return loaded, chosen
 
 

@@ -13,9 +13,10 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_arrays",),
+    ("_arrays", "_plain"),
     ("_annotations",),
     ("_random", "_values", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
+    ("_commands",),
     ("figures",),
     ("moments",),
     ("processes",),
@@ -29,6 +30,7 @@ FLOORS = (
     ("page",),
     ("experiments",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ROOT = Path(msp_lens.__file__).parent

@@ -1,6 +1,7 @@
 """The command line as a user meets it: a process of its own."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -134,25 +135,76 @@ def test_theory_is_told_and_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["probe", "nowhere"], "nowhere"),
+        (["probe", "nowhere"], "There is no file or folder nowhere"),
         (["probe", "{trained}", "-p", "x=1"], "--param without --process"),
-        (["probe", "{trained}", "--site", "9_post"], "no site '9_post'"),
-        (["probe", "{trained}", "--solver", "reduced_rank", "--rank", "0"], "rank=0: give at least 1"),
+        (["probe", "{trained}", "--site", "9_post"], "no site '9_post'; the nearest are 3_post, 2_post, 1_post"),
+        (["probe", "{trained}", "--rank", "0"], "--rank 0: "),
+        (["probe", "{trained}", "--rank", "2"], "--rank 2 with --solver auto"),
+        (["probe", "{trained}", "--solver", "reduced_rank"], "needs a rank"),
+        (["probe", "{trained}", "--solver", "lasso"], "--solver lasso: "),
+        (["probe", "{trained}", "--split", "half"], "--split half: "),
+        (["probe", "{trained}", "--untrained", "-1"], "--untrained -1: "),
         (["probe", "{trained}", "--plot", "fractal.doc"], "pictures are .png"),
-        (["intervene", "{trained}", "--edit", "wish"], "wish"),
-        (["emergence", "."], "checkpoints"),
+        (["probe", "{trained}", "--plot", "/nowhere/fractal.png"], "there is no folder /nowhere"),
+        (["probe", "{trained}", "--out", "/nowhere/report"], "--out /nowhere/report: there is no folder /nowhere"),
+        (["probe", "{trained}", "--out", "{trained}"], "is a folder: give the name of a file"),
+        (["probe", "{trained}", "--device", "gpu"], "--device 'gpu': give a device"),
+        (["intervene", "{trained}", "--edit", "zap"], "zap"),
+        (["intervene", "{trained}", "--target", "zap"], "zap"),
+        (["intervene", "{trained}", "--position", "10"], "10"),
+        (["intervene", "{trained}", "--n-words", "0"], "--n-words 0: "),
+        (["intervene", "{trained}", "--n-words", "many"], "--n-words many: "),
+        (["emergence", "{trained}", "--site", "3_past"], "no site '3_past'"),
+        (["emergence", "{trained}", "--gif", "/nowhere/x.gif"], "--gif /nowhere/x.gif: there is no folder"),
+        (["report", "nowhere"], "There is no file or folder nowhere"),
         (["msp", "mess4"], "No process 'mess4'"),
-        (["train", "z1r", "--steps", "-1"], "steps=-1"),
+        (["msp", "mess3", "-p", "x=0.1", "-p", "x=0.2"], "x is given twice"),
+        (["msp", "mess3", "-p", "x=nan"], "x"),
+        (["train", "z1r", "--steps", "-1"], "--steps -1: "),
+        (["train", "z1r", "--steps", "2.5"], "--steps 2.5: "),
+        (["train", "z1r", "--checkpoints", "few"], "--checkpoints few: "),
+        (["train", "z1r", "--preset", "slow"], "No preset 'slow'"),
+        (["train", "z1r", "--seed", "-1"], "--seed -1: "),
+        (["train", "z1r", "--out", "{trained}/model.safetensors"], "is a file"),
+        (["run", "z1r", "--seed", str(2**70)], "--seed 1180591620717411303424: "),
+        (["run", "z1r", "--weighting", "uniform"], "--weighting uniform: "),
+        (["run", "z1r", "--device", "cud", "--overwrite", "--out", "{trained}"], "--device 'cud'"),
+        (["run", "z1r", "--zap"], "--zap"),
+        (["zap"], "zap"),
     ],
 )
-def test_every_command_says_what_is_wrong_in_one_line(trained, arguments, message):
+def test_wrong_usage_is_one_line_before_any_work(trained, arguments, message, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise AssertionError("work was done")
+
+    for room, verb in (("training", "train"), ("probing", "probe"), ("formation", "emergence")):
+        monkeypatch.setattr(import_module(f"msp_lens.{room}"), verb, refuse)
+    monkeypatch.setattr(import_module("msp_lens.experiments.study"), "train", refuse)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(trained[0].rglob("*"))
     result = call_here(*(argument.format(trained=trained[0]) for argument in arguments))
-    assert result.exit_code == 1
+    assert result.exit_code == 2, result.exception
     assert result.stdout == ""
     assert message in result.stderr
-    # Progress may stand before it.
-    assert result.stderr.strip().splitlines()[-1].startswith("msp-lens: ")
-    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("msp-lens: ")
+    assert len(result.stderr) < 500
+    # Options are called what they are called here.
+    assert not re.search(r"\b[a-z_]+=(?!nan|number)", result.stderr.replace("x=0.05", "").replace("x=0.2", ""))
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(trained[0].rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments", [["emergence", "."], ["probe", "{damaged}"], ["report", "."]])
+def test_a_failure_is_one_line(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    damaged = tmp_path / "model.safetensors"
+    damaged.write_bytes(b"x" * 100)
+    result = call_here(*(argument.format(damaged=damaged) for argument in arguments))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("msp-lens: ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_error_can_be_looked_into(trained):
@@ -175,7 +227,17 @@ def test_processes_are_listed():
     assert set(msp.processes.CATALOG) <= set(rows)
     assert rows["rrxor"][-4:] == ["36", "1", "of", "4"]
     assert rows["rrxor"][-5] == "0.4621"
-    assert rows["mess3"][-5:] == ["0.7935", "∞", "2", "of", "2"]
+    assert rows["mess3"][-6:] == ["0.7935", ">", "3,280", "2", "of", "2"]
+    # Counted in one way everywhere.
+    assert "> 3,280" in call_here("msp", "mess3").stdout
+    assert "more than 3,280 mixed states, perhaps infinitely many" in call_here("msp", "mess3").stdout
+    table = {row["process"].split("(")[0]: row for row in json.loads(call_here("processes", "--json").stdout)}
+    assert table["rrxor"]["mixed states"] == 36
+    assert table["rrxor"]["h, nats"] == pytest.approx(2 / 3 * math.log(2), abs=1e-6)
+    assert table["mess3"]["mixed states"] is None
+    assert table["mess3"]["mixed states found"] == 3280
+    words = {key for row in table.values() for key, value in row.items() if isinstance(value, str)}
+    assert words == {"process", "kind"}
 
 
 def test_help_needs_no_heavy_imports():
@@ -183,7 +245,6 @@ def test_help_needs_no_heavy_imports():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -192,25 +253,81 @@ def test_help_needs_no_heavy_imports():
         (["mess3", "--param", "y=1"], "mess3 has no parameter 'y'; it has x, a"),
         (["mess3", "--param", "x"], "--param x: give name=number"),
         (["mess3", "--preset", "slow"], "No preset 'slow'"),
-        (["mess3", "--weighting", "uniform"], "weighting='uniform'"),
     ],
 )
-def test_errors_are_one_line_with_the_remedy(arguments, message, tmp_path):
-    result = call("run", *arguments, cwd=tmp_path)
-    assert result.returncode == 1
+def test_a_run_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = call_here("run", *arguments)
+    assert result.exit_code == 2
     assert result.stdout == ""
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == [], "something was written"
 
 
-@pytest.mark.slow
 def test_a_folder_that_holds_a_run_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"precious")
-    result = call("run", "mess3", "--out", str(tmp_path))
-    assert result.returncode == 1
+    result = call_here("run", "mess3", "--out", tmp_path)
+    assert result.exit_code == 2
     assert "already holds a run (model.safetensors)" in result.stderr
+    assert "or overwrite it with --overwrite." in result.stderr
     assert (tmp_path / "model.safetensors").read_bytes() == b"precious"
+    (tmp_path / "report.html").write_text("precious")
+    result = call_here("run", "mess3", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert f"open {tmp_path}/report.html, give another folder (--out {tmp_path}-2)" in result.stderr
+
+
+def test_names_of_processes_become_safe_folders(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    process = msp.processes.z1r()
+    monkeypatch.setattr("msp_lens.cli._process", lambda *_: msp.Process(process.transitions, name="../../z1r <b>"))
+    result = call_here("train", "z1r", "--steps", 1)
+    assert result.exit_code == 0, result.stderr
+    assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.glob("*/*")] == [("runs", "z1r_b")]
+
+
+def test_the_version_and_the_module():
+    asked = call_here("--version")
+    assert (asked.exit_code, asked.stdout) == (0, f"msp-lens {msp.__version__}\n")
+    module = subprocess.run([sys.executable, "-m", "msp_lens", "--version"], capture_output=True, text=True, check=True)
+    assert module.stdout == asked.stdout
+
+
+def test_a_closed_pipe_is_a_quiet_success():
+    """As in `msp-lens msp mess3 | true`."""
+    running = subprocess.Popen([*COMMAND, "msp", "z1r"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running.stdout.close()
+    assert running.stderr.read() == b""
+    assert running.wait(timeout=100) == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_without_unicode_gets_plain_characters(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    for arguments in (["msp", "z1r"], ["msp", "z1r", "--json"], ["msp", "η"]):
+        result = subprocess.run([*COMMAND, *arguments], capture_output=True, env=environment, check=False)
+        assert result.returncode == (2 if arguments[1] == "η" else 0), result.stderr
+        assert b"Traceback" not in result.stderr
+        (result.stdout + result.stderr).decode(encoding)
+    table = subprocess.run([*COMMAND, "msp", "z1r"], capture_output=True, env=environment, check=True).stdout
+    assert b"----------" in table
+
+
+def test_progress_bars_do_not_go_to_files(trained):
+    result = call("probe", str(trained[0]), "--site", "3_post")
+    assert result.returncode == 0
+    assert result.stderr == ""
+
+
+def test_paths_may_begin_at_home(trained, monkeypatch):
+    monkeypatch.setenv("HOME", str(trained[0].parent))
+    result = call_here(
+        "probe", f"~/{trained[0].name}", "-s", "3_post", "--plot=~/fractal.svg", "--out=~/report.safetensors"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert (trained[0].parent / "fractal.svg").exists()
+    assert (trained[0].parent / "report.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -54,11 +54,10 @@ class Description(TableView):
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each quantity."""
         found = self.presentation
-        count = f"{len(found)}" if found.is_finite else f"> {len(found):,}"
         rows = {
             "hidden states": (f"{self.process.n_states}", _listed(self.process.states)),
             "tokens": (f"{self.process.n_tokens}", _listed(self.process.tokens)),
-            "mixed states": (count, repr(found).partition(": ")[2].removesuffix(")")),
+            "mixed states": (found.count, found.description),
         }
         rows |= {name.replace("_", " "): _measure(getattr(self, name)) for name in _MEASURES}
         columns = pd.Index(["value", "more"])
@@ -126,29 +125,47 @@ def describe(process: Process, *, n_ctx: Count = 10) -> Description:
 
 
 def catalog_table() -> pd.DataFrame:
-    """One row for each named process, at its default parameters.
+    """One row for each named process, at its default parameters, in numbers.
 
-    GHMM means generalized; ≈, that the bounds of the entropy rate leave its fourth decimal open; the last column, how
-    many dimensions of the reachable beliefs next-token probabilities show.
+    GHMM means generalized; h, the entropy rate, lies between `h low` and `h high`; the mixed states are NaN where they
+    are more than those found, perhaps infinitely many; the last two columns tell how many of the dimensions of the
+    reachable beliefs next-token probabilities show.
 
     Example:
-        >>> catalog_table().loc["rrxor(p1=0.5, p2=0.5)", "mixed states"]
-        '36'
+        >>> int(catalog_table().loc["rrxor(p1=0.5, p2=0.5)", "mixed states"])
+        36
     """
     rows = {}
     for name in CATALOG:
-        entry = catalog_entry(name)
-        process, degeneracy = entry.process, entry.process.degeneracy()
+        process = catalog_entry(name).process
+        degeneracy = process.degeneracy()
+        found = presentation(process)
         rate = entropy_rate(process, max_level=30_000)  # Four decimals of most entropy rates.
         rows[repr(process).partition(":")[0]] = {
             "kind": "GHMM" if process.is_generalized else "HMM",
             "states": process.n_states,
             "tokens": process.n_tokens,
-            "h, nats": f"{rate.value:.4f}" if rate.upper - rate.lower < 1e-4 else f"≈{rate.value:.2f}",
-            "mixed states": str(len(presentation(process))) if entry.has_finite_mixed_states else "∞",
-            "seen in next token": f"{degeneracy.next_token_dimensions} of {degeneracy.belief_dimensions}",
+            "h, nats": rate.value,
+            "h low": rate.lower,
+            "h high": rate.upper,
+            "mixed states": len(found) if found.is_finite else math.nan,
+            "mixed states found": len(found),
+            "next-token dimensions": degeneracy.next_token_dimensions,
+            "belief dimensions": degeneracy.belief_dimensions,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("process")
+
+
+def catalog_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The catalog's table as text; ≈ where the bounds of an entropy rate leave its fourth decimal open."""
+    is_known = table["h high"] - table["h low"] < 1e-4
+    rates = [f"{h:.4f}" if known else f"≈{h:.2f}" for h, known in zip(table["h, nats"], is_known, strict=True)]
+    found = zip(table["mixed states"], table["mixed states found"], strict=True)
+    counts = [f"> {least:,}" if math.isnan(count) else f"{count:,.0f}" for count, least in found]
+    seen = zip(table["next-token dimensions"], table["belief dimensions"], strict=True)
+    dimensions = [f"{shown} of {there_are}" for shown, there_are in seen]
+    numbers = {"h, nats": rates, "mixed states": counts, "seen in next token": dimensions}
+    return table[["kind", "states", "tokens"]].assign(**numbers)
 
 
 def _listed(names: tuple[str, ...], most: int = 12) -> str:

@@ -76,6 +76,11 @@ class Presentation:
         """Whether these are all the mixed states, with none merged except by rounding."""
         return self.is_complete and self.merge_error <= ROUNDING
 
+    @property
+    def count(self) -> str:
+        """How many mixed states there are, as tables say it: their number, or that there are more than these."""
+        return f"{len(self):,}" if self.is_finite else f"> {len(self):,}"
+
     @cached_property
     def recurrent_class(self) -> Int[Tensor, "mixed_state"]:
         """The closed class of each state, from 0; -1 for transient states and classes not expanded in full."""
@@ -142,18 +147,21 @@ class Presentation:
         columns = [f"P({name})" for name in self.process.states]
         return table.join(pd.DataFrame(self.beliefs.numpy(), columns=columns, index=table.index))
 
-    def __repr__(self) -> str:
-        name, count, recurrent = self.process.name, len(self), int(self.is_recurrent.sum())
+    @property
+    def description(self) -> str:
+        """How many mixed states there are, in words."""
+        count, recurrent = len(self), int(self.is_recurrent.sum())
         if self.is_finite:
-            shown = f"{count} mixed state{'s' * (count > 1)}, {recurrent} of them recurrent"
-        elif self.is_complete:
-            shown = (
-                f"{count:,} states, {recurrent:,} of them recurrent, represent more mixed states to within "
-                f"{self.merge_error:.1g}, perhaps infinitely many"
+            return f"{count:,} mixed state{'s' * (count > 1)}, {recurrent:,} of them recurrent"
+        if self.is_complete:
+            return (
+                f"{count:,} state{'s' * (count > 1)}, {recurrent:,} of them recurrent, represent more mixed states to "
+                f"within {self.merge_error:.1g}, perhaps infinitely many"
             )
-        else:
-            shown = f"the first {count:,} of more mixed states, perhaps infinitely many"
-        return f"Presentation({name}: {shown})"
+        return f"more than {count:,} mixed states, perhaps infinitely many"
+
+    def __repr__(self) -> str:
+        return f"Presentation({self.process.name}: {self.description})"
 
 
 @checked

@@ -19,7 +19,7 @@ from msp_lens._values import Value
 from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.formation.emergence_plots import EmergencePlots, scored_text
 from msp_lens.formation.series import AtStep
-from msp_lens.formation.snapshots import Snapshot, count_text, curve, over_training, snapshot_table
+from msp_lens.formation.snapshots import Snapshot, curve, over_training, snapshot_table
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
@@ -254,7 +254,7 @@ class Emergence(Value, TableView):
         """A line for each checkpoint: the site that is best at the end, and all sites together."""
         shown = pd.DataFrame(index=pd.Index([f"{each.step:,}" for each in self.snapshots], name="step"))
         if any(each.tokens is not None for each in self.snapshots):
-            shown["tokens"] = [count_text(each.tokens) for each in self.snapshots]
+            shown["tokens"] = ["–" if each.tokens is None else f"{each.tokens:,}" for each in self.snapshots]
         columns = {
             "regret": ("regret", 5),
             f"R² {self.best_site}": ("R² held out", 4),

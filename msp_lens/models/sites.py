@@ -234,8 +234,7 @@ class SiteIndex:
         if re.search(r"[*?\[]", spelling):
             return None
         raise KeyError(
-            f"{self.of} has no site {spelling!r}{self._near(spelling)}. Its residual sites are "
-            f"{_listed(self.labels, 40)}, and its hooks {_listed(self.names)}."
+            f"{self.of} has no site {spelling!r}{self._near(spelling)}; find_sites(model) lists all {len(self.names)}."
         )
 
     def _matching(self, pattern: Any) -> Sequence[str]:
@@ -253,7 +252,9 @@ class SiteIndex:
             )
         if not matched:
             shown = f"{pattern!r}{self._near(pattern)}" if isinstance(pattern, str) else "that function"
-            raise KeyError(f"{self.of} has no site that matches {shown}. Its hooks are {_listed(self.names)}.")
+            raise KeyError(
+                f"{self.of} has no site that matches {shown}; find_sites(model) lists all {len(self.names)}."
+            )
         return matched
 
     def _globbed(self, pattern: str) -> list[str]:
@@ -297,8 +298,9 @@ class SiteIndex:
         return sorted(kept.values(), key=self.names.index)
 
     def _near(self, spelling: str) -> str:
-        near = difflib.get_close_matches(spelling, [*self.labels, *self.aliases, *self.names], n=5, cutoff=0.5)
-        return f"; near ones are {', '.join(near)}" if near else ""
+        """The three nearest spellings, for a message."""
+        near = difflib.get_close_matches(spelling, [*self.labels, *self.aliases, *self.names], n=3, cutoff=0.0)
+        return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def _is_group(item: Any) -> bool:

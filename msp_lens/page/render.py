@@ -17,7 +17,7 @@ from msp_lens.formation import Emergence
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.page.caveats import LITTLE_SKILL, caveats, of_words, untrained_snapshot
-from msp_lens.page.pictures import MOST_MIXED_STATES, ThemedPicture
+from msp_lens.page.pictures import ThemedPicture
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.training_run import TrainingRun
@@ -117,14 +117,10 @@ def _facts(process: Process) -> dict[str, str]:
     """Properties of the process, by name."""
     # Followed this far, an entropy rate has the four decimals that the page shows.
     rate = entropy_rate(process, max_level=30_000)
-    mixed = presentation(process, max_states=MOST_MIXED_STATES)
-    beliefs = f"more than {MOST_MIXED_STATES} mixed states, possibly infinitely many"
-    if mixed.is_finite and len(mixed) <= MOST_MIXED_STATES:
-        beliefs = f"{len(mixed)} mixed states"
     return {
         "coordinates" if process.is_generalized else "hidden states": ", ".join(process.states),
         "tokens": ", ".join(process.tokens),
-        "beliefs": beliefs,
+        "beliefs": presentation(process).description,
         "entropy rate": f"{rate.value:.4f} nats per token, the lowest possible loss in the long run",
         "next token": str(process.degeneracy()),
     }

@@ -146,10 +146,10 @@ class Controls(TableView, Sequence[ControlScore]):
 
 
 def interval_text(low: float, high: float) -> str:
-    """An interval of R² in as few characters as possible."""
+    """An interval of R², in the numbers of digits of its table; far below 0 fewer say as much."""
     if math.isnan(low):
         return "–"
-    return " to ".join(f"{end:.4f}".replace("0.", ".", 1) if abs(end) < 1 else f"{end:.2f}" for end in (low, high))
+    return " to ".join(f"{end:.4f}" if abs(end) <= 1 else f"{end:.2f}" for end in (low, high))
 
 
 def untrained_twins(

@@ -1,0 +1,77 @@
+"""Tables say the same wherever they are shown, and names in them are text."""
+
+import io
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import rich.console
+
+from msp_lens._plain import in_encoding_of
+from msp_lens._tables import TableView, to_html, to_text
+
+NAMES = ["[red]a[/red]", "[/b]", ":smile:", "<script>alert(1)</script>", "a\nb", "\x1b[31mred", "$x$"]
+
+
+class View(TableView):
+    def _display(self):
+        return pd.DataFrame({"value": NAMES}, index=pd.Index(NAMES, name="name"))
+
+    def _title(self):
+        return "R² of [bold]names[/bold]"
+
+    def summary(self):
+        return ["a note " * 40]
+
+
+def test_names_are_text():
+    lines = repr(View()).splitlines()
+    assert lines[0] == "R² of [bold]names[/bold]"
+    rows = [line.split() for line in lines[3 : 3 + len(NAMES)]]
+    shown = [name.replace("\n", "\\n").replace("\x1b", "\\x1b") for name in NAMES]
+    assert rows == [[name, name] for name in shown]
+    page = View()._repr_html_()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in to_html(pd.DataFrame({"<script>": ["<script>"]}), title="<script>", notes=["<script>"])
+
+
+def test_a_notebook_gets_the_table_once(monkeypatch, capsys):
+    outside = repr(View())
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    text = str(View())
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+    assert text == outside
+
+
+@pytest.mark.parametrize("width", [40, 80, 1000])
+def test_the_width_of_the_terminal_is_respected(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = pd.DataFrame({f"column {k}": [f"{k}.{row}" * 3 for row in range(2)] for k in range(12)}, index=["a", "b"])
+    text = to_text(table, title="Wide", notes=["notes " * 40])
+    assert max(map(len, text.splitlines())) <= width
+    for k in range(12):
+        assert all(f"{k}.{row}" * 3 in text for row in range(2)), "a value was cut off"
+    blocks = text.count("\na ")
+    assert blocks == (1 if width == 1000 else text.count("\nb ")) >= 1
+    assert (blocks > 1) == (width < 1000)
+
+
+def test_a_terminal_that_lacks_characters_gets_plain_ones(monkeypatch):
+    for encoding in ("ascii", "cp1252"):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        print(View(), file=stream)
+        stream.flush()
+        text = stream.buffer.getvalue().decode(encoding)
+        assert "-----" in text
+        assert ("R2 of" if encoding == "ascii" else "R² of") in text
+    assert in_encoding_of(io.TextIOWrapper(io.BytesIO(), "ascii"), "η₁₀ ≈ 2 – é 状") == "eta10 ~ 2 - e ?"
+    assert in_encoding_of(io.TextIOWrapper(io.BytesIO(), "utf-8"), "η₁₀ ≈ 状") == "η₁₀ ≈ 状"
+
+
+def test_the_plain_module_is_light():
+    code = "import sys, msp_lens._plain; print('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
