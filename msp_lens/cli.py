@@ -95,6 +95,9 @@ def run(
         Path | None, typer.Option(parser=_path, help="Folder for the results. By default a new one in runs/.")
     ] = None,
     seed: Seed = 0,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of networks to train and probe, to see how scores depend on the seed.")
+    ] = 1,
     weighting: Weighting = "probability",
     device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
@@ -121,7 +124,7 @@ def run(
                 )
             place.folder = studies.choose_folder(out, safe_name(chosen.name), overwrite=overwrite)
         options: dict[str, Any] = {"preset": preset, "weighting": weighting, "seed": seed, "device": device}
-        options["progress"] = is_watched()
+        options |= {"seeds": seeds, "progress": is_watched()}
         _show_study(studies.run(chosen, out=place.folder, overwrite=overwrite, **options), as_json)
 
 

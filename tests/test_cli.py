@@ -88,7 +88,8 @@ def test_checkpoints_are_probed(trained, tmp_path):
 )
 def test_commands_use_the_weighting_and_seed_of_the_run(trained, tmp_path, monkeypatch, command, room, function):
     folder = shutil.copytree(trained[0], tmp_path / "run")
-    (folder / "config.json").write_text(json.dumps({"weighting": "sequence", "seed": 3}))
+    config = {"process": {}, "preset": None, "model": {}, "training": {}, "versions": {}, "started": None}
+    (folder / "config.json").write_text(json.dumps(config | {"weighting": "sequence", "seed": 3}))
     module, used = import_module(room), []
     original = getattr(module, function)
 
@@ -170,6 +171,7 @@ def test_theory_is_told_and_drawn(tmp_path):
         (["run", "z1r", "--weighting", "uniform"], "--weighting uniform: "),
         (["run", "z1r", "--device", "cud", "--overwrite", "--out", "{trained}"], "--device 'cud'"),
         (["run", "z1r", "--zap"], "--zap"),
+        (["run", "z1r", "--seeds", "0"], "--seeds 0: "),
         (["zap"], "zap"),
     ],
 )
@@ -285,6 +287,23 @@ def test_names_of_processes_become_safe_folders(monkeypatch, tmp_path):
     result = call_here("train", "z1r", "--steps", 1)
     assert result.exit_code == 0, result.stderr
     assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.glob("*/*")] == [("runs", "z1r_b")]
+
+
+def test_a_run_passes_its_options_on(monkeypatch, tmp_path):
+    asked = {}
+
+    def run(process, **options):
+        asked.update(options, process=repr(process))
+        raise ValueError("n_words=0: enough was seen.")
+
+    monkeypatch.setattr(import_module("msp_lens.experiments.study"), "run", run)
+    options = ("--seed", 4, "--seeds", 3, "--weighting", "prefix", "--preset", "paper")
+    result = call_here("run", "mess3", "-p", "x=0.1", *options, "--out", tmp_path / "new")
+    assert (result.exit_code, result.stderr) == (1, "msp-lens: --n-words 0: enough was seen.\n")
+    expected = {"seed": 4, "seeds": 3, "weighting": "prefix", "preset": "paper", "out": tmp_path / "new"}
+    assert {key: asked[key] for key in expected} == expected
+    assert asked["process"].startswith("mess3(x=0.1")
+    assert asked["progress"] is False
 
 
 def test_the_version_and_the_module():
