@@ -29,8 +29,10 @@ class Averager(HookedRootModule):
     def forward(self, tokens):
         state = self.hook_embed(self.embed(tokens))
         count = torch.arange(1, tokens.shape[1] + 1, device=tokens.device).unsqueeze(1)
-        for mix, hook_state in zip(self.mix, self.hook_state, strict=True):
-            past = self.hook_past(mix(state.cumsum(dim=1) / count).unflatten(2, (self.n_heads, -1)))
+        for layer, (mix, hook_state) in enumerate(zip(self.mix, self.hook_state, strict=True)):
+            past = mix(state.cumsum(dim=1) / count).unflatten(2, (self.n_heads, -1))
+            # A site is reached once in a forward pass.
+            past = self.hook_past(past) if layer else past
             state = hook_state(state + past.flatten(2).tanh())
         self.hook_square(state.transpose(1, 2))
         return self.unembed(state)

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from msp_lens._checks import check_batch_size
+from msp_lens._checks import Count, check_batch_size, checked
+from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device, site_index
 from msp_lens.models.sites import Site, Sites
 
@@ -31,22 +32,24 @@ class ActivationBatch:
     output: Any
 
 
+@checked
 def stream_activations(
     model: HookedModel,
     tokens: Int[Tensor, "word pos"],
     sites: Sites = None,
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: str | None = None,
 ) -> Iterator[ActivationBatch]:
     """Run the model over the words and yield the sites' activations batch by batch.
 
     Each forward pass is in evaluation mode without gradients; between passes the model is in its former state. Other
-    hooks stay in force, so a stream taken within `editing` is that of the edited model.
+    hooks stay in force, so a stream taken within `editing` is that of the edited model. Several threads may stream one
+    model at once: each forward pass waits for its turn.
 
     Args:
         model: Any hooked model.
-        tokens: The words.
+        tokens: The words, in any container of whole numbers.
         sites: As for `find_sites`; `None` is the residual stream, an empty sequence none (outputs only).
         batch_size: Words in one forward pass; by default about 8,192 tokens' worth.
         progress: Title of a progress bar; none by default.
@@ -54,8 +57,9 @@ def stream_activations(
     Raises:
         KeyError: if the model lacks a site, before the first forward pass.
         ValueError: if `batch_size` is below 1; during a forward pass, if a site does not have one activation for each
-            word and position.
+            word and position, as it is with one that is reached twice or never.
     """
+    model = unwrapped(model)
     names = () if isinstance(sites, Sequence | Mapping) and not sites else find_sites(model, sites)
     size, index = words_per_batch(batch_size, tokens.shape[1]), site_index(model)
     return _stream(model, tokens, {name: index.site(name) for name in names}, size, progress)
@@ -75,7 +79,7 @@ def _stream(
     device = model_device(model)
     for start in tqdm(range(0, len(tokens), size), desc=progress, disable=progress is None, unit="batch", leave=False):
         words = slice(start, min(start + size, len(tokens)))
-        captured: dict[str, Tensor] = {}
+        captured: dict[str, list[Tensor]] = {}
         # A hook is captured once, even if several of its heads are sites.
         hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in sites.values()}]
         batch = tokens[words].to(device)
@@ -84,12 +88,18 @@ def _stream(
         missed = [site.hook for site in sites.values() if site.hook not in captured]
         if missed:
             raise ValueError(f"The model never reached {', '.join(missed)} in its forward pass: choose other sites.")
-        activations = {name: _taken(site, captured[site.hook], batch) for name, site in sites.items()}
+        for name, each in captured.items():
+            if len(each) > 1:
+                raise ValueError(
+                    f"The model reached {name} {len(each)} times in one forward pass, with an activation each time: "
+                    "choose a site that it reaches once, or give each pass through a shared layer a hook of its own."
+                )
+        activations = {name: _taken(site, captured[site.hook][0], batch) for name, site in sites.items()}
         yield ActivationBatch(words, activations, output)
 
 
-def _capture(captured: dict[str, Tensor], name: str, activation: Tensor, hook: Any) -> None:
-    captured[name] = activation.detach()
+def _capture(captured: dict[str, list[Tensor]], name: str, activation: Tensor, hook: Any) -> None:
+    captured.setdefault(name, []).append(activation.detach())
 
 
 def _taken(site: Site, activation: Tensor, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos feature"]:

@@ -1,13 +1,16 @@
 """What the library needs from a model: its protocol, its sites, what it can read, and how to edit its activations.
 
 Any hooked model will do: a `HookedTransformer`, a `TransformerBridge`, or your own `HookedRootModule`. The library
-uses only the members of `HookedModel` and never asks for the class.
+uses only the members of `HookedModel` and never asks for the class. Wrappers such as `torch.compile`'s are taken off.
+
+Several threads may probe, stream and edit one model at once: they take turns, each with the model to itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -16,8 +19,12 @@ from torch import Tensor, nn
 
 from msp_lens._checks import check_at_least
 from msp_lens.data.token_map import TokenMap
+from msp_lens.models.holding import holding, unwrapped
 from msp_lens.models.sites import Site, SiteIndex, Sites
 from msp_lens.processes.process import Process
+
+# What a layer has only if it has an MLP.
+_OF_MLP = ("hook_mlp_in", "hook_mlp_out", "hook_resid_mid")
 
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
 
@@ -54,11 +61,16 @@ class HookedModel(Protocol):
 
 def site_index(model: HookedModel) -> SiteIndex:
     """The sites of the model, from its own `hook_dict`; `TypeError` if it has none."""
+    model = unwrapped(model)
     if not isinstance(getattr(model, "hook_dict", None), Mapping):
         remedy = "give a HookedTransformer, a TransformerBridge or any other HookedRootModule."
         raise TypeError(f"A {type(model).__name__} has no hook_dict: {remedy}")
+    places = {name: id(point) for name, point in model.hook_dict.items()}
+    if _config(model, "attn_only"):
+        # A HookedTransformer has these hooks all the same, and never reaches them.
+        places = {name: place for name, place in places.items() if not name.endswith(_OF_MLP)}
     return SiteIndex(
-        {name: id(point) for name, point in model.hook_dict.items()},
+        places,
         n_heads=_config(model, "n_heads"),
         # Without normalization, a bridge still has the hook, on a module that does nothing.
         normalizes=_config(model, "normalization_type", "LN") is not None,
@@ -66,7 +78,8 @@ def site_index(model: HookedModel) -> SiteIndex:
 
 
 def _config(model: HookedModel, name: str, default: Any = None) -> Any:
-    return getattr(getattr(model, "cfg", None), name, default)
+    config = getattr(unwrapped(model), "cfg", None)
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
 
 
 def residual_sites(model: HookedModel) -> tuple[str, ...]:
@@ -113,10 +126,17 @@ def site_groups(model: HookedModel, sites: Sites) -> dict[str, tuple[str, ...]]:
     return site_index(model).groups(sites)
 
 
-def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: TokenMap | None = None) -> None:
-    """Raise `ValueError` if the model cannot read words of `n_ctx` symbols of the process.
+def check_fits(
+    model: HookedModel, process: Process, n_ctx: int, *, token_map: TokenMap | None = None, predicts: bool = False
+) -> None:
+    """Raise `ValueError` if the model cannot read words of `n_ctx` symbols of the process, or is not causal.
 
-    The token map says how the model reads the symbols: by default symbol 0 as token 0, and so on.
+    Args:
+        model: Any hooked model.
+        process: The process.
+        n_ctx: Symbols in a word.
+        token_map: How the model reads the symbols: by default symbol 0 as token 0, and so on.
+        predicts: Whether its output is used, too, and must have a logit for each of these tokens.
     """
     if not isinstance(process, Process):
         raise TypeError(f"process={process!r}: give a Process, for example msp.mess3(x=0.05, a=0.85).")
@@ -130,6 +150,17 @@ def check_fits(model: HookedModel, process: Process, n_ctx: int, *, token_map: T
             n_tokens = process.n_tokens
             used = f"{process.name} emits {n_tokens}: build the model with d_vocab={n_tokens} or more."
         raise ValueError(f"The model's vocabulary has {d_vocab} tokens, {used}")
+    d_vocab_out = _config(model, "d_vocab_out")
+    if predicts and d_vocab_out is not None and 0 < d_vocab_out < token_map.d_vocab:
+        raise ValueError(
+            f"The model predicts {d_vocab_out} tokens, and words of {process.name} have {token_map.d_vocab}: build it "
+            f"with d_vocab_out={token_map.d_vocab} or more, or without d_vocab_out."
+        )
+    if _config(model, "attention_dir", "causal") != "causal":
+        raise ValueError(
+            "The model's attention is bidirectional, so its activations depend on tokens that come later, and a belief "
+            'is about those before: build it with attention_dir="causal".'
+        )
     if longest is not None and length > longest:
         fits, excess = token_map.longest_word(longest), f"symbols are {length} tokens to the model, longer than its"
         if token_map.is_identity:
@@ -172,28 +203,36 @@ def word_length(
 
 
 def model_device(model: HookedModel) -> torch.device:
-    """Where the model's parameters are."""
-    return next(model.parameters()).device
+    """Where the model's parameters are, or its buffers if it has none; without either, the CPU."""
+    module: Any = unwrapped(model)
+    tensors = chain(module.parameters(), getattr(module, "buffers", list)())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager
 def evaluating(model: HookedModel) -> Iterator[None]:
-    """Run the model in evaluation mode without gradients; afterwards every module is in its former mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    """Run the model in evaluation mode without gradients; afterwards every module is in its former mode.
+
+    Other threads that evaluate or edit the model wait.
+    """
+    model = unwrapped(model)
+    with holding(model):
+        modes = [(module, module.training) for module in model.modules()]
+        model.train(False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 @contextmanager
 def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Run the model with each site's activation replaced by its edit of it.
 
-    At the end these hooks, and only these, are removed, even after an exception.
+    At the end these hooks, and only these, are removed, even after an exception. Inside, a compiled model runs as it
+    was written, and other threads that evaluate or edit the model wait.
 
     Args:
         model: The model to edit.
@@ -203,12 +242,29 @@ def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]])
 
     Raises:
         KeyError: if the model has no such site.
-        ValueError: during the forward pass, if an edit returns another shape.
+        ValueError: during the forward pass, if an edit returns another shape; at the end, if an edit was never made.
     """
+    model = unwrapped(model)
     index = site_index(model)
-    sites = [(index.site(name), edit) for name, edit in edits.items()]
-    with model.hooks(fwd_hooks=[(site.hook, checked_hook(site, edit)) for site, edit in sites]):
+    sites = {index.site(name): edit for name, edit in edits.items()}
+    made: set[Site] = set()
+
+    def noted(site: Site, edit: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def noting(activation: Tensor) -> Tensor:
+            made.add(site)
+            return edit(activation)
+
+        return noting
+
+    hooks = [(site.hook, checked_hook(site, noted(site, edit))) for site, edit in sites.items()]
+    with holding(model), model.hooks(fwd_hooks=hooks):
         yield
+    missed = [site.name for site in sites if site not in made]
+    if missed:
+        raise ValueError(
+            f"The edit at {', '.join(missed)} was never made, since the model did not come by there inside the `with` "
+            "block: run this model in it, and choose a site that its forward pass reaches."
+        )
 
 
 def checked_hook(site: Site | str, edit: Callable[[Tensor], Tensor]) -> HookFunction:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,16 +21,36 @@ Position: TypeAlias = int | Sequence[int] | slice | Tensor | None
 Change: TypeAlias = Callable[[Tensor, Any], Tensor]
 
 
+def as_position(position: Any) -> int | slice | Tensor | None:
+    """The positions, in whatever container they came: `None`, a slice, an integer, or a tensor of integers or booleans.
+
+    It raises `TypeError` or `ValueError` if they are no positions.
+    """
+    if position is None or isinstance(position, slice):
+        return position
+    rule = (
+        "give integers [pos] for all words or [word, pos] for each word, or booleans [word, pos] over whole words; or "
+        "a slice, or None for all."
+    )
+    try:
+        tensor = position if isinstance(position, Tensor) else torch.as_tensor(np.asarray(position))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"position={position!r}: {rule}") from error
+    # An empty list has no type of its own.
+    tensor = tensor.long() if tensor.numel() == 0 else tensor
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.ndim > 2 or (tensor.ndim == 0 and _is_mask(tensor)):
+        raise ValueError(f"position is a tensor of {tensor.dtype} and shape {tuple(tensor.shape)}: {rule}")
+    if tensor.ndim == 0:
+        return int(tensor)
+    return tensor if _is_mask(tensor) else tensor.long()
+
+
 def check_position(position: Position, n_ctx: int | None) -> None:
     """Raise `ValueError` if a position is outside a context of `n_ctx` tokens, or is not a position."""
-    if isinstance(position, Tensor) and (position.is_floating_point() or position.ndim > 2):
-        raise ValueError(
-            f"position is a tensor of {position.dtype} and shape {tuple(position.shape)}: give integers [pos] for all "
-            "words or [word, pos] for each word, or booleans [word, pos] over whole words."
-        )
-    if position is None or isinstance(position, slice) or n_ctx is None or _is_mask(position):
+    found = as_position(position)
+    if found is None or isinstance(found, slice) or n_ctx is None or _is_mask(found):
         return
-    for index in torch.as_tensor(position).flatten().tolist():
+    for index in torch.as_tensor(found).flatten().tolist():
         if not -n_ctx <= index < n_ctx:
             raise ValueError(
                 f"position={index} is outside the context: choose one from 0 to {n_ctx - 1}, or count from the end, -1 "
@@ -39,6 +60,7 @@ def check_position(position: Position, n_ctx: int | None) -> None:
 
 def position_indices(position: Position, length: int) -> Int[Tensor, "pos"]:
     """Positions that are the same for every word, as checked indices into a word of `length` tokens."""
+    position = as_position(position)
     if position is None or isinstance(position, slice):
         indices = torch.arange(length)[position or slice(None)]
     else:
@@ -73,7 +95,7 @@ def writing(
     Raises:
         KeyError: if the model lacks a site.
         ValueError: if a position is outside the model's context; during the forward pass, if positions or beliefs do
-            not fit the batch, or a change returns another shape.
+            not fit the batch, or a change returns another shape; at the end, if a change was never made.
 
     Example:
         >>> from msp_lens.models.build import ModelConfig, build_model
@@ -95,6 +117,7 @@ def at_positions(
 
     It raises `ValueError` if positions or beliefs do not fit the batch that it is given.
     """
+    position = as_position(position)
 
     def edited(activation: Float[Tensor, "word pos d_model"]) -> Float[Tensor, "word pos d_model"]:
         n_words, length = activation.shape[:2]
@@ -121,7 +144,7 @@ def at_positions(
     return edited
 
 
-def _is_mask(position: Position) -> bool:
+def _is_mask(position: Any) -> bool:
     return isinstance(position, Tensor) and position.dtype == torch.bool
 
 

@@ -151,7 +151,7 @@ class TestAfterAnException:
             with pytest.raises(RuntimeError, match="on the way out"), contexts[0], contexts[1]:
                 assert not torch.allclose(random_model(tokens), plain, atol=1e-3)
             torch.testing.assert_close(random_model(tokens), plain, rtol=0, atol=0)
-        with applying(random_model, edit):
+        with pytest.raises(ValueError, match="was never made"), applying(random_model, edit):
             random_model.reset_hooks()
 
     def test_of_another_sites_hook_on_the_way_in(self, random_model, random_report):

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from msp_lens.models import Site, find_sites, writing
+from msp_lens.models.positions import at_positions
 from tests.hooked_models import KINDS, activation_at, build
 
 TOKENS = torch.tensor([[0, 1, 2, 3, 1], [2, 2, 1, 4, 4], [0, 0, 1, 2, 2]])
@@ -77,3 +79,23 @@ def test_positions_and_beliefs_that_do_not_fit_are_refused(position, belief, mes
     ):
         model(TOKENS)
     torch.testing.assert_close(model(TOKENS), untouched, rtol=0, atol=0)
+
+
+def test_positions_in_any_container_mean_the_same():
+    def change(activation, belief):
+        return activation + 1
+
+    activation = torch.zeros(2, 5, 3)
+    for given, same in (
+        ([[0, 1], [3, 4]], torch.tensor([[0, 1], [3, 4]])),
+        (np.array([[0, 1], [3, 4]], dtype=np.uint8), torch.tensor([[0, 1], [3, 4]])),
+        (np.array([[True, False, False, False, True]] * 2), torch.tensor([0, 4])),
+        (np.int64(3), 3),
+        (torch.tensor(3), 3),
+        ((0, -1), [0, 4]),
+        (torch.tensor([0, 4], dtype=torch.int32), [0, 4]),
+    ):
+        assert torch.equal(at_positions(change, given, None)(activation), at_positions(change, same, None)(activation))
+    for wrong, error in ((True, ValueError), ("last", TypeError), ([0.5], ValueError), ([[0], [1, 2]], TypeError)):
+        with pytest.raises(error, match=r"^position.*give integers"):
+            at_positions(change, wrong, None)
