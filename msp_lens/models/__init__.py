@@ -2,6 +2,7 @@
 
 from msp_lens.models.activations import ActivationBatch, stream_activations
 from msp_lens.models.build import ModelConfig, build_model, load_weights
+from msp_lens.models.holding import holding
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
 from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from msp_lens.models.positions import writing
@@ -18,6 +19,7 @@ __all__ = [
     "editing",
     "evaluating",
     "find_sites",
+    "holding",
     "load_checkpoint",
     "load_weights",
     "model_fingerprint",

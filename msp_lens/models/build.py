@@ -7,23 +7,50 @@ offers the same hooks under the same names.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.metadata
+import inspect
+import math
 import platform
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import Count, Seed, check_memory, checked
+from msp_lens.models import hugging_face
+from msp_lens.models.architecture import (
+    ARCHITECTURE,
+    HUGGING_FACE,
+    ActivationFunction,
+    Normalization,
+    checked_architecture,
+    least_weights,
+    plain,
+)
+from msp_lens.models.conversion import DERIVED_BUFFERS, converted_weights
+from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel
 
-# Buffers in a HookedTransformer's state that its config determines.
-_DERIVED_BUFFERS = (".attn.mask", ".attn.IGNORE")
+# The global generator and the default dtype are the process's: one thread builds at a time.
+_BUILDING = threading.Lock()
+
+# What a native bridge does not implement, and takes no notice of; with the value that asks for nothing.
+_NOT_IN_A_BRIDGE = {
+    **dict.fromkeys(("num_experts", "clip_qkv", "rotary_base_local"), None),
+    **dict.fromkeys(("use_local_attn", "use_qk_norm", "use_logn_attn", "scale_attn_by_inverse_layer_idx"), False),
+    **dict.fromkeys(("parallel_attn_mlp", "post_embedding_ln", "use_normalization_before_and_after"), False),
+    **dict.fromkeys(("use_NTK_by_parts_rope", "use_yarn_rope", "use_dynamic_ntk_rope", "use_attention_sinks"), False),
+    **{"use_attn_scale": True, "rotary_scaling_factor": 1.0},
+}
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A small causal transformer, in TransformerLens's own terms. The defaults are the paper's model for Mess3.
@@ -31,24 +58,28 @@ class ModelConfig:
     Source: Shai et al. 2024 (arXiv 2405.15943), appendix.
     """
 
-    d_vocab: int
-    n_layers: int = 4
-    d_model: int = 64
-    n_heads: int = 1
-    d_head: int = 8
-    d_mlp: int = 256
-    n_ctx: int = 10
-    act_fn: str = "relu"
-    normalization_type: str | None = "LN"
+    d_vocab: Count
+    n_layers: Count = 4
+    d_model: Count = 64
+    n_heads: Count = 1
+    d_head: Count = 8
+    d_mlp: Count = 256
+    n_ctx: Count = 10
+    act_fn: ActivationFunction = "relu"
+    normalization_type: Normalization = "LN"
     attn_only: bool = False
-
-    def __post_init__(self) -> None:
-        for field in ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx"):
-            check_at_least(field, getattr(self, field), 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields under TransformerLens's names."""
         return dataclasses.asdict(self)
+
+
+# Fields of TransformerLens's configs that say nothing about the architecture: names, devices, where weights come from.
+_NAMES = (  # noqa: SIM905 (words are easier to read)
+    "model_name tokenizer_name trust_remote_code original_architecture architecture from_checkpoint checkpoint_index "
+    "checkpoint_label_type checkpoint_value init_weights seed device n_devices n_params load_in_4bit "
+    "quantization_method decoder_start_token_id layer_norm_folding split_attention_weights"
+).split()
 
 
 def transformer_lens_version() -> str:
@@ -71,99 +102,223 @@ def has_hooked_transformer() -> bool:
     return int(transformer_lens_version().split(".")[0]) < 4
 
 
+@checked
 def build_model(
     config: ModelConfig | Mapping[str, Any] | Any,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     device: str | torch.device = "cpu",
     bridge: bool | None = None,
 ) -> HookedModel:
     """A freshly initialized model: a `HookedTransformer` under TransformerLens 3, a native `TransformerBridge` under 4.
 
+    A seed gives the same weights on every device, and in every thread if no other code draws from the global random
+    state meanwhile. Neither that state nor any other setting of the process changes.
+
     Args:
-        config: A `ModelConfig`, a mapping with TransformerLens's field names, or a TransformerLens config.
-        seed: Seed of the initial weights. The global random state does not change.
+        config: A `ModelConfig`, a mapping with TransformerLens's field names, or a TransformerLens config. Its `dtype`
+            is that of the weights.
+        seed: Seed of the initial weights.
         device: Where to put the model.
         bridge: Whether to build a `TransformerBridge`; by default only if there is no `HookedTransformer`.
 
     Raises:
-        ValueError: if the device cannot be used.
+        TypeError, ValueError: if a field is unknown, missing or of a wrong kind, or the model would not fit the memory;
+            if a bridge cannot do what the config asks for; if the device cannot be used.
 
     Example:
         >>> model = build_model(ModelConfig(d_vocab=3), seed=0)
         >>> model(torch.zeros(2, 10, dtype=torch.int64)).shape
         torch.Size([2, 10, 3])
     """
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device={str(device)!r} can't be used here ({reason}): leave it out for the CPU.") from None
+    if not isinstance(config, Mapping) and not callable(getattr(config, "to_dict", None)):
+        raise TypeError(f"config={config!r}: give a ModelConfig, a mapping or a config of TransformerLens's.")
     fields = dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
-    if isinstance(fields.get("dtype"), str):
-        fields["dtype"] = getattr(torch, fields["dtype"])
-    # Built on the CPU, so that a seed gives the same weights on every device.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    if isinstance(config, Mapping):
+        _check_known(fields)
+    fields |= checked_architecture(fields, "config")
+    _check_sizes(fields)
+    dtype = getattr(torch, plain(fields.get("dtype") or "float32"))
+    fields["dtype"] = dtype
+    with _seeded(seed, dtype):
+        if HUGGING_FACE in fields:
+            model = hugging_face.build(fields[HUGGING_FACE], dtype)
+        else:
+            model = _built(fields, as_bridge=not has_hooked_transformer() if bridge is None else bridge)
+    module: Any = model.to(dtype, print_details=False)
+    return cast(HookedModel, module.to(device, print_details=False))
+
+
+@contextmanager
+def _seeded(seed: int, dtype: torch.dtype) -> Iterator[None]:
+    """The process's random state begins at the seed, and modules are ordinary ones; afterwards all is as it was."""
+    with (
+        _BUILDING,
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
-        torch.default_generator.manual_seed(seed)
-        model = _built(fields, as_bridge=not has_hooked_transformer() if bridge is None else bridge)
-        return cast(HookedModel, model.to(device, print_details=False))
+        before = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(torch.float32)
+            torch.default_generator.manual_seed(seed)
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _check_known(fields: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if no version of TransformerLens has a field of this name."""
+    known = {*ARCHITECTURE, HUGGING_FACE, *_NAMES, *_parameters(_bridge_config())}
+    for name in fields:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
+            meant = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(
+                f"config has a field {name!r}, which no model of TransformerLens has: {meant}Leave it out."
+            )
+
+
+def _check_sizes(fields: Mapping[str, Any]) -> None:
+    missing = [name for name in ("d_vocab", "n_layers", "d_model", "d_head", "n_ctx") if fields.get(name) in (None, -1)]
+    if missing:
+        raise ValueError(f"config has no {', '.join(missing)}: give it.")
+    sizes = {"n_heads": max(1, fields["d_model"] // fields["d_head"])} | {
+        name: value for name, value in fields.items() if value not in (None, -1)
+    }
+    context = 0 if HUGGING_FACE in fields else fields["n_layers"] * fields["n_ctx"] ** 2
+    told = ", ".join(f"{name}={fields[name]}" for name in ("n_layers", "d_model", "d_vocab", "n_ctx"))
+    check_memory(f"A model of {told}", 4 * least_weights(sizes) + context, "Make it smaller.")
+
+
+def _parameters(kind: Any) -> set[str]:
+    """What the constructor of a config of TransformerLens's takes, in this class or those that it extends."""
+    return {name for each in kind.__mro__ for name in inspect.signature(each).parameters} - {"self", "args", "kwargs"}
+
+
+def _bridge_config() -> Any:
+    from transformer_lens.config import TransformerBridgeConfig
+
+    return TransformerBridgeConfig
 
 
 def _built(fields: dict[str, Any], *, as_bridge: bool) -> Any:
     """The model on the CPU, from those fields that its config class accepts in this version."""
+    kind: Any
     if as_bridge:
-        from transformer_lens.config import TransformerBridgeConfig
         from transformer_lens.model_bridge import TransformerBridge
 
-        kind, build = TransformerBridgeConfig, TransformerBridge.boot_native
-        # A HookedTransformer's config holds the actual scale, √d_head; a bridge's holds -1 for this default.
-        fields = {key: value for key, value in fields.items() if key not in ("attn_scale", "original_architecture")}
+        kind, build = _bridge_config(), TransformerBridge.boot_native
+        fields = _for_bridge(fields)
     else:
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         kind, build = HookedTransformerConfig, HookedTransformer
-    accepted = {field.name for field in dataclasses.fields(kind)}
-    known = {key: value for key, value in fields.items() if key in accepted}
-    return cast(Any, build)(kind(**known | {"device": "cpu", "seed": None}))
+    given = {name: value for name, value in fields.items() if name in _parameters(kind) - {"architecture"}}
+    try:
+        return cast(Any, build)(kind(**given | {"device": "cpu", "seed": None}))
+    except (AssertionError, NotImplementedError) as error:
+        raise ValueError(f"config: TransformerLens can't build this model ({error}).") from error
+
+
+def _for_bridge(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields in a bridge's terms; `ValueError` if they ask for what a bridge would take no notice of."""
+    given = {name: fields[name] for name in _NOT_IN_A_BRIDGE if fields.get(name) is not None}
+    if asked := [f"{name}={value!r}" for name, value in given.items() if value != _NOT_IN_A_BRIDGE[name]]:
+        raise ValueError(f"config has {', '.join(asked)}, which a native bridge does not have: leave it out.")
+    # A HookedTransformer's config holds the actual scale, √d_head; a bridge's holds -1 for this default.
+    usual = math.isclose(fields.get("attn_scale") or -1.0, math.sqrt(fields["d_head"]))
+    return {name: value for name, value in fields.items() if name != "attn_scale" or not usual}
 
 
 def config_fields(model: HookedModel) -> dict[str, Any]:
-    """The model's configuration as JSON-ready values, from which `build_model` builds a model of the same kind."""
-    fields = cast(Any, model).cfg.to_dict()
-    # The device and the seed do not describe the model.
-    fields = {key: fields[key] for key in fields if key not in ("device", "seed", "n_params", "n_devices")}
-    named = {key: str(each).removeprefix("torch.") for key, each in fields.items() if isinstance(each, torch.dtype)}
-    plain = {key: each for key, each in fields.items() if each is None or isinstance(each, bool | int | float | str)}
-    return plain | named
+    """The model's configuration as JSON-ready values, from which `build_model` builds a model of the same kind.
+
+    It raises `ValueError` if the model has no config, or is a network of Hugging Face's that can't be described.
+    """
+    module = unwrapped(model)
+    config = getattr(module, "cfg", None)
+    if not callable(getattr(config, "to_dict", None)):
+        raise ValueError(
+            f"A {type(module).__name__} has no cfg that says how to build it again: save its weights with "
+            "safetensors.torch.save_file(model.state_dict(), …)."
+        )
+    fields = cast(Any, config).to_dict()
+    # The names, the device and the seed do not describe the model.
+    found = {name: fields[name] for name in ARCHITECTURE if name in fields}
+    dtypes = [each.dtype for each in module.parameters() if each.is_floating_point()]
+    found |= {"dtype": dtypes[0]} if dtypes else {}
+    described = hugging_face.description_of(module)
+    return plain(found | ({HUGGING_FACE: described} if described else {}))
 
 
 def weights(model: HookedModel) -> dict[str, Tensor]:
-    """The model's state by name, on the CPU, without the buffers that its config determines."""
-    state = cast(Any, model).state_dict().items()
-    return {name: each.detach().cpu().contiguous() for name, each in state if not name.endswith(_DERIVED_BUFFERS)}
+    """The model's state by name, on the CPU, each in memory of its own, without buffers that its config determines."""
+    state = cast(Any, unwrapped(model)).state_dict().items()
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state:
+        if not name.endswith(DERIVED_BUFFERS):
+            found[name] = tensor.detach().cpu().contiguous()
+            memory = found[name].untyped_storage().data_ptr()
+            # Weights that are tied, such as an unembedding that is the embedding, share their memory.
+            if memory in seen:
+                found[name] = found[name].clone()
+            seen.add(memory)
+    return found
 
 
-def load_weights(model: HookedModel, state: Mapping[str, Tensor]) -> None:
+@checked
+def load_weights(model: HookedModel, state: Mapping[str, Any]) -> None:
     """Load a state dict of either TransformerLens version into the model.
 
-    It raises `ValueError`, and leaves the model unchanged, if weights are missing, left over or of another shape.
-    """
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED_BUFFERS)}
-    module = cast(Any, model)
-    if "embed.W_E" in state and "embed.W_E" not in module.state_dict():
-        # Only TransformerLens 4 has this function, and only there is it needed.
-        from transformer_lens.utilities.tl_checkpoint_conversion import (  # pyright: ignore[reportMissingImports]
-            convert_tl_checkpoint,
-        )
+    Args:
+        model: A model of the same architecture. A bridge takes a HookedTransformer's weights, too.
+        state: Tensors or arrays by name, as `model.state_dict()` and `safetensors.torch.load_file` give them. The names
+            may be those of a compiled model (`_orig_mod.…`) or of one in `DataParallel` (`module.…`).
 
-        state = convert_tl_checkpoint(state, module.cfg)
+    Raises:
+        TypeError: if this is no state dict.
+        ValueError: if weights are missing, left over, of another shape, complex, NaN or infinite. The model is
+            unchanged.
+    """
+    module = cast(Any, unwrapped(model))
+    tensors = _state_tensors(state)
     expected = weights(model)
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    misshapen = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
+    if "embed.W_E" in tensors and "embed.W_E" not in expected:
+        tensors = converted_weights(tensors, module.cfg)
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    misshapen = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
     if missing or unexpected or misshapen:
         raise ValueError(
             f"These weights do not fit this model: missing {missing[:3]}, left over {unexpected[:3]}, of another shape "
             f"{misshapen[:3]}. Build the model with the config that the weights were saved with."
         )
-    module.load_state_dict(state, strict=False)
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
+            what = "complex numbers" if tensor.is_complex() else "NaN or infinity"
+            raise ValueError(f"The weights {name!r} hold {what}: load a checkpoint from before the training diverged.")
+    module.load_state_dict(tensors, strict=False)
+
+
+def _state_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under the names that the model itself has for them, without derived buffers."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in state.items():
+        try:
+            tensors[str(name)] = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"state[{name!r}] is a {type(value).__name__}: give tensors by name, as model.state_dict() does."
+            ) from None
+    return {name: tensor for name, tensor in own_names(tensors).items() if not name.endswith(DERIVED_BUFFERS)}
+
+
+def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model's state without the prefix that a wrapper of the model gave to all their names."""
+    for prefix in ("_orig_mod.", "module."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)

@@ -11,19 +11,42 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
+from weakref import WeakSet
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from msp_lens._files import read_tensors, write_atomically
-from msp_lens.models.architecture import checked_architecture
-from msp_lens.models.build import build_model, config_fields, load_weights, transformer_lens_version, weights
-from msp_lens.models.hooked import HookedModel
+from msp_lens._checks import checked
+from msp_lens._files import read_entry, read_json, read_tensors, write_tensors
+from msp_lens.models.architecture import fitting_architecture, plain
+from msp_lens.models.build import (
+    build_model,
+    config_fields,
+    load_weights,
+    own_names,
+    transformer_lens_version,
+    weights,
+)
+from msp_lens.models.holding import unwrapped
+from msp_lens.models.hooked import HookedModel, context_length, evaluating, model_device
 from msp_lens.processes.process import Process
 
 MODEL_FILE = "model.safetensors"
+HEADER = "msp_lens"
+
+# Models that a file can hold, as was found out.
+_RESTORABLE: WeakSet[Any] = WeakSet()
+
+
+class Description(TypedDict):
+    """What a model file says of itself, as JSON in its header."""
+
+    model: Mapping[str, Any]
+    process: Mapping[str, Any] | None
+    provenance: NotRequired[Mapping[str, Any]]
+    transformer_lens: NotRequired[str]
+    fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,52 +74,165 @@ def model_fingerprint(model: HookedModel) -> str:
     return state_fingerprint(weights(model))
 
 
+@checked
 def save_checkpoint(
     path: str | Path, model: HookedModel, *, process: Process | None = None, provenance: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write the model to a file, or to `model.safetensors` in a folder, completely or not at all."""
+    """Write the model to a file, or to `model.safetensors` in a folder, completely or not at all.
+
+    Args:
+        path: A file that ends in `.safetensors`, or a folder.
+        model: A model that TransformerLens can build from its config, compiled or not. Its weights may be tied.
+        process: The process that it was trained on.
+        provenance: Whatever else is to be known, as values that JSON has.
+
+    Raises:
+        ValueError: if the model could not be loaded again, or JSON lacks a value of the provenance.
+        TypeError: if JSON lacks a type in the provenance.
+    """
     path = _model_file(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path={str(path)!r}: give a file that ends in .safetensors, or a folder.")
+    check_restorable(model)
     state = weights(model)
     description = {
         "model": config_fields(model),
         "process": process.to_dict() if process else None,
-        "provenance": dict(provenance or {}),
+        "provenance": plain(provenance or {}),
         "transformer_lens": transformer_lens_version(),
         "fingerprint": state_fingerprint(state),
     }
-    write_atomically(path, save(state, metadata={"msp_lens": json.dumps(description)}))
+    try:
+        text = json.dumps(description, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"provenance: {error}; give finite numbers, or None.") from None
+    write_tensors(path, state, {HEADER: text})
     return path
 
 
-def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> Checkpoint:
+def check_restorable(model: HookedModel) -> None:
+    """Raise `ValueError` unless a file can hold the model: what would be loaded from it must compute the same.
+
+    It builds the model anew from its config and weights, the first time that it is asked.
+    """
+    module: Any = unwrapped(model)
+    if module in _RESTORABLE:
+        return
+    state = weights(model)
+    kind = type(module).__name__
+    fields = fitting_architecture(config_fields(model), state, f"This {kind}")
+    length, device = min(8, context_length(model) or 8), model_device(model)
+    tokens = torch.arange(2 * length, device=device).reshape(2, length) * 7 % fields["d_vocab"]
+    try:
+        again = build_model(fields, device=device, bridge=_as_bridge(state))
+        load_weights(again, state)
+        with evaluating(module), evaluating(again):
+            outputs = [cast(Any, each)(tokens) for each in (module, again)]
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(f"A file can't hold this {kind}, since it could not be built again: {error}") from error
+    if not torch.allclose(*outputs, rtol=1e-3, atol=1e-3 * float(outputs[0].abs().max()), equal_nan=True):
+        raise ValueError(
+            f"A file can't hold this {kind}: a model built from its config and weights computes something else, so the "
+            "config does not say all. Train it without out=, and save its weights yourself."
+        )
+    _RESTORABLE.add(module)
+
+
+def _as_bridge(state: Mapping[str, Tensor]) -> bool | None:
+    # Only a bridge can hold a bridge's weights; either class can hold a HookedTransformer's.
+    return True if "embed.weight" in state else None
+
+
+@checked
+def load_checkpoint(
+    path: str | Path,
+    *,
+    config: Mapping[str, Any] | str | Path | Any = None,
+    process: Process | None = None,
+    device: str | torch.device = "cpu",
+) -> Checkpoint:
     """Load a model saved by `save_checkpoint` under either TransformerLens version, from a file or a run's folder.
 
     Under TransformerLens 4, a HookedTransformer's weights are converted exactly to a bridge's; a bridge's weights
-    give a bridge under TransformerLens 3, too.
+    give a bridge under TransformerLens 3, too. The model's numbers keep their dtype. No code in a file is run, and no
+    hub is asked.
+
+    Args:
+        path: The file, or the folder of a run.
+        config: For a safetensors file that msp_lens did not write, a plain state dict of TransformerLens's: a
+            `ModelConfig`, a mapping or a config of TransformerLens's, or a JSON file that holds one, by itself or
+            under `"model"`.
+        process: For such a file, the process that the model was trained on.
+        device: Where to put the model.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or is not a checkpoint of msp_lens.
+        ValueError: if the file is damaged, is not a checkpoint, or says of its weights what they are not.
+
+    Example:
+        >>> import tempfile
+        >>> from msp_lens.models.build import ModelConfig
+        >>> folder = tempfile.mkdtemp()
+        >>> saved = save_checkpoint(folder, build_model(ModelConfig(d_vocab=3), seed=1))
+        >>> load_checkpoint(folder)
+        Checkpoint(... process=None)
     """
     path = _model_file(path)
-    state, metadata = read_tensors(path)
-    if "msp_lens" not in metadata:
-        raise ValueError(f"{path} was not saved by msp_lens: build the model and use load_weights(model, state).")
-    description = json.loads(metadata["msp_lens"])
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(
+            f"{path} is not a safetensors file, and other files are never unpickled: in code that you trust, read its "
+            "state dict with torch.load, and give that to load_weights(model, state)."
+        )
+    state, header = read_tensors(path)
+    if HEADER not in header:
+        if config is None:
+            raise ValueError(f"{path} was not saved by msp_lens: give the model's config=, too.")
+        return _foreign(path, state, config, process, device)
+    if config is not None or process is not None:
+        raise ValueError(f"{path} says itself what it holds: leave out config= and process=.")
+    description = cast(Description, read_entry(header, HEADER, Description, path))
     if state_fingerprint(state) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")
-    # Only a bridge can hold a bridge's weights; either class can hold a HookedTransformer's.
-    fields = checked_architecture(description.get("model"), state, path)
-    model = build_model(fields, device=device, bridge=True if "embed.weight" in state else None)
-    load_weights(model, state)
+    model = _restored(path, description["model"], state, device)
+    saved = description["process"]
+    try:
+        of = Process.from_dict(saved) if saved else None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its process is damaged ({error}). Copy or train it again.") from error
+    return Checkpoint(model, of, dict(description.get("provenance") or {}), description["fingerprint"])
+
+
+def _foreign(path: Path, state: Mapping[str, Tensor], config: Any, process: Process | None, device: Any) -> Checkpoint:
+    """The model of a plain state dict."""
+    if isinstance(config, str | Path):
+        config = read_json(Path(config).expanduser(), Mapping[str, Any])
+        config = config.get("model", config)
+    if not isinstance(config, Mapping) and not callable(getattr(config, "to_dict", None)):
+        raise TypeError(
+            f"config={config!r}: give a ModelConfig, a mapping, a JSON file or a config of TransformerLens's."
+        )
+    fields = config if isinstance(config, Mapping) else config.to_dict()
+    model = _restored(path, fields, own_names(state), device)
+    return Checkpoint(model, process, {}, model_fingerprint(model))
+
+
+def _restored(path: Path, fields: Any, state: Mapping[str, Tensor], device: str | torch.device) -> HookedModel:
+    """The model that the fields describe, with these weights and of their dtype, in evaluation mode."""
+    found = fitting_architecture(fields, state, path)
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    found |= {"dtype": plain(dtypes.pop())} if len(dtypes) == 1 else {}
+    try:
+        model = build_model(found, device=device, bridge=_as_bridge(state))
+        load_weights(model, state)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
     model.train(False)
-    process = Process.from_dict(description["process"]) if description["process"] else None
-    return Checkpoint(model, process, description["provenance"], description["fingerprint"])
+    return model
 
 
 def _model_file(path: str | Path) -> Path:
     path = Path(path)
-    return path if path.suffix == ".safetensors" else path / MODEL_FILE
+    return path if path.suffix == ".safetensors" or path.is_file() else path / MODEL_FILE
 
 
 def state_fingerprint(state: Mapping[str, Tensor]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from msp_lens._tables import TableView
 from msp_lens.data import BeliefDataset
 from msp_lens.models.build import build_model, config_fields, weights
+from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel, find_sites, model_device
 from msp_lens.moments.scores import HeldOutScore, SavedHeldOut, SavedScore, Score
 
@@ -179,6 +180,7 @@ def untrained_twins(
 
 
 def _twin(model: HookedModel, seed: int) -> HookedModel:
+    model = unwrapped(model)
     remedy = "Pass twins that you have initialized yourself: untrained=[model, …]."
     if not hasattr(getattr(model, "cfg", None), "to_dict"):
         raise ValueError(f"An untrained twin is built from model.cfg, which {type(model).__name__} lacks. {remedy}")

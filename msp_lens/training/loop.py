@@ -25,8 +25,9 @@ from msp_lens._files import without_nan
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
+from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel, check_fits, model_device, word_length
-from msp_lens.models.model_files import model_fingerprint
+from msp_lens.models.model_files import check_restorable, model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.batches import Batches
 from msp_lens.training.config import TrainingConfig
@@ -73,8 +74,9 @@ def train(
 
     Raises:
         KeyError: if there is no such preset.
-        ValueError: if the model does not fit the process or has no weight to train, `out` is a file's name or holds
-            files of another training, or the loss is not finite. The model is then in the mode it had.
+        ValueError: if the model does not fit the process, has no weight to train or could not be loaded from a file in
+            `out`; if `out` is a file's name or holds files of another training; or if the loss is not finite. The model
+            is then in the mode it had.
         OSError: if `out` can't be written to or its disk is full; train again to resume from the last save.
 
     Example:
@@ -96,7 +98,7 @@ def train(
             model = build_model(model or chosen.model, seed=seed, device=device)
         _check_trainable(model)
         n_ctx = word_length(model, otherwise="it one")
-        check_fits(model, process, n_ctx)
+        check_fits(model, process, n_ctx, predicts=True)
         checkpoint_steps = config.checkpoint_steps(n_ctx)
         if checkpoint_steps and out is None:
             raise ValueError(f"checkpoints={config.checkpoints!r} needs a folder to keep models in: give out=.")
@@ -104,7 +106,8 @@ def train(
         check_at_least("batch_size", config.batch_size, process_count(), enough)
         folder = None
         if out is not None:
-            described = config_fields(model) | {"class": type(model).__name__}
+            check_restorable(model)
+            described = config_fields(model) | {"class": type(unwrapped(model)).__name__}
             provenance = {"training": config.to_dict(), "process": process.fingerprint, "model": described}
             provenance |= {"initial_weights": model_fingerprint(model), "seed": seed}
             provenance |= {"n_processes": process_count(), "versions": versions()}

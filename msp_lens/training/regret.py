@@ -35,7 +35,7 @@ def regret_by_position(
             token map spells one with several tokens or separates them.
     """
     token_map = dataset.token_map
-    check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map)
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map, predicts=True)
     if token_map is not None and not token_map.predicts_symbols:
         raise ValueError(
             "The model does not predict symbols: the token map needs symbols of one token and no separator."

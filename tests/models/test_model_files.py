@@ -44,7 +44,7 @@ def test_a_flipped_bit_is_noticed(small_model, tmp_path):
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="do not match their fingerprint"):
+    with pytest.raises(ValueError, match="does not match its checksum"):
         msp.load_checkpoint(path)
 
 

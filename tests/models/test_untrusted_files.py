@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import msp_lens as msp
 from msp_lens._files import read_header
-from msp_lens.models.architecture import checked_architecture
+from msp_lens.models.architecture import fitting_architecture
 from msp_lens.models.build import config_fields, weights
 
 
@@ -58,18 +58,28 @@ def test_a_checkpoint_runs_no_code_and_asks_no_hub(checkpoint, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_layers": 10**9}, "n_layers=1000000000, but it holds the weights of 2 layers"),
-        ({"d_model": 10**9}, "its sizes need at least"),
+        ({"n_layers": 10**9}, "n_layers=1000000000, but there are the weights of 2 layers"),
+        ({"d_model": 10**9}, "sizes that need at least"),
         ({"n_ctx": 10**9}, "n_ctx=1000000000, but no weight is as long"),
-        ({"d_vocab": 10**12}, "its sizes need at least"),
-        ({"d_head": "8"}, "d_head='8' is not a size"),
-        ({"n_heads": True}, "n_heads=True is not a size"),
-        ({"n_heads": 0}, "n_heads=0 is not a size"),
-        ({"d_model": None}, "d_model=None is not a size"),
-        ({"eps": float("inf")}, "eps=inf is not a finite number"),
-        ({"attn_only": 1}, "attn_only=1 is neither true nor false"),
-        ({"act_fn": "__import__"}, "act_fn='__import__': choose one of"),
-        ({"dtype": "load"}, "dtype='load': choose one of"),
+        ({"d_vocab": 10**12}, "sizes that need at least"),
+        ({"d_vocab_out": 10**12}, "sizes that need at least"),
+        ({"n_key_value_heads": 10**9}, "sizes that need at least"),
+        ({"num_experts": 10**9, "experts_per_token": 1}, "sizes that need at least"),
+        ({"relative_attention_num_buckets": 10**12}, "sizes that need at least"),
+        ({"d_model": 10**25}, r"model\.d_model=1.*: give a whole number"),
+        ({"d_head": "8"}, r"model\.d_head='8': give a whole number"),
+        ({"d_head": 7.5}, r"model\.d_head=7\.5: give a whole number"),
+        ({"n_heads": True}, r"model\.n_heads=True: give a whole number"),
+        ({"n_heads": 0}, r"model\.n_heads=0: give at least 1"),
+        ({"d_mlp": [32]}, r"model\.d_mlp=\[32\]: give a whole number"),
+        ({"d_model": None}, r"model\.d_model is missing"),
+        ({"eps": 1e300}, r"model\.eps=1e\+300: give a"),
+        ({"attn_only": 1}, r"model\.attn_only=1: give True or False"),
+        ({"act_fn": "__import__"}, r"model\.act_fn='__import__': choose one of"),
+        ({"dtype": "load"}, r"model\.dtype='load': choose one of"),
+        ({"attn_types": ["global", "elsewhere"]}, r"model\.attn_types\[1\]='elsewhere': choose one of"),
+        ({"hugging_face": {"architecture": "BertModel"}}, r"model\.hugging_face\.architecture='BertModel': choose"),
+        ({"hugging_face": "gpt2"}, r"model\.hugging_face='gpt2': give a mapping"),
     ],
 )
 def test_sizes_and_values_are_refused_before_anything_is_allocated(checkpoint, tmp_path, change, message):
@@ -77,7 +87,7 @@ def test_sizes_and_values_are_refused_before_anything_is_allocated(checkpoint, t
     with pytest.raises(ValueError, match=message) as refusal:
         msp.load_checkpoint(path)
     assert str(path) in str(refusal.value)
-    assert "copy it again" in str(refusal.value)
+    assert "both are whole" in str(refusal.value)
 
 
 JSON = st.recursive(
@@ -92,16 +102,19 @@ def test_whatever_a_header_says_is_an_architecture_or_refused(data):
     model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4), seed=0)
     fields, tensors = config_fields(model), weights(model)
     fields |= data.draw(st.dictionaries(st.sampled_from(sorted(fields)), JSON, max_size=3))
-    header = data.draw(st.sampled_from([fields, fields, None, [fields]]))
     try:
-        checked = checked_architecture(header, tensors, "a file")
+        checked = fitting_architecture(fields, tensors, "a file")
     except ValueError:
-        with pytest.raises(ValueError, match=r"^a file: .*copy it again"):
-            checked_architecture(header, tensors, "a file")
+        with pytest.raises(ValueError, match=r"^a file: .*both are whole"):
+            fitting_architecture(fields, tensors, "a file")
         return
     assert "tokenizer_name" not in checked
     assert "trust_remote_code" not in checked
-    built = msp.build_model(checked)
+    try:
+        built = msp.build_model(checked)
+    except ValueError as error:
+        assert "config" in str(error)  # noqa: PT017 (most headers can be built)
+        return
     assert sum(each.numel() for each in built.parameters()) <= 50 * sum(each.numel() for each in tensors.values())
 
 

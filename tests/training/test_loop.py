@@ -111,8 +111,9 @@ def test_weights_that_cannot_be_trained_are_refused():
         parameter.requires_grad = False
     with pytest.raises(ValueError, match=r"no weight to train: .*requires_grad_\(True\)"):
         msp.train(process, frozen, **options)
+    model = msp.build_model(config(process))
     with torch.inference_mode():
-        model = msp.build_model(config(process))
+        model.more = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"made under torch\.inference_mode"):
         msp.train(process, model, **options)
 
