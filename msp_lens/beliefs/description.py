@@ -10,6 +10,7 @@ import pandas as pd
 
 from msp_lens._checks import Count, checked
 from msp_lens._tables import TableView
+from msp_lens._values import Value
 from msp_lens.beliefs.fractal import attractor
 from msp_lens.beliefs.information import Measure, entropy_rate, excess_entropy, first_entropies, statistical_complexity
 from msp_lens.beliefs.presentation import Presentation, presentation
@@ -27,7 +28,7 @@ _MEASURES = ("entropy_rate", "excess_entropy", "statistical_complexity")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Description(TableView):
+class Description(TableView, Value):
     """What theory says about a process; made by `describe`. A notebook shows it as a table.
 
     Attributes:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, Seed, check_memory, checked
 from msp_lens._random import resolve_generator
+from msp_lens._values import Value
 from msp_lens.processes.bayes import normalized
 from msp_lens.processes.process import Process
 
@@ -81,7 +82,7 @@ def attractor(
 
 
 @dataclass(frozen=True, eq=False)
-class Dimension:
+class Dimension(Value):
     """An estimated dimension.
 
     Attributes:

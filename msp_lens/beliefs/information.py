@@ -239,8 +239,8 @@ def _added(process: Process, measure: Callable[[Process], Measure]) -> Measure |
     if not all(torch.allclose(each.initial @ each.state_transitions, each.initial) for each in process.factors):
         return None
     parts = [measure(factor) for factor in process.factors]
-    sums = (sum(getattr(part, field) for part in parts) for field in ("value", "lower", "upper"))
-    return Measure(*sums, f"sum over factors: {'; '.join(part.method for part in parts)}")
+    value, lower, upper = (sum(getattr(part, field) for part in parts) for field in ("value", "lower", "upper"))
+    return Measure(value, lower, upper, f"sum over factors: {'; '.join(part.method for part in parts)}")
 
 
 @checked

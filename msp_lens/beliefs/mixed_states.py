@@ -22,6 +22,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, checked
+from msp_lens._values import Value
 from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
@@ -32,7 +33,7 @@ Depth = Annotated[int, AtLeast(0, "the length of the longest words")]
 
 
 @dataclass(frozen=True, eq=False)
-class Level:
+class Level(Value):
     """The nodes of one word length: one for each word, in lexicographic order, or if merged one for each belief.
 
     Attributes:
@@ -162,7 +163,7 @@ def by_first_appearance(labels: np.ndarray) -> tuple[Int[Tensor, "node"], Int[Te
 
 
 @dataclass(frozen=True, eq=False)
-class MixedStates:
+class MixedStates(Value):
     """The tree of mixed states down to some depth, level by level from the root.
 
     Attributes:

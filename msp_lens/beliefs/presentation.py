@@ -21,6 +21,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from msp_lens._checks import Count, check_memory, checked
+from msp_lens._values import Value
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
 from msp_lens.figures.labels import subscript
 from msp_lens.processes.bayes import bayes_children
@@ -36,7 +37,7 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class Presentation:
+class Presentation(Value):
     """The mixed-state presentation as a graph.
 
     Attributes:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from msp_lens._checks import Count, Seed, check_choice, check_memory, checked
 from msp_lens._random import resolve_generator
+from msp_lens._values import Value
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.mixed_states import walk_levels
 from msp_lens.data.row_positions import Positions, as_positions, position_mask
@@ -40,7 +41,7 @@ class TooManyWordsError(ValueError):
 
 @checked
 @dataclass(frozen=True, eq=False)
-class BeliefDataset:
+class BeliefDataset(Value):
     """Distinct words with their beliefs, and how a model reads them; build it with `words`.
 
     Attributes:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot as torch_one_hot
 
 from msp_lens._checks import Count, as_tokens, check_memory, checked, converted, is_finite
+from msp_lens._values import Value
 from msp_lens.data.belief_dataset import BeliefDataset, Weighting, prefix_hashes
 from msp_lens.data.row_positions import Positions, described_positions, position_mask
 from msp_lens.data.target_values import (
@@ -36,7 +37,7 @@ LABEL = "label"
 
 @checked
 @dataclass(frozen=True, eq=False)
-class LabelledTokens:
+class LabelledTokens(Value):
     """Words and their rows, in the order of the words; build it with `from_beliefs` or `from_tokens`.
 
     Attributes:

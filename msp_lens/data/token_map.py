@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
-from typing import Any, Required, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Int
@@ -27,10 +27,13 @@ from msp_lens._checks import Count, check_memory, checked, converted
 from msp_lens.processes.process import Process
 
 
-class TokenMapFields(TypedDict, total=False):
-    """What `TokenMap.to_dict` writes."""
+class _Symbols(TypedDict):
+    symbols: list[int | list[int]]
 
-    symbols: Required[list[int | list[int]]]
+
+class TokenMapFields(_Symbols, total=False):
+    """What `TokenMap.to_dict` writes; all but the symbols may be left out."""
+
     bos: int | None
     prompt: list[int]
     separator: list[int]

@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Required, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 from jaxtyping import Float64, Int
@@ -55,10 +55,13 @@ if TYPE_CHECKING:
     from msp_lens.figures.style import ThemeName
 
 
-class ProcessFields(TypedDict, total=False):
-    """What `Process.to_dict` writes."""
+class _Transitions(TypedDict):
+    transitions: list[Any]
 
-    transitions: Required[list[Any]]
+
+class ProcessFields(_Transitions, total=False):
+    """What `Process.to_dict` writes; all but the transitions may be left out."""
+
     name: str
     parameters: dict[str, Any]
     states: list[str]
@@ -345,7 +348,7 @@ class Process:
     def _rebuilt(definition: Mapping[str, Any]) -> Process:
         if "kind" not in definition:
             return Process(**converted(definition, ProcessFields, "definition"))
-        if definition["kind"] not in Process._kinds:
+        if converted(definition["kind"], str, "definition.kind") not in Process._kinds:
             known = ", ".join(sorted(Process._kinds))
             raise ValueError(f"kind={definition['kind']!r} is not a kind of process; the kinds are {known}.")
         return Process._kinds[definition["kind"]]._from_parts(definition)

@@ -43,3 +43,48 @@ def test_tokens_outside_the_vocabulary_are_refused_by_position(mess3):
         msp.filter_beliefs(mess3, torch.tensor([[0, 3]]))
     with pytest.raises(ValueError, match="Token -1"):
         mess3.word_probabilities(torch.tensor([[-1]]))
+
+
+@pytest.mark.parametrize(
+    ("beliefs", "error", "message"),
+    [
+        ([[0.5, 0.5, 0.5]], ValueError, r"beliefs holds \[0.5, 0.5, 0.5\], which is no belief.*sum to 1"),
+        ([[1.2, -0.1, -0.1]], ValueError, "must be ≥ 0.*nearest_belief"),
+        ([[float("nan")] * 3], ValueError, "without NaN"),
+        ([0.5, 0.5], ValueError, r"shape \(2,\), but mess3 has 3 states"),
+        ([[1j, 0, 0]], ValueError, "not complex ones"),
+        ("A", TypeError, "beliefs='A': give real numbers"),
+        (None, TypeError, "beliefs=None"),
+    ],
+)
+def test_what_is_no_belief_predicts_nothing(mess3, beliefs, error, message):
+    with pytest.raises(error, match=message):
+        msp.next_token_probabilities(mess3, beliefs)
+    if beliefs != [0.5, 0.5]:
+        with pytest.raises(error, match=message):
+            msp.beliefs.filter_from(mess3, beliefs, [[0]])
+        with pytest.raises(error, match=message):
+            msp.beliefs.continuations(mess3, beliefs, 2, generator=torch.Generator())
+
+
+def test_beliefs_of_a_generalized_process_are_normalized_by_its_right_eigenvector():
+    process = msp.processes.moon()
+    beliefs = msp.filter_beliefs(process, process.sample(20, 5, seed=0))
+    assert float(beliefs.min()) < -0.5
+    assert msp.next_token_probabilities(process, beliefs).sum(dim=-1).flatten().tolist() == pytest.approx([1.0] * 100)
+    with pytest.raises(ValueError, match="right_eigenvector is not 1"):
+        msp.next_token_probabilities(process, beliefs * 2)
+
+
+def test_beliefs_in_any_container_predict_the_same(mess3):
+    beliefs = msp.filter_beliefs(mess3, "ABC")[0]
+    expected = msp.next_token_probabilities(mess3, beliefs)
+    for same in (beliefs.numpy(), beliefs.tolist(), list(beliefs), beliefs.clone().requires_grad_().detach()):
+        assert torch.equal(msp.next_token_probabilities(mess3, same), expected)
+    single = msp.next_token_probabilities(mess3, beliefs.float())
+    assert single.dtype == torch.float64
+    torch.testing.assert_close(single, expected, rtol=0, atol=1e-6)
+    start = [mess3.initial.tolist()]
+    torch.testing.assert_close(msp.beliefs.filter_from(mess3, start, "ABC")[0, 1:], beliefs)
+    with pytest.raises(ValueError, match="1 beliefs for 2 words"):
+        msp.beliefs.filter_from(mess3, start, ["ABC", "CBA"])

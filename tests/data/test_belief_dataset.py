@@ -1,3 +1,8 @@
+import copy
+import dataclasses
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -126,3 +131,52 @@ def test_token_dataset_as_a_hugging_face_dataset(mess3):
     columns = dataset.to_huggingface()
     assert columns.column_names == ["tokens"]
     assert torch.equal(columns["tokens"][:], dataset.tokens)
+
+
+def test_datasets_are_plain_values(mess3):
+    words = msp.words(mess3, n_ctx=3, positions=[0, -1], token_map=msp.TokenMap.identity(3, bos=3))
+    labelled = msp.LabelledTokens.from_beliefs(words, targets={"<b>$x$\n[red]": words.tokens})
+    described = msp.beliefs.describe(mess3)
+    records = [words, labelled, described, described.presentation, msp.beliefs.mixed_states(mess3, 3)]
+    records += [msp.beliefs.box_counting_dimension(msp.beliefs.attractor(mess3, 5_000, seed=0)), described.entropy_rate]
+    for record in records:
+        text = repr(record)
+        for same in (copy.copy(record), copy.deepcopy(record), pickle.loads(pickle.dumps(record))):
+            assert same == record
+            assert repr(same) == text
+    changed = dataclasses.replace(words, word_weights=words.word_weights.flip(0))
+    assert changed != words
+    assert dataclasses.replace(labelled, weights=labelled.weights * 2) != labelled
+    assert (
+        dataclasses.replace(labelled, targets={**labelled.targets, "belief": labelled.targets["belief"] + 1})
+        != labelled
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"process": "mess3"}, TypeError, "process='mess3': give a Process"),
+        ({"n_ctx": 0}, ValueError, "n_ctx=0: give at least 1"),
+        ({"n_ctx": 2.5}, ValueError, "n_ctx=2.5: give a whole number"),
+        ({"n_ctx": None}, TypeError, "n_ctx=None"),
+        ({"n_words": 0}, ValueError, "n_words=0"),
+        ({"max_words": float("inf")}, ValueError, "max_words=inf"),
+        ({"seed": "0"}, TypeError, "seed='0'"),
+        ({"token_map": [0, 1, 2]}, TypeError, r"token_map=\[0, 1, 2\]: give a TokenMap"),
+        ({"position": [0]}, TypeError, "no parameter 'position': choose from .* Did you mean positions"),
+        ({"positions": torch.tensor([1.0, 0.0, 1.0])}, TypeError, "positions is float32"),
+        ({"n_words": 10**12}, ValueError, "would take .* GB"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(mess3, arguments, error, message):
+    with pytest.raises(error, match=message):
+        msp.words(**({"process": mess3, "n_ctx": 3} | arguments))
+
+
+def test_the_same_positions_in_another_container(mess3):
+    expected = msp.words(mess3, n_ctx=3, positions=[0, 2])
+    assert expected.positions == (0, 2)
+    for positions in ((0, 2), np.array([0, 2]), torch.tensor([0, 2]), range(0, 3, 2)):
+        assert msp.words(mess3, n_ctx=np.int64(3), positions=positions) == expected
+    assert msp.words(mess3, n_ctx=3, positions=-1).positions == (-1,)

@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -156,3 +159,64 @@ def test_a_map_is_described_in_json_ready_values():
     token_map = TokenMap((1, [2, 3]), bos=0, separator=[4], include_prior=True)
     assert TokenMap(**token_map.to_dict()) == token_map
     assert msp.TokenMap is TokenMap
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "symbols=.missing.: this field is required"),
+        ({"symbols": "abc"}, "symbols='abc': give a list"),
+        ({"symbols": [1.5]}, r"symbols\[0\]=1.5: give a whole number"),
+        ({"symbols": [[1], ["2"]]}, r"symbols\[1\]"),
+        ({"symbols": [1, 2], "bos": "0"}, "bos='0': give a whole number"),
+        ({"symbols": [1, 2], "prompt": [float("nan")]}, r"prompt\[0\]=nan"),
+        ({"symbols": [1, 2], "include_prior": 1}, "include_prior=1: give True or False"),
+        ({"symbols": [1, 2], "seperator": []}, "there is no such field; there are symbols, bos"),
+        ({"symbols": [2**70]}, "fits 64 bits"),
+        ([1, 2], "give a mapping"),
+    ],
+)
+def test_damaged_fields_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TokenMap.from_dict(fields)
+
+
+def test_ids_in_any_container_are_the_same_map():
+    expected = TokenMap([[5], [6, 7]], bos=0, prompt=[1, 2], separator=[3])
+    symbols = ([[5], [6, 7]], (5, (6, 7)), [np.int64(5), np.array([6, 7])], [torch.tensor(5), torch.tensor([6, 7])])
+    for each in symbols:
+        for bos, prompt in (
+            (np.int64(0), np.array([1, 2])),
+            (torch.tensor(0), torch.tensor([1, 2])),
+            (0.0, range(1, 3)),
+        ):
+            found = TokenMap(each, bos=bos, prompt=prompt, separator=(np.uint8(3),))
+            assert found == expected
+            assert hash(found) == hash(expected)
+            assert TokenMap.from_dict(json.loads(json.dumps(found.to_dict()))) == expected
+    assert TokenMap(np.array([5, 6])) == TokenMap(torch.tensor([5, 6])) == TokenMap([5, 6])
+
+
+def test_words_in_any_container_are_encoded_alike():
+    token_map = TokenMap([5, 6], bos=0)
+    for words in ([[0, 1]], np.array([[0, 1]], dtype=np.uint8), [0, 1], torch.tensor([[0, 1]], dtype=torch.uint8)):
+        tokens, columns = token_map.encode(words)
+        assert (tokens.tolist(), columns.tolist()) == ([[0, 5, 6]], [[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: TokenMap("ab"), TypeError, "symbols='ab': give a list"),
+        (lambda: TokenMap([True, False]), TypeError, r"symbols\[0\]=True"),
+        (lambda: TokenMap([5, 6], bos=True), TypeError, "bos=True: give a whole number"),
+        (lambda: TokenMap([5, 6], bso=0), TypeError, "no parameter 'bso': choose from symbols, bos.*Did you mean bos"),
+        (lambda: TokenMap.identity(2.5), ValueError, "n_symbols=2.5"),
+        (lambda: TokenMap([5, 6]).encode([["a"]]), TypeError, "give whole numbers"),
+        (lambda: TokenMap([5, 6]).longest_word("8"), TypeError, "n_ctx='8'"),
+        (lambda: TokenMap([5, 6]).check_reads("mess3"), TypeError, "process='mess3': give a Process"),
+    ],
+)
+def test_wrong_kinds_are_refused_by_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -1,7 +1,12 @@
+import copy
+import json
+import pickle
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 import msp_lens as msp
@@ -169,3 +174,157 @@ def test_fingerprint_tells_processes_apart():
     assert msp.mess3(x=0.05, a=0.85) == msp.mess3(x=0.05, a=0.85)
     assert msp.mess3(x=0.05, a=0.85) != msp.mess3(x=0.05, a=0.86)
     assert len({msp.mess3(), msp.mess3(), msp.processes.z1r()}) == 2
+
+
+def test_a_process_is_a_plain_value(mess3):
+    strange = msp.Process(
+        mess3.transitions, name="<b>$x$\n", tokens=["[red]", "$", "ä\n"], states=[" ", "</script>", "x,y"]
+    )
+    for process in (
+        mess3,
+        strange,
+        msp.processes.product([mess3, strange]),
+        msp.processes.mixture([mess3, strange], [0.5, 0.5]),
+    ):
+        process.sample(2, 3, seed=0)
+        for same in (copy.copy(process), copy.deepcopy(process), pickle.loads(pickle.dumps(process))):
+            assert same == process
+            assert type(same) is type(process)
+            assert repr(same) == repr(process)
+            assert torch.equal(same.sample(5, 3, seed=1), process.sample(5, 3, seed=1))
+        assert msp.Process.from_json(process.to_json()) == process
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.bfloat16])
+def test_equal_numbers_are_equal_processes_however_they_come_in(mess3, default):
+    values = mess3.transitions
+    containers = (
+        values.tolist(),
+        tuple(map(tuple, values.tolist())),
+        values.numpy(),
+        list(values.numpy()),
+        list(values),
+        [[[np.float64(x) for x in row] for row in matrix] for matrix in values.tolist()],
+        [[[torch.tensor(x, dtype=torch.float64) for x in row] for row in matrix] for matrix in values.tolist()],
+        values.clone().requires_grad_(),
+        values.to_sparse(),
+        np.asfortranarray(values.numpy()),
+    )
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        for container in containers:
+            for initial in (None, [1 / 3] * 3, np.full(3, 1 / 3)):
+                process = msp.Process(
+                    container, tokens=np.array(["A", "B", "C"]), states=("A", "B", "C"), initial=initial
+                )
+                assert process.transitions.dtype == torch.float64
+                assert torch.equal(process.transitions, values)
+                assert process.fingerprint == mess3.fingerprint
+    finally:
+        torch.set_default_dtype(before)
+
+
+@given(st.integers(1, 2**13 - 1), st.integers(-8, 8))
+def test_the_last_bits_of_a_number_do_not_change_the_fingerprint(numerator, n_bits):
+    """Not even of one that has a 5 behind the decimals that count."""
+    p = numerator / 2**13
+    near = p + n_bits * float(np.spacing(p))
+    assert msp.processes.coin(p).fingerprint == msp.processes.coin(near).fingerprint
+    assert msp.processes.coin(p).fingerprint != msp.processes.coin(p + 1e-11).fingerprint
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats() | st.text(max_size=3),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=3), children, max_size=3),
+    max_leaves=8,
+)
+DEFINITIONS = [
+    msp.processes.golden_mean(p=0.3).to_dict(),
+    msp.processes.bloch_walk().to_dict(),
+    msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [0.5, 0.5]).to_dict(),
+    msp.processes.product([msp.processes.coin(), msp.processes.z1r()]).to_dict(),
+]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(DEFINITIONS), st.data())
+def test_a_damaged_definition_is_refused_or_is_another_process(definition, data):
+    field = data.draw(st.sampled_from([*definition, "another"]))
+    damaged = dict(definition)
+    if data.draw(st.booleans()):
+        damaged.pop(field, None)
+    else:
+        damaged[field] = data.draw(JSON)
+    for read in (lambda: msp.Process.from_dict(damaged), lambda: msp.Process.from_json(json.dumps(damaged))):
+        # Nothing but a ValueError, in a few lines.
+        message = ""
+        try:
+            assert isinstance(read(), msp.Process)
+        except ValueError as error:
+            message = str(error)
+        assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", r"\$=.*: give a mapping"),
+        ("{}", r"transitions=.missing.: this field is required"),
+        ('{"transitions": [[[NaN]]]}', "NaN is no JSON number"),
+        ('{"transitions": [[[1]]], "name": 3}', r"name=3: give text"),
+        ('{"transitions": [[[1]]], "states": "A"}', r"states='A': give a list"),
+        ('{"transitions": [[["1"]]]}', r"transitions=.*give real numbers"),
+        ('{"transitions": [[[1]]], "transition": 1}', "there is no such field; there are transitions, name"),
+        ('{"transitions": [[[1]]], "parameters": {"p": "x"}}', r"parameters\['p'\]='x': give a number"),
+        ('{"kind": []}', r"definition.kind=\[\]: give text"),
+        ('{"kind": "blend"}', "'blend' is not a kind of process"),
+        ('{"kind": "product", "name": "p", "factors": [3]}', r"factors\[0\]=3: give a mapping"),
+        ('{"kind": "product", "name": "p"}', r"factors=.missing.: this field is required"),
+        ("[" * 100_000, "is not valid JSON"),
+    ],
+)
+def test_what_is_no_definition_is_refused_by_its_field(text, message):
+    with pytest.raises(ValueError, match=message):
+        msp.Process.from_json(text)
+
+
+def test_a_definition_may_not_be_nested_without_end():
+    definition = msp.processes.coin().to_dict()
+    for _ in range(3_000):
+        definition = {"kind": "product", "name": "p", "factors": [definition]}
+    with pytest.raises(ValueError, match="too deep"):
+        msp.Process.from_dict(definition)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: msp.mess3().sample(10**12, 10, seed=0), "10\\d* words of 10 tokens would take .* GB"),
+        (lambda: msp.processes.random_process(10**6, 3, seed=0), "would take .* GB"),
+        (lambda: msp.beliefs.attractor(msp.mess3(), 10**12, seed=0), "n_points=10.* would take"),
+        (lambda: msp.data.all_words(msp.mess3(), 10**12), "n_ctx=10.* would take"),
+        (lambda: msp.TokenMap.identity(10**12), "n_symbols=10.* would take"),
+        (lambda: msp.mess3().sample(1, 1, seed=2**70), "seed=.*fits 64 bits"),
+        (lambda: msp.mess3().sample(1, 1, seed=-1), "seed=-1"),
+        (lambda: msp.mess3().sample(2.5, 1, seed=0), "n_words=2.5: give a whole number"),
+        (lambda: msp.beliefs.mixed_states(msp.mess3(), 1.5), "depth=1.5: give a whole number"),
+        (lambda: msp.beliefs.walk_levels(msp.mess3(), 1.5), "depth=1.5: give a whole number"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_before_any_work(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "as_number", [np.int64, np.int32, float, torch.tensor, lambda n: torch.tensor(n, dtype=torch.uint8)]
+)
+def test_whole_numbers_of_any_type_mean_the_same(mess3, as_number):
+    two, three = as_number(2), as_number(3)
+    assert torch.equal(mess3.sample(two, three, seed=three), mess3.sample(2, 3, seed=3))
+    assert len(msp.words(mess3, n_ctx=two)) == 9
+    assert msp.beliefs.mixed_states(mess3, two).depth == 2
+    assert msp.processes.random_process(two, three, seed=two) == msp.processes.random_process(2, 3, seed=2)
+    assert msp.processes.matching_parens(depth=two).to_json() == msp.processes.matching_parens(depth=2).to_json()
