@@ -9,6 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Count, checked
+from msp_lens._values import Value
 from msp_lens.data import BeliefDataset
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits
@@ -16,7 +17,7 @@ from msp_lens.models.sites import Sites
 
 
 @dataclass(frozen=True, eq=False)
-class Centroids:
+class Centroids(Value):
     """Mean belief and mean activations (by hook name) of the prefixes in each cell, and each cell's probability."""
 
     beliefs: Float64[Tensor, "cell state"]

@@ -12,6 +12,7 @@ import pandas as pd
 
 from msp_lens._checks import checked, converted
 from msp_lens._tables import TableView, json_records
+from msp_lens._values import Value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InterventionReport(TableView):
+class InterventionReport(Value, TableView):
     """What an experiment found, one row for each result; KL and regrets in nats.
 
     Where beliefs were written, the measures are averages over words, each with its standard error (`…_error`):
@@ -110,12 +111,9 @@ class InterventionReport(TableView):
         rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in fields["results"]]
         table, layout = pd.DataFrame(rows), Layout(**fields["layout"]) if fields["layout"] else None
         _check_layout(fields, layout)
-        rest = {key: fields[key] for key in ("title", "keys", "notes", "provenance", "shown")}
-        return cls(table=table, layout=layout, **rest)
-
-    def __eq__(self, other: object) -> bool:
-        """Whether everything is equal; undefined numbers are equal."""
-        return isinstance(other, InterventionReport) and self.to_dict() == other.to_dict()
+        named = {name: tuple(fields[name]) for name in ("keys", "notes")}
+        rest = {name: fields[name] for name in ("title", "provenance", "shown")}
+        return cls(table=table, layout=layout, **named, **rest)
 
     @checked
     def select(self, **where: Any) -> pd.Series:

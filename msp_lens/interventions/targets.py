@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens._values import Value
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.trajectories import draw_tokens
 from msp_lens.data import words as words_of
@@ -25,7 +26,7 @@ from msp_lens.processes.process import Process, validated_distribution
 
 
 @dataclass(frozen=True, eq=False)
-class Targets:
+class Targets(Value):
     """Beliefs to write, for those of the given words that have a target.
 
     Attributes:
