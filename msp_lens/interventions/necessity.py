@@ -83,10 +83,7 @@ def necessity(
     left_alone = regret([no_edit(chosen[0])])
     caution = untrained_end(left_alone)
     trained = slice(None, -1) if caution else slice(None)
-    # The most that can be lost: the regret of predicting each token by its overall frequency.
-    optimal = next_token_probabilities(dataset.process, dataset.beliefs)[:, trained]
-    average = (dataset.word_weights[:, None, None] * optimal).sum(dim=0).mean(dim=0)
-    worth = float((dataset.word_weights @ kl_divergence(optimal, average.log().expand_as(optimal))).mean())
+    worth = float(worth_of_context(dataset)[trained].mean())
     records = []
     for group in [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else []):
         for name, draws in {"none": [], **_ablations(group, n_random, seed)}.items():
@@ -110,6 +107,13 @@ def necessity(
     )
     layout = Layout(["site"], "edit", "regret", title, shade="share_lost")
     return InterventionReport(title, table, ("site", "edit"), notes, provenance | {"n_random": n_random}, layout)
+
+
+def worth_of_context(dataset: BeliefDataset) -> Float64[Tensor, "pos"]:
+    """The most that can be lost, at each position: the regret in nats of predicting each token by its frequency."""
+    optimal = next_token_probabilities(dataset.process, dataset.beliefs)
+    average = (dataset.word_weights[:, None, None] * optimal).sum(dim=0).mean(dim=0)
+    return dataset.word_weights @ kl_divergence(optimal, average.log().expand_as(optimal))
 
 
 def _ablations(group: Sequence[BeliefProbe], n_random: int, seed: int) -> dict[str, list[list[Edit]]]:

@@ -6,7 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 
 from msp_lens.formation import Emergence, Snapshot
-from msp_lens.interventions.intervention_report import InterventionReport
+from msp_lens.interventions.intervention_report import (
+    InterventionReport,
+    effect,
+    effect_text,
+    percent,
+    worse_than_placebo,
+)
+from msp_lens.interventions.necessity import worth_of_context
+from msp_lens.interventions.preparation import untrained_end
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.training.training_run import TrainingRun
 
@@ -20,16 +28,31 @@ def caveats(
     interventions: InterventionReport | None,
     emergence: Emergence | None,
     skipped: Mapping[str, str],
+    *,
+    several_seeds: bool = False,
 ) -> list[str]:
     """The caveats that apply to this run, the most serious first."""
+    if training.process.degeneracy().belief_dimensions == 0:
+        # Scores and effects mean nothing, and so would remarks on them.
+        return list(_training(training, report, emergence))
     return [
-        *_training(training, emergence),
+        *_training(training, report, emergence),
+        *_words(report),
         *_skill(report, emergence),
         *_scores(report),
         *(_interventions(report, interventions) if interventions is not None else ()),
         *(f"Not run: {name}. {reason}" for name, reason in skipped.items()),
-        f"This is one network, trained once (seed {training.seed}): how results vary with the seed is unknown.",
+        _of_one_seed(training.seed, several_seeds),
     ]
+
+
+def _of_one_seed(seed: int, several_seeds: bool) -> str:
+    if several_seeds:
+        return f"All but the scores over seeds is of one network (seed {seed})."
+    return (
+        f"This is one network, trained once (seed {seed}): how results vary with the seed is unknown. Skill in "
+        "particular can change severalfold from one training to the next."
+    )
 
 
 def untrained_snapshot(emergence: Emergence | None) -> Snapshot | None:
@@ -44,31 +67,65 @@ def of_words(report: ProbeReport, emergence: Emergence | None) -> str:
     return f" (on words of {emergence.provenance['n_ctx']} tokens)"
 
 
-def _training(training: TrainingRun, emergence: Emergence | None) -> Iterator[str]:
+def _training(training: TrainingRun, report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
     degeneracy, name = training.process.degeneracy(), training.process.name
     if degeneracy.belief_dimensions == 0:
         yield f"{name} has a single reachable belief: there is nothing to read, and no score is meaningful."
-    elif degeneracy.beliefs_follow_from_next_token:
+        return
+    if degeneracy.beliefs_follow_from_next_token:
         yield (
             f"The beliefs of {name} are an affine function of its next-token probabilities: a probe alone cannot tell "
             "a network that represents beliefs from one that represents its own next prediction, and an edit changes "
             "both at once."
         )
-    # A regret above this share of the untrained network's, or of the optimal loss, is large.
-    much = 0.1
+    yield from untrained_end(training.regret)
     regret, first = float(training.regret.mean()), untrained_snapshot(emergence)
     untrained = first.regret if first is not None else math.nan
-    if regret > much * untrained:
+    worth = float(worth_of_context(report.dataset).mean()) if report.dataset is not None else math.nan
+    # Up to this share of either, a regret is small.
+    little = 0.1
+    if regret > worth:
         yield (
-            f"The network has not learned to predict well: its regret of {regret:.2g} nats is {regret / untrained:.0%} "
-            "of the untrained network's. More training may change what it represents."
+            f"The network predicts worse than one that knows only how often each token comes: its regret is "
+            f"{regret:.2g} nats, that one's {worth:.2g}. It has not learned the process, and a random network can "
+            "reach a high R² too."
         )
-    elif math.isnan(untrained) and regret > much * float(training.optimum.mean()):
-        yield f"The network's predictions are far from optimal: its regret is {regret:.2g} nats."
+    elif regret > little * worth:
+        yield (
+            f"The network has not learned to predict well: its regret of {regret:.2g} nats is "
+            f"{percent(regret / worth)} of that of predicting each token by its frequency. More training may change "
+            "what it represents."
+        )
+    elif regret > little * untrained:
+        yield (
+            f"The network has not learned to predict well: its regret of {regret:.2g} nats is "
+            f"{percent(regret / untrained)} of the untrained network's. More training may change what it represents."
+        )
+
+
+def _words(report: ProbeReport) -> Iterator[str]:
+    """What the words on which the network was probed leave out."""
+    dataset = report.dataset
+    if dataset is None:
+        return
+    process, seen = dataset.process, set(dataset.tokens.unique().tolist())
+    if unseen := [token for number, token in enumerate(process.tokens) if number not in seen]:
+        yield f"{_named('Token', unseen)} never in these words: no belief after {_it(unseen)} was read or written."
+    constant = dataset.prefix_beliefs.std(dim=0, correction=0) < 1e-9
+    if fixed := [state for state, is_constant in zip(process.states, constant, strict=True) if is_constant]:
+        yield (
+            f"The probability of {_listed(fixed)} is the same in every belief: there is nothing to read in it, and it "
+            "adds nothing to R²."
+        )
 
 
 def _skill(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
     best = report.best_site.label
+    if worse := [label for label, probe in report.items() if probe.scores.held_out.r2 < 0]:
+        yield (
+            f"Held-out R² is below 0 at {_listed(worse)}: there, the probe reads the belief worse than the mean belief "
+            "would. It fits rows that it was not held out from, and nothing general."
+        )
     if below := [label for label in report if report.skill(label) <= 0]:
         yield (
             f"Skill is not positive at {_listed(below)}: there, a control that sees only the last tokens or the "
@@ -78,8 +135,8 @@ def _skill(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
     if control is not None and 0 < skill < LITTLE_SKILL:
         yield (
             f"Skill is only {skill:.2f} at {best}, where the belief is read best: {control.name} alone reaches "
-            f"R² {control.held_out.r2:.4f}, so reading the belief there shows little more than that the network "
-            "remembers the last tokens."
+            f"R² {control.held_out.r2:.4f} held out, so reading the belief there shows little more than that the "
+            "network remembers the last tokens."
         )
     if any(each.kind == "untrained" for each in report.controls):
         return
@@ -89,11 +146,18 @@ def _skill(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
             "No untrained network was probed, and one can reach a high R² too. Keep the checkpoint of step 0, or call "
             "probe(…, untrained=3)."
         )
+        return
+    r2, on = first.report[best].scores.held_out.r2, of_words(report, emergence)
     # Above this, little is left for training to explain.
-    elif (r2 := first.report[best].scores.held_out.r2) > 0.5:
+    if r2 > 0.5:
         yield (
-            f"The untrained network already reaches R² {r2:.3f} at {best}{of_words(report, emergence)}: only the "
-            "difference is due to training."
+            f"The untrained network already reaches R² {r2:.4f} at {best}, held out{on}: only the difference is due to "
+            "training."
+        )
+    elif r2 < 0:
+        yield (
+            f"Before training, held-out R² at {best} is below 0{on}: the probe reads the belief worse than the mean "
+            "belief would. How far below says nothing about the network."
         )
 
 
@@ -111,8 +175,8 @@ def _scores(report: ProbeReport) -> Iterator[str]:
     optimistic = [each.label for each in others if each.scores.in_sample.mse < share * each.scores.held_out.mse]
     if optimistic:
         yield (
-            f"In-sample errors are less than {share:.0%} of the held-out errors at {_listed(optimistic)}: quote the "
-            "held-out scores."
+            f"In-sample errors are less than {100 * share:.0f} % of the held-out errors at {_listed(optimistic)}: "
+            "quote the held-out scores."
         )
     widest = max(report.probes, key=lambda probe: sum(probe.widths))
     n, width = widest.scores.in_sample.n, sum(widest.widths)
@@ -129,23 +193,21 @@ def _scores(report: ProbeReport) -> Iterator[str]:
 
 def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[str]:
     site = report.best_site.label
-    above = float(found.select(site=site, edit="steer").above_placebo)
-    if math.isnan(above):
-        yield (
-            f"At {site} there was nothing for an edit to recover: not even the activation of a run that held the "
-            "target belief moves the network's prediction towards it. Whether the network uses the belief there is "
-            "unknown."
-        )
-    elif above < 0.5:
-        yield (
-            f"Steering at {site} recovers only {above:.0%} of the difference between a random step and a donor: the "
-            "belief can be read there, but the network does not use it in the form in which this edit writes it."
-        )
-    else:
+    yield effect_text(found, site=site)
+    if effect(found, site=site) == "acts":
         yield (
             f"A successful edit shows that the belief written at {site} is sufficient to set the next prediction. It "
             "does not show that the network uses nothing else."
         )
+    yield from (f"{note.removeprefix('* ')}" for note in worse_than_placebo(found))
+
+
+def _named(kind: str, names: list[str]) -> str:
+    return f"{kind} {names[0]} comes" if len(names) == 1 else f"{kind}s {_listed(names)} come"
+
+
+def _it(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 def _listed(names: list[str]) -> str:

@@ -10,19 +10,30 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from msp_lens._tables import TableView
 from msp_lens._templates import render_template
-from msp_lens.beliefs import entropy_rate, presentation
+from msp_lens.beliefs import Measure, entropy_rate, presentation
 from msp_lens.figures.movie import Movie
 from msp_lens.formation import Emergence
-from msp_lens.interventions.intervention_report import InterventionReport
+from msp_lens.interventions.intervention_report import Effect, InterventionReport, effect, effect_text, percent
 from msp_lens.models.model_files import model_fingerprint
-from msp_lens.page.caveats import LITTLE_SKILL, caveats, of_words, untrained_snapshot
+from msp_lens.page.caveats import caveats, of_words, untrained_snapshot
 from msp_lens.page.pictures import ThemedPicture
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.training_run import TrainingRun
 
-Answer = Literal["nothing to carry", "yes", "read only", "used only", "read, use unknown", "no"]
+# Whether the belief is read, and what writing another did.
+Answer = Literal[
+    "nothing to carry",
+    "yes",
+    "read, used in part",
+    "read only",
+    "read, use unknown",
+    "used only",
+    "used in part only",
+    "no",
+]
 
 
 def render_page(
@@ -34,6 +45,7 @@ def render_page(
     config: Mapping[str, Any],
     *,
     emergence: Emergence | None = None,
+    over_seeds: TableView | None = None,
     movie: Movie | None = None,
     model_file: str,
 ) -> str:
@@ -47,6 +59,7 @@ def render_page(
         pictures: From `run_pictures`; embedded in the page.
         config: The settings of the run.
         emergence: How beliefs formed, if the run kept checkpoints.
+        over_seeds: The scores of networks trained from other seeds, if there are any.
         movie: Its movie.
         model_file: Name of the checkpoint in the page's folder.
     """
@@ -55,11 +68,14 @@ def render_page(
     shuffled = best.scores.shuffled_held_out
     tables: dict[str, Any] = {"probes": report, "controls": report.controls, **experiments}
     tables |= {"emergence": emergence} if emergence is not None else {}
+    tables |= {"over_seeds": over_seeds} if over_seeds is not None else {}
     images = {name: {"light": _embedded(both.light), "dark": _embedded(both.dark)} for name, both in pictures.items()}
     kl = None
     if steered is not None:
         edits = ("steer", "none", "placebo", "donor")
-        kl = {edit: float(steered.select(site=best.label, edit=edit).kl_to_target) for edit in edits}
+        rows = {edit: steered.select(site=best.label, edit=edit) for edit in edits}
+        kl = {edit: float(row.kl_to_target) for edit, row in rows.items()}
+        kl |= {"recovered": percent(rows["steer"].recovery), "said": effect_text(steered, site=best.label)}
     return render_template(
         "msp_lens.page",
         "report.html",
@@ -71,9 +87,7 @@ def render_page(
         report=report,
         best=best,
         control=report.controls.best(best.label),
-        skill=report.skill(best.label),
         answer=answer(training, report, steered),
-        little_skill=LITTLE_SKILL,
         untrained_r2=first.report[best.label].scores.held_out.r2 if first is not None else None,
         untrained_regret=first.regret if first is not None else None,
         of_words=of_words(report, emergence),
@@ -84,7 +98,7 @@ def render_page(
         emergence=emergence,
         movie=movie._repr_html_() if movie is not None else None,
         skipped=skipped,
-        caveats=caveats(training, report, steered, emergence, skipped),
+        caveats=caveats(training, report, steered, emergence, skipped, several_seeds=over_seeds is not None),
         pictures=images,
         config=config,
         fingerprint=model_fingerprint(training.model),
@@ -96,21 +110,17 @@ def answer(training: TrainingRun, report: ProbeReport, interventions: Interventi
     """The answer to the page's question, at the site where the belief is read best.
 
     The belief is read if the probe explains more, held out, than the best control; without controls, if it explains
-    more than half of the variance. It is used if steering recovers more than half of the difference between a random
-    step (0) and the activation of a run that held the belief (1).
+    more than half of the variance. What `interventions.intervention_report.effect` says of steering tells whether it is
+    used.
     """
     if training.process.degeneracy().belief_dimensions == 0:
         return "nothing to carry"
     best, skill = report.best_site, report.skill(report.best_site.label)
     reads = best.scores.held_out.r2 > 0.5 if math.isnan(skill) else skill > 0
-    above = math.nan
-    if interventions is not None:
-        above = float(interventions.select(site=best.label, edit="steer").above_placebo)
-    if math.isnan(above):
-        return "read, use unknown" if reads else "no"
-    if above > 0.5:
-        return "yes" if reads else "used only"
-    return "read only" if reads else "no"
+    did = effect(interventions, site=best.label) if interventions is not None else "cannot tell"
+    read: dict[Effect, Answer] = {"acts": "yes", "in part": "read, used in part", "none": "read only"}
+    unread: dict[Effect, Answer] = {"acts": "used only", "in part": "used in part only"}
+    return read.get(did, "read, use unknown") if reads else unread.get(did, "no")
 
 
 def _facts(process: Process) -> dict[str, str]:
@@ -121,9 +131,15 @@ def _facts(process: Process) -> dict[str, str]:
         "coordinates" if process.is_generalized else "hidden states": ", ".join(process.states),
         "tokens": ", ".join(process.tokens),
         "beliefs": presentation(process).description,
-        "entropy rate": f"{rate.value:.4f} nats per token, the lowest possible loss in the long run",
+        "entropy rate": f"{rate_text(rate)} nats per token, the lowest possible loss in the long run",
         "next token": str(process.degeneracy()),
     }
+
+
+def rate_text(rate: Measure) -> str:
+    """An entropy rate to four decimals; its bounds, where they differ in those."""
+    low, high = f"{rate.lower:.4f}", f"{rate.upper:.4f}"
+    return low if low == high else f"between {low} and {high}"
 
 
 def _embedded(image: Image.Image) -> str:

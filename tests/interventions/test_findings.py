@@ -66,7 +66,7 @@ def made(kl, *, regret, error=0.01, above=0.5, site="1_post", marked=()):
     ]
     keys = ("site", "position", "edit", "target", "strength")
     layout = Layout(["site"], "edit", "kl_to_target", "KL", number=".4f", shade="recovery", mark="worse_than_placebo")
-    return InterventionReport("Made up", pd.DataFrame(rows), keys, ("A note.",), {"seed": 0}, layout)
+    return InterventionReport("Made up", pd.DataFrame(rows), keys, ("A note.",), {"positions": [5]}, layout)
 
 
 # A network for z1r after thirty steps: it has learned next to nothing.

@@ -1,0 +1,200 @@
+"""What a page says of what was found: its headline, its caveats, and names as text. Nothing is trained here."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+import msp_lens as msp
+from msp_lens.page.caveats import caveats
+from msp_lens.page.render import answer, rate_text, render_page
+from tests.interventions.test_findings import HARDLY_TRAINED, TRAINED, made
+
+SCRIPT = '<script>alert("x")</script>'
+
+
+def untrained(process, n_ctx=4, seed=0):
+    """A network with random weights, as if it had just been trained, with its probes."""
+    model = msp.build_model(
+        msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=n_ctx), seed=seed
+    )
+    dataset = msp.data.all_words(process, n_ctx)
+    regret = msp.training.regret_by_position(model, dataset)
+    optimum = msp.beliefs.optimal_losses(process, n_ctx)
+    training = msp.TrainingRun(model, process, msp.TrainingConfig(steps=1), (), regret, optimum, 0, 1.0, 1)
+    return training, msp.probe(model, dataset, progress=False)
+
+
+@pytest.fixture(scope="module")
+def random_network(mess3):
+    return untrained(mess3)
+
+
+def with_r2(report, r2):
+    """The report with this held-out R² at every site."""
+
+    def scored(probe):
+        held_out = dataclasses.replace(probe.scores.held_out, r2=r2, mse=1 - r2)
+        return dataclasses.replace(probe, scores=dataclasses.replace(probe.scores, held_out=held_out))
+
+    return dataclasses.replace(report, probes=tuple(map(scored, report.probes)))
+
+
+def at_best(report, kl, **options):
+    return made(kl, site=report.best_site.label, **options)
+
+
+def page_of(training, report, found=None, **options):
+    config = {"model": {}, "training": {}, "preset": None, "weighting": "probability", "seed": 0, "started": None}
+    config |= {"versions": {"msp_lens": "0"}} | options.pop("config", {})
+    experiments = {"interventions": found} if found is not None else {}
+    names = ("interventions", "persistence", "necessity", "bayes_consistency", "prediction_consistency")
+    skipped = {name: "It was not asked for." for name in names if name not in experiments}
+    return render_page(training, report, experiments, skipped, {}, config, model_file="model.safetensors", **options)
+
+
+def headline(page):
+    return " ".join(re.search(r'<p class="lead"><strong>(.*?)</strong>', page, re.DOTALL)[1].split())
+
+
+@pytest.mark.parametrize(
+    ("kl", "regret", "r2", "expected", "said"),
+    [
+        (TRAINED, 0.002, 1.0, "yes", "Yes. The belief can be read"),
+        (TRAINED, 0.002, -1.0, "used only", "In part. The network acts on a belief written"),
+        # A network for z1r after thirty steps beats the donor, and does not use the belief.
+        (HARDLY_TRAINED, 0.23, 1.0, "read, use unknown", "Whether the network uses it remains unknown"),
+        (HARDLY_TRAINED, 0.23, -1.0, "no", "These results do not show that it does"),
+        (HARDLY_TRAINED, 0.001, 1.0, "read, used in part", "follow it less than half of the way"),
+        (HARDLY_TRAINED, 0.001, -1.0, "used in part only", "These results do not show that it does"),
+        (TRAINED | {"steer": 0.62}, 0.002, 1.0, "read only", "does not change the network’s predictions accordingly"),
+        (TRAINED | {"steer": 0.62}, 0.002, -1.0, "no", "These results do not show that it does"),
+        (None, None, 1.0, "read, use unknown", "Whether the network uses it remains unknown"),
+        (None, None, -1.0, "no", "These results do not show that it does"),
+    ],
+)
+def test_the_headline(random_network, kl, regret, r2, expected, said):
+    training, report = random_network
+    report = with_r2(report, r2)
+    found = at_best(report, kl, regret=regret, above=2.4) if kl else None
+    assert answer(training, report, found) == expected
+    page = page_of(training, report, found)
+    assert said in headline(page)
+    assert ("acts on the belief written" in page) == (expected in ("yes", "used only"))
+    if kl is HARDLY_TRAINED:
+        assert "18.5 % of the way" in page
+
+
+def test_a_network_that_has_learned_nothing_is_said_to(random_network):
+    training, report = random_network
+    page = page_of(training, report)
+    assert headline(page).startswith("These results do not show that it does")
+    assert "The network predicts worse than one that knows only how often each token comes" in page
+    learned = dataclasses.replace(training, regret=torch.full((4,), 1e-3, dtype=torch.float64))
+    assert not any("learned" in caveat for caveat in caveats(learned, report, None, None, {}))
+    half = dataclasses.replace(training, regret=torch.full((4,), 0.1, dtype=torch.float64))
+    assert any("has not learned to predict well" in caveat for caveat in caveats(half, report, None, None, {}))
+
+
+def test_a_last_position_that_was_never_trained_is_named(random_network):
+    training, report = random_network
+    regret = torch.tensor([1e-3, 2e-3, 1e-3, 1.4], dtype=torch.float64)
+    page = page_of(dataclasses.replace(training, regret=regret), report)
+    assert "The last position, 3, was probably never trained: regret there is 1.4 nats" in page
+    assert "msp.words(process, n_ctx=3)" in page
+
+
+def test_an_edit_that_is_worse_than_its_placebo_is_named(random_network):
+    training, report = random_network
+    found = at_best(report, TRAINED | {"steer": 0.6}, regret=0.002, marked=["steer"])
+    page = page_of(training, report, found)
+    assert f"Worse than the placebo by more than two standard errors: steer at {report.best_site.label}." in page
+    assert "0.6000*" in page
+
+
+def test_scores_below_nothing_are_explained(random_network):
+    training, report = random_network
+    page = page_of(training, with_r2(report, -7.0))
+    assert "R² 0 or less at" in page
+    assert "Held-out R² is below 0 at" in page
+    assert "worse than the mean belief would" in page
+
+
+def test_a_process_with_one_belief_gets_a_sentence_and_no_number():
+    training, report = untrained(msp.processes.coin())
+    page = page_of(training, report)
+    assert headline(page) == "There is nothing to represent: coin has a single reachable belief."
+    assert "No score below means anything" in page
+    numbers = re.search(r'<div class="numbers">.*?</div>', page, re.DOTALL)[0]
+    assert "there is only one" in numbers
+    assert "nan" not in numbers
+    assert "1 mixed state<" in page
+    assert len(caveats(training, report, None, None, {})) >= 1
+    assert not any("Skill" in caveat or "R²" in caveat for caveat in caveats(training, report, None, None, {}))
+
+
+def test_symbols_and_states_of_which_nothing_is_learned_are_named():
+    never = torch.cat([msp.processes.golden_mean().transitions, torch.zeros(1, 2, 2, dtype=torch.float64)])
+    training, report = untrained(msp.Process(never, name="golden", tokens=("A", "B", "C")))
+    said = caveats(training, report, None, None, {})
+    assert "Token C comes never in these words: no belief after it was read or written." in said
+    assert not any("the same in every belief" in caveat for caveat in said)
+    # A state that is left at once: no belief after a token gives it any probability.
+    moore = msp.processes.from_moore([[0.9, 0.1], [0.2, 0.8]], [[0.9, 0.1], [0.3, 0.7]], startprob=[1.0, 0.0])
+    training, report = untrained(moore)
+    said = caveats(training, report, None, None, {})
+    assert any(caveat.startswith("The probability of START is the same in every belief") for caveat in said)
+    assert not any("comes never" in caveat for caveat in said)
+
+
+def test_names_are_text_everywhere_on_the_page():
+    golden = msp.processes.golden_mean()
+    process = msp.Process(
+        golden.transitions,
+        name=SCRIPT,
+        tokens=(f"0{SCRIPT}", "<img src=x onerror=alert(1)>"),
+        states=(f"a{SCRIPT}", "<b>&amp;"),
+    )
+    training, report = untrained(process)
+    probes = [probe for probe in report.probes if len(probe.sites) == 1]
+    own = {f"{SCRIPT}": msp.interventions.EDITS["steer"]}
+    options = {"probes": probes, "n_words": 10}
+    experiments = {
+        "interventions": msp.intervene(
+            training.model, process, edits={"steer": msp.interventions.EDITS["steer"], **own}, **options
+        ),
+        "persistence": msp.persistence(training.model, process, target={SCRIPT: [1.0, 0]}, **options),
+        "necessity": msp.necessity(training.model, process, n_random=1, **options),
+        "bayes_consistency": msp.interventions.bayes_consistency(training.model, process, **options),
+    }
+    config = {
+        "model": {"act_fn": SCRIPT},
+        "training": {"note": SCRIPT},
+        "preset": SCRIPT,
+        "weighting": SCRIPT,
+        "seed": 0,
+        "started": SCRIPT,
+        "versions": {"msp_lens": SCRIPT, SCRIPT: SCRIPT},
+    }
+    skipped = {"prediction_consistency": SCRIPT}
+    page = render_page(training, report, experiments, skipped, {}, config, model_file=f"{SCRIPT}.safetensors")
+    assert page.count("<script>") == page.count("</script>") == 1, "the page's own"
+    assert "<img src=x" not in page
+    assert "<b>&amp;" not in page
+    assert page.count("&lt;script&gt;alert(") > 10
+
+
+def test_bounds_of_an_entropy_rate_are_quoted_where_they_differ():
+    measure = msp.beliefs.Measure(0.9354, 0.9226, 0.9455, "made up")
+    assert rate_text(measure) == "between 0.9226 and 0.9455"
+    assert rate_text(dataclasses.replace(measure, value=0.5, lower=0.50001, upper=0.50002)) == "0.5000"
+
+
+def test_several_seeds_have_a_table_of_their_own(random_network):
+    training, report = random_network
+    page = page_of(training, report, over_seeds=made(TRAINED, regret=0.002))
+    assert "How much depends on the seed" in page
+    assert "All but the scores over seeds is of one network (seed 0)." in page
+    assert "How much depends on the seed" not in page_of(training, report)
+    assert "Skill in particular can change severalfold" in page_of(training, report)
