@@ -29,6 +29,7 @@ from torch import Tensor
 from msp_lens._checks import checked
 from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook
 from msp_lens.models.positions import Position, at_positions, check_position, writing
+from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
 
@@ -331,14 +332,19 @@ def conversions(*tensors: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
     return lambda activation: converted(activation.device, activation.dtype)
 
 
-def site_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
-    """Σ_hh of the probe's site; a `ValueError` if the probe has no moments."""
+def moments_of(probe: BeliefProbe) -> Moments:
+    """The probe's moments; a `ValueError` if it has none."""
     if probe.moments is None:
         raise ValueError(
             f"{probe!r} has no moments, and this edit is solved from them: fit the probe with msp.probe, or load one "
             "that was saved with its moments. steer, patch and pseudo_inverse_shift need none."
         )
-    return probe.moments.covariance(probe.sites, probe.sites)
+    return probe.moments
+
+
+def site_covariance(probe: BeliefProbe) -> Float64[Tensor, "feature feature"]:
+    """Σ_hh of the probe's site; a `ValueError` if the probe has no moments."""
+    return moments_of(probe).covariance(probe.sites, probe.sites)
 
 
 def centered_weights(probe: BeliefProbe) -> Float64[Tensor, "feature state"]:

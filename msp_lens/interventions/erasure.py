@@ -6,8 +6,8 @@
 
 In whitened coordinates `W D̂ = Σ_hh^½ U Uᵀ Σ_hh^-½`, with U an orthonormal basis of `Σ_hh^-½ Σ_hb`: the oblique
 projection of Belrose et al. 2023. So erasing and keeping split h - μ_h in two. The null of each erasure removes as many
-random dimensions. All but the last need the probe's moments (else `ValueError`). Projections stay in factors,
-`[feature, rank]` and `[rank, feature]`.
+random dimensions. All but the last need the probe's moments (else `ValueError`). W is the probe's own but for LEACE,
+which takes that of least squares. Projections stay in factors, `[feature, rank]` and `[rank, feature]`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import checked
-from msp_lens.interventions.edits import Edit, centered_weights, conversions, read_decoder, site_covariance
-from msp_lens.moments.solve import RANK_CUTOFF
+from msp_lens.data.labelled import BELIEF
+from msp_lens.interventions.edits import (
+    Edit,
+    centered_weights,
+    conversions,
+    moments_of,
+    read_decoder,
+    site_covariance,
+)
+from msp_lens.moments.solve import RANK_CUTOFF, least_squares
 from msp_lens.probing.belief_probe import BeliefProbe
 
 
@@ -26,12 +34,15 @@ from msp_lens.probing.belief_probe import BeliefProbe
 def erase(probe: BeliefProbe) -> Edit:
     """LEACE: the smallest change of h, in the data's own metric, that leaves no linear trace of the belief.
 
-    Afterwards no affine probe of the site does better than a constant. If the loss rises, something correlated with the
-    belief was used, which need not be the belief. The belief can be read again at later sites, from attention to other
-    positions, unless those are edited too. Source: Belrose et al. 2023, "LEACE: Perfect linear concept erasure in
-    closed form" (arXiv 2306.03819), theorem 4.3.
+    It is solved by least squares, however the probe was fitted. Afterwards no affine probe of the site does better than
+    a constant. If the loss rises, something correlated with the belief was used, which need not be the belief. The
+    belief can be read again at later sites, from attention to other positions, unless those are edited too. Source:
+    Belrose et al. 2023, "LEACE: Perfect linear concept erasure in closed form" (arXiv 2306.03819), theorem 4.3.
     """
-    return _projecting("erase", probe, centered_weights(probe), read_decoder(probe))
+    # A penalized probe leaves out of W what goes with the belief in directions of little variance.
+    weights = least_squares(moments_of(probe), probe.sites, BELIEF).weights
+    weights = weights - weights.mean(dim=1, keepdim=True)
+    return _projecting("erase", probe, weights, read_decoder(probe, weights))
 
 
 @checked

@@ -77,7 +77,7 @@ def intervene(
     """
     process, n_ctx = process_of(model, data)
     wanted = chosen_positions(positions, n_ctx)
-    scales = [strengths] if isinstance(strengths, float) else list(strengths)
+    scales = [float(each) for each in ([strengths] if isinstance(strengths, int | float) else strengths)]
     if not scales or not all(map(math.isfinite, scales)) or len(set(scales)) < len(scales):
         raise ValueError(f"strengths={scales}: give at least one finite number, and none twice.")
     engine = Engine(model, process, probes, edits, targets, max(wanted) + 1, n_words, seed, batch_size)
@@ -125,8 +125,8 @@ def intervene(
     rows, columns = ("site", "edit") if len(engine.edits) <= 8 else ("edit", "site")
     shown = {"position": wanted[0], "target": next(iter(engine.targets)), "strength": 1.0}
     label = "KL to the target's optimum (nats)"
-    shades = {"shade": "recovery", "mark": "worse_than_placebo"}
-    layout = Layout([rows, *varying], columns, "kl_to_target", label, number=".4f", **shades, chosen=shown)
+    cells = {"number": ".4f", "shade": "recovery", "mark": "worse_than_placebo"}
+    layout = Layout([rows, *varying], columns, "kl_to_target", label, chosen=shown, **cells)
     found = InterventionReport(title, table, tuple(keys), tuple(notes), provenance, layout)
     return replace(found, notes=(*_contrast(found), *worse_than_placebo(found), *notes))
 

@@ -194,7 +194,7 @@ class InterventionReport(Value, TableView):
             table = self._shown().drop(columns=constant)
             return table.map(text).set_index(table.columns[0])
         found = self._shown()
-        marks = found[layout.mark].map({True: "*", False: ""}) if layout.mark else ""
+        marks = ["*" if marked else "" for marked in found[layout.mark]] if layout.mark else ""
         cells = found.assign(**{layout.value: found[layout.value].map(text) + marks})
         wide = _wide(cells, layout.rows, layout.columns, layout.value).fillna("")
         return wide.reset_index(level=layout.rows[1:]).rename_axis(columns=None)
@@ -341,8 +341,8 @@ def effect(found: InterventionReport, edit: str = "steer", **where: Any) -> Effe
         more, less = row(name), row(other)
         return more["recovery"] - less["recovery"] > 2 * math.hypot(more["recovery_error"], less["recovery_error"])
 
-    def row(name: str) -> pd.Series:
-        return found.select(edit=name, strength=1.0, **where)
+    def row(name: str) -> dict[str, Any]:
+        return _made_whole(found, name, where)
 
     if not row("none")["kl_to_actual"] <= 0.1 * row("none")["kl_to_target"]:
         return "cannot tell"
@@ -353,11 +353,9 @@ def effect(found: InterventionReport, edit: str = "steer", **where: Any) -> Effe
 
 def effect_text(found: InterventionReport, edit: str = "steer", **where: Any) -> str:
     """A sentence on what `effect` says, with its numbers."""
-    recovered = {
-        name: percent(found.select(edit=name, strength=1.0, **where)["recovery"])
-        for name in (edit, "placebo", "wrong belief", "donor")
-    }
-    alone = found.select(edit="none", strength=1.0, **where)
+    rows = {name: _made_whole(found, name, where) for name in (edit, "placebo", "wrong belief", "donor")}
+    recovered = {name: percent(row["recovery"]) for name, row in rows.items()}
+    alone = _made_whole(found, "none", where)
     place = f"{edit} at {alone['site']}"
     compared = f"(placebo {recovered['placebo']}, wrong belief {recovered['wrong belief']})"
     share = f"{recovered[edit]} of the way to the target's optimum"
@@ -377,12 +375,16 @@ def effect_text(found: InterventionReport, edit: str = "steer", **where: Any) ->
     return told[effect(found, edit, **where)]
 
 
+def _made_whole(found: InterventionReport, edit: str, where: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(found.select(edit=edit, strength=1.0, **where))
+
+
 def worse_than_placebo(found: InterventionReport) -> list[str]:
     """A sentence that names the edits and sites marked in the table, if there are any."""
-    marked = found.table[found.table["worse_than_placebo"]]
     sites: dict[str, dict[str, None]] = {}
-    for row in marked.to_dict(orient="records"):
-        sites.setdefault(row["edit"], {})[row["site"]] = None
+    for row in found.table.to_dict(orient="records"):
+        if row["worse_than_placebo"]:
+            sites.setdefault(row["edit"], {})[row["site"]] = None
     named = "; ".join(f"{edit} at {', '.join(where)}" for edit, where in sites.items())
     return [f"* Worse than the placebo by more than two standard errors: {named}."] if named else []
 

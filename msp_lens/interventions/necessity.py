@@ -23,7 +23,7 @@ from msp_lens._random import derived_generator
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.edits import Edit, applying, no_edit, site_covariance
+from msp_lens.interventions.edits import Edit, applying, moments_of, no_edit
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
 from msp_lens.interventions.preparation import (
@@ -73,7 +73,7 @@ def necessity(
             "process with more than one belief."
         )
     for probe in chosen:
-        site_covariance(probe)
+        moments_of(probe)
     chosen = in_firing_order(model, chosen)
 
     def regret(edits: Sequence[Edit]) -> Float64[Tensor, "pos"]:

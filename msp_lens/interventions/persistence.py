@@ -93,9 +93,8 @@ def persistence(
         "belief is unused.",
     )
     chosen = {"position": start, "target": target_name, "n_words": words, "seed": seed}
-    rows, xlabel = ["site", "after", "edited"], "tokens after the edit"
-    shades = {"shade": "recovery", "mark": "worse_than_placebo"}
-    layout = Layout(rows, "edit", "kl_to_target", title, **shades, across="after", xlabel=xlabel)
+    options = {"shade": "recovery", "mark": "worse_than_placebo", "across": "after", "xlabel": "tokens after the edit"}
+    layout = Layout(["site", "after", "edited"], "edit", "kl_to_target", title, chosen={}, **options)
     shown = {"after": sorted({0, 1, n_after})}
     provenance = {"process": process.to_dict(), **chosen}
     found = InterventionReport(title, table, tuple(keys), notes, provenance, layout, shown)

@@ -174,8 +174,7 @@ AskedTargets: TypeAlias = str | Sequence[str] | Mapping[str, Any] | Float64[Tens
 
 def resolve_targets(targets: AskedTargets) -> dict[str, TargetMaker]:
     """Makers by name, from names in `TARGETS` (else `KeyError`), a mapping to makers or beliefs, or one belief."""
-    named = isinstance(targets, str | Mapping) or any(isinstance(item, str) for item in targets)
-    chosen = from_menu(TARGETS, targets if named or not len(targets) else {"given": targets}, "target")
+    chosen = from_menu(TARGETS, {"given": targets} if isinstance(targets, Tensor) else targets, "target")
     if not chosen:
         raise ValueError(f"targets is empty: name at least one of {', '.join(TARGETS)}.")
     return chosen | {name: partial(given, belief=value) for name, value in chosen.items() if not callable(value)}

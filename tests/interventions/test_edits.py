@@ -110,6 +110,15 @@ def test_leace_is_that_of_the_paper(made):
     torch.testing.assert_close(edits.keep_only(probe)(rows), mean + removed)
 
 
+def test_leace_leaves_no_trace_however_the_probe_was_fitted(made):
+    probe, rows, beliefs, weights = made
+    solver = msp.moments.Ridge(penalty=10.0)
+    ridge = solver.solve(solver.decompose(probe.moments, probe.sites), "belief")
+    erased = edits.erase(dataclasses.replace(probe, read_map=ridge))(rows)
+    assert covariance(erased, beliefs, weights).abs().max() < 1e-12
+    torch.testing.assert_close(erased, edits.erase(probe)(rows))
+
+
 @given(seed=st.integers(0, 10_000), width=st.integers(4, 8), n_states=st.integers(1, 4), noise=st.floats(0.01, 3))
 def test_properties_that_hold_for_every_probe(seed, width, n_states, noise):
     probe, rows, beliefs, weights = made_probe(width=width, n_states=n_states, seed=seed, noise=noise)
