@@ -288,7 +288,16 @@ def _report(
         "over_seeds": over_seeds.to_dict() if over_seeds is not None else None,
     }
     page = render_page(
-        trained, probes, experiments, skipped, pictures, config, emergence=formed, movie=movie, model_file=MODEL_FILE
+        trained,
+        probes,
+        experiments,
+        skipped,
+        pictures,
+        config,
+        emergence=formed,
+        over_seeds=over_seeds,
+        movie=movie,
+        model_file=MODEL_FILE,
     )
     with _explained(folder, "call report, or run with the same folder and options"):
         for name, file in PICTURES.items():
