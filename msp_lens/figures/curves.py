@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
 
+from msp_lens._checks import checked
 from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
 from msp_lens.figures.style import (
@@ -25,6 +26,7 @@ from msp_lens.figures.style import (
 )
 
 
+@checked
 def plot_training(tokens: Values, regret: Values, by_position: Values = (), *, theme: ThemeName = "light") -> Figure:
     """Regret in nats over the tokens seen, and exact regret by position after training, if given.
 
@@ -60,6 +62,7 @@ def plot_training(tokens: Values, regret: Values, by_position: Values = (), *, t
     return finished(figure, look)
 
 
+@checked
 def plot_regret(regret: Values, floor: Values, *, theme: ThemeName = "light") -> Figure:
     """The model's loss at each position, the optimal loss, and their difference; in nats.
 
@@ -91,6 +94,7 @@ def plot_regret(regret: Values, floor: Values, *, theme: ThemeName = "light") ->
     return finished(figure, look)
 
 
+@checked
 def plot_sites(
     labels: Sequence[str],
     held_out: Values,
@@ -98,7 +102,7 @@ def plot_sites(
     shuffled: Values,
     *,
     control: Values | None = None,
-    intervals: Sequence[tuple[float, float]] | None = None,
+    intervals: Sequence[tuple[float | Any, float | Any]] | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
     """R² at each site with its controls; where scores come near 1, a second panel stretches the axis there.
@@ -149,6 +153,7 @@ def plot_sites(
     return finished(figure, look)
 
 
+@checked
 def plot_sweep(
     curves: Mapping[str, tuple[Sequence[Any], Values]],
     *,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from msp_lens._checks import checked
 from msp_lens.figures.style import (
     ThemeName,
     Values,
@@ -27,9 +29,10 @@ from msp_lens.figures.style import (
 LABEL_WIDTH = 40
 
 
+@checked
 def plot_edits(
     sites: Sequence[str],
-    values: Mapping[str, Mapping[str, float]],
+    values: Mapping[str, Mapping[str, float | Any]],
     *,
     ylabel: str,
     title: str = "",
@@ -68,8 +71,14 @@ def plot_edits(
     return finished(figure, look)
 
 
+@checked
 def plot_heat_map(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], *, title: str = "", theme: ThemeName = "light"
+    values: np.ndarray | Sequence[Values],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str = "",
+    theme: ThemeName = "light",
 ) -> Figure:
     """Numbers `[row, column]` by site (the first at the bottom) and position, each written in its cell.
 
@@ -97,6 +106,7 @@ def plot_heat_map(
     return finished(figure, look)
 
 
+@checked
 def plot_strengths(
     curves: Mapping[str, tuple[Values, Values]],
     *,

@@ -15,6 +15,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from msp_lens._checks import checked
 from msp_lens.figures.style import (
     LARGEST,
     Curves,
@@ -31,6 +32,7 @@ from msp_lens.figures.style import (
 )
 
 
+@checked
 def plot_emergence(
     tokens: Values,
     r2: Curves,
@@ -73,6 +75,7 @@ def plot_emergence(
     return finished(figure, look)
 
 
+@checked
 def plot_regret_against_error(
     tokens: Values,
     regret: Values,
@@ -114,6 +117,7 @@ def plot_regret_against_error(
     return finished(figure, look)
 
 
+@checked
 def plot_use(
     tokens: Values,
     read: Curves,

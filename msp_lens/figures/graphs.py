@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyArrowPatch
 from matplotlib.path import Path
 
+from msp_lens._checks import checked
 from msp_lens.figures.labels import Box, first_free, text_box
 from msp_lens.figures.layouts import layered_layout, spring_layout
 from msp_lens.figures.style import (
@@ -47,6 +48,7 @@ class Arrow:
     weight: float
 
 
+@checked
 def plot_generator(
     transitions: np.ndarray,
     *,
@@ -70,6 +72,7 @@ def plot_generator(
     return _Drawing(states, places, is_recurrent, arrows, theme_named(theme)).finished(title)
 
 
+@checked
 def plot_presentation(
     names: Sequence[str],
     sources: Sequence[int] | np.ndarray,

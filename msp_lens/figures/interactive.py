@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from msp_lens._checks import Count, checked
 from msp_lens.figures.projections import TETRAHEDRON, Beliefs, Panels, arranged, density_image, png
 from msp_lens.figures.style import Theme, ThemeName, theme_named
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+@checked
 def explore_beliefs(
     true: Beliefs,
     represented: Mapping[str, Beliefs],
@@ -30,7 +32,7 @@ def explore_beliefs(
     weights: Float[Tensor, "prefix"] | None = None,
     states: Sequence[str] | None = None,
     tokens: Sequence[str] | None = None,
-    max_points: int = 4_000,
+    max_points: Count = 4_000,
     theme: ThemeName = "light",
 ) -> Figure:
     """True beliefs next to represented ones; hovering over a point shows its prefix and both beliefs.
@@ -45,8 +47,6 @@ def explore_beliefs(
     from plotly.graph_objects import Scatter3d, Scattergl
     from plotly.subplots import make_subplots
 
-    if max_points < 1:
-        raise ValueError(f"max_points={max_points}: give at least 1 (prefixes that can be hovered over).")
     for name, rows in {"words": words, "positions": positions}.items():
         if len(rows) != len(true):
             raise ValueError(f"{name} has {len(rows)} rows and true {len(true)}: give one for each prefix.")

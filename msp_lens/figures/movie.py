@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
 
+from msp_lens._checks import Between, checked
 from msp_lens._files import write_atomically
 from msp_lens._templates import render_template
 from msp_lens.figures.formation_curves import plot_positive, positive, scale_tokens
@@ -29,6 +30,7 @@ from msp_lens.figures.simplex import draw_simplex
 from msp_lens.figures.style import LONGEST_LINE, THEMES, Picture, plain_text, shortened
 
 DOTS_PER_INCH = 120
+Seconds = Annotated[float, Between(0.01, 600)]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ class Movie:
         ends = f"{self.captions[0]} … {self.captions[-1]}"
         return f"Movie({self.title}: {len(self)} frames of {width} × {height}, {ends})"
 
-    def save_gif(self, path: str | Path, *, seconds_per_frame: float = 0.6, last_frame_seconds: float = 3.0) -> Path:
+    @checked
+    def save_gif(
+        self, path: str | Path, *, seconds_per_frame: Seconds = 0.6, last_frame_seconds: Seconds = 3.0
+    ) -> Path:
         """Write an animated GIF that loops, atomically.
 
         Args:
@@ -84,10 +89,8 @@ class Movie:
             last_frame_seconds: How long the last one is shown.
 
         Raises:
-            ValueError: if a time is not positive.
+            ValueError: if a time is shorter than a GIF can show, or longer than ten minutes.
         """
-        if not (seconds_per_frame > 0 and last_frame_seconds > 0):
-            raise ValueError(f"{seconds_per_frame=}, {last_frame_seconds=}: each must be > 0.")
         first, *others = self._images()
         durations = [round(1000 * seconds_per_frame)] * len(others) + [round(1000 * last_frame_seconds)]
         buffer = io.BytesIO()
@@ -122,6 +125,7 @@ class Movie:
         width = self.frames.shape[2] * 96 // DOTS_PER_INCH
         return render_template("msp_lens.figures", "player.html", title=self.title, width=width, frames=frames)
 
+    @checked
     def save_html(self, path: str | Path) -> Path:
         """Write `to_html()` to a file, atomically."""
         write_atomically(path, self.to_html())
@@ -139,6 +143,7 @@ class Movie:
         )
 
 
+@checked
 def beliefs_movie(
     true: Beliefs,
     represented: Mapping[str, Sequence[Beliefs]],

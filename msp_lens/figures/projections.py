@@ -18,7 +18,6 @@ from jaxtyping import Float, Float64
 from matplotlib.image import imsave
 from torch import Tensor
 
-from msp_lens._checks import check_finite
 from msp_lens.figures.style import LARGEST, Theme, shortened
 
 # Corners of the triangle and of the tetrahedron, with sides of length 1, in the order of the states.
@@ -109,12 +108,11 @@ def arranged(
 
 
 def check_drawable(name: str, beliefs: Beliefs) -> None:
-    """Raise `ValueError` if these beliefs have no place in a picture: no row, no state, or no finite number."""
+    """Raise `ValueError` if these beliefs have no place in a picture: no row, no state, or far too large."""
     if beliefs.ndim != 2 or not beliefs.numel():
         raise ValueError(
             f"{name}: beliefs of shape {tuple(beliefs.shape)}, give at least one row over at least one state."
         )
-    check_finite(beliefs, name, "Beliefs that are drawn are finite.")
     if float(beliefs.abs().max()) > LARGEST:
         raise ValueError(
             f"{name}: a belief of {float(beliefs.abs().max()):g} has no place in a picture; give probabilities."

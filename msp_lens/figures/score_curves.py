@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from msp_lens._checks import checked
 from msp_lens.figures.labels import spread_out
 from msp_lens.figures.style import (
     Curves,
@@ -36,6 +37,7 @@ LEAST_LEFT = 1e-7
 LOWEST = -1.0
 
 
+@checked
 def plot_r2(
     places: Values,
     curves: Curves,
@@ -67,8 +69,9 @@ def plot_r2(
     return finished(figure, look)
 
 
+@checked
 def plot_crossover(
-    lengths: Sequence[int], windows: Curves, sites: Mapping[str, float], *, theme: ThemeName = "light"
+    lengths: Sequence[int], windows: Curves, sites: Mapping[str, float | Any], *, theme: ThemeName = "light"
 ) -> Figure:
     """Held-out R² of windows over their length k, and of each site as a level, ringed where a window first reaches it.
 
@@ -102,6 +105,7 @@ def plot_crossover(
     return finished(figure, look)
 
 
+@checked
 def plot_distances(
     represented: np.ndarray,
     against: Mapping[str, tuple[np.ndarray, float]],

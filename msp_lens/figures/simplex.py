@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import Count, checked
 from msp_lens.figures.labels import Box, around, first_free, subscript, text_box
 from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
 from msp_lens.figures.style import (
@@ -36,6 +36,7 @@ from msp_lens.figures.style import (
 PANEL = 5.2
 
 
+@checked
 def plot_beliefs(
     true: Beliefs,
     represented: Mapping[str, Beliefs],
@@ -44,7 +45,7 @@ def plot_beliefs(
     states: Sequence[str] | None = None,
     path: Sequence[int] = (),
     path_tokens: Sequence[str] = (),
-    columns: int = 4,
+    columns: Count = 4,
     title: str | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
@@ -74,7 +75,6 @@ def plot_beliefs(
         raise ValueError(f"path has {len(path)} rows and path_tokens {len(path_tokens)}: give one token for each row.")
     if outside := [row for row in path if not 0 <= row < len(true)]:
         raise ValueError(f"path has the row {outside[0]}: give rows of the true beliefs, 0 to {len(true) - 1}.")
-    check_at_least("columns", columns, 1, "panels in a row")
     beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
     panels = arranged(beliefs_of, weights, states, theme_named(theme))
     across = min(columns, len(beliefs_of))
@@ -91,6 +91,7 @@ def plot_beliefs(
     return _completed(figure, panels.project, title, look)
 
 
+@checked
 def plot_positions(
     true: Beliefs,
     represented: Mapping[str, Beliefs],

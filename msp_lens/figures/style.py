@@ -22,9 +22,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogFormatter, ScalarFormatter
 from PIL import Image
 
+from msp_lens._checks import shown
+
 ThemeName = Literal["light", "dark"]
-# Numbers in order, such as a curve's heights; and curves by name.
-Values = Sequence[float]
+# Numbers in order, such as a curve's heights, with NaN where there is none; and curves by name. `drawable` checks them.
+Values = Sequence[float | Any]
 Curves = Mapping[str, Values]
 # In characters, of titles and of other names; longer ones would leave no room for the figure itself.
 LONGEST_LINE, LONGEST_NAME = 120, 40
@@ -148,8 +150,14 @@ def shortened(text: str, most: int) -> str:
 
 
 def drawable(values: Values | np.ndarray) -> np.ndarray:
-    """The values as numbers, with NaN, which leaves a gap, for those that no axis has a place for."""
-    numbers = np.array(values, dtype=float)
+    """The values as numbers, with NaN, which leaves a gap, for those that no axis has a place for.
+
+    `TypeError` if they are no numbers.
+    """
+    try:
+        numbers = np.array(values, dtype=float)
+    except (TypeError, ValueError):
+        raise TypeError(f"{shown(values)}: give numbers, with NaN where there is none.") from None
     return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from msp_lens._checks import check_finite
+from msp_lens._checks import checked
 from msp_lens._files import write_atomically
 from msp_lens._templates import render_template
 from msp_lens.figures.projections import belief_colors, check_drawable, check_states
@@ -40,6 +40,7 @@ class Html:
     def __str__(self) -> str:
         return self.html
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write it as a page for a browser, atomically."""
         head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
@@ -47,6 +48,7 @@ class Html:
         return Path(path)
 
 
+@checked
 def word_view(
     tokens: Sequence[str],
     beliefs: Mapping[str, Float[Tensor, "pos state"]],
@@ -100,6 +102,7 @@ def _cell(token: str, belief: Sequence[float], color: Sequence[float], states: S
     }
 
 
+@checked
 def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key"]) -> Html:
     """Circuitsvis's view of one layer's attention: how much each position attends to earlier ones, head by head.
 
@@ -112,7 +115,6 @@ def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key
     """
     from circuitsvis.attention import attention_patterns
 
-    check_finite(pattern, "pattern", "Attention is finite.")
     for axis, size in (("rows", pattern.shape[1]), ("columns", pattern.shape[2])):
         _check_length(len(tokens), size, f"pattern's {axis}")
     numbered = [f"{position}: {token}" for position, token in enumerate(tokens)]
@@ -120,6 +122,7 @@ def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key
     return Html(_well_formed(view.local_src), f"Attention over {' '.join(tokens)}")
 
 
+@checked
 def readout_view(
     tokens: Sequence[str], readouts: Float[Tensor, "site pos state"], *, sites: Sequence[str], states: Sequence[str]
 ) -> Html:
@@ -130,7 +133,6 @@ def readout_view(
     """
     from circuitsvis.activations import text_neuron_activations
 
-    check_finite(readouts, "readouts", "Beliefs that are drawn are finite.")
     _check_length(len(tokens), readouts.shape[1], "readouts' second axis")
     _check_length(len(sites), readouts.shape[0], "readouts' first axis", of="site")
     _check_length(len(states), readouts.shape[2], "readouts' third axis", of="state")
@@ -145,6 +147,7 @@ def readout_view(
     return Html(_well_formed(view.local_src), f"Read-outs over {' '.join(tokens)}")
 
 
+@checked
 def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, states: Sequence[str]) -> Html:
     """Circuitsvis's view of one belief after each token, shaded by the probability of the state of your choice.
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import mathtext
@@ -191,8 +192,8 @@ def test_views_for_browsers_show_names_as_text(name, tmp_path):
 @pytest.mark.parametrize(
     ("beliefs", "message"),
     [
-        (torch.tensor([[1.0, 0.0], [NAN, 0.0]]), "NaN or infinity at .*, row 1 of 2"),
-        (torch.tensor([[INF, 0.0]]), "NaN or infinity"),
+        (torch.tensor([[1.0, 0.0], [NAN, 0.0]]), "without NaN and infinity"),
+        (torch.tensor([[INF, 0.0]]), "without NaN and infinity"),
         (torch.eye(3).double() * 1e200, "has no place in a picture"),
         (torch.ones(0, 3), r"shape \(0, 3\)"),
         (torch.ones(3, 0), r"shape \(3, 0\)"),
@@ -252,6 +253,26 @@ def test_figures_and_records_can_be_copied_pickled_and_compared():
                 assert again == made
     first, second = (beliefs_movie(torch.eye(3), {"a": [torch.eye(3)]}, [caption]) for caption in "ab")
     assert first != second
+
+
+def test_any_container_is_read_and_what_cannot_be_is_refused():
+    column = pd.Series([0.1, NAN, 0.3])
+    for values in (column, column.to_numpy(), torch.tensor(column), column.tolist(), tuple(column)):
+        (line,) = plot_r2(np.arange(3), {"a": values}, xlabel="rank").axes[0].lines
+        np.testing.assert_array_equal(line.get_ydata(), column)
+    for beliefs in (np.eye(3), np.eye(3).tolist(), torch.eye(3, dtype=torch.int32)):
+        drawn(lambda beliefs=beliefs: plot_beliefs(beliefs, {"a": beliefs}, path=np.array([0, 1])))
+    for figure, message in (
+        (lambda: plot_training([1, 2], ["a", "b"]), r"\['a', 'b'\]: give numbers"),
+        (lambda: plot_training([1, 2], [0.1, 0.2], theme="sepia"), "theme='sepia': choose one of 'light', 'dark'"),
+        (lambda: plot_training([1, 2], [0.1, 0.2], them="dark"), "no parameter 'them'.*Did you mean theme"),
+        (lambda: plot_sites("ab", [0.1, 0.2], [0.1, 0.2], [0.1, 0.2]), "labels='ab': give a list"),
+        (lambda: plot_beliefs("mess3", {}), "true='mess3': give real numbers"),
+        (lambda: plot_beliefs(torch.eye(3), {}, columns=2.5), "columns=2.5: give a whole number"),
+        (lambda: plot_beliefs(torch.eye(3) * 1j, {}), "true=.*: give real numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            figure()
 
 
 def test_an_edit_that_does_worse_than_its_placebo_is_seen_to():
