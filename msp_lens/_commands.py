@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from msp_lens._plain import plain_streams
 
 # Recent versions of typer carry a click of their own, which has no public name.
-_USAGE_ERRORS = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_USAGE_ERRORS: Any = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 # Python's spelling of a remedy, and the command line's, where it is not the option's name.
 _REMEDIES = {
     "resume=False": "--fresh",

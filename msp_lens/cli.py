@@ -310,7 +310,7 @@ def intervene(
         loaded, chosen = _model(model, process, param, device, site)
         with usage():
             chosen_positions(position or None, context_length(loaded.model))
-        options = _run_options(model, weighting, seed) | {"progress": is_watched()}
+        options: dict[str, Any] = {**_run_options(model, weighting, seed), "progress": is_watched()}
         report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, **options)
         asked: dict[str, Any] = {"positions": position or None, "edits": edit or None, "n_words": n_words}
         asked |= {"targets": target or "another word", "seed": options["seed"]}
@@ -350,7 +350,7 @@ def emergence(
         checkpoints = saved_checkpoints(run)
         with usage():
             check_sites(checkpoints[0].load(device=device).model, _sites(site))
-        options = _run_options(checkpoints[0].path, weighting, seed) | {"progress": is_watched()}
+        options: dict[str, Any] = {**_run_options(checkpoints[0].path, weighting, seed), "progress": is_watched()}
         found = probe_checkpoints(checkpoints, sites=_sites(site), interventions=steer, device=device, **options)
         if gif is not None or page is not None:
             movie = found.plot.movie(device=device)

@@ -1,6 +1,8 @@
+import inspect
 import re
 from pathlib import Path
 
+import pytest
 import typer
 
 import msp_lens as msp
@@ -48,3 +50,54 @@ def test_the_readmes_links_lead_somewhere():
     assert [link for link in links if not (README.parent / link).exists()] == []
     for module in re.findall(r"^\| `(msp_lens/[^`]+)`", text, flags=re.MULTILINE):
         assert (README.parent / module).exists(), module
+
+
+def test_every_name_in_the_readme_exists():
+    """`msp.probing.cache_rows`, `msp_lens.__version__`, and options such as `preset=` in a call."""
+    text = README.read_text()
+    names = set(re.findall(r"\b(?:msp|msp_lens)((?:\.[A-Za-z_]\w*)+)(?!\w)", text))
+    assert {".probe", ".probing.cache_rows", ".__version__", ".moments.OLS"} <= names
+    for name in names:
+        found = msp
+        for part in name.split(".")[1:]:
+            assert hasattr(found, part), f"msp{name}"
+            found = getattr(found, part)
+    calls = re.findall(r"`(?:msp\.)?([\w.]*[A-Za-z]\w*)\(([^`]*)\)`", text)
+    checked = []
+    for name, arguments in calls:
+        function = msp
+        for part in name.split("."):
+            function = getattr(function, part, None)
+        if callable(function):
+            options = set(re.findall(r"\b(\w+)=", arguments))
+            assert options <= set(inspect.signature(function).parameters), f"{name}({arguments})"
+            checked.append(name)
+    assert {"words", "Ridge", "Split", "sweep", "TrainingConfig"} <= set(checked)
+    # A recipe that stands there can be made.
+    assert msp.TrainingConfig(steps=1500, checkpoints="logarithmic").steps == 1500
+
+
+def test_names_in_lists_of_the_readme_exist():
+    text = README.read_text()
+    (processes,) = re.findall(r"`msp.processes` has them all and makes more: (.*?)\.\s", text, flags=re.DOTALL)
+    (beliefs,) = re.findall(r"`msp.beliefs` computes what theory says about one:(.*?), which", text, flags=re.DOTALL)
+    for room, listed in ((msp.processes, processes), (msp.beliefs, beliefs)):
+        names = re.findall(r"`(\w+)`", listed)
+        assert len(names) >= 5
+        assert [name for name in names if not hasattr(room, name)] == []
+
+
+@pytest.mark.slow
+def test_the_numbers_of_the_published_model_are_those_of_the_default_call(published_model, mess3):
+    less_work = {"concatenate": False, "controls": False, "by_position": False, "progress": False}
+    report = msp.probe(published_model, mess3, weighting="sequence", **less_work)
+    found = msp.intervene(published_model, mess3, probes=report)
+    kl = {edit: found.select(site="3_post", edit=edit).kl_to_target for edit in ("none", "steer", "placebo")}
+    text = " ".join(README.read_text().split())
+    pattern = (
+        r"takes KL\(target's optimum ‖ model\) from (\.\d+) to (\.\d+); a random step of the same size leaves (\.\d+)"
+    )
+    ((none, steer, placebo),) = re.findall(pattern, text)
+    for shown, measured in ((none, kl["none"]), (steer, kl["steer"]), (placebo, kl["placebo"])):
+        digits = len(shown) - 1
+        assert shown == f"{measured:.{digits}f}".removeprefix("0")

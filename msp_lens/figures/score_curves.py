@@ -54,16 +54,16 @@ def plot_r2(
     """
     one_for_each(curves=curves)
     one_for_each(places=places, **{f"curves[{name!r}]": values for name, values in curves.items()})
-    curves = {name: drawable(values) for name, values in curves.items()}
+    heights = {name: drawable(values) for name, values in curves.items()}
     figure, (axis,), look = new_figure(6.8, 3.8, theme)
     colors = ordered_colors(len(curves), look)
-    for index, ((name, values), color) in enumerate(zip(curves.items(), colors, strict=True)):
+    for index, ((name, values), color) in enumerate(zip(heights.items(), colors, strict=True)):
         axis.plot(
             places, values, color=color, marker=marker(index), markersize=5, linewidth=1.3, label=series_label(name)
         )
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title, xticks=places)
-    scale_r2(axis, [value for values in curves.values() for value in values])
-    say_if_empty(axis, *curves.values())
+    scale_r2(axis, [value for values in heights.values() for value in values])
+    say_if_empty(axis, *heights.values())
     axis.grid(axis="y", color=look.faint, linewidth=0.4)
     legend_beside(axis)
     return finished(figure, look)
@@ -82,15 +82,15 @@ def plot_crossover(
     """
     one_for_each(windows=windows)
     one_for_each(lengths=lengths, **{f"windows[{name!r}]": values for name, values in windows.items()})
-    windows = {name: drawable(values) for name, values in windows.items()}
+    heights = {name: drawable(values) for name, values in windows.items()}
     sites = dict(zip(sites, drawable(list(sites.values())).tolist(), strict=True))
     figure, (axis,), look = new_figure(7.6, 4.4, theme)
-    for index, (name, values) in enumerate(windows.items()):
+    for index, (name, values) in enumerate(heights.items()):
         axis.plot(
             lengths, values, color=look.color(index), marker=marker(index), markersize=6, label=series_label(name)
         )
-    scale_r2(axis, [*sites.values(), *(value for values in windows.values() for value in values)])
-    best = np.fmax.reduce(list(windows.values()))
+    scale_r2(axis, [*sites.values(), *(value for values in heights.values() for value in values)])
+    best = np.fmax.reduce(list(heights.values()))
     for value in sites.values():
         if not value >= LOWEST:
             continue
@@ -176,7 +176,7 @@ def scale_r2(axis: Axes, values: Values) -> None:
     axis.yaxis.set_major_formatter(_seven_digits)
 
 
-def _seven_digits(value: float, _: int | None = None) -> str:
+def _seven_digits(value: float, _: float | None) -> str:
     return f"{value:.7g}"
 
 

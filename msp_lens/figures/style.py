@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -67,8 +66,8 @@ class Picture(Figure):
     a warning.
     """
 
-    def draw(self, renderer: RendererBase) -> None:
-        """Draw everything."""
+    def draw(self, renderer: Any) -> None:
+        """Draw everything; for SVG and PDF the renderer is a stand-in for matplotlib's own class."""
         with warnings.catch_warnings():
             for message in (r"Glyph \d+ .* missing from", "constrained_layout not applied"):
                 warnings.filterwarnings("ignore", message=message, category=UserWarning)
