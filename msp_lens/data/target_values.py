@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 # Numbers, or labels in an array of integers, or of strings (as objects, where None is a missing one).
-Values: TypeAlias = Float64[Tensor, "word *more"] | np.ndarray
+Values: TypeAlias = Tensor | np.ndarray
 
 NO_LABEL = -100  # `ignore_index` of PyTorch's cross-entropy.
 

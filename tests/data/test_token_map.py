@@ -173,7 +173,6 @@ def test_a_map_is_described_in_json_ready_values():
         ({"symbols": [1, 2], "include_prior": 1}, "include_prior=1: give True or False"),
         ({"symbols": [1, 2], "seperator": []}, "there is no such field; there are symbols, bos"),
         ({"symbols": [2**70]}, "fits 64 bits"),
-        ([1, 2], "give a mapping"),
     ],
 )
 def test_damaged_fields_are_refused_by_name(fields, message):
