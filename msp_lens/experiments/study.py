@@ -49,7 +49,7 @@ from msp_lens.page.render import render_page
 from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, as_saved, read_provenance
+from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, as_saved, read_provenance, saved_checkpoints
 from msp_lens.training.folder import owned
 from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
@@ -260,7 +260,7 @@ def _report(
     probes = probe(trained.model, process, **options)
     over_seeds = None
     if others:
-        probed = [(each, probe(each.model, process, **options | {"seed": each.seed})) for each in others]
+        probed = [(each, probe(each.model, process, **{**options, "seed": each.seed})) for each in others]
         over_seeds = OverSeeds.of([(trained, probes), *probed])
     experiments, skipped = {}, {}
     for name, experiment in EXPERIMENTS.items():
@@ -327,8 +327,7 @@ def _moved(study: Study, folder: Path) -> Study:
     """The study of a run that was moved to a folder."""
     formed = study.emergence
     if formed is not None:
-        there = [replace(each, path=folder / CHECKPOINTS_FOLDER / each.path.name) for each in formed.checkpoints]
-        formed = replace(formed, checkpoints=tuple(there))
+        formed = replace(formed, checkpoints=saved_checkpoints(folder))
     return replace(study, training=replace(study.training, folder=folder), folder=folder, emergence=formed)
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 RESULT_FILE = "result.json"
 Rows = Literal["run", "site", "checkpoint"]
 _COLUMNS = ("R² held out", "R² in-sample", "MSE held out", "MSE in-sample", "skill", "features")
-_R2, _MSE = Annotated[float, Between(-math.inf, 1)] | None, Annotated[float, AtLeast(0)] | None
+_R2: Any = Annotated[float, Between(-math.inf, 1)]
+_MSE: Any = Annotated[float, AtLeast(0)]
 _SCORES = {"R² held out": _R2, "R² in-sample": _R2, "skill": _R2, "MSE held out": _MSE, "MSE in-sample": _MSE}
 
 
@@ -76,7 +77,7 @@ def read_result(file: Path, *, fingerprint: str | None = None) -> dict[str, Any]
     for row in found.get("sites", []):
         for name in ("site", *_COLUMNS):
             where = f"{file}: sites: {name}"
-            as_saved(row.get(name, "missing"), str if name == "site" else _SCORES.get(name, float | None), where)
+            as_saved(row.get(name, "missing"), str if name == "site" else _SCORES.get(name, float) | None, where)
     return found
 
 
