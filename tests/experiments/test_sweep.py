@@ -217,6 +217,7 @@ def test_plots(found):
         ({}, {"seeds": "0"}, TypeError, "seeds='0'"),
         ({}, {"weighting": "words"}, ValueError, "weighting='words': choose one of"),
         ({"batch_size": "64"}, {}, TypeError, "batch_size='64'"),
+        ({"d_model": "64"}, {}, TypeError, "d_model='64'"),
         ({"steps": [5, 2.5]}, {}, ValueError, r"steps=2\.5: give a whole number"),
         ({"n_layers": [1, 2]}, {"sites": "2_pots"}, KeyError, "2_pots"),
         ({"n_layers": [3, 1]}, {"sites": ["0_post", "2_post"]}, KeyError, "2_post"),

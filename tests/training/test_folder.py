@@ -62,6 +62,18 @@ def test_a_files_name_is_no_folder(name, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["notes"]
 
 
+def test_a_model_that_no_file_can_hold_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    model = msp.build_model(msp.ModelConfig(d_vocab=2, **MODEL), seed=0)
+    # Its config now says something else than it does.
+    model.cfg.act_fn = "gelu"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "advance", None)
+        with pytest.raises(ValueError, match="A file can't hold this"):
+            train(tmp_path / "run", model=model)
+    assert not (tmp_path / "run").exists()
+    assert train(None, msp.TrainingConfig(steps=1, batch_size=8), model=model).step == 1
+
+
 def test_the_home_folder_has_a_short_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert train("~/run").folder == tmp_path / "run"
