@@ -20,10 +20,9 @@ import torch
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from msp_lens._checks import check_at_least
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, decompose
-from msp_lens.moments.solvers import OLS
+from msp_lens.moments.solvers import OLS, ReducedRank
 
 
 class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -73,12 +72,13 @@ class BeliefRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _update(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> BeliefRegressor:
         if not 0 <= self.alpha < math.inf:
             raise ValueError(f"alpha={self.alpha}: give a finite number ≥ 0.")
-        check_at_least("rank", self.rank, 1)
         cutoff = OLS(rank_cutoff=self.rank_cutoff).rank_cutoff
         dtypes = [np.float64, np.float32]
         checked: Any = validate_data(self, X, y, reset=reset, multi_output=True, y_numeric=True, dtype=dtypes)
         features, targets = checked
         columns = targets.reshape(len(targets), -1)
+        if self.rank is not None:
+            ReducedRank(self.rank).check_targets(columns.shape[1])
         if reset:
             self.moments_ = Moments({"X": features.shape[1], "y": columns.shape[1]})
             self._single_target = targets.ndim == 1

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from msp_lens._checks import check_finite
+from msp_lens._checks import Count, check_finite, checked
 from msp_lens.moments.exact_products import Accumulation, has_float64
 from msp_lens.moments.moments import Moments, check_weights, merge_all, rounding_of
 
@@ -44,18 +44,18 @@ class MomentsGrid:
         Moments(4 rows of {'0_post': 4, 'belief': 2}, weight 4)
     """
 
+    @checked
     def __init__(
         self,
         groups: Sequence[Sequence[str]],
         *,
         targets: Sequence[str],
-        n_cells: int = 1,
-        max_bytes: int = MAX_BYTES,
+        n_cells: Count = 1,
+        max_bytes: Count = MAX_BYTES,
         accumulation: Accumulation | None = None,
     ) -> None:
-        if n_cells < 1 or not groups or not all(groups):
-            given = f"n_cells={n_cells}, groups={list(groups)}"
-            raise ValueError(f"{given}: give at least one cell, and groups of at least one block.")
+        if not groups or not all(groups):
+            raise ValueError(f"groups={list(groups)}: give at least one group, each of at least one block.")
         self.groups, self.targets = _outermost(groups), tuple(targets)
         self.n_cells, self.max_bytes = n_cells, max_bytes
         self.accumulation: Accumulation | None = accumulation

@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import AtLeast, Between, Count, Share, check_finite
+from msp_lens._checks import AtLeast, Between, Count, Share, check_finite, checked
 from msp_lens._files import check_tensors, read_entry, read_tensors, write_tensors
+from msp_lens._values import same_values
 from msp_lens.moments.exact_products import Accumulation, accumulation_for, has_float64, split_scatters
 
 # What a file of moments calls its header.
@@ -187,18 +188,25 @@ class Moments:
         """The weighted population covariance between two groups of blocks, Σ = S / W."""
         return self.scatter[self.columns(rows)][:, self.columns(columns)] / self.weight
 
+    @checked
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
         """Write the moments, and what they are of (JSON-ready), to one safetensors file, atomically."""
         save_all(path, {"moments": self}, provenance=provenance)
         return Path(path)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Moments:
         """Load moments saved by `save`; errors as for `load_all`."""
         parts, _, _ = load_all(path)
         if list(parts) != ["moments"]:
             raise ValueError(f"{path} holds {len(parts)} moments, not one: load it with load_all(path).")
         return parts["moments"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Moments) and same_values(vars(self), vars(other))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def __repr__(self) -> str:
         return f"Moments({self.n} rows of {self.blocks}, weight {self.weight:g})"
@@ -293,8 +301,9 @@ def _loaded(path: str | Path, name: str, part: _SavedMoments, content: Mapping[s
     width = sum(blocks.values())
     check_tensors(content, {f"mean/{name}": (width,)}, path)
     check_scatter(content, f"scatter/{name}", width, path)
-    rest = {key: part[key] for key in ("n", "weight", "rounding")}
-    return Moments.of(blocks, mean=content[f"mean/{name}"], scatter=content[f"scatter/{name}"], **rest)
+    n, weight, rounding = part["n"], part["weight"], part["rounding"]
+    mean, scatter = content[f"mean/{name}"], content[f"scatter/{name}"]
+    return Moments.of(blocks, n=n, weight=weight, mean=mean, scatter=scatter, rounding=rounding)
 
 
 def check_scatter(tensors: Mapping[str, Tensor], name: str, width: int, path: str | Path) -> None:

@@ -26,6 +26,8 @@ from jaxtyping import Float, Float64
 from scipy.optimize import brentq
 from torch import Tensor
 
+from msp_lens._checks import Count, Seed, checked
+from msp_lens._values import Value
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF
 
@@ -43,6 +45,7 @@ class FeatureReduction(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True)
 class RandomProjection:
     """Random orthonormal directions, different at each site; a site with at most `width` features stays whole.
@@ -56,13 +59,9 @@ class RandomProjection:
         torch.Size([5, 16])
     """
 
-    width: int
-    seed: int = field(kw_only=True)
+    width: Count
+    seed: Seed = field(kw_only=True)
     _matrices: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"width={self.width}: keep at least 1 feature per site.")
 
     def transform(self, site: str, activations: Float[Tensor, "row feature"]) -> Float[Tensor, "row column"]:
         """The activations along the site's directions, in their own dtype."""
@@ -106,7 +105,7 @@ def _penalty_of(eigenvalues: Float64[Tensor, "direction"], degrees_of_freedom: i
 
 
 @dataclass(frozen=True, eq=False)
-class PrincipalComponents:
+class PrincipalComponents(Value):
     """The directions of largest variance at each site; build it with `from_moments`.
 
     Attributes:
@@ -118,15 +117,14 @@ class PrincipalComponents:
     kept_variance: Mapping[str, float]
 
     @classmethod
-    def from_moments(cls, moments: Mapping[str, Moments], width: int) -> PrincipalComponents:
+    @checked
+    def from_moments(cls, moments: Mapping[str, Moments], width: Count) -> PrincipalComponents:
         """The `width` directions of largest variance of each site.
 
         Args:
             moments: Moments of each site: `{site: grid.whole([site]) for site in sites}`.
             width: Number of directions kept at each site, at least 1; a site with fewer features keeps all.
         """
-        if width < 1:
-            raise ValueError(f"width={width}: keep at least 1 direction per site.")
         directions, kept = {}, {}
         for site, own in moments.items():
             eigenvalues, eigenvectors = torch.linalg.eigh(own.covariance(site, site))

@@ -22,6 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from msp_lens._checks import AtLeast
+from msp_lens._values import Value
 from msp_lens.moments.moments import Moments, pooled_mean
 from msp_lens.moments.solve import Blocks, LinearMap, mean_squared_errors, variances, without_rounding
 
@@ -47,10 +48,11 @@ class SavedHeldOut(SavedScore):
 
     r2_interval: tuple[float | None, float | None]
     r2_by_fold: list[float | None]
+    mse_by_cell: list[float | None]
 
 
-@dataclass(frozen=True)
-class Score:
+@dataclass(frozen=True, eq=False)
+class Score(Value):
     """How well targets are predicted on some rows.
 
     Attributes:
@@ -75,7 +77,7 @@ class Score:
         return math.sqrt(self.mse)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldOutScore(Score):
     """A cross-validated score: every row is predicted by a map that was fitted without its fold.
 
@@ -84,10 +86,12 @@ class HeldOutScore(Score):
             have on other groups of the same kind, not the variation of the maps themselves. If the rows are the whole
             population, it shows how evenly the score is spread over them.
         r2_by_fold: R² of each fold, against the common mean.
+        mse_by_cell: What each cell adds to the MSE, fold by fold.
     """
 
     r2_interval: tuple[float, float] = (math.nan, math.nan)
     r2_by_fold: tuple[float, ...] = field(default=(), repr=False)
+    mse_by_cell: tuple[float, ...] = field(default=(), repr=False)
 
     def is_within(self, width: float) -> bool:
         """Whether the interval is no wider than this; true if there is none, as for targets that do not vary."""
@@ -129,6 +133,7 @@ class CellErrors:
             variance=float(spread_by_target.mean()) / total,
             r2_interval=bootstrap_interval(errors, spread),
             r2_by_fold=tuple(ratio(float(errors[k].sum()), float(spread[k].sum())) for k in folds),
+            mse_by_cell=tuple((errors / total / self.errors.shape[1]).tolist()),
         )
 
 
@@ -167,6 +172,17 @@ def skill(network_mse: float, control_mse: float, variance: float) -> float:
     if variance <= SMALLEST or math.isnan(network_mse) or math.isnan(control_mse):
         return math.nan
     return (control_mse - network_mse) / max(control_mse, NOTHING_LEFT * variance)
+
+
+def skill_interval(network: HeldOutScore, control: HeldOutScore) -> tuple[float, float]:
+    """95 % bootstrap interval of the skill over cells, as for R²; NaN if the two were not scored on the same cells.
+
+    It is of other groups of rows for one network. Networks of other seeds may differ by far more.
+    """
+    ours, theirs = network.mse_by_cell, control.mse_by_cell
+    if len(ours) != len(theirs) or control.mse <= NOTHING_LEFT * network.variance:
+        return (math.nan, math.nan)
+    return bootstrap_interval(torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64))
 
 
 def score(linear_map: LinearMap, moments: Moments, features: Blocks, targets: Blocks) -> Score:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from msp_lens._values import Value
 from msp_lens.moments.moments import Moments
 
 # Singular values of the standardized features below this fraction of the largest are float32 noise: inverting them
@@ -30,7 +31,7 @@ Blocks: TypeAlias = str | Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
-class LinearMap:
+class LinearMap(Value):
     """An affine map, `f @ weights + bias`.
 
     Attributes:

@@ -6,16 +6,17 @@ ridge's penalty:  λ* = argmin_λ Σ_k (squared error on fold k of the map fitte
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import Between, Count, checked
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, mean_squared_errors
@@ -24,6 +25,7 @@ from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, dec
 MIN_FOLDS = 3
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Solver:
     """What `OLS`, `Ridge` and `ReducedRank` have in common.
@@ -37,12 +39,7 @@ class Solver:
     name: ClassVar[str]
 
     intercept: bool = True
-    rank_cutoff: float = RANK_CUTOFF
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank_cutoff < 1:
-            given = f"rank_cutoff={self.rank_cutoff}"
-            raise ValueError(f"{given}: give a fraction of the largest singular value, in [0, 1).")
+    rank_cutoff: Annotated[float, Between(0, 0.999, "a fraction of the largest singular value")] = RANK_CUTOFF
 
     def to_dict(self) -> dict[str, Any]:
         """The name and the options, JSON-ready."""
@@ -60,6 +57,9 @@ class Solver:
         """The map from the features and a few other columns, which no penalty or rank restricts."""
         return spectrum.jointly_with(others, targets, penalty=self._penalty())
 
+    def check_targets(self, n_targets: int) -> None:
+        """Raise `ValueError` if the solver does not suit this number of targets."""
+
     def solve_by_rank(self, spectrum: Spectrum, targets: Blocks, ranks: Sequence[int]) -> list[LinearMap]:
         """The reduced-rank map of each rank, with this solver's penalty; of full rank, it is the solver's own."""
         return spectrum.reduced_rank(targets, ranks, penalty=self._penalty()) if ranks else []
@@ -68,6 +68,7 @@ class Solver:
         return 0.0
 
 
+@checked
 @dataclass(frozen=True)
 class OLS(Solver):
     """Ordinary least squares."""
@@ -75,6 +76,7 @@ class OLS(Solver):
     name = "ols"
 
 
+@checked
 @dataclass(frozen=True)
 class Ridge(Solver):
     """Ridge regression on standardized features.
@@ -85,11 +87,7 @@ class Ridge(Solver):
 
     name = "ridge"
 
-    penalty: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("penalty", self.penalty, 0)
+    penalty: Annotated[float, Between(0, sys.float_info.max)] | None = None
 
     def _penalty(self) -> float:
         if self.penalty is None:
@@ -97,6 +95,7 @@ class Ridge(Solver):
         return self.penalty
 
 
+@checked
 @dataclass(frozen=True)
 class ReducedRank(Solver):
     """Reduced-rank regression: the least-squares map of at most this rank (Izenman 1975).
@@ -107,17 +106,19 @@ class ReducedRank(Solver):
 
     name = "reduced_rank"
 
-    rank: int
+    rank: Count
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("rank", self.rank, 1)
+    def check_targets(self, n_targets: int) -> None:
+        """Raise `ValueError` if the rank is above the number of targets."""
+        if self.rank > n_targets:
+            raise ValueError(f"rank={self.rank}: a map to {n_targets} targets has a rank of at most {n_targets}.")
 
     def solve(self, spectrum: Spectrum, targets: Blocks) -> LinearMap:
         """The map from the spectrum's features to some targets."""
         return spectrum.reduced_rank(targets, [self.rank])[0]
 
 
+@checked
 @dataclass(frozen=True)
 class Auto(Solver):
     """Least squares where rows are many times the features, else ridge with a penalty chosen on held-out folds.
@@ -131,11 +132,7 @@ class Auto(Solver):
 
     name = "auto"
 
-    ratio: float = 20.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("ratio", self.ratio, 0)
+    ratio: Annotated[float, Between(0, sys.float_info.max)] = 20.0
 
     def choose(self, cells: Cells, features: Blocks) -> Solver:
         """The solver for these features; `OLS` too where there are fewer folds than a choice of penalty takes."""
@@ -154,6 +151,8 @@ def as_solver(value: Solver | str) -> Solver:
     """
     if isinstance(value, Solver):
         return value
+    if not isinstance(value, str):
+        raise TypeError(f"solver={value!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
     named = {"auto": Auto, "ols": OLS, "ridge": Ridge}
     if value not in named:
         raise ValueError(f"solver={value!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")

@@ -1,7 +1,7 @@
 """Read beliefs: rows of activations, probes fitted to them, their controls, and the report."""
 
 from msp_lens.probing.belief_probe import BeliefProbe, TransferScore, read_beliefs, score_probe
-from msp_lens.probing.controls import Controls, ControlScore
+from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
 from msp_lens.probing.fit import probe
 from msp_lens.probing.fit_rows import probe_rows
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
@@ -9,7 +9,6 @@ from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, Rows, batch_rows, cache_rows, model_rows, sampled_rows
 from msp_lens.probing.splits import Split
-from msp_lens.probing.windows import TokenWindows
 
 __all__ = [
     "BeliefProbe",

@@ -13,20 +13,23 @@ network's predictions hardly follow.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from msp_lens._checks import AtLeast, Between, Count, Share
+from msp_lens._checks import Between, Count, check_finite, checked, converted
 from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
+from msp_lens._values import Value
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
@@ -37,31 +40,15 @@ from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments, check_scatter
 from msp_lens.moments.scores import ratio
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, without_rounding
-from msp_lens.probing.cross_validation import ProbeScores, SavedScores
-from msp_lens.probing.rows import taken
+from msp_lens.probing.cross_validation import ProbeScores, SavedProbe
+from msp_lens.probing.rows import CHECK_THE_MODEL, taken
 from msp_lens.processes.process import Process
 
-
-class _SavedRows(TypedDict):
-    n: Annotated[int, AtLeast(0)]
-    weight: Annotated[float, Between(0, sys.float_info.max)]
-    rounding: Share
-
-
-class SavedProbe(TypedDict):
-    """A probe in a file, without its tensors."""
-
-    sites: list[str]
-    widths: list[Count]
-    provenance: dict[str, Any]
-    name: str | None
-    rank: Annotated[int, AtLeast(0)]
-    scores: SavedScores
-    rows: _SavedRows | None
+Finite = Annotated[float, Between(-sys.float_info.max, sys.float_info.max)]
 
 
 @dataclass(frozen=True, eq=False)
-class BeliefProbe:
+class BeliefProbe(Value):
     """An affine probe of the residual stream at one site, or at several concatenated; frozen.
 
     Attributes:
@@ -76,6 +63,8 @@ class BeliefProbe:
         moments: The moments that the probe and its edits are solved from, with blocks for its sites and `"belief"`;
             `None` for a concatenation that was reduced or loaded from a file.
         name: The name of a group of sites, if the user gave one.
+
+    Two probes are equal if all but the moments is, of which a file holds a part.
     """
 
     sites: tuple[str, ...]
@@ -86,7 +75,7 @@ class BeliefProbe:
     belief_mean: Float64[Tensor, "state"]
     scores: ProbeScores
     provenance: dict[str, Any]
-    moments: Moments | None = field(default=None, repr=False)
+    moments: Moments | None = field(default=None, repr=False, compare=False)
     name: str | None = None
 
     @property
@@ -110,20 +99,27 @@ class BeliefProbe:
             activations: `[..., feature]`, or a mapping or `ActivationCache` that holds the probe's sites.
 
         Raises:
-            ValueError: if the number of features differs from the probe's.
+            ValueError: if the number of features differs from the probe's, or a number is not finite.
             KeyError: if a site is missing from the mapping.
         """
+        if isinstance(activations, list | tuple | np.ndarray):
+            activations = converted(activations, Float[Tensor, "*batch feature"], "activations")
         if not isinstance(activations, Tensor):
             activations = torch.cat([taken(activations, site) for site in self.sites], dim=-1)
-        if activations.shape[-1] != sum(self.widths):
-            raise ValueError(
-                f"The activations have {activations.shape[-1]} features; this probe of {', '.join(self.sites)} reads "
-                f"{sum(self.widths)}."
-            )
+        self._check_width(activations)
+        check_finite(activations, f"activations of {', '.join(self.sites)}", CHECK_THE_MODEL)
         features = activations if activations.dtype == torch.float64 else activations.float()
         return features @ self.read_map.weights.to(features) + self.read_map.bias.to(features)
 
-    def decode(self, beliefs: Tensor | Sequence) -> Float64[Tensor, "*batch feature"]:
+    def _check_width(self, activations: Tensor) -> None:
+        found, reads = (activations.shape or (0,))[-1], sum(self.widths)
+        if found != reads:
+            raise ValueError(
+                f"The activations have {found} features; this probe of {', '.join(self.sites)} reads {reads}: use it "
+                "on a model of the same width."
+            )
+
+    def decode(self, beliefs: Any) -> Float64[Tensor, "*batch feature"]:
         """The mean activation given a belief, `μ_h + (b - μ_b) D`.
 
         Raises:
@@ -134,7 +130,7 @@ class BeliefProbe:
     def steered(
         self,
         activation: Float[Tensor, "*batch feature"],
-        belief: Tensor | Sequence,
+        belief: Any,
         *,
         strength: float = 1.0,
         current: Float[Tensor, "*batch state"] | None = None,
@@ -153,15 +149,15 @@ class BeliefProbe:
         step = torch.as_tensor(belief).to(activation) - held.to(activation)
         return activation + strength * step @ self.decoder.to(activation)
 
-    def patched(
-        self, activation: Float[Tensor, "*batch feature"], belief: Tensor | Sequence
-    ) -> Float[Tensor, "*batch feature"]:
+    def patched(self, activation: Float[Tensor, "*batch feature"], belief: Any) -> Float[Tensor, "*batch feature"]:
         """`μ_h + (b' - μ_b) D`, whatever the activation was; dtype, device and checks as for `steered`."""
+        self._check_width(activation)
         step = torch.as_tensor(belief).to(activation) - self.belief_mean.to(activation)
         return (self.activation_mean.to(activation) + step @ self.decoder.to(activation)).expand_as(activation)
 
+    @checked
     def steer(
-        self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None, strength: float = 1.0
+        self, model: HookedModel, belief: Any, *, position: Position = None, strength: Finite = 1.0
     ) -> AbstractContextManager[None]:
         """Make the model act as if it held `belief`, as far as this site carries it, inside a `with` block.
 
@@ -183,14 +179,12 @@ class BeliefProbe:
         """
         return self._writing(model, partial(self.steered, strength=strength), position, belief)
 
-    def patch(
-        self, model: HookedModel, belief: Tensor | Sequence, *, position: Position = None
-    ) -> AbstractContextManager[None]:
+    def patch(self, model: HookedModel, belief: Any, *, position: Position = None) -> AbstractContextManager[None]:
         """Replace the site's activation by `μ_h + (b' - μ_b) D` inside a `with` block; arguments as for `steer`."""
         return self._writing(model, self.patched, position, belief)
 
     def _writing(
-        self, model: HookedModel, change: Change, position: Position, belief: Tensor | Sequence
+        self, model: HookedModel, change: Change, position: Position, belief: Any
     ) -> AbstractContextManager[None]:
         if len(self.sites) != 1:
             raise ValueError(
@@ -199,13 +193,14 @@ class BeliefProbe:
             )
         return writing(model, {self.sites[0]: change}, position, self.checked_belief(belief))
 
-    def checked_belief(self, belief: Tensor | Sequence) -> Float64[Tensor, "*batch state"]:
+    def checked_belief(self, belief: Any) -> Float64[Tensor, "*batch state"]:
         """`belief` as a float64 tensor.
 
         Raises:
             ValueError: if it has the wrong length, is negative or not finite, or does not sum to 1.
         """
-        beliefs = torch.as_tensor(belief).to("cpu", torch.float64)
+        given: Any = belief if isinstance(belief, Tensor) else converted(belief, Float64[Tensor, "..."], "belief")
+        beliefs = given.to("cpu", torch.float64)
         if beliefs.ndim == 0 or beliefs.shape[-1] != self.n_states:
             shape = tuple(beliefs.shape)
             raise ValueError(f"belief has shape {shape}; this probe's beliefs have {self.n_states} states.")
@@ -254,6 +249,7 @@ class BeliefProbe:
             "apply here. score_probe(probe, model, dataset) scores it on this model."
         ]
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the probe atomically to one safetensors file, with its description in the header."""
         tensors = {name: tensor.clone().contiguous() for name, tensor in self.tensors().items()}
@@ -276,6 +272,7 @@ class BeliefProbe:
         return tensors
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> BeliefProbe:
         """Load a probe saved by `save`.
 
@@ -285,7 +282,7 @@ class BeliefProbe:
         tensors, metadata = read_tensors(Path(path))
         if "msp_lens_probe" not in metadata:
             raise ValueError(f"{path} is not a probe of msp_lens: give a file that probe.save(path) wrote.")
-        return cls.from_parts(read_entry(metadata, "msp_lens_probe", SavedProbe, path), tensors, path)
+        return cls.from_parts(read_entry(metadata, "msp_lens_probe", SavedProbe, path), tensors, Path(path))
 
     @classmethod
     def from_parts(cls, description: SavedProbe, tensors: Mapping[str, Tensor], path: Path) -> BeliefProbe:
@@ -327,9 +324,10 @@ class BeliefProbe:
 
     def __repr__(self) -> str:
         held_out = self.scores.held_out
+        r2 = "not defined, as nothing varies" if math.isnan(held_out.r2) else f"{held_out.r2:.4f}"
         return (
             f"BeliefProbe({self.label}: {sum(self.widths)} features → {self.n_states} states, "
-            f"held-out R² {held_out.r2:.4f}, MSE {held_out.mse:.2g}, n {held_out.n})"
+            f"held-out R² {r2}, MSE {held_out.mse:.2g}, n {held_out.n})"
         )
 
 
@@ -367,12 +365,13 @@ def fit_probe(
     )
 
 
+@checked
 def read_beliefs(
     model: HookedModel,
     dataset: BeliefDataset,
     probes: Sequence[BeliefProbe],
     *,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: str | None = None,
 ) -> list[Float64[Tensor, "prefix state"]]:
     """The beliefs that each probe reads after each distinct prefix, indexed by `dataset.prefix_ids`, in one pass."""
@@ -390,8 +389,8 @@ def read_beliefs(
     return read
 
 
-@dataclass(frozen=True)
-class TransferScore:
+@dataclass(frozen=True, eq=False)
+class TransferScore(Value):
     """A probe's score on a model or words that it was not fitted on.
 
     Attributes:
@@ -409,13 +408,14 @@ class TransferScore:
     notes: tuple[str, ...]
 
 
+@checked
 def score_probe(
     probe: BeliefProbe,
     model: HookedModel,
     dataset: BeliefDataset,
     *,
     weighting: Weighting = "probability",
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
 ) -> TransferScore:
     """How well a probe, without refitting, reads another model, another checkpoint or other words.
 

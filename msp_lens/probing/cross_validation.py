@@ -7,14 +7,17 @@ probe, every rank, the probe of shuffled beliefs, the one with next-token probab
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import AtLeast, Between, Count, Share
+from msp_lens._values import Value
 from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
@@ -82,6 +85,7 @@ def evaluate(
     `own_positions`, each position is also fitted on its own.
     """
     group, everything = tuple(sites), cells.whole
+    solver.check_targets(everything.blocks[BELIEF])
     solver = solver.choose(cells, group) if isinstance(solver, Auto) else solver
     solvers, final, mse_by_penalty = [solver] * len(cells.folds), solver, ()
     if isinstance(solver, Ridge) and solver.penalty is None:
@@ -190,8 +194,26 @@ class SavedScores(TypedDict):
     mse_by_penalty: list[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class ProbeScores:
+class _SavedRows(TypedDict):
+    n: Annotated[int, AtLeast(0)]
+    weight: Annotated[float, Between(0, sys.float_info.max)]
+    rounding: Share
+
+
+class SavedProbe(TypedDict):
+    """A probe in a file, without its tensors."""
+
+    sites: list[str]
+    widths: list[Count]
+    provenance: dict[str, Any]
+    name: str | None
+    rank: Annotated[int, AtLeast(0)]
+    scores: SavedScores
+    rows: _SavedRows | None
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeScores(Value):
     """How well one probe reads beliefs; what was not measured is `None` or empty.
 
     Attributes:

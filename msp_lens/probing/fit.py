@@ -6,17 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import check_choice
+from msp_lens._checks import Between, Count, Seed, checked
 from msp_lens._distributed import own_path, process_count, share, total
 from msp_lens._files import tensors_checksum
 from msp_lens.beliefs.filtering import next_token_probabilities
-from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, check_weighting, sampled_words
+from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
 from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.model_files import model_fingerprint
@@ -26,14 +26,13 @@ from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solvers import Solver, as_solver
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.controls import Controls, ControlScore, shuffled_beliefs, untrained_twins
+from msp_lens.probing.controls import Controls, ControlScore, TokenWindows, shuffled_beliefs, untrained_twins
 from msp_lens.probing.cross_validation import NEXT_TOKEN, SHUFFLED
-from msp_lens.probing.fit_rows import fit_report
-from msp_lens.probing.one_pass import Observer
+from msp_lens.probing.fit_rows import check_concatenate, fit_report
+from msp_lens.probing.one_pass import ClassRows, Observer
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, model_rows
 from msp_lens.probing.splits import Split, as_split, labelled_rows, split_rows
-from msp_lens.probing.windows import TokenWindows
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import batch_regret
 
@@ -43,6 +42,7 @@ FIRST_WORDS = 5_000
 MAX_TOKENS = 4_000_000
 
 
+@checked
 def probe(
     model: HookedModel,
     data: Process | BeliefDataset | LabelledTokens,
@@ -53,12 +53,12 @@ def probe(
     split: Split | str = "prefix",
     concatenate: bool | FeatureReduction = True,
     controls: bool = True,
-    untrained: int | Sequence[HookedModel] = 0,
-    by_position: bool | str = True,
-    max_bytes: int = MAX_BYTES,
+    untrained: Annotated[int, Between(0, 1_000)] | Sequence[Any] = 0,
+    by_position: Literal[True, False, "own"] = True,
+    max_bytes: Count = MAX_BYTES,
     resume: str | Path | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
     progress: bool = True,
 ) -> ProbeReport:
     """Regress beliefs on the residual stream, at each site and over all sites concatenated, and score controls.
@@ -100,19 +100,20 @@ def probe(
         >>> list(report)
         ['0_pre', '0_post', 'ln_final', 'concatenated']
     """
-    check_weighting(weighting)
-    check_choice("by_position", by_position, (False, True, "own"))
+    check_concatenate(concatenate)
     solver, split = as_solver(solver), as_split(split)
     groups = site_groups(model, sites)
     names = tuple(dict.fromkeys(site for group in groups.values() for site in group))
     twins = list(untrained_twins(model, untrained, names, seed=seed)) if untrained else []
 
     def report_of(data: _Data) -> ProbeReport:
+        solver.check_targets(data.labelled.targets[BELIEF].shape[1])
         description = {**data.labelled.description, **data.description, "model_fingerprint": model_fingerprint(model)}
         fitted = partial(fit_report, sites=groups, solver=solver, n_folds=split.n_folds, n_groups=data.n_groups)
         fitted = partial(fitted, concatenate=concatenate, max_bytes=max_bytes, seed=seed)
         own_words = words = share(len(data.labelled.tokens))
-        observers: list[Observer] = [each for each in (data.regret, data.windows) if each]
+        classes = data.class_rows(names, seed=seed)
+        observers: list[Observer] = [each for each in (data.regret, data.windows, classes) if each]
         checkpoint = progressed = None
         if resume is not None:
             # The process's fingerprint stands for its matrices.
@@ -129,7 +130,9 @@ def probe(
         read = partial(model_rows, data=data.labelled, sites=names, batch_size=batch_size)
         rows = replace(read(model, words=words, progress="Probing" if progress else None), description=description)
         n_positions = data.n_positions if by_position else None
-        full = partial(fitted, n_positions=n_positions, own_positions=by_position == "own", windows=data.windows)
+        full = partial(
+            fitted, n_positions=n_positions, own_positions=by_position == "own", windows=data.windows, classes=classes
+        )
         report = full(rows, observers=observers, checkpoint=checkpoint, resume_from=progressed, progress=progress)
         scores = list(report.controls)
         for name, twin in twins:
@@ -165,6 +168,14 @@ class _Data:
     windows: TokenWindows | None = None
     regret: _Regret | None = None
     dataset: BeliefDataset | None = None
+    classes: tuple[str, ...] = ()
+
+    def class_rows(self, sites: Sequence[str], *, seed: int) -> ClassRows | None:
+        """What keeps rows for logistic read-outs, if the target is classes."""
+        if not self.classes:
+            return None
+        labels = self.labelled.targets[BELIEF].argmax(dim=1)
+        return ClassRows(self.labelled, labels, self.classes, sites, seed=seed)
 
 
 def _described(concatenate: bool | FeatureReduction) -> Any:
@@ -201,11 +212,18 @@ def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, con
             "target": BELIEF,
             "draw_seed": dataset.seed,
             "own_dataset": not dataset.is_population and dataset.seed is None,
+            "unused_tokens": [process.tokens[token] for token in _unused(dataset)],
         },
         windows=TokenWindows(dataset.tokens, process.n_tokens, n_targets=process.n_states) if controls else None,
         regret=_Regret(dataset) if token_map is None or token_map.predicts_symbols else None,
         dataset=dataset,
     )
+
+
+def _unused(dataset: BeliefDataset) -> list[int]:
+    """The tokens that occur in none of the words."""
+    counts = torch.bincount(dataset.tokens.flatten(), minlength=dataset.process.n_tokens)
+    return (counts == 0).nonzero().flatten().tolist()
 
 
 def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
@@ -227,8 +245,11 @@ def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
         # Of a larger vocabulary, the table of windows would be as large as the data.
         if n_tokens <= 4_096:
             windows = TokenWindows(labelled.tokens, n_tokens, n_targets=values.shape[1])
-    description = {"target": target, "split": "groups", "own_dataset": True}
-    return _Data(replace(labelled, targets=targets), None, labelled.n_ctx, description, windows)
+    classes = labelled.classes.get(target, ())
+    description = {"target": target, "split": "groups", "own_dataset": True, "classes": list(classes) or None}
+    # The targets are known by other names from here on.
+    renamed = replace(labelled, targets=targets, classes={})
+    return _Data(renamed, None, labelled.n_ctx, description, windows, classes=classes)
 
 
 def _words(model: HookedModel, data: Process | BeliefDataset, seed: int) -> Iterator[BeliefDataset]:
@@ -237,9 +258,6 @@ def _words(model: HookedModel, data: Process | BeliefDataset, seed: int) -> Iter
         check_fits(model, data.process, data.n_ctx, token_map=data.token_map)
         yield data
         return
-    if not isinstance(data, Process):
-        example = "such as msp.mess3(x=0.05, a=0.85)"
-        raise TypeError(f"data={data!r}: give a Process ({example}), a BeliefDataset or LabelledTokens.")
     n_ctx = word_length(model, otherwise="words: data=msp.words(process, n_ctx=…)")
     check_fits(model, data, n_ctx)
     try:

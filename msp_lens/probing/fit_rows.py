@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import Count, Seed, checked
 from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES
@@ -17,30 +18,31 @@ from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solvers import OLS, Solver, as_solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
-from msp_lens.probing.controls import Controls, ControlScore
+from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
 from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate
-from msp_lens.probing.one_pass import Accumulator, Observer, accumulate
+from msp_lens.probing.one_pass import Accumulator, ClassRows, Observer, accumulate
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.probe_tables import Increment
 from msp_lens.probing.rows import RowBatch, Rows
-from msp_lens.probing.windows import TokenWindows
+from msp_lens.probing.splits import Folds
 
 CONCATENATED = "concatenated"
 
 
+@checked
 def probe_rows(
     rows: Rows | Iterable[RowBatch],
     sites: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     *,
     solver: Solver | str = "auto",
-    n_folds: int = 5,
-    n_groups: int | None = None,
-    n_positions: int | None = None,
+    n_folds: Folds = 5,
+    n_groups: Count | None = None,
+    n_positions: Count | None = None,
     concatenate: bool | FeatureReduction = True,
     extras: bool = True,
     windows: TokenWindows | None = None,
-    max_bytes: int = MAX_BYTES,
-    seed: int = 0,
+    max_bytes: Count = MAX_BYTES,
+    seed: Seed = 0,
     progress: bool = False,
 ) -> ProbeReport:
     """Probe rows from any source: one pass over the batches, then all solves from their moments.
@@ -68,7 +70,7 @@ def probe_rows(
         if not isinstance(rows, Rows):
             raise ValueError("sites=None: name the features to probe; only Rows know their own.")
         sites = rows.sites
-    check_at_least("n_folds", n_folds, 2, "cross-validation needs at least two folds")
+    check_concatenate(concatenate)
     by_label = sites if isinstance(sites, Mapping) else {site_label(site): (site,) for site in sites}
     fitted = partial(fit_report, solver=as_solver(solver), n_folds=n_folds, n_groups=n_groups, n_positions=n_positions)
     fitted = partial(fitted, concatenate=concatenate, extras=extras, windows=windows, max_bytes=max_bytes, seed=seed)
@@ -89,6 +91,7 @@ def fit_report(
     own_positions: bool = False,
     extras: bool = True,
     windows: TokenWindows | None = None,
+    classes: ClassRows | None = None,
     observers: Sequence[Observer] = (),
     checkpoint: PassCheckpoint | None = None,
     resume_from: PassProgress | None = None,
@@ -96,8 +99,9 @@ def fit_report(
 ) -> ProbeReport:
     """What `probe` and `probe_rows` share; options of one name are alike.
 
-    `own_positions` fits each position on its own too; `observers`, the windows among them, sum over the same pass. Sums
-    are saved to `checkpoint` from time to time; `resume_from` is an interrupted pass whose remaining rows these are.
+    `own_positions` fits each position on its own too; `observers`, windows and classes among them, sum over the same
+    pass. Sums are saved to `checkpoint` from time to time; `resume_from` is an interrupted pass whose remaining rows
+    these are.
     """
     groups = {label: tuple(group) for label, group in sites.items()}
     names = tuple(dict.fromkeys(site for group in groups.values() for site in group))
@@ -150,8 +154,10 @@ def fit_report(
         cumulative = [
             Increment(site_label(name), s.in_sample, s.held_out) for name, s in zip(names, found, strict=True)
         ]
+    own_groups = {label: group for label, group in groups.items() if label != CONCATENATED}
     return ProbeReport(
         probes=tuple(probes.values()),
+        classes=classes.readouts(own_groups, n_folds) if classes is not None else None,
         controls=Controls(tuple(controls)),
         cumulative=tuple(cumulative),
         regret=None,
@@ -159,6 +165,14 @@ def fit_report(
         model=None,
         dataset=None,
     )
+
+
+def check_concatenate(value: Any) -> None:
+    """Raise `TypeError` unless this says whether, or how reduced, sites are concatenated."""
+    if not isinstance(value, bool | FeatureReduction):
+        raise TypeError(
+            f"concatenate={value!r}: give True, False, or a reduction such as RandomProjection(64, seed=0)."
+        )
 
 
 def _reduced(site: str) -> str:

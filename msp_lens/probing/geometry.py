@@ -2,7 +2,7 @@
 
 covariance that moves with the belief         Σ_hb Σ_bb⁺ Σ_bh,  in the span of the decoder's rows
 effective dimension of a covariance Σ         (tr Σ)² / tr Σ²    (the participation ratio)
-what the unembedding reads, to first order    dp = dh W_U (diag p̄ - p̄ p̄ᵀ)
+what the unembedding reads, to first order    dp = dh diag(w) W_U (diag p̄ - p̄ p̄ᵀ)
 what the probe implies it should read         dp = dh W E
 
 Two prefixes may predict the same next token and still differ in everything after it, so distances between pairs of
@@ -26,8 +26,9 @@ from jaxtyping import Float64
 from scipy.linalg import subspace_angles
 from torch import Tensor
 
-from msp_lens._checks import check_at_least
+from msp_lens._checks import Count, Seed, checked
 from msp_lens._tables import TableView
+from msp_lens._values import Value
 from msp_lens.beliefs.nearest import nearest_distribution
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from msp_lens.figures.style import ThemeName
 
 
-@dataclass(frozen=True)
-class SimplexDistance:
+@dataclass(frozen=True, eq=False)
+class SimplexDistance(Value):
     """Euclidean distance of read-outs from the simplex: weighted mean, largest, and the weight of those outside it."""
 
     mean: float
@@ -52,8 +53,8 @@ class SimplexDistance:
     share_outside: float
 
 
-@dataclass(frozen=True)
-class SiteGeometry:
+@dataclass(frozen=True, eq=False)
+class SiteGeometry(Value):
     """The geometry of the belief at one site.
 
     Attributes:
@@ -75,7 +76,7 @@ class SiteGeometry:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Geometry(TableView):
+class Geometry(Value, TableView):
     """The geometry of the belief at several sites.
 
     Attributes:
@@ -101,29 +102,32 @@ class Geometry(TableView):
 
     def summary(self) -> list[str]:
         """How to read the table."""
-        neighbors = itertools.pairwise(self.angles.index)
-        angles = ", ".join(f"{a}–{b} {self.angles.loc[a, b]:.0f}°" for a, b in neighbors)
+        neighbors = [(a, b, self.angles.loc[a, b]) for a, b in itertools.pairwise(self.angles.index)]
+        angles = ", ".join(f"{a}–{b} {angle:.0f}°" for a, b, angle in neighbors if not math.isnan(angle))
+        if all(math.isnan(each.belief_dimension) for each in self.sites):
+            return ["The beliefs never vary, so no part of the activations moves with them."]
         return [
             "Variance share: the share of the activations' variance that moves with the belief. Dimensions are "
             "participation ratios. Off simplex: Euclidean distance of read-outs from the nearest belief. Unembedding: "
             "correlation of its next-token reading, to first order, with the one that the probe implies.",
-            f"Largest angle between the belief subspaces of neighboring sites: {angles}.",
+            *([f"Largest angle between the belief subspaces of neighboring sites: {angles}."] if angles else []),
         ]
 
     def _title(self) -> str:
         return "Geometry"
 
     def _display(self) -> pd.DataFrame:
-        return self.to_dataframe().map("{:.4f}".format)
+        return self.to_dataframe().map(lambda value: "–" if math.isnan(value) else f"{value:.4f}")
 
 
+@checked
 def geometry(
     probes: Sequence[BeliefProbe],
     model: HookedModel,
     dataset: BeliefDataset,
     *,
     weighting: Weighting,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
 ) -> Geometry:
     """The geometry of the belief at each site, with one run of the model to see where read-outs fall.
 
@@ -135,12 +139,17 @@ def geometry(
         batch_size: Words in one forward pass.
 
     Raises:
-        ValueError: if a probe has no moments.
+        ValueError: if a probe has no moments, or two probes are of one site; before the model is run.
     """
     # Smaller distances are rounding errors.
     tolerance = 1e-6
     shares = dataset.prefix_weights(weighting)
     single = [probe for probe in probes if len(probe.sites) == 1]
+    labels = [probe.label for probe in single]
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(f"probes are of the sites {labels}: give one probe for each of at least one single site.")
+    for probe in single:
+        _moments(probe)
     sites = []
     for probe, read in zip(single, read_beliefs(model, dataset, single, batch_size=batch_size), strict=True):
         distance = (read - nearest_distribution(read)).norm(dim=1)
@@ -207,8 +216,10 @@ def unembedding_agreement(
     """Whether the unembedding reads what the probe says it should: a correlation over the data, at most 1.
 
     If the network predicts what its belief implies, p = b E, then a step dh at the site that feeds the unembedding
-    changes the prediction by dh W E. To first order, the unembedding changes it by dh W_U (diag p̄ - p̄ p̄ᵀ), with the
-    mean prediction p̄ = b̄ E. The two linear readings A and B of h are correlated over the data,
+    changes the prediction by dh W E. To first order, the unembedding changes it by dh diag(w) W_U (diag p̄ - p̄ p̄ᵀ),
+    with the mean prediction p̄ = b̄ E. The site of a `HookedTransformer` (`ln_final.hook_normalized`) lies before the
+    gains w of the final LayerNorm, which are therefore part of what is read out; that of a bridge (`ln_final.hook_out`)
+    lies after them, and w is 1. The two linear readings A and B of h are correlated over the data,
 
         tr(Aᵀ Σ_hh B) / √(tr(Aᵀ Σ_hh A) · tr(Bᵀ Σ_hh B)).
 
@@ -224,6 +235,9 @@ def unembedding_agreement(
     if unembedding.shape[0] != sum(probe.widths) or unembedding.shape[1] < token_map.d_vocab:
         return math.nan
     matrix = unembedding.detach().cpu().double()[:, [ids[0] for ids in token_map.symbols]]
+    if probe.sites[0].endswith(".hook_normalized"):
+        gains = getattr(getattr(model, "ln_final", None), "w", None)
+        matrix = matrix if gains is None else gains.detach().cpu().double().unsqueeze(1) * matrix
     mean = probe.belief_mean @ process.emissions
     read = matrix @ (torch.diag(mean) - torch.outer(mean, mean))
     implied = probe.read_map.weights @ process.emissions
@@ -243,7 +257,7 @@ def _moments(probe: BeliefProbe) -> Moments:
 
 
 @dataclass(frozen=True, eq=False)
-class Distances:
+class Distances(Value):
     """Euclidean distances between the same pairs of prefixes in three spaces.
 
     Attributes:
@@ -283,53 +297,62 @@ class Distances:
 
     def __repr__(self) -> str:
         pairs = f"{'all' if self.is_every_pair else 'sampled'} {len(self.weights):,} pairs"
+        if math.isnan(self.r2_true):
+            return f"Distances({self.site}, {pairs}: the distances do not vary, so there is nothing to compare)"
         return (
             f"Distances({self.site}, {pairs}: R² {self.r2_true:.4f} with distances of true beliefs, "
             f"{self.r2_next_token:.4f} with those of next-token probabilities)"
         )
 
 
+@checked
 def distances(
     probe: BeliefProbe,
     model: HookedModel,
     dataset: BeliefDataset,
     *,
     weighting: Weighting,
-    max_pairs: int = 500_000,
-    seed: int = 0,
-    batch_size: int | None = None,
+    same_prefix: bool = False,
+    max_pairs: Count = 500_000,
+    seed: Seed = 0,
+    batch_size: Count | None = None,
 ) -> Distances:
     """Distances between the beliefs that a probe reads, between true beliefs, and between next-token probabilities.
 
     A pair counts by the product of its prefixes' weights: all pairs if there are at most `max_pairs`, else that many
     drawn by weight. Runs the model once.
 
+    The paper's figure is another: of the activations at all sites of RRXOR's network concatenated, and of the positions
+    of all words, so that pairs with the same prefix, at distance 0 in all three spaces, count too. For that, give the
+    concatenated probe and `same_prefix=True`.
+
     Args:
         probe: A probe of the model.
         model: The model that it was fitted on.
         dataset: The words whose prefixes are paired.
         weighting: How much each prefix counts.
+        same_prefix: Whether two rows with the same prefix are a pair too, as often as they occur.
         max_pairs: The largest number of pairs.
         seed: Seed of the draw of pairs.
         batch_size: Words in one forward pass.
 
     Raises:
-        ValueError: if `max_pairs` is below 1, or the model cannot read the words.
+        ValueError: if an option is out of range, or the model cannot read the words.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
-    check_at_least("max_pairs", max_pairs, 1)
     n, weights, true = dataset.n_prefixes, dataset.prefix_weights(weighting), dataset.prefix_beliefs
     is_every_pair = n * (n - 1) // 2 <= max_pairs
     if is_every_pair:
-        first, second = torch.triu_indices(n, n, offset=1)
-        counts = weights[first] * weights[second]
+        first, second = torch.triu_indices(n, n, offset=0 if same_prefix else 1)
+        # Two rows in either order are one pair, and so are two of one prefix.
+        counts = weights[first] * weights[second] * torch.where(first == second, 0.5, 1.0)
     else:
-        # Both prefixes are drawn by weight, and pairs of a prefix with itself are dropped.
+        # Both prefixes are drawn by weight; pairs of a prefix with itself are dropped unless they are wanted.
         cumulative, generator = weights.cumsum(dim=0), torch.Generator().manual_seed(seed)
         uniform = torch.rand(2, max_pairs, dtype=torch.float64, generator=generator) * cumulative[-1]
         drawn = torch.searchsorted(cumulative, uniform).clamp(max=n - 1)
-        first, second = drawn[:, drawn[0] != drawn[1]]
+        first, second = drawn if same_prefix else drawn[:, drawn[0] != drawn[1]]
         counts = torch.ones(len(first), dtype=torch.float64)
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
     spaces = (read, true, true @ dataset.process.emissions)

@@ -11,10 +11,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from msp_lens._checks import check_finite
+from msp_lens._distributed import total
+from msp_lens.data import LabelledTokens
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES, MomentsGrid, check_memory
+from msp_lens.moments.logistic import fit_logistic
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduce import reduce_grid
+from msp_lens.probing.probe_tables import ClassReadout, ClassReadouts
 from msp_lens.probing.rows import CHECK_THE_MODEL, RowBatch
 from msp_lens.probing.splits import CELLS_PER_FOLD, deal
 
@@ -176,3 +180,80 @@ def accumulate(
     for observer in observers:
         observer.reduce()
     return accumulator.finish()
+
+
+class ClassRows:
+    """Keeps a sample of the rows of a target that is classes, for logistic read-outs, which sums do not suffice for.
+
+    Args:
+        data: The labelled tokens that are read.
+        labels: The class of each row.
+        classes: The classes' names.
+        sites: The sites whose features are kept.
+        seed: Seed of the sample.
+    """
+
+    def __init__(
+        self,
+        data: LabelledTokens,
+        labels: Int[Tensor, "row"],
+        classes: Sequence[str],
+        sites: Sequence[str],
+        *,
+        seed: int,
+    ) -> None:
+        self.data, self.labels, self.classes, self.sites, self.seed = data, labels, tuple(classes), tuple(sites), seed
+        self.rows = torch.empty(0, dtype=torch.int64)
+        # By site, and the cell of each row.
+        self._kept: dict[str, Tensor] = {}
+        self._cells = torch.empty(0, dtype=torch.int64)
+
+    def _start(self, widths: Mapping[str, int]) -> None:
+        most_rows, most_bytes = 10_000, 2**28
+        n_rows = min(most_rows, max(100, most_bytes // (4 * sum(widths.values()))), len(self.labels))
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.seed))
+        self.rows = order[:n_rows].sort().values
+        self._kept = {site: torch.zeros(n_rows, width) for site, width in widths.items()}
+        self._cells = torch.zeros(n_rows, dtype=torch.int64)
+
+    def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
+        """Keep those rows of a batch of words that are in the sample."""
+        if not self._kept:
+            self._start({site: batch.features[site].shape[1] for site in self.sites})
+        assert batch.batch_words is not None
+        rows = self.data.rows_of(batch.batch_words)
+        ends = torch.searchsorted(self.rows, torch.tensor([rows.start, rows.stop]))
+        here = slice(int(ends[0]), int(ends[1]))
+        inside = self.rows[here] - rows.start
+        for site, kept in self._kept.items():
+            features = batch.features[site]
+            kept[here] = features[inside.to(features.device)].float().cpu()
+        self._cells[here] = cells[inside]
+
+    def state(self) -> dict[str, Tensor]:
+        """The rows so far, to be saved."""
+        return {f"classes.{site}": kept for site, kept in self._kept.items()} | {"classes.cells": self._cells}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from rows that `state` returned."""
+        if len(state.get("classes.cells", ())):
+            self._start({site: state[f"classes.{site}"].shape[1] for site in self.sites})
+            self._kept, self._cells = {site: state[f"classes.{site}"] for site in self.sites}, state["classes.cells"]
+
+    def reduce(self) -> None:
+        """Gather the rows of all processes: each row is kept by one of them, and 0 in the others."""
+        self._kept = {site: total(kept) for site, kept in self._kept.items()}
+        self._cells = total(self._cells)
+
+    def readouts(self, groups: Mapping[str, Sequence[str]], n_folds: int) -> ClassReadouts:
+        """The logistic read-outs of some sites or groups of sites, scored on the folds of the probes."""
+        labels, weights = self.labels[self.rows], self.data.weights[self.rows]
+        counted = weights > 0
+        labels, weights, fold = labels[counted], weights[counted], (self._cells % n_folds)[counted]
+        found = []
+        for label, group in groups.items():
+            features = torch.cat([self._kept[site] for site in group], dim=1)[counted]
+            fitted = fit_logistic(features, labels, self.classes, weights=weights, fold=fold)
+            found.append(ClassReadout(label, *fitted))
+        shares = torch.zeros(len(self.classes), dtype=torch.float64).index_add_(0, labels, weights / weights.sum())
+        return ClassReadouts(tuple(found), dict(zip(self.classes, shares.clamp(max=1).tolist(), strict=True)))

@@ -53,6 +53,8 @@ class ProbePlots:
     def __call__(self, *sites: str, word: Sequence[int | str] = (), theme: ThemeName = "light") -> Figure:
         """The true belief states and those read at these sites, side by side, colored by the true belief.
 
+        A report of labelled tokens, which have no belief states, shows its scores at all sites instead.
+
         Args:
             sites: Which sites to show.
             word: A word (token numbers or names) whose path is drawn through every panel.
@@ -64,6 +66,8 @@ class ProbePlots:
         """
         from msp_lens.figures.simplex import plot_beliefs
 
+        if self.process is None and not sites and not word:
+            return self.scores(theme=theme)
         dataset, _, read = self._read(sites)
         tokens = token_numbers(dataset.process, word)
         return plot_beliefs(
@@ -199,17 +203,8 @@ def window_scores(controls: Controls) -> pd.DataFrame:
 
 
 def token_numbers(process: Process, word: Sequence[int | str]) -> list[int]:
-    """The token numbers of a word given as numbers or names; `ValueError` if the process has no such token."""
-    numbers = []
-    for token in word:
-        known = process.tokens.index(token) if isinstance(token, str) and token in process.tokens else token
-        if not isinstance(known, int) or not 0 <= known < process.n_tokens:
-            raise ValueError(
-                f"word has the token {token!r}; those of {process.name} are {', '.join(process.tokens)}, or their "
-                f"numbers 0 to {process.n_tokens - 1}."
-            )
-        numbers.append(known)
-    return numbers
+    """The token numbers of a word in any container; errors as for `Process.read_words`."""
+    return process.read_words(word, what="word")[0].tolist() if len(word) else []
 
 
 def _curves(table: pd.DataFrame, title: str, ylabel: str, theme: ThemeName) -> Figure:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
@@ -12,18 +13,21 @@ import pandas as pd
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import Count, Seed
+from msp_lens._checks import Count, Seed, checked
 from msp_lens._files import check_tensors, parsed_json, read_entry, read_tensors, without_nan, write_tensors
-from msp_lens._tables import TableView, json_records, skill_text
+from msp_lens._tables import TableView, json_records
+from msp_lens._values import same_values
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.moments.scores import from_json
-from msp_lens.probing.belief_probe import BeliefProbe, SavedProbe
-from msp_lens.probing.controls import Controls, ControlScore, SavedControl, interval_text
+from msp_lens.probing.belief_probe import BeliefProbe
+from msp_lens.probing.controls import Controls, ControlScore, SavedControl, interval_text, r2_text
+from msp_lens.probing.cross_validation import SavedProbe
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
+from msp_lens.probing.probe_notes import probe_notes
 from msp_lens.probing.probe_plots import ProbePlots
-from msp_lens.probing.probe_tables import Increment, ProbeTables, SavedIncrement
+from msp_lens.probing.probe_tables import ClassReadouts, Increment, ProbeTables, SavedIncrement, SavedReadouts
 from msp_lens.processes.process import Process
 
 
@@ -41,12 +45,34 @@ class ProbeReport(TableView, ProbeTables):
         provenance: Process, weighting, split, number of words, fingerprints, seed.
         model: The model that was probed (not saved).
         dataset: The words it was probed on (not saved).
+        classes: Logistic read-outs, if the target is classes.
+
+    Two reports are equal if all but the model and the words is. A copy keeps both; a pickled report has no model.
     """
 
     regret: Float64[Tensor, "pos"] | None
     provenance: dict[str, Any]
-    model: HookedModel | None
-    dataset: BeliefDataset | None
+    model: HookedModel | None = field(compare=False)
+    dataset: BeliefDataset | None = field(compare=False)
+    classes: ClassReadouts | None = None
+
+    def __eq__(self, other: object) -> bool:
+        names = [each.name for each in fields(self) if each.compare]
+        is_same = type(self) is type(other)
+        return is_same and all(same_values(getattr(self, name), getattr(other, name)) for name in names)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not every network can be pickled, and a saved report has none either.
+        return self.__dict__ | {"model": None}
+
+    def __copy__(self) -> ProbeReport:
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProbeReport:
+        copied = {each.name: copy.deepcopy(getattr(self, each.name), memo) for each in fields(self) if each.compare}
+        return replace(self, **copied)
 
     @property
     def process(self) -> Process | None:
@@ -58,7 +84,8 @@ class ProbeReport(TableView, ProbeTables):
     @property
     def plot(self) -> ProbePlots:
         """Pictures: `report.plot("3_post")` shows belief states, `report.plot.scores()` R² at each site, and so on."""
-        weighting = self.provenance.get("weighting", "probability")
+        # Rows of labelled tokens have weights of their own, and no belief states to draw by them.
+        weighting = self.provenance["weighting"] if self.process is not None else "probability"
         return ProbePlots(self, self.regret, self.process, weighting, self.run_on)
 
     def by_state(self) -> pd.DataFrame:
@@ -89,6 +116,12 @@ class ProbeReport(TableView, ProbeTables):
         Raises:
             ValueError: if the report has no model or no words, or the model's weights have changed since it was probed.
         """
+        if "own_dataset" in self.provenance and "process" not in self.provenance:
+            raise ValueError(
+                "This report is of labelled tokens, which have no process whose beliefs could be drawn or written. "
+                "report.plot.scores() shows what was read; to write a target v, use "
+                "`with report['1_post'].steer(model, v):` around model(tokens)."
+            )
         if self.model is None or self.dataset is None:
             raise ValueError(
                 "This report has no model, or no words of a process, to run again: load it with "
@@ -99,7 +132,13 @@ class ProbeReport(TableView, ProbeTables):
         return self.model, self.dataset
 
     def distances(
-        self, site: str | None = None, *, max_pairs: int = 500_000, seed: int = 0, batch_size: int | None = None
+        self,
+        site: str | None = None,
+        *,
+        same_prefix: bool = False,
+        max_pairs: int = 500_000,
+        seed: int = 0,
+        batch_size: int | None = None,
     ) -> Distances:
         """Distances between the beliefs read at a site, between true beliefs, and between next-token probabilities.
 
@@ -110,8 +149,8 @@ class ProbeReport(TableView, ProbeTables):
             ValueError: as for `run_on`.
         """
         probe = self.best_site if site is None else self[site]
-        run, weighting = self.run_on(), self.provenance["weighting"]
-        return distances(probe, *run, weighting=weighting, max_pairs=max_pairs, seed=seed, batch_size=batch_size)
+        how = {"weighting": self.provenance["weighting"], "same_prefix": same_prefix, "batch_size": batch_size}
+        return distances(probe, *self.run_on(), max_pairs=max_pairs, seed=seed, **how)
 
     def geometry(self, *, batch_size: int | None = None) -> Geometry:
         """How the belief is represented at each site: variance share, dimensions, angles, simplex, unembedding.
@@ -123,6 +162,7 @@ class ProbeReport(TableView, ProbeTables):
         """
         return geometry(self.probes, *self.run_on(), weighting=self.provenance["weighting"], batch_size=batch_size)
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the report atomically to one safetensors file, with its numbers as JSON in the header.
 
@@ -140,11 +180,15 @@ class ProbeReport(TableView, ProbeTables):
             "controls": without_nan([asdict(each) for each in self.controls]),
             "cumulative": without_nan([asdict(each) for each in self.cumulative]),
             "provenance": self.provenance,
+            "classes": without_nan(self.classes.description()) if self.classes is not None else None,
         }
+        if self.classes is not None:
+            tensors |= self.classes.tensors()
         write_tensors(path, tensors, {"msp_lens_report": json.dumps(description, allow_nan=False)})
         return Path(path)
 
     @classmethod
+    @checked
     def load(
         cls, path: str | Path, *, model: HookedModel | None = None, process: Process | BeliefDataset | None = None
     ) -> ProbeReport:
@@ -203,6 +247,7 @@ class ProbeReport(TableView, ProbeTables):
             probes=tuple(probes),
             controls=Controls(controls),
             cumulative=cumulative,
+            classes=ClassReadouts.from_parts(saved, tensors, path) if (saved := description["classes"]) else None,
             regret=regret,
             provenance=provenance,
             model=model,
@@ -211,106 +256,8 @@ class ProbeReport(TableView, ProbeTables):
 
     def summary(self) -> list[str]:
         """What the numbers were measured on and how far to trust them, one sentence or two in each note."""
-        given = self.provenance
-        by = {
-            "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
-            "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
-            "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
-        }.get(given.get("split", ""), "by the rows' groups")
-        lines = [
-            self._data_note(),
-            "The table shows R² held out, with its 95 % interval, and R² in-sample; MSE is held out, per coordinate.",
-            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} cells of "
-            "groups, with the fitted maps fixed.",
-            *self._overfitting_notes(),
-            *self._control_notes(),
-        ]
-        if self.controls.rival is not None:
-            is_told_apart = any(not math.isnan(self.beyond_next_token(label)) for label in self)
-            beyond = " Beyond: the share of the rest that the activations add." if is_told_apart else ""
-            r2 = self.controls.rival.held_out.r2
-            lines.append(f"Next-token probabilities alone explain R² {r2:.3f} of the beliefs, held out.{beyond}")
-        if self.process is not None:
-            lines.append(str(self.process.degeneracy()))
-        if self.regret is not None:
-            mean, low, high = (f"{float(nats):.2g}" for nats in (self.regret.mean(), *self.regret.aminmax()))
-            lines.append(f"Regret of the model: {mean} nats on average over positions ({low} to {high}).")
-        return lines + self._solver_notes()
-
-    def _data_note(self) -> str:
-        given, n = self.provenance, self.probes[0].scores.in_sample.n
-        weighting = f"weighting={given.get('weighting', 'as given')!r}"
-        if "words" not in given:
-            return f"{n:,} rows, {weighting}."
-        process = f"{self.process!r}; " if self.process is not None else ""
-        words = f"{given['words']:,} given words"
-        if given["is_population"]:
-            words = "every possible word"
-        elif given.get("draws") is not None:
-            words = f"{given['draws']:,} sampled words ({given['words']:,} distinct)"
-        rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
-        return f"{process}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weighting}."
-
-    def _overfitting_notes(self) -> list[str]:
-        worse = [probe for probe in self.probes if probe.scores.held_out.r2 < 0 < probe.scores.in_sample.r2]
-        if not worse:
-            return []
-        probe = worse[-1]
-        is_ridge = probe.scores.solver == "ridge"
-        remedy = "" if is_ridge else " solver='ridge' chooses how much to shrink them."
-        return [
-            f"Below 0 held out ({', '.join(each.label for each in worse)}): worse than the mean belief. {probe.label} "
-            f"fits {sum(probe.widths)} features to {probe.scores.in_sample.n:,} rows, so its in-sample score "
-            f"is optimistic.{remedy}"
-        ]
-
-    def _control_notes(self) -> list[str]:
-        has_shuffled = self.probes[0].scores.shuffled is not None
-        twins = {each.name for each in self.controls if each.kind == "untrained"}
-        windows = {each.name for each in self.controls if not each.is_rival} - twins
-        if not (has_shuffled or windows or twins):
-            return [
-                "No controls were measured: an R² means little alone, and a random network can reach a high one. "
-                "Probe with controls=True and untrained=3."
-            ]
-        against = [f"{len(windows)} readings of the last tokens and the position (report.controls)"] if windows else []
-        against += [f"{len(twins)} untrained network{'s' * (len(twins) > 1)}"] if twins else []
-        lines = ["Shuffled: in-sample R² of a probe of randomly permuted beliefs."] if has_shuffled else []
-        if against:
-            lines.append(
-                f"Best control: the best held-out score of {' and '.join(against)}. Skill: the share of what it leaves "
-                "unexplained that the probe explains; negative if the control explains more."
-            )
-        if not twins:
-            lines.append(
-                "Not among the controls: an untrained network, which can reach a high R² too (untrained=3 adds three)."
-            )
-        return lines
-
-    def _solver_notes(self) -> list[str]:
-        solver = self.provenance["solver"]
-        if solver.get("rank") is not None:
-            return [f"Probes have rank {solver['rank']}, by reduced-rank regression."]
-        if solver.get("penalty") is not None:
-            return [f"Probes are fitted by ridge with penalty {solver['penalty']:g}."]
-        by_ridge = [probe for probe in self.probes if probe.scores.solver == "ridge"]
-        why = f", as there are at least {solver['ratio']:g} rows a feature" if solver["name"] == "auto" else ""
-        if not by_ridge:
-            return [f"Probes are fitted by least squares{why}."]
-        penalties = [probe.scores.penalty for probe in by_ridge if probe.scores.penalty is not None]
-        chosen = (
-            f"Penalties are {min(penalties):g} to {max(penalties):g}, chosen on held-out folds; each score is of a "
-            "penalty chosen without the fold that is scored."
-        )
-        if solver["name"] == "ridge":
-            return [f"Probes are fitted by ridge. {chosen}"]
-        fewest = min(probe.scores.in_sample.n / sum(probe.widths) for probe in by_ridge)
-        named = ", ".join(probe.label for probe in by_ridge)
-        rest = f" The others are fitted by least squares{why}." if len(by_ridge) < len(self) else ""
-        return [
-            f"Fitted by ridge: {named}, which have fewer than {solver['ratio']:g} rows a feature ({fewest:.2g} at the "
-            f"least), so that least squares would overfit. {chosen}{rest}"
-        ]
+        rest = {"process": self.process, "regret": self.regret, "classes": self.classes}
+        return probe_notes(self, self.provenance, **rest)
 
     def _title(self) -> str:
         return "Belief probes"
@@ -318,14 +265,14 @@ class ProbeReport(TableView, ProbeTables):
     def _display(self) -> pd.DataFrame:
         table = self.to_dataframe()
         shown = pd.DataFrame(index=table.index)
-        shown["R² held out"] = table["R² held out"].map("{:.5f}".format)
+        shown["R² held out"] = table["R² held out"].map(r2_text)
         shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
-        shown["in-sample"] = table["R² in-sample"].map("{:.5f}".format)
+        shown["in-sample"] = table["R² in-sample"].map(r2_text)
         if bool(table["R² shuffled"].notna().any()):
             shown["shuffled"] = table["R² shuffled"].map("{:.3f}".format)
         if len(self.controls) > 0:
-            shown["best control"] = table["R² best control"].map("{:.4f} ".format) + table["best control"].map(str)
-            shown["skill"] = table["skill"].map(skill_text)
+            best = zip(table["R² best control"], table["best control"], strict=True)
+            shown["best control"] = ["–" if math.isnan(r2) else f"{r2:.4f} {name}" for r2, name in best]
         if bool(table["beyond next token"].notna().any()):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
@@ -349,6 +296,7 @@ class _SavedProvenance(_AlwaysSaved, total=False):
     n_ctx: Count
     is_population: bool
     draws: Count | None
+    unused_tokens: list[str]
     draw_seed: Seed | None
     own_dataset: bool
     token_map: dict[str, Any] | None
@@ -364,6 +312,7 @@ class _SavedReport(TypedDict):
     controls: list[SavedControl]
     cumulative: list[SavedIncrement]
     provenance: dict[str, Any]
+    classes: SavedReadouts | None
 
 
 def _checked_provenance(provenance: dict[str, Any], path: Path) -> dict[str, Any]:

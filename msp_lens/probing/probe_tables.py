@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TypedDict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
 
 import pandas as pd
+from torch import Tensor
 
-from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, SavedHeldOut, SavedScore, Score, skill
+from msp_lens._checks import Share
+from msp_lens._files import check_tensors
+from msp_lens._tables import TableView
+from msp_lens._values import Value
+from msp_lens.moments.logistic import ClassScore, LogisticMap, SavedClassScore
+from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, SavedHeldOut, SavedScore, Score, skill, skill_interval
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.controls import Controls
 
@@ -22,13 +29,119 @@ class SavedIncrement(TypedDict):
     held_out: SavedHeldOut
 
 
-@dataclass(frozen=True)
-class Increment:
+@dataclass(frozen=True, eq=False)
+class Increment(Value):
     """The scores of a site (its label) together with all sites before it."""
 
     site: str
     in_sample: Score
     held_out: HeldOutScore
+
+
+class _SavedReadout(TypedDict):
+    site: str
+    in_sample: SavedClassScore
+    held_out: SavedClassScore
+
+
+class SavedReadouts(TypedDict):
+    """`ClassReadouts` in a file, without their tensors."""
+
+    shares: dict[str, Share]
+    readouts: list[_SavedReadout]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassReadout(Value):
+    """A logistic read-out of classes at a site (its label), with its scores."""
+
+    site: str
+    read_map: LogisticMap
+    in_sample: ClassScore
+    held_out: ClassScore
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassReadouts(Value, TableView):
+    """The logistic read-outs of a target that is classes, by site.
+
+    Attributes:
+        readouts: One for each site or named group of sites.
+        shares: How often each class is the true one.
+    """
+
+    readouts: tuple[ClassReadout, ...]
+    shares: dict[str, float]
+
+    def __getitem__(self, site: str) -> ClassReadout:
+        for each in self.readouts:
+            if each.site == site:
+                return each
+        raise KeyError(f"No read-out at {site!r}; there are some at {', '.join(each.site for each in self.readouts)}.")
+
+    @property
+    def entropy(self) -> float:
+        """The cross-entropy of predicting each class by its share, in nats."""
+        return -sum(share * math.log(share) for share in self.shares.values() if share > 0)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each site; cross-entropy is in nats."""
+        columns = {}
+        for key, name in (("accuracy", "accuracy"), ("auc", "AUC"), ("cross_entropy", "cross-entropy")):
+            for rows, kind in (("held_out", "held out"), ("in_sample", "in-sample")):
+                columns[f"{name} {kind}"] = [getattr(getattr(each, rows), key) for each in self.readouts]
+        return pd.DataFrame(columns, index=pd.Index([each.site for each in self.readouts], name="site"))
+
+    def best_note(self) -> str:
+        """What the best site reads, and what is right without any network."""
+        best = min(self.readouts, key=lambda each: each.held_out.cross_entropy)
+        score, (commonest, share) = best.held_out, max(self.shares.items(), key=lambda each: each[1])
+        auc = "" if math.isnan(score.auc) else f", AUC {score.auc:.3f}"
+        return (
+            f"Classes, by logistic read-outs (report.classes), held out: at {best.site} {score.accuracy:.1%} are "
+            f"right{auc}, cross-entropy {score.cross_entropy:.3f} nats; {commonest!r} alone is right for {share:.1%}, "
+            f"and the classes' entropy is {self.entropy:.3f} nats."
+        )
+
+    def summary(self) -> list[str]:
+        """What the numbers were measured on."""
+        n = self.readouts[0].in_sample.n
+        return [f"{n:,} rows, on the folds of the report; L2 penalty 1 on standardized features.", self.best_note()]
+
+    def _title(self) -> str:
+        return "Logistic read-outs of classes"
+
+    def _display(self) -> pd.DataFrame:
+        return self.to_dataframe().map(lambda value: "–" if math.isnan(value) else f"{value:.4f}")
+
+    def description(self) -> dict[str, Any]:
+        """Everything but the tensors, as JSON-ready values."""
+        scores = [{key: asdict(getattr(each, key)) for key in ("in_sample", "held_out")} for each in self.readouts]
+        sites = [{"site": each.site} for each in self.readouts]
+        return {"shares": self.shares, "readouts": [a | b for a, b in zip(sites, scores, strict=True)]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that `from_parts` needs, by name."""
+        maps = [each.read_map for each in self.readouts]
+        weights = {f"classes/{k}/weights": each.weights.contiguous() for k, each in enumerate(maps)}
+        return weights | {f"classes/{k}/bias": each.bias.contiguous() for k, each in enumerate(maps)}
+
+    @classmethod
+    def from_parts(cls, description: SavedReadouts, tensors: Mapping[str, Tensor], path: Path) -> ClassReadouts:
+        """Rebuild the read-outs from a file's `description()` and `tensors()`; `ValueError` if they do not fit."""
+        names, found = tuple(description["shares"]), []
+        for k, each in enumerate(description["readouts"]):
+            weights, bias = f"classes/{k}/weights", f"classes/{k}/bias"
+            check_tensors(tensors, {weights: (None, len(names)), bias: (len(names),)}, path)
+            scores = {key: _class_score(each[key]) for key in ("in_sample", "held_out")}
+            read_map = LogisticMap(tensors[weights], tensors[bias], names)
+            found.append(ClassReadout(each["site"], read_map, **scores))
+        return cls(tuple(found), description["shares"])
+
+
+def _class_score(saved: SavedClassScore) -> ClassScore:
+    auc = math.nan if saved["auc"] is None else saved["auc"]
+    return ClassScore(saved["accuracy"], auc, saved["cross_entropy"], saved["n"])
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -59,8 +172,16 @@ class ProbeTables(Mapping[str, BeliefProbe]):
 
     @property
     def best_site(self) -> BeliefProbe:
-        """The single-site probe with the highest held-out R²."""
-        return max((p for p in self.probes if len(p.sites) == 1), key=lambda p: p.scores.held_out.r2)
+        """The single-site probe with the highest held-out R²; the first, if R² is not defined.
+
+        Raises:
+            ValueError: if every probe reads several sites at once.
+        """
+        single = [probe for probe in self.probes if len(probe.sites) == 1]
+        if not single:
+            raise ValueError(f"Every probe reads several sites at once ({', '.join(self)}): name one of them.")
+        scored = [probe for probe in single if not math.isnan(probe.scores.held_out.r2)]
+        return max(scored or single[:1], key=lambda probe: probe.scores.held_out.r2)
 
     def skill(self, site: str) -> float:
         """The share of what the best control leaves unexplained that the site's probe explains, held out.
@@ -70,6 +191,11 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         probe = self[site]
         best, held_out = self.controls.best(probe.label), probe.scores.held_out
         return math.nan if best is None else skill(held_out.mse, best.held_out.mse, held_out.variance)
+
+    def skill_interval(self, site: str) -> tuple[float, float]:
+        """95 % interval of the skill over groups of rows; networks of other seeds may differ by far more."""
+        best = self.controls.best(self[site].label)
+        return (math.nan, math.nan) if best is None else skill_interval(self[site].scores.held_out, best.held_out)
 
     def beyond_next_token(self, site: str) -> float:
         """The share of what next-token probabilities leave unexplained that the activations add, held out.
@@ -99,6 +225,8 @@ class ProbeTables(Mapping[str, BeliefProbe]):
                 "R² best control": best.held_out.r2 if best else math.nan,
                 "best control": best.name if best else None,
                 "skill": self.skill(probe.label),
+                "skill low": self.skill_interval(probe.label)[0],
+                "skill high": self.skill_interval(probe.label)[1],
                 "beyond next token": self.beyond_next_token(probe.label),
                 "MSE held out": scores.held_out.mse,
                 "MSE in-sample": scores.in_sample.mse,

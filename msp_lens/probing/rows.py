@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import check_finite
+from msp_lens._checks import Count, Seed, check_finite, checked
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
 from msp_lens.data.labelled import BELIEF
@@ -82,13 +82,14 @@ class Rows:
         return f"Rows({size} from {self.description['source']}, at {', '.join(self.sites)})"
 
 
+@checked
 def model_rows(
     model: HookedModel,
     data: BeliefDataset | LabelledTokens,
     sites: Sites = None,
     *,
     words: slice | None = None,
-    batch_size: int | None = None,
+    batch_size: Count | None = None,
     progress: str | None = None,
 ) -> Rows:
     """The activations of a model that reads labelled tokens.
@@ -130,18 +131,19 @@ def model_rows(
     return Rows(names, data.description, batches)
 
 
+@checked
 def sampled_rows(
     model: HookedModel,
     process: Process,
-    n_words: int = 100_000,
+    n_words: Count = 100_000,
     *,
-    seed: int,
-    n_ctx: int | None = None,
+    seed: Seed,
+    n_ctx: Count | None = None,
     sites: Sites = None,
     positions: Positions = None,
     token_map: TokenMap | None = None,
-    batch_size: int | None = None,
-    chunk_size: int | None = None,
+    batch_size: Count | None = None,
+    chunk_size: Count | None = None,
     progress: str | None = None,
 ) -> Rows:
     """The activations on words drawn from a process as they are needed, in constant memory; you may stop at any batch.
@@ -209,7 +211,8 @@ def labelled_batch(data: LabelledTokens, words: slice, activations: Mapping[str,
     return RowBatch(features, targets, *numbers, output=output, batch_words=words)
 
 
-def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_size: int | None = None) -> Rows:
+@checked
+def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_size: Count | None = None) -> Rows:
     """The activations in an `ActivationCache`, or in a mapping of hook names to tensors.
 
     Args:
@@ -247,6 +250,7 @@ def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_s
     return Rows(names, {**data.description, "source": "cache"}, batches)
 
 
+@checked
 def batch_rows(batches: Iterable[tuple[Any, ...]], sites: Sites = None) -> Rows:
     """Rows from your own iterator, which is consumed once and held one batch at a time.
 
@@ -262,6 +266,9 @@ def batch_rows(batches: Iterable[tuple[Any, ...]], sites: Sites = None) -> Rows:
         KeyError: if a batch lacks a site.
         TypeError: if a batch is not such a tuple.
     """
+    if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping | Tensor):
+        kind = type(batches).__name__
+        raise TypeError(f"batches is a {kind}: give an iterable of tuples (activations, targets[, weights[, groups]]).")
     source = iter(batches)
     first = next(source, None)
     if first is None:

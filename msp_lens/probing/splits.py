@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import check_at_least, check_choice
+from msp_lens._checks import Between, Count, checked, converted
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, label_rows
 
 SplitName = Literal["prefix", "sequence", "subtree"]
+# How many folds there may be.
+Folds = Annotated[int, Between(2, 10_000, "cross-validation needs at least two folds, and takes a fit for each")]
 
 # Cells in each fold: enough for a bootstrap over cells.
 CELLS_PER_FOLD = 4
 
 
+@checked
 @dataclass(frozen=True)
 class Split:
     """What is held out together, and in how many folds.
@@ -42,13 +45,10 @@ class Split:
     """
 
     by: SplitName = "prefix"
-    n_folds: int = 5
-    subtree_depth: int | None = None
+    n_folds: Folds = 5
+    subtree_depth: Count | None = None
 
     def __post_init__(self) -> None:
-        check_choice("split", self.by, get_args(SplitName))
-        check_at_least("n_folds", self.n_folds, 2, "cross-validation needs at least two folds")
-        check_at_least("subtree_depth", self.subtree_depth, 1)
         if self.subtree_depth is not None and self.by != "subtree":
             raise ValueError(f"subtree_depth={self.subtree_depth}: only split='subtree' takes a depth.")
 
@@ -57,8 +57,7 @@ def as_split(value: Split | str) -> Split:
     """The split itself, or the one with default options that a name stands for."""
     if isinstance(value, Split):
         return value
-    check_choice("split", value, get_args(SplitName))
-    return Split(cast(SplitName, value))
+    return Split(converted(value, SplitName, "split"))
 
 
 @dataclass(frozen=True, eq=False)

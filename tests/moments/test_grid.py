@@ -160,8 +160,12 @@ def test_bad_batches_are_refused_by_name():
     # Nothing of a refused batch was taken in.
     assert grid.n_batches == 1
     assert [grid.whole((name,)).n for name in ("0_post", "1_post")] == [6, 6]
-    for arguments in ({"n_cells": 0, "groups": [("a",)]}, {"groups": []}, {"groups": [()]}):
-        with pytest.raises(ValueError, match="at least one cell"):
+    for arguments, message in (
+        ({"n_cells": 0, "groups": [("a",)]}, "n_cells=0: give at least 1"),
+        ({"groups": []}, "at least one group"),
+        ({"groups": [()]}, "each of at least one block"),
+    ):
+        with pytest.raises(ValueError, match=message):
             MomentsGrid(targets=(), **arguments)
 
 

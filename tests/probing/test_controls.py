@@ -11,6 +11,7 @@ from transformer_lens.hook_points import HookPoint
 import msp_lens as msp
 from msp_lens.models.hooked import find_sites
 from msp_lens.probing import TokenWindows, probe_rows
+from msp_lens.probing.controls import interval_text, r2_text
 from msp_lens.probing.rows import model_rows
 from msp_lens.probing.splits import deal, labelled_rows, split_rows
 
@@ -214,3 +215,25 @@ def test_longer_alphabets_get_shorter_windows():
     assert TokenWindows(tokens, 3, n_targets=3).longest == 4
     assert TokenWindows(tokens, 50, n_targets=3).longest == 2
     assert TokenWindows(tokens, 100_000, n_targets=3).longest == 0
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ((0.5, 0.91234), ".5000 to .9123"),
+        ((-0.25, 0.0), "-.2500 to .0000"),
+        ((-3.14159, 1.0), "-3.14 to 1.00"),
+        ((-1.0, -0.5), "-1.00 to -.5000"),
+        ((10.0, 20.5), "10.00 to 20.50"),
+        ((math.nan, math.nan), "–"),
+    ],
+)
+def test_intervals_in_few_characters(ends, expected):
+    assert interval_text(*ends) == expected
+
+
+@pytest.mark.parametrize(
+    ("r2", "expected"), [(0.98765432, "0.98765"), (math.nan, "–"), (-7.0, "-7.00000"), (-22.0, "< -10")]
+)
+def test_r2_in_tables(r2, expected):
+    assert r2_text(r2) == expected

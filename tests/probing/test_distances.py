@@ -45,6 +45,26 @@ def test_drawn_pairs_stand_for_all_by_weight(mess3):
         report.distances("nowhere")
 
 
+def test_the_papers_pairs_are_of_every_position_of_every_word(mess3):
+    """All words of two tokens, each position a row: SciPy on the repeated rows, pairs of one prefix kept."""
+    model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=2), seed=1)
+    report = msp.probe(model, mess3, weighting="sequence", progress=False)
+    found = report.distances("concatenated", same_prefix=True)
+    dataset = report.dataset
+    (read,) = msp.probing.read_beliefs(model, dataset, [report["concatenated"]])
+    many = 40
+    # A prefix is drawn as often as it begins words; many repetitions stand for the limit.
+    ids = dataset.prefix_ids.flatten().repeat(many)
+    represented, true = pdist(read[ids]), pdist(dataset.prefix_beliefs[ids])
+    assert found.r2_true == pytest.approx(stats.pearsonr(represented, true).statistic ** 2, abs=2e-3)
+    without = report.distances("concatenated")
+    assert found.r2_true > without.r2_true
+    assert len(found.weights) == len(without.weights) + dataset.n_prefixes
+    drawn = report.distances("concatenated", same_prefix=True, max_pairs=60)
+    assert not drawn.is_every_pair
+    assert bool((drawn.true == 0).any())
+
+
 def test_weights_count_as_repetitions():
     x, y = torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([0.0, 2.0, 1.0]).double()
     weights = torch.tensor([1.0, 2.0, 3.0]).double()

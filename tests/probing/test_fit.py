@@ -1,8 +1,10 @@
 """The whole path of `probe`: any model, any sites, any data, and the ways a long pass is cut and joined."""
 
+import json
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LinearRegression
@@ -11,7 +13,7 @@ from sklearn.metrics import mean_squared_error
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap, one_hot
 from msp_lens.models.activations import stream_activations
-from msp_lens.moments import RandomProjection, TooWideError
+from msp_lens.moments import RandomProjection, ReducedRank, TooWideError
 from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.probing import batch_rows, cache_rows, probe_rows, sampled_rows
 from msp_lens.probing import fit as fitting
@@ -142,6 +144,19 @@ def test_a_report_through_a_token_map_can_be_looked_at_and_loaded(mess3, tmp_pat
     divergence = (optimal * (optimal.log() - predicted)).sum(dim=-1)
     assert torch.allclose(found.regret, found.dataset.word_weights @ divergence, atol=1e-6)
     assert found.geometry().to_dataframe()["unembedding"].notna().any()
+
+
+def test_whatever_holds_a_number_is_a_number(model, mess3, report):
+    options = {"seed": np.int64(0), "batch_size": np.int64(40), "max_bytes": 2.0**31, "progress": np.bool_(False)}
+    split = Split("prefix", n_folds=np.int64(5))
+    found = msp.probe(model, mess3, split=split, untrained=torch.tensor(0), **options)
+    assert found["0_post"].scores.held_out.r2 == pytest.approx(report["0_post"].scores.held_out.r2, abs=1e-9)
+    assert json.loads(json.dumps(found.provenance))["n_folds"] == 5
+    for n_folds in (1, 2.5, 10**6):
+        with pytest.raises(ValueError, match=f"n_folds={n_folds}: give a"):
+            Split(n_folds=n_folds)
+    with pytest.raises(TypeError, match="n_folds='5': give a whole number"):
+        Split(n_folds="5")
 
 
 def test_there_are_no_more_folds_than_groups(model, mess3):
@@ -328,11 +343,18 @@ def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
             ({"sites": "2_post"}, "2_post"),
             ({"split": "halves"}, "split='halves': choose one of 'prefix'"),
             ({"solver": "lasso"}, "solver='lasso': choose 'auto', 'ols'"),
-            ({"by_position": "each"}, "by_position='each': choose one of False, True, 'own'"),
+            ({"by_position": "each"}, "by_position='each': choose one of True, False, 'own'"),
             ({"data": msp.words(mess3, n_ctx=9)}, "n_ctx=9 is longer"),
             ({"data": msp.words(mess3, n_ctx=4, token_map=TokenMap([5, 3, 7]))}, "vocabulary"),
             ({"split": Split("subtree", subtree_depth=6)}, "subtree_depth=6: give at most 5"),
             ({"untrained": -1}, "untrained=-1"),
+            ({"untrained": 1.5}, "untrained=1.5"),
+            ({"solver": ReducedRank(1000)}, "rank=1000: a map to 3 targets has a rank of at most 3"),
+            ({"seed": -1}, "seed=-1"),
+            ({"seed": 2**70}, "seed="),
+            ({"batch_size": 0}, "batch_size=0: give at least 1"),
+            ({"max_bytes": 2.5}, "max_bytes=2.5: give a whole number"),
+            ({"weighting": "words"}, "weighting='words': choose one of 'probability'"),
         ]:
             with pytest.raises((ValueError, KeyError), match=message):
                 msp.probe(model, **({"data": mess3} | options), progress=False)
@@ -340,6 +362,10 @@ def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
         for wrong, message in [
             ((torch.nn.Linear(2, 2), mess3), "has no hook_dict"),
             ((model, "mess3"), "data='mess3': give a Process"),
+            ((model, mess3, {"solver": 3}), "solver=3: "),
+            ((model, mess3, {"concatenate": "yes"}), "concatenate='yes': give True, False, or a reduction"),
+            ((model, mess3, {"seed": "0"}), "seed='0': give a whole number"),
+            ((model, mess3, {"weighing": "prefix"}), r"no parameter 'weighing'.*Did you mean weighting\?"),
         ]:
             with pytest.raises((TypeError, jaxtyping.TypeCheckError), match=f"{message}|Type-check"):
-                msp.probe(*wrong, progress=False)
+                msp.probe(*wrong[:2], progress=False, **dict(*wrong[2:]))

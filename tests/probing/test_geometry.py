@@ -100,6 +100,70 @@ def test_a_trained_networks_unembedding_reads_what_its_probe_implies(published_m
     assert math.isnan(unembedding_agreement(trained["3_post"], published_model, mess3))
 
 
+def _with_gains(model, scale):
+    """A copy whose final LayerNorm has gains and offsets, in one of many parametrisations of the same function."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(3)
+    gains, offsets = 0.5 + torch.rand(16, generator=generator), torch.randn(16, generator=generator)
+    copied = msp.build_model(
+        msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5, normalization_type="LN"), seed=1
+    )
+    weights = copied.state_dict()
+    copied.load_state_dict({name: state.get(name, each) for name, each in weights.items()})
+    with torch.no_grad():
+        copied.ln_final.w.copy_(gains * scale)
+        copied.ln_final.b.copy_(offsets * scale)
+        copied.unembed.W_U.div_(scale.unsqueeze(1))
+    return copied
+
+
+def test_two_parametrisations_of_one_function_score_alike(mess3):
+    model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5), seed=1)
+    if type(model).__name__ != "HookedTransformer":
+        pytest.skip("a bridge reads after the gains")
+    scale = torch.logspace(-1, 1, 16)
+    plain, scaled = (_with_gains(model, each) for each in (torch.ones(16), scale))
+    tokens = torch.tensor([[0, 1, 2, 1, 0]])
+    torch.testing.assert_close(plain(tokens), scaled(tokens), atol=1e-5, rtol=1e-5)
+    agreements = []
+    for network in (plain, scaled):
+        report = msp.probe(network, mess3, solver="ols", controls=False, progress=False)
+        (name,) = report["ln_final"].sites
+        assert name == "ln_final.hook_normalized"
+        agreements.append(unembedding_agreement(report["ln_final"], network, mess3))
+    assert agreements[0] == pytest.approx(agreements[1], abs=1e-4)
+    # The same activations after the gains, as a bridge reads them: a map of h w + b has the weights of h divided by w.
+    probe, gains = report["ln_final"], scaled.ln_final.w.detach().double()
+    scatter = probe.moments.select([*probe.sites, "belief"]).scatter.clone()
+    unit = torch.cat([gains, torch.ones(3).double()])
+    after = replace(
+        probe,
+        sites=("ln_final.hook_out",),
+        read_map=replace(probe.read_map, weights=probe.read_map.weights / gains.unsqueeze(1)),
+        moments=msp.moments.Moments.of(
+            {"ln_final.hook_out": 16, "belief": 3},
+            n=probe.moments.n,
+            weight=probe.moments.weight,
+            mean=probe.moments.select([*probe.sites, "belief"]).mean,
+            scatter=scatter * torch.outer(unit, unit),
+            rounding=0.0,
+        ),
+    )
+    assert unembedding_agreement(after, scaled, mess3) == pytest.approx(agreements[1], abs=1e-9)
+
+
+def test_two_probes_of_one_site_are_refused_at_once(model, report):
+    def never(activation, hook):
+        raise AssertionError("the model was run")
+
+    with model.hooks(fwd_hooks=[("hook_embed", never)]):
+        for probes in ([report["1_post"]] * 2, [report["concatenated"]], []):
+            with pytest.raises(ValueError, match="give one probe for each of at least one single site"):
+                msp.probing.geometry(probes, model, report.dataset, weighting="probability")
+        with pytest.raises(ValueError, match="saved without its moments"):
+            msp.probing.geometry([replace(report["1_post"], moments=None)], model, report.dataset, weighting="prefix")
+
+
 def test_the_unembeddings_reading_is_the_slope_of_its_predictions(model, report, mess3):
     """W_U (diag p̄ - p̄ p̄ᵀ) against a numerical derivative of softmax at the logits of the mean prediction."""
     probe = report["ln_final"]

@@ -168,7 +168,7 @@ def test_predict_takes_a_cache(model, mess3, report):
         ([0.5, 0.2, 0.2], r"sums to 0\.9: a belief is a distribution"),
         ([0.5, 0.5], r"shape \(2,\); this probe's beliefs have 3 states"),
         ([1.5, -0.5, 0.0], "entries ≥ 0"),
-        ([math.nan, 0.5, 0.5], "distribution"),
+        ([math.nan, 0.5, 0.5], "without NaN and infinity"),
     ],
 )
 def test_beliefs_that_are_none_are_refused(report, model, belief, message):
@@ -178,12 +178,33 @@ def test_beliefs_that_are_none_are_refused(report, model, belief, message):
         pass
 
 
+def test_what_is_not_finite_or_of_another_width_is_refused(report, model):
+    probe = report["1_post"]
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="NaN or infinity at activations of"):
+            probe.predict(torch.full((2, 16), bad))
+    with pytest.raises(ValueError, match="strength=nan: give a number"):
+        probe.steer(model, [0.2, 0.3, 0.5], strength=math.nan)
+    with pytest.raises(ValueError, match="strength=inf"):
+        probe.steer(model, [0.2, 0.3, 0.5], strength=math.inf)
+    wider = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=2, d_model=32, n_ctx=5), seed=1)
+    tokens = torch.tensor([[0, 1]])
+    for edit in (probe.steer, probe.patch):
+        with edit(wider, [0.2, 0.3, 0.5]), pytest.raises(ValueError, match=r"32 features; this probe .* reads 16"):
+            wider(tokens)
+        assert not any(point._forward_hooks for point in wider.hook_dict.values())
+    # Arrays and lists are read as tensors are.
+    rows = np.random.default_rng(0).normal(size=(2, 16))
+    torch.testing.assert_close(probe.predict(rows), probe.predict(torch.from_numpy(rows)))
+    assert torch.equal(probe.decode(np.array([0.2, 0.3, 0.5])), probe.decode([0.2, 0.3, 0.5]))
+
+
 def test_bad_requests_are_refused_before_any_work(small_model, mess3):
     with pytest.raises(KeyError, match="no site '5_post'"):
         msp.probe(small_model, mess3, sites="5_post")
     with pytest.raises(ValueError, match="n_ctx=6 is longer than the model's context of 5"):
         msp.probe(small_model, msp.words(mess3, n_ctx=6))
-    with pytest.raises(ValueError, match="n_folds=1: give at least 2"):
+    with pytest.raises(ValueError, match="n_folds=1: give a number from 2"):
         msp.probe(small_model, mess3, split=msp.probing.Split(n_folds=1))
     with pytest.raises(ValueError, match="vocabulary has 3 tokens, p emits 4"):
         msp.probe(small_model, msp.Process(torch.full((4, 1, 1), 0.25), name="p"))

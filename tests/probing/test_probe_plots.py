@@ -82,7 +82,7 @@ def test_a_words_way_through_true_and_represented_beliefs(report, model, mess3):
         np.testing.assert_allclose(axis.collections[0].get_offsets(), beliefs @ TRIANGLE, atol=1e-5)
     written = [text.get_text() for text in figure.axes[0].texts if text.get_text()]
     assert written[3:] == ["B₀", "A₁", "C₂", "A₃", "B₄"]
-    with pytest.raises(ValueError, match="word has the token 'D'; those of mess3 are A, B, C"):
+    with pytest.raises(ValueError, match="'ABD' is not made of tokens after 'AB'; the tokens are A, B, C"):
         report.plot(word="ABD")
     with pytest.raises(ValueError, match="begins none of the 243 words of 5 tokens"):
         report.plot(word="AAAAAA")

@@ -170,7 +170,7 @@ def test_the_table_shows_what_matters_at_a_glance(report):
     text = repr(report)
     assert max(map(len, text.splitlines())) <= 120
     assert "…" not in text
-    for expected in ("R² held out", "95 %", "best control", "skill", "untrained=3", "folds by prefix"):
+    for expected in ("R² held out", "95 %", "best control", "untrained=3", "folds by prefix"):
         assert expected in " ".join(text.split())
     table = report.to_dataframe()
     assert ((table["low"] <= table["R² held out"]) & (table["R² held out"] <= table["high"])).all()

@@ -1,0 +1,207 @@
+"""The notes under a report's table: what the numbers were measured on, what they say, and how far to trust them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from msp_lens._tables import skill_text
+from msp_lens.probing.controls import interval_text
+from msp_lens.probing.probe_tables import ClassReadouts, ProbeTables
+from msp_lens.processes.process import Process
+
+
+def probe_notes(
+    tables: ProbeTables,
+    provenance: dict[str, Any],
+    *,
+    process: Process | None,
+    regret: Float64[Tensor, "pos"] | None,
+    classes: ClassReadouts | None,
+) -> list[str]:
+    """One sentence or two in each note."""
+    given = provenance
+    by = {
+        "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
+        "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
+        "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
+    }.get(given.get("split", ""), "by the rows' groups")
+    lines = [_data_note(tables, given, process)]
+    if math.isnan(tables.probes[0].scores.in_sample.r2):
+        lines.append(
+            f"The {_target(given)} never varies on these rows, so there is nothing to read: R² is not defined and "
+            "shown as –. Probe other words, or a process whose belief changes."
+        )
+    else:
+        lines += [
+            "The table shows R² held out, with its 95 % interval, and R² in-sample; MSE is held out, per coordinate.",
+            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} cells of "
+            "groups, with the fitted maps fixed.",
+            *_constant_notes(tables, given, process),
+            *_overfitting_notes(tables),
+            *_control_notes(tables),
+        ]
+        if tables.controls.rival is not None:
+            is_told_apart = any(not math.isnan(tables.beyond_next_token(label)) for label in tables)
+            beyond = " Beyond: the share of the rest that the activations add." if is_told_apart else ""
+            r2 = tables.controls.rival.held_out.r2
+            lines.append(f"Next-token probabilities alone explain R² {r2:.3f} of the beliefs, held out.{beyond}")
+    if process is not None:
+        lines.append(str(process.degeneracy()))
+    if given.get("unused_tokens"):
+        names = ", ".join(given["unused_tokens"])
+        lines.append(f"Never emitted in these words: {names}. Nothing here says what the network does there.")
+    if classes is not None:
+        lines.append(classes.best_note())
+    lines += _regret_notes(regret)
+    return lines if math.isnan(tables.probes[0].scores.in_sample.r2) else lines + _solver_notes(tables, given)
+
+
+def _target(given: dict[str, Any]) -> str:
+    name = given.get("target", "belief")
+    return "belief" if name == "belief" else f"target {name!r}"
+
+
+def _data_note(tables: ProbeTables, given: dict[str, Any], process: Process | None) -> str:
+    n = tables.probes[0].scores.in_sample.n
+    weighting = f"weighting={given.get('weighting', 'as given')!r}"
+    target = "" if _target(given) == "belief" else f"; the {_target(given)}"
+    if "words" not in given:
+        return f"{n:,} rows, {weighting}{target}."
+    named = f"{process!r}; " if process is not None else ""
+    words = f"{given['words']:,} given words"
+    if given["is_population"]:
+        words = "every possible word"
+    elif given.get("draws") is not None:
+        words = f"{given['draws']:,} sampled words ({given['words']:,} distinct)"
+    rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
+    return f"{named}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weighting}{target}."
+
+
+def _constant_notes(tables: ProbeTables, given: dict[str, Any], process: Process | None) -> list[str]:
+    r2 = tables.probes[0].scores.in_sample.r2_by_target
+    names = given.get("classes") or (process.states if process and process.n_states == len(r2) else range(len(r2)))
+    constant = [str(name) for name, value in zip(names, r2, strict=True) if math.isnan(value)]
+    if not constant:
+        return []
+    which = ", ".join(constant)
+    return [
+        f"Coordinates of the {_target(given)} that never vary on these rows: {which}. They have no R² of their own."
+    ]
+
+
+def _overfitting_notes(tables: ProbeTables) -> list[str]:
+    worse = [probe for probe in tables.probes if probe.scores.held_out.r2 < 0]
+    if not worse:
+        return []
+    probe = min(worse, key=lambda each: each.scores.held_out.r2)
+    lowest = f"Below 0 held out ({', '.join(each.label for each in worse)}): worse than the mean belief."
+    if probe.scores.in_sample.r2 < 0.05:
+        return [f"{lowest} These sites carry nothing that a linear map reads."]
+    remedy = "" if probe.scores.solver == "ridge" else " solver='ridge' chooses how much to shrink them."
+    return [
+        f"{lowest} {probe.label} fits {sum(probe.widths)} features to {probe.scores.in_sample.n:,} rows, so its "
+        f"in-sample score is optimistic.{remedy}"
+    ]
+
+
+def _control_notes(tables: ProbeTables) -> list[str]:
+    has_shuffled = tables.probes[0].scores.shuffled is not None
+    twins = {each.name for each in tables.controls if each.kind == "untrained"}
+    windows = {each.name for each in tables.controls if not each.is_rival} - twins
+    if not (has_shuffled or windows or twins):
+        return [
+            "No controls were measured: an R² means little alone, and a random network can reach a high one. "
+            "Probe with controls=True and untrained=3."
+        ]
+    against = [f"{len(windows)} readings of the last tokens and the position (report.controls)"] if windows else []
+    against += [f"{len(twins)} untrained network{'s' * (len(twins) > 1)}"] if twins else []
+    lines = ["Shuffled: in-sample R² of a probe of randomly permuted beliefs."] if has_shuffled else []
+    if against:
+        lines += [f"Best control: the best held-out score of {' and '.join(against)}.", *_skill_notes(tables)]
+    if not twins:
+        lines.append(
+            "Not among the controls: an untrained network, which can reach a high R² too (untrained=3 adds three)."
+        )
+    return lines
+
+
+def _skill_notes(tables: ProbeTables) -> list[str]:
+    """What the probes say beyond the controls, and how certain that is."""
+    scored = [label for label in tables if not math.isnan(tables.skill(label))]
+    if not scored:
+        return []
+    best = max(scored, key=tables.skill)
+    control = tables.controls.best(best)
+    assert control is not None
+    if tables.skill(best) <= 0:
+        return [
+            f"No site reads the belief better than the best control ({control.name}, R² {control.held_out.r2:.3f} held "
+            "out): what these probes find need not be more than that."
+        ]
+    low, high = tables.skill_interval(best)
+    interval = "" if math.isnan(low) else f" (95 % over groups of rows: {interval_text(low, high)})"
+    return [
+        f"Skill, the share of what the best control leaves that the probe explains, is highest at {best}: "
+        f"{skill_text(tables.skill(best))}{interval}. It differs more between trainings: compare several seeds."
+    ]
+
+
+def _regret_notes(regret: Float64[Tensor, "pos"] | None) -> list[str]:
+    if regret is None:
+        return []
+    mean, low, high = (f"{float(nats):.2g}" for nats in (regret.mean(), *regret.aminmax()))
+    lines = [f"Regret of the model: {mean} nats on average over positions ({low} to {high})."]
+    position = untrained_position(regret)
+    if position is not None:
+        n_ctx = len(regret)
+        rest = max(float(nats) for p, nats in enumerate(regret) if p != position)
+        is_last = position == n_ctx - 1
+        reason = "as if its prediction had never been trained: targets inside the context leave out the last one"
+        others = [p for p in range(n_ctx) if p != position]
+        remedy = f"n_ctx={n_ctx - 1}" if is_last else f"n_ctx={n_ctx}, positions={others}"
+        lines.append(
+            f"Position {position}{' (the last)' if is_last else ''} has a regret of {float(regret[position]):.2g} "
+            f"nats, the others at most {rest:.2g}{f', {reason}' if is_last else ''}. Results that take it in say "
+            f"little about the rest; leave it out: data=msp.words(process, {remedy})."
+        )
+    return lines
+
+
+def untrained_position(regret: Float64[Tensor, "pos"]) -> int | None:
+    """The position whose regret is far above all others, from 0; `None` if there is none."""
+    # Regret in nats that is worth a word, and how many times the next highest is far.
+    worth, far = 0.02, 5
+    if len(regret) < 3:
+        return None
+    highest, second = regret.topk(2).values.tolist()
+    return int(regret.argmax()) if highest > max(worth, far * second) else None
+
+
+def _solver_notes(tables: ProbeTables, given: dict[str, Any]) -> list[str]:
+    solver = given["solver"]
+    if solver.get("rank") is not None:
+        return [f"Probes have rank {solver['rank']}, by reduced-rank regression."]
+    if solver.get("penalty") is not None:
+        return [f"Probes are fitted by ridge with penalty {solver['penalty']:g}."]
+    by_ridge = [probe for probe in tables.probes if probe.scores.solver == "ridge"]
+    why = f", as there are at least {solver['ratio']:g} rows a feature" if solver["name"] == "auto" else ""
+    if not by_ridge:
+        return [f"Probes are fitted by least squares{why}."]
+    penalties = [probe.scores.penalty for probe in by_ridge if probe.scores.penalty is not None]
+    chosen = (
+        f"Penalties are {min(penalties):g} to {max(penalties):g}, chosen on held-out folds; each score is of a "
+        "penalty chosen without the fold that is scored."
+    )
+    if solver["name"] == "ridge":
+        return [f"Probes are fitted by ridge. {chosen}"]
+    fewest = min(probe.scores.in_sample.n / sum(probe.widths) for probe in by_ridge)
+    named = ", ".join(probe.label for probe in by_ridge)
+    rest = f" The others are fitted by least squares{why}." if len(by_ridge) < len(tables) else ""
+    return [
+        f"Fitted by ridge: {named}, which have fewer than {solver['ratio']:g} rows a feature ({fewest:.2g} at the "
+        f"least), so that least squares would overfit. {chosen}{rest}"
+    ]
