@@ -198,6 +198,8 @@ class Engine:
             sources = [source(name, probe.label) for probe in group]
             given = [replace(material, generator=own) for material, own in zip(materials, sources, strict=True)]
             whole = [maker(probe, material) for probe, material in zip(group, given, strict=True)]
+            if wrong := [each for each in whole if not isinstance(each, Edit)]:
+                raise TypeError(f"edits[{name!r}] returned {wrong[0]!r}: let it return an Edit of the probe's site.")
             # Every strength is a part of the same steps.
             states = [own.get_state() for own in sources]
             # The references are always made whole, too; no edit has no parts.

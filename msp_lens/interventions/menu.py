@@ -71,8 +71,11 @@ PLACEBOS = ("placebo", "placebo off belief")
 
 
 def resolve_edits(edits: Edits) -> dict[str, EditMaker]:
-    """Edit makers by name, in the menu's order: those asked for (`KeyError` for an unknown name) and the references."""
+    """Edit makers by name, in the menu's order: those asked for (else `KeyError` or `TypeError`) and the references."""
     asked = from_menu(EDITS, ("pseudo-inverse", "steer", "patch") if edits is None else edits, "edit")
+    for name, maker in asked.items():
+        if not callable(maker):
+            raise TypeError(f"edits[{name!r}]={maker!r}: give a function of a probe and its `Material` to an `Edit`.")
     wanted = {name: EDITS[name] for name in REFERENCES} | asked
     return {name: wanted[name] for name in [*(name for name in EDITS if name in wanted), *wanted]}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.models import hooked
+from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import check_position
@@ -120,7 +121,7 @@ def in_firing_order(model: HookedModel, probes: Sequence[BeliefProbe]) -> list[B
     def note(name: str) -> Any:
         return lambda activation, hook: fired.setdefault(name)
 
-    index = hooked.site_index(model)
+    model, index = unwrapped(model), hooked.site_index(model)
     # A hook may have several heads that are sites.
     hooks = [index.site(probe.sites[0]).hook for probe in probes]
     with hooked.evaluating(model), model.hooks(fwd_hooks=[(hook, note(hook)) for hook in dict.fromkeys(hooks)]):

@@ -43,6 +43,7 @@ def without_moments(report):
 
 REFUSED = {
     "an unknown edit": ("intervene persistence", {"edits": ["steer", "zap"]}, KeyError, "No edit 'zap'"),
+    "an edit that is no function": ("intervene persistence", {"edits": {"own": "steer"}}, TypeError, "edits"),
     "an unknown target": ("intervene", {"targets": ["vertex", "x"]}, KeyError, "No target 'x'"),
     "another unknown target": ("persistence", {"target": "x"}, KeyError, "No target 'x'"),
     "no target": ("intervene", {"targets": []}, ValueError, "targets is empty"),
@@ -115,6 +116,26 @@ def test_what_does_not_belong_together_is_refused_before_the_model_runs(
     with pytest.raises(TypeError, match="data="):
         run(mess3, random_model, probes=random_report)
     assert passes == []
+
+
+def test_a_maker_that_makes_no_edit_is_named(random_model, random_report, mess3):
+    with pytest.raises(TypeError, match=r"edits\['own'\] returned None: let it return an Edit"):
+        msp.intervene(random_model, mess3, probes=random_report, edits={"own": lambda probe, given: None}, n_words=5)
+
+
+def test_a_compiled_model_is_edited_as_it_was_written(random_model, random_report, mess3):
+    compiled = torch.compile(random_model, backend="eager")
+    compiled(mess3.sample(2, 3, seed=0))
+    options = {"probes": [random_report["0_post"], random_report["1_post"]], "n_words": 10}
+    assert msp.intervene(compiled, mess3, **options) == msp.intervene(random_model, mess3, **options)
+
+
+def test_an_edit_that_is_never_made_is_an_error(random_model, random_report):
+    with (
+        pytest.raises(ValueError, match="was never made"),
+        edits.applying(random_model, edits.erase(random_report["0_post"])),
+    ):
+        pass
 
 
 def test_edits_that_cannot_be_made_are_refused_before_the_model_runs(random_model, random_report, mess3, passes):
