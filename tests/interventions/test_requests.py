@@ -131,10 +131,8 @@ def test_a_compiled_model_is_edited_as_it_was_written(random_model, random_repor
 
 
 def test_an_edit_that_is_never_made_is_an_error(random_model, random_report):
-    with (
-        pytest.raises(ValueError, match="was never made"),
-        edits.applying(random_model, edits.erase(random_report["0_post"])),
-    ):
+    erase = edits.erase(random_report["0_post"])
+    with pytest.raises(ValueError, match="was never made"), edits.applying(random_model, erase):
         pass
 
 
