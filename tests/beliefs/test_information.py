@@ -170,12 +170,12 @@ def test_entropy_rates_in_closed_form():
 
 @given(brute_force.random_processes())
 def test_bounds_hold_the_entropy_rate(process):
-    found = entropy_rate(process, max_level=2_000)
+    found = entropy_rate(process, max_level=200)
     assert found.lower <= found.value <= found.upper
     later = float(msp.beliefs.myopic_entropies(process, 7)[-1])
     assert found.lower <= later + 1e-12
     # Followed deeper, the bounds only tighten.
-    deeper = entropy_rate(process, max_level=20_000)
+    deeper = entropy_rate(process, max_level=2_000)
     assert found.lower - 1e-12 <= deeper.lower <= deeper.upper <= found.upper + 1e-12
 
 
