@@ -99,7 +99,7 @@ def checked_architecture(fields: Mapping[str, Any], where: str) -> dict[str, Any
 
 
 def _is_minus_one(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and value == -1
+    return isinstance(value, int | float | np.number) and bool(value == -1)
 
 
 def fitting_architecture(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Any) -> dict[str, Any]:

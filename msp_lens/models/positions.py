@@ -15,7 +15,7 @@ from msp_lens.models.hooked import HookedModel, context_length, editing
 
 # The same for every word: one position, several, a slice, or all (None). Different for each word: an integer tensor
 # [word, pos], or a boolean tensor [word, pos] over whole words.
-Position: TypeAlias = int | Sequence[int] | slice | Tensor | None
+Position: TypeAlias = int | Sequence[Any] | slice | Tensor | np.ndarray | np.integer | None
 
 # From activations and the beliefs to write (None if there are none) to new activations.
 Change: TypeAlias = Callable[[Tensor, Any], Tensor]

@@ -44,7 +44,7 @@ def test_sites_by_name_and_label(small_model):
 
 
 def test_sites_that_the_model_lacks_are_refused(small_model):
-    with pytest.raises(KeyError, match=r"no site '7_post'.*0_pre"):
+    with pytest.raises(KeyError, match=r"no site '7_post'.*0_post"):
         find_sites(small_model, "7_post")
     with pytest.raises(KeyError, match=r"blocks\.2\.hook_resid_post"):
         find_sites(small_model, ["blocks.2.hook_resid_post"])
