@@ -184,7 +184,8 @@ def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> N
 
 def context_length(model: HookedModel) -> int | None:
     """The longest word that the model reads, `cfg.n_ctx`, if it has one."""
-    return _config(model, "n_ctx")
+    longest = _config(model, "n_ctx")
+    return None if longest is None else int(longest)
 
 
 def word_length(
