@@ -136,7 +136,7 @@ def test_what_is_worse_than_the_placebo_is_seen(random_model, random_report, mes
     """An edit that writes the target and sets the network back, and the ones that are not meant to help."""
 
     # Where the logits of this network are far from any optimum.
-    direction = 5 * torch.eye(16)[3]
+    direction = 5 * torch.eye(16)[int(random_model.W_U.detach().std(dim=1).argmax())]
 
     def backwards(probe, material):
         return msp.interventions.Edit("backwards", probe, lambda h, belief: direction.expand_as(h))
