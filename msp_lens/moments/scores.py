@@ -235,10 +235,8 @@ def _numbers(value: Any) -> Any:
 
 def _check_possible(found: Score) -> None:
     """Raise `ValueError` unless R² follows from the errors and the variance, with NaN only where nothing varies."""
-    expected = ratio(found.mse, found.variance)
-    # Without rows there are no errors, and without a variance on record nothing to compare with.
-    if found.n == 0 or math.isnan(found.variance):
-        expected = found.r2
+    # Without a variance on record, as where there are no rows, there is nothing to compare with.
+    expected = found.r2 if math.isnan(found.variance) else ratio(found.mse, found.variance)
     if found.mse < 0 or found.variance < 0 or not _alike(found.r2, expected):
         given = f"r2={found.r2:g} with mse={found.mse:g} and variance={found.variance:g}"
         raise ValueError(f"{given} is impossible: R² is 1 - mse / variance")
