@@ -14,6 +14,7 @@ from msp_lens.moments.scores import (
     bootstrap_interval,
     cell_errors,
     from_json,
+    score_of,
     skill,
     skill_interval,
 )
@@ -40,6 +41,14 @@ def test_scores_pool_cells_and_folds():
     assert found.variance == pytest.approx(20 / 6)
     low, high = found.r2_interval
     assert 1 - 2 / 4 <= low < found.r2 < high <= 1 - 1 / 8, "cells score between 1 - 2 / 4 and 1 - 1 / 8"
+
+
+def test_a_score_pools_its_targets():
+    found = score_of(torch.tensor([1.0, 3.0]).double(), torch.tensor([4.0, 0.0]).double(), 7)
+    assert (found.r2, found.mse, found.variance, found.n) == (1 - 4 / 4, 2.0, 2.0, 7)
+    assert found.mse_by_target == (1.0, 3.0)
+    assert found.r2_by_target == pytest.approx((0.75, math.nan), nan_ok=True)
+    assert found.rmse == pytest.approx(math.sqrt(2))
 
 
 @pytest.mark.parametrize("weight", [1.0, 1e8])
