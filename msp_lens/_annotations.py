@@ -107,6 +107,8 @@ def kind_of(annotation: Any) -> Kind | None:
     if typing.is_typeddict(annotation):
         return _typed_dict(annotation)
     origin = origin or annotation
+    if origin is collections.abc.Callable:
+        return Kind("give a function", _read_function)
     if origin in (collections.abc.Mapping, dict):
         return _mapping(*(arguments or (Any, Any)))
     if origin in (collections.abc.Sequence, list):
@@ -182,6 +184,12 @@ def _read_path(value: Any) -> Path:
     if "\0" in text or not text:
         raise MismatchError(value, "give a path: it is not empty and holds no null character")
     return Path(text).expanduser()
+
+
+def _read_function(value: Any) -> Any:
+    if not callable(value):
+        raise MismatchError(value, "give a function", is_wrong_type=True)
+    return value
 
 
 def _read_device(value: Any) -> Any:
@@ -342,7 +350,10 @@ def _field(value: Any, kind: Kind, place: str) -> Any:
 
 def _typed_dict(schema: Any) -> Kind:
     hints = typing.get_type_hints(schema, include_extras=True)
-    required = schema.__required_keys__
+    # Python does not see the marks of annotations that are text, as all are in modules with postponed evaluation.
+    marks = {name: get_origin(hint) for name, hint in hints.items()}
+    marked = {name for name, mark in marks.items() if mark is typing.Required}
+    required = marked | {name for name in schema.__required_keys__ if marks[name] is not typing.NotRequired}
     kinds = {name: kind_of(_without_marks(hint)) for name, hint in hints.items()}
     rule = f"give a mapping with {', '.join(sorted(required))}"
 

@@ -301,6 +301,22 @@ def test_functions_are_checked_before_they_run():
     assert ran == ["a"]
 
 
+def test_marks_of_fields_hold_where_annotations_are_text():
+    names = {"TypedDict": TypedDict, "NotRequired": NotRequired}
+    exec("from __future__ import annotations\nclass Later(TypedDict):\n    a: int\n    b: NotRequired[int]", names)
+    names["Later"].__module__ = __name__
+    assert converted({"a": 1}, names["Later"], "$") == {"a": 1}
+    with pytest.raises(ValueError, match=r"\$\.a='missing'"):
+        converted({"b": 1}, names["Later"], "$")
+
+
+def test_functions():
+    assert converted(len, Callable[[str], int] | str, "sites") is len
+    assert converted("embed", Callable[[str], int] | str, "sites") == "embed"
+    with pytest.raises(TypeError, match=r"edits\['a'\]=3: give a function"):
+        converted({"a": 3}, Mapping[str, Callable[..., Any]], "edits")
+
+
 class Hooked(Protocol):
     """Whatever has hooks."""
 

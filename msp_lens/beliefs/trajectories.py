@@ -54,6 +54,7 @@ def filter_from(
     return filtered
 
 
+@checked
 def follow(
     process: Process, beliefs: Float64[Tensor, "word state"], tokens: Words
 ) -> Float64[Tensor, "word later state"]:

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from msp_lens._checks import check_at_least
+from msp_lens._annotations import converted, register
+from msp_lens._checks import check_at_least, checked
 from msp_lens.data.token_map import TokenMap
 from msp_lens.models.holding import holding, unwrapped
 from msp_lens.models.sites import Site, SiteIndex, Sites
@@ -59,12 +60,16 @@ class HookedModel(Protocol):
         ...
 
 
+register(
+    HookedModel,
+    "give a HookedTransformer, a TransformerBridge or any other HookedRootModule",
+    lambda value: isinstance(getattr(unwrapped(value), "hook_dict", None), Mapping),
+)
+
+
 def site_index(model: HookedModel) -> SiteIndex:
     """The sites of the model, from its own `hook_dict`; `TypeError` if it has none."""
-    model = unwrapped(model)
-    if not isinstance(getattr(model, "hook_dict", None), Mapping):
-        remedy = "give a HookedTransformer, a TransformerBridge or any other HookedRootModule."
-        raise TypeError(f"A {type(model).__name__} has no hook_dict: {remedy}")
+    model = unwrapped(converted(model, HookedModel, "model"))
     places = {name: id(point) for name, point in model.hook_dict.items()}
     if _config(model, "attn_only"):
         # A HookedTransformer has these hooks all the same, and never reaches them.
@@ -210,6 +215,7 @@ def model_device(model: HookedModel) -> torch.device:
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
+@checked
 @contextmanager
 def evaluating(model: HookedModel) -> Iterator[None]:
     """Run the model in evaluation mode without gradients; afterwards every module is in its former mode.
@@ -228,6 +234,7 @@ def evaluating(model: HookedModel) -> Iterator[None]:
                 module.training = mode
 
 
+@checked
 @contextmanager
 def editing(model: HookedModel, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     """Run the model with each site's activation replaced by its edit of it.

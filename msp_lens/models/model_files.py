@@ -69,6 +69,7 @@ class Checkpoint:
         return f"Checkpoint({type(self.model).__name__} {self.fingerprint}, process={self.process})"
 
 
+@checked
 def model_fingerprint(model: HookedModel) -> str:
     """Sixteen hexadecimal digits that identify the model's weights."""
     return state_fingerprint(weights(model))

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from msp_lens._checks import checked
 from msp_lens.models.hooked import HookedModel, context_length, editing
 
 # The same for every word: one position, several, a slice, or all (None). Different for each word: an integer tensor
@@ -71,6 +72,7 @@ def position_indices(position: Position, length: int) -> Int[Tensor, "pos"]:
     return indices
 
 
+@checked
 @contextmanager
 def writing(
     model: HookedModel,

@@ -25,6 +25,8 @@ from typing import Any, TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
+from msp_lens._checks import checked
+
 # A name, label, glob or "all"; a function of the hook's name; a sequence of these, in which a sequence within is a
 # group to concatenate; a mapping of names to groups; None, the residual stream.
 Sites: TypeAlias = str | Callable[[str], bool] | Sequence[Any] | Mapping[str, Any] | None
@@ -94,6 +96,7 @@ class Site:
         return result
 
 
+@checked
 def site_label(name: str) -> str:
     """A site's short label, in TransformerLens's style; the name itself if it has no label.
 

@@ -21,7 +21,7 @@ from jaxtyping import Float64, Int
 from scipy import stats
 from torch import Tensor
 
-from msp_lens._checks import AtLeast
+from msp_lens._checks import AtLeast, checked
 from msp_lens._values import Value
 from msp_lens.moments.moments import Moments, pooled_mean
 from msp_lens.moments.solve import Blocks, LinearMap, mean_squared_errors, variances, without_rounding
@@ -185,6 +185,7 @@ def skill_interval(network: HeldOutScore, control: HeldOutScore) -> tuple[float,
     return bootstrap_interval(torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64))
 
 
+@checked
 def score(linear_map: LinearMap, moments: Moments, features: Blocks, targets: Blocks) -> Score:
     """The map's score on the rows of `moments`, whether fitted on them or not."""
     return score_of(mean_squared_errors(linear_map, moments, features, targets), variances(moments, targets), moments.n)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from msp_lens._checks import checked
 from msp_lens._values import Value
 from msp_lens.moments.moments import Moments
 
@@ -134,6 +135,7 @@ class Spectrum:
         return self._map(weights, features + others, targets, self.rank + int(kept.sum()))
 
 
+@checked
 def decompose(
     moments: Moments,
     features: Blocks,
@@ -169,6 +171,7 @@ def second_moment(
     return covariance if intercept else covariance + torch.outer(moments.block_mean(rows), moments.block_mean(columns))
 
 
+@checked
 def least_squares(
     moments: Moments, features: Blocks, targets: Blocks, *, rank_cutoff: float = RANK_CUTOFF, intercept: bool = True
 ) -> LinearMap:

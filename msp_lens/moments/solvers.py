@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import Between, Count, checked
+from msp_lens._checks import Between, Count, checked, shown
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, mean_squared_errors
@@ -142,21 +142,21 @@ class Auto(Solver):
         return OLS(**options) if is_ols else Ridge(**options)
 
 
-def as_solver(value: Solver | str) -> Solver:
+def as_solver(solver: Solver | str) -> Solver:
     """The solver itself, or the one with default options that a name stands for.
 
     Example:
         >>> as_solver("ridge")
         Ridge(intercept=True, rank_cutoff=1e-06, penalty=None)
     """
-    if isinstance(value, Solver):
-        return value
-    if not isinstance(value, str):
-        raise TypeError(f"solver={value!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
+        raise TypeError(f"solver={shown(solver)}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
     named = {"auto": Auto, "ols": OLS, "ridge": Ridge}
-    if value not in named:
-        raise ValueError(f"solver={value!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
-    return named[value]()
+    if solver not in named:
+        raise ValueError(f"solver={solver!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
+    return named[solver]()
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +174,7 @@ class PenaltyChoice:
     mse_by_penalty: tuple[tuple[float, float], ...]
 
 
+@checked
 def choose_penalty(
     cells: Cells, features: Blocks, targets: str, solver: Ridge, penalties: Sequence[float] | None = None
 ) -> PenaltyChoice:

@@ -131,6 +131,7 @@ class ProbeReport(TableView, ProbeTables):
             raise ValueError("The model has changed since it was probed: probe it again.")
         return self.model, self.dataset
 
+    @checked
     def distances(
         self,
         site: str | None = None,
@@ -152,6 +153,7 @@ class ProbeReport(TableView, ProbeTables):
         how = {"weighting": self.provenance["weighting"], "same_prefix": same_prefix, "batch_size": batch_size}
         return distances(probe, *self.run_on(), max_pairs=max_pairs, seed=seed, **how)
 
+    @checked
     def geometry(self, *, batch_size: int | None = None) -> Geometry:
         """How the belief is represented at each site: variance share, dimensions, angles, simplex, unembedding.
 

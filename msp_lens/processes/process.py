@@ -340,7 +340,7 @@ class Process:
         try:
             return Process._rebuilt(converted(definition, Mapping[str, Any], "definition"))
         except TypeError as error:
-            raise ValueError(f"{error} (in the definition of a process)") from None
+            raise ValueError(str(error)) from None
         except RecursionError:
             raise ValueError("definition: processes within processes, too deep to be one.") from None
 

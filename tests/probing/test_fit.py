@@ -360,7 +360,7 @@ def test_bad_requests_are_refused_before_the_model_runs(model, mess3):
                 msp.probe(model, **({"data": mess3} | options), progress=False)
         # Past the checks of annotated calls, as a user would meet it.
         for wrong, message in [
-            ((torch.nn.Linear(2, 2), mess3), "has no hook_dict"),
+            ((torch.nn.Linear(2, 2), mess3), "model=Linear.*: give a HookedTransformer"),
             ((model, "mess3"), "data='mess3': give a Process"),
             ((model, mess3, {"solver": 3}), "solver=3: "),
             ((model, mess3, {"concatenate": "yes"}), "concatenate='yes': give True, False, or a reduction"),
