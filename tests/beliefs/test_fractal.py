@@ -1,10 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
+from scipy.stats import chisquare
 
 import msp_lens as msp
-from msp_lens.beliefs import attractor, box_counting_dimension, correlation_dimension, myopic_entropies
+from msp_lens.beliefs import attractor, box_counting_dimension, correlation_dimension, fractal, myopic_entropies
+from tests import brute_force
 
 
 def chaos_game(maps, n, seed=0, steps=40):
@@ -38,8 +42,9 @@ def test_a_few_points_have_no_dimension():
     beliefs = attractor(msp.rrxor(), 5_000, seed=0)
     assert len(beliefs.unique(dim=0)) == 5
     assert box_counting_dimension(beliefs).value == pytest.approx(0, abs=1e-9)
-    one = box_counting_dimension(torch.full((10, 2), 0.5, dtype=torch.float64))
-    assert (one.value, one.uncertainty) == (0, 0)
+    for measure, kind in ((box_counting_dimension, "box-counting"), (correlation_dimension, "correlation")):
+        one = measure(torch.full((10, 2), 0.5, dtype=torch.float64))
+        assert one == fractal.Dimension(0.0, 0.0, (), (), kind, 10)
 
 
 def test_attractor_is_visited_as_the_process_visits_it(mess3, global_state):
@@ -60,6 +65,117 @@ def test_evenly_visited_it_is_the_same_set(mess3):
     assert (even.max(dim=1).values < 0.9).double().mean() > 2 * (plain.max(dim=1).values < 0.9).double().mean()
     golden_mean = attractor(msp.processes.golden_mean(), 100, seed=0, even=True)
     assert len(golden_mean.unique(dim=0)) == 2, "an impossible token was followed"
+
+
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize(
+    "process", [msp.mess3(x=0.05, a=0.85), msp.processes.golden_mean(p=0.3)], ids=["mess3", "golden"]
+)
+def test_observers_have_seen_the_burn_in_and_one_token(process, even, monkeypatch):
+    """After two tokens of burn-in, the first points are the beliefs of words of three, as frequent as these are."""
+    asked = []
+    monkeypatch.setattr(fractal, "check_memory", lambda what, n_bytes, remedy: asked.append(n_bytes))
+    points = attractor(process, 20_000, burn_in=2, even=even, seed=0)
+    assert asked == [points.numel() * points.element_size()]
+    words = brute_force.word_probabilities(process, 3)
+    if even:
+        words = dict.fromkeys(words, 0.0)
+        for word in words:
+            # Each token that may follow is drawn alike often.
+            n_next = [len({other[k] for other in words if other[:k] == word[:k]}) for k in range(3)]
+            words[word] = 1 / math.prod(n_next)
+    expected: dict[tuple, float] = {}
+    for word, probability in words.items():
+        joint = brute_force.joint(process, word)
+        belief = tuple(np.round(np.asarray(joint) / sum(joint), 9).tolist())
+        expected[belief] = expected.get(belief, 0.0) + probability
+    found, counts = np.unique(points.numpy().round(9), axis=0, return_counts=True)
+    np.testing.assert_allclose(found, sorted(expected), atol=2e-9)
+    frequencies = [p for _, p in sorted(expected.items())]
+    assert chisquare(counts, np.array(frequencies) / sum(frequencies) * 20_000).pvalue > 1e-3
+
+
+def test_more_points_come_from_later_tokens():
+    """Beliefs of a clock are known: 50,000 observers are followed at once, so point 50,000 is one token later."""
+    clock = msp.Process([[[0, 1.0, 0], [0, 0, 1.0], [1.0, 0, 0]]], initial=[1.0, 0, 0])
+    points = attractor(clock, 100_001, burn_in=1, seed=0)
+    assert points.argmax(dim=1).unique_consecutive(return_counts=True)[0].tolist() == [2, 0, 1]
+    assert (points.max(dim=1).values == 1).all()
+
+
+def slope_and_uncertainty(scales, counts):
+    """Least squares in logarithms, by numpy: the slope, and the larger of its standard error and half the bend."""
+    x, y = np.log(scales), np.log(counts)
+    (slope, intercept), half = np.polyfit(x, y, 1), len(x) // 2
+    residual = y - slope * x - intercept
+    error = math.sqrt((residual**2).sum() / (len(x) - 2) / ((x - x.mean()) ** 2).sum())
+    bend = np.polyfit(x[: half + 1], y[: half + 1], 1)[0] - np.polyfit(x[half:], y[half:], 1)[0]
+    return slope, max(error, abs(bend) / 2)
+
+
+@pytest.mark.parametrize("sides", [[0.5, 0.25, 0.125, 0.0625], [0.4, 0.03, 0.11, 0.01, 0.2]])
+def test_boxes_are_counted_and_fitted(sides):
+    """On a grid in the plane, turned by no angle: boxes by brute force."""
+    across, along = np.meshgrid(np.arange(17) / 64, np.arange(65) / 64)
+    grid = np.stack([along.ravel(), across.ravel()], axis=1)
+    found = box_counting_dimension(torch.from_numpy(grid), scales=sides)
+    assert found.scales == tuple(sorted(sides))
+    # The grid is its own mirror image, so the signs of its axes do not matter.
+    brute = [len({tuple(np.floor((point + 1e-12) / side).astype(int)) for point in grid}) for side in sorted(sides)]
+    near = [len({tuple(np.floor((point - 1e-12) / side).astype(int)) for point in grid}) for side in sorted(sides)]
+    assert all(min(a, b) <= count <= max(a, b) for a, b, count in zip(brute, near, found.counts, strict=True))
+    slope, uncertainty = slope_and_uncertainty(found.scales, found.counts)
+    assert (found.value, found.uncertainty) == pytest.approx((-slope, uncertainty))
+    assert repr(found) == f"box-counting dimension {-slope:.3f} ± {uncertainty:.3f} (1,105 points)"
+
+
+def test_boxes_too_many_to_number_are_counted_too():
+    """Of boxes of a ten-millionth in space there are 10^21; 60 points with two doubled and two close fill 57."""
+    points = torch.rand(60, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    points[1], points[2], points[4] = points[0], points[0], points[3] + 1e-12
+    found = box_counting_dimension(points, scales=[1e-7, 1e-6, 1e-5])
+    assert found.counts[2] <= 57
+    assert found.counts == pytest.approx([57, 57, 57], abs=1)
+    assert found.value == pytest.approx(0, abs=1e-2)
+
+
+def test_pairs_are_counted_and_fitted():
+    points = torch.rand(80, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    # No pair is within the smallest distance, which is left out.
+    scales = [1e-9, 0.4, 0.05, 0.1, 0.2, 0.3]
+    found = correlation_dimension(points, scales=scales)
+    assert found.scales == (0.05, 0.1, 0.2, 0.3, 0.4)
+    distances = pdist(points.numpy())
+    assert found.counts == pytest.approx([(distances <= scale).mean() for scale in found.scales])
+    assert (found.value, found.uncertainty) == pytest.approx(slope_and_uncertainty(found.scales, found.counts))
+    assert (found.kind, found.n_points) == ("correlation", 80)
+
+
+def test_scales_go_from_the_sets_extent_down():
+    """A diagonal of length √2 / 4 in three coordinates: boxes from an eighth of it, pairs from a quarter."""
+    line = torch.linspace(0, 0.25, 2_001, dtype=torch.float64, requires_grad=True)
+    points = torch.stack([line, 0.5 - line, torch.full_like(line, 0.5)], dim=1)
+    length, boxes, pairs = math.sqrt(2) / 4, box_counting_dimension(points), correlation_dimension(points)
+    assert boxes.scales == pytest.approx([length / 8 / 2 ** (k / 2) for k in range(len(boxes.scales))])
+    # 8 √2^k boxes, each with 10 points or more of 2,001: k = 0 … 9.
+    assert len(boxes.counts) == 10
+    assert boxes.counts == pytest.approx([8 * 2 ** (k / 2) for k in range(10)], abs=1.5)
+    assert pairs.scales == pytest.approx([length / 4 / 2 ** (k / 2) for k in reversed(range(len(pairs.scales)))])
+    # At least 1,000 ordered pairs, of neighbors on both sides: from the distance of neighbors, L / 2,000, on.
+    assert pairs.scales[0] / math.sqrt(2) < length / 2_000 <= pairs.scales[0]
+    assert boxes.value == pytest.approx(1, abs=0.05)
+    assert pairs.value == pytest.approx(1, abs=0.1)
+
+
+def test_pairs_are_counted_among_some_points():
+    points = torch.rand(3_000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = correlation_dimension(points, max_points=500)
+    assert found.n_points == 500
+    assert correlation_dimension(points, max_points=500) == found
+    assert correlation_dimension(points, max_points=500, seed=1) != found
+    exact = correlation_dimension(points, scales=found.scales)
+    assert exact.n_points == 3_000
+    assert found.counts[-1] == pytest.approx(exact.counts[-1], rel=0.1)
 
 
 def test_bad_requests_are_refused(mess3):
