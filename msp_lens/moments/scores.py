@@ -169,7 +169,7 @@ def skill(network_mse: float, control_mse: float, variance: float) -> float:
     If the control leaves less than a millionth of the variance, there is nothing to explain and the network gets no
     credit: 0 if it explains everything too, else below 0.
     """
-    if variance <= SMALLEST or math.isnan(network_mse) or math.isnan(control_mse):
+    if variance <= SMALLEST:
         return math.nan
     return (control_mse - network_mse) / max(control_mse, NOTHING_LEFT * variance)
 

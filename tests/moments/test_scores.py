@@ -38,6 +38,7 @@ def test_scores_pool_cells_and_folds():
     assert found.mse_by_target == pytest.approx((2 / 3, 1.0))
     assert found.r2_by_fold == pytest.approx((1 - 1 / 8, 1 - 4 / 12))
     assert found.mse == pytest.approx(5 / 6)
+    assert found.mse_by_cell == pytest.approx((1 / 6, 2 / 6, 2 / 6))
     assert found.variance == pytest.approx(20 / 6)
     low, high = found.r2_interval
     assert 1 - 2 / 4 <= low < found.r2 < high <= 1 - 1 / 8, "cells score between 1 - 2 / 4 and 1 - 1 / 8"

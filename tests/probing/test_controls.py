@@ -10,10 +10,19 @@ from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens.models.hooked import find_sites
+from msp_lens.moments import HeldOutScore, Score
 from msp_lens.probing import TokenWindows, probe_rows
-from msp_lens.probing.controls import interval_text, r2_text
+from msp_lens.probing.controls import (
+    Controls,
+    ControlScore,
+    interval_text,
+    r2_text,
+    shuffled_beliefs,
+    untrained_twins,
+)
 from msp_lens.probing.rows import model_rows
 from msp_lens.probing.splits import deal, labelled_rows, split_rows
+from tests.hooked_models import TRANSFORMERS, build
 
 
 @pytest.fixture(scope="module")
@@ -210,13 +219,6 @@ def test_controls_can_be_left_out_and_the_report_says_so(model, mess3):
         report.controls.select("window 1")
 
 
-def test_longer_alphabets_get_shorter_windows():
-    tokens = torch.zeros(1, 10, dtype=torch.int64)
-    assert TokenWindows(tokens, 3, n_targets=3).longest == 4
-    assert TokenWindows(tokens, 50, n_targets=3).longest == 2
-    assert TokenWindows(tokens, 100_000, n_targets=3).longest == 0
-
-
 @pytest.mark.parametrize(
     ("ends", "expected"),
     [
@@ -233,7 +235,102 @@ def test_intervals_in_few_characters(ends, expected):
 
 
 @pytest.mark.parametrize(
-    ("r2", "expected"), [(0.98765432, "0.98765"), (math.nan, "–"), (-7.0, "-7.00000"), (-22.0, "< -10")]
+    ("r2", "expected"),
+    [(0.98765432, "0.98765"), (math.nan, "–"), (-7.0, "-7.00000"), (-9.985, "-9.98500"), (-10.0, "< -10")],
 )
 def test_r2_in_tables(r2, expected):
     assert r2_text(r2) == expected
+    assert r2_text(0.98765432, 3) == "0.988"
+
+
+@pytest.fixture
+def controls():
+    def score(r2):
+        # Numbers that tell the columns apart.
+        return Score(r2 + 0.01, 0.125, 9), HeldOutScore(r2, 0.25, 9, r2_interval=(r2 - 0.1, r2 + 0.1))
+
+    rows = [
+        ("window 1", "window", None, 0.5),
+        ("next token", "next token", None, 0.9),
+        ("untrained 1", "untrained", "0_post", math.nan),
+        ("untrained 1", "untrained", "1_post", 0.7),
+    ]
+    return Controls(tuple(ControlScore(name, kind, site, *score(r2)) for name, kind, site, r2 in rows))
+
+
+def test_controls_are_found_by_name_and_site(controls):
+    assert controls.names == ("window 1", "next token", "untrained 1")
+    assert controls.select("untrained 1", "1_post") is controls[3]
+    assert controls.select("window 1", "1_post") is controls.select("window 1") is controls[0]
+    with pytest.raises(
+        KeyError, match="No control 'untrained 1' for site 'embed'; there are window 1, next token, untr"
+    ):
+        controls.select("untrained 1", "embed")
+    with pytest.raises(KeyError, match="there are none"):
+        Controls().select("window 1")
+    assert controls.rival is controls[1]
+    assert Controls(controls[:1]).rival is None
+    # A control without a score is no rival to one with a score, and another site's does not count.
+    assert controls.best("0_post") is controls[0]
+    assert controls.best("1_post") is controls[3]
+    assert Controls(controls[1:3]).best("0_post") is None
+
+
+def test_controls_as_a_table(controls):
+    table = controls.to_dataframe()
+    assert table.index.tolist() == ["window 1", "next token", "untrained 1", "untrained 1"]
+    assert table.index.name == "control"
+    assert table["site"].tolist() == ["any", "any", "0_post", "1_post"]
+    last = {
+        "R² held out": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+        "R² in-sample": 0.71,
+        "MSE held out": 0.25,
+        "MSE in-sample": 0.125,
+    }
+    assert table[list(last)].iloc[3].tolist() == pytest.approx(list(last.values()))
+    assert table["is rival"].tolist() == [False, True, False, False]
+    shown = [line.split() for line in repr(controls).splitlines()]
+    assert shown[0] == ["Controls"]
+    assert ["untrained", "1", "1_post", "0.70000", "0.6000", "to", "0.8000", "0.71000", "0.250000"] in shown
+    assert ["untrained", "1", "0_post", "–", "–", "–", "0.250000"] in shown
+    assert ["next", "token", "any", "0.90000", "0.8000", "to", "1.0000", "0.91000", "0.250000", "rival"] in shown
+    html = controls._repr_html_()
+    for name in ("control", "site", "R² held out", "95 %", "R² in-sample", "MSE held out", "rival"):
+        assert f">{name}</th>" in html
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_twins_are_of_the_models_class_and_seeded_one_by_one(kind):
+    model = build(kind)
+    twins = dict(untrained_twins(model, 2, ["blocks.0.hook_resid_post"], seed=5))
+    assert list(twins) == ["untrained 1", "untrained 2"]
+    for seed, twin in enumerate(twins.values(), start=6):
+        assert type(twin) is type(model)
+        again = dict(untrained_twins(model, 1, [], seed=seed - 1))["untrained 1"]
+        ours, theirs, trained = (each.state_dict() for each in (twin, again, model))
+        assert ours.keys() == theirs.keys() == trained.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert any(not torch.equal(ours[name], trained[name]) for name in ours)
+    own = list(untrained_twins(model, [model, *twins.values()], ["blocks.0.hook_resid_post"], seed=0))
+    assert [name for name, _ in own] == ["untrained 1", "untrained 2", "untrained 3"]
+    assert own[0][1] is model
+    assert list(untrained_twins(object(), 0, [], seed=0)) == []
+
+
+def test_a_config_that_does_not_give_the_model_is_refused():
+    model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4), seed=0)
+    model.cfg.d_mlp = 16
+    with pytest.raises(ValueError, match=r"differs in blocks\.0\.mlp\.\S+, blocks\.0\.mlp\.\S+, \S+\. Pass twins that"):
+        untrained_twins(model, 1, [], seed=0)
+    model.cfg.act_fn = "no such function"
+    with pytest.raises(ValueError, match=r"No untrained twin could be built.*untrained=\[model"):
+        untrained_twins(model, 1, [], seed=0)
+
+
+def test_shuffled_beliefs_are_the_beliefs_in_another_order(report):
+    dataset = report.dataset
+    found = shuffled_beliefs(dataset, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(found, dataset.prefix_beliefs)
+    assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, dataset.prefix_beliefs.tolist()))
