@@ -99,5 +99,5 @@ def test_an_edit_that_is_never_made_is_an_error(small_model):
 
 
 def test_what_holds_no_hooked_model_is_refused():
-    with pytest.raises(TypeError, match="model=.*: give a HookedTransformer"):
+    with pytest.raises(TypeError, match=r"model=.*: give a HookedTransformer"):
         find_sites(nn.DataParallel(nn.Linear(2, 2)), None)
