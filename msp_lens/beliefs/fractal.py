@@ -159,7 +159,7 @@ def correlation_dimension(
         flat = flat[chosen.numpy()]
     distances = _checked_scales(scales) if scales is not None else extent / 2.0 ** np.arange(16, 1.5, -0.5)
     tree = KDTree(flat)
-    pairs = tree.count_neighbors(tree, distances).astype(float) - len(flat)
+    pairs = tree.count_neighbors(tree, distances) - len(flat)
     enough = pairs >= (1 if scales is not None else 1_000)
     share = pairs[enough] / (len(flat) * (len(flat) - 1))
     return _fitted(distances[enough], share, 1, "correlation", len(flat))
@@ -185,7 +185,7 @@ def _count_boxes(boxes: np.ndarray) -> int:
 
 
 def _checked_scales(scales: Sequence[float]) -> np.ndarray:
-    distinct = np.unique(np.asarray(scales, dtype=float))
+    distinct = np.unique(np.array(scales))
     if len(distinct) < 3 or not (distinct > 0).all():
         raise ValueError(f"scales={list(scales)}: give at least 3 different distances above 0.")
     return distinct
