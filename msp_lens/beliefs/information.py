@@ -312,7 +312,7 @@ def statistical_complexity(process: Process, *, max_level: Count = MAX_LEVEL) ->
             return Measure(reached[-1], reached[-1], math.inf, "settled belief entropy")
     steps = [after - before for before, after in itertools.pairwise(reached)]
     # Each token adds as much as the one before it: the beliefs fill an uncountable set.
-    if steps[-1] > 0.5 * steps[len(steps) // 2]:
+    if steps and steps[-1] > 0.5 * steps[len(steps) // 2]:
         return Measure(math.inf, reached[-1], math.inf, "belief entropy grows with every token")
     return Measure(reached[-1], reached[-1], math.inf, f"belief entropy after {len(steps)} tokens")
 

@@ -12,12 +12,13 @@ from msp_lens.beliefs import (
     entropy,
     entropy_rate,
     excess_entropy,
+    information,
     kl_divergence,
     regret_floor,
     statistical_complexity,
     synchronization,
 )
-from msp_lens.beliefs.information import long_run_state
+from msp_lens.beliefs.information import Measure, long_run_state
 from tests import brute_force
 
 
@@ -276,3 +277,129 @@ def test_a_start_that_is_not_stationary_is_forgotten():
     two = msp.Process([[[0.5, 0], [0, 0.9]], [[0.5, 0], [0, 0.1]]], initial=[0.25, 0.75])
     expected = 0.25 * math.log(2) + 0.75 * -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert entropy_rate(two).value == pytest.approx(expected)
+
+
+def test_measures_as_values():
+    bounded = Measure(0.5, 0.4, math.inf, "a method")
+    assert bounded.to_dict() == {"nats": 0.5, "lower": 0.4, "upper": None, "method": "a method"}
+    assert repr(bounded) == "0.5 nats, between 0.4 and inf (a method)"
+    assert repr(Measure(1 / 3, 1 / 3, 1 / 3, "unifilar")) == "0.333333 nats (unifilar)"
+    assert [Measure(1.0, 1.0, 1.0 + gap, "").is_exact for gap in (5e-10, 2e-9)] == [True, False]
+
+
+MEASURES = (entropy_rate, excess_entropy, statistical_complexity)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_measures_of_a_product_are_sums(mess3, measure):
+    """Of bounds too, each factor followed as far as `max_level` allows."""
+    golden = msp.processes.golden_mean(p=0.3)
+    found = measure(msp.processes.product([mess3, golden]), max_level=27)
+    first, second = measure(mess3, max_level=27), measure(golden)
+    assert found.method == f"sum over factors: {first.method}; {second.method}"
+    for field in ("value", "lower", "upper"):
+        assert getattr(found, field) == pytest.approx(getattr(first, field) + getattr(second, field))
+
+
+def test_losses_beyond_the_last_exact_one_are_midway_to_the_lower_bound(mess3):
+    """81 beliefs after 4 tokens: h_1 … h_5 are exact."""
+    exact, rate = msp.beliefs.myopic_entropies(mess3, 5).tolist(), entropy_rate(mess3, max_level=81)
+    rest = (exact[4] + rate.lower) / 2
+    for n_ctx in (1, 3, 4):
+        assert msp.beliefs.optimal_losses(mess3, n_ctx, max_level=81).tolist() == pytest.approx(exact[1 : n_ctx + 1])
+    for n_ctx in (5, 7):
+        expected = [*exact[1:], *[rest] * (n_ctx - 4)]
+        assert msp.beliefs.optimal_losses(mess3, n_ctx, max_level=81).tolist() == pytest.approx(expected)
+    for measure in (block_entropies, msp.beliefs.myopic_entropies):
+        assert len(measure(mess3, 5, max_level=81)) == 5
+        with pytest.raises(ValueError, match="After words of more than 4 tokens"):
+            measure(mess3, 6, max_level=81)
+    assert len(synchronization(mess3, 4, max_level=81)) == 5
+    with pytest.raises(ValueError, match="After words of more than 4 tokens"):
+        synchronization(mess3, 5, max_level=81)
+
+
+def test_words_that_lead_to_one_belief_are_followed_as_one():
+    """2^60 words of 60 tokens, but a handful of beliefs."""
+    assert synchronization(msp.processes.z1r(), 60)[-1] == pytest.approx(0, abs=1e-9)
+    assert msp.beliefs.myopic_entropies(msp.processes.z1r(), 60)[-1] == pytest.approx(math.log(2) / 3, abs=1e-9)
+
+
+def slow():
+    """Two states that show themselves by the token that they say more often; in the long run (0.6, 0.4)."""
+    stay = torch.tensor([[0.98, 0.02], [0.03, 0.97]], dtype=torch.float64)
+    says = torch.tensor([[0.6, 0.4], [0.35, 0.65]], dtype=torch.float64)
+    return msp.Process(says.T.unsqueeze(2) * stay)
+
+
+def test_bounds_are_entropies_given_the_first_state_or_not():
+    """Of words of 5 tokens, as 4 lead to 16 beliefs: what a known state emits first says nothing about the next."""
+    process = slow()
+    found = entropy_rate(process, max_level=16)
+    assert found.method.startswith("bounds from words of 5 tokens, value ± ")
+    assert found.method.endswith(" from 160 sampled pasts")
+    assert entropy_rate(process, max_level=4).method.endswith(" from 100 sampled pasts")
+    informed = 0.0
+    for state, probability in enumerate((0.6, 0.4)):
+        start = msp.Process(process.transitions, initial=torch.eye(2)[state].double())
+        informed += probability * (block_entropy(start, 5) - block_entropy(start, 4))
+    assert found.lower == pytest.approx(informed)
+    assert found.upper == pytest.approx(block_entropy(process, 5) - block_entropy(process, 4))
+    narrow = entropy_rate(msp.processes.sns(p=0.5, q=0.5), max_level=16)
+    assert narrow.value == pytest.approx((narrow.lower + narrow.upper) / 2)
+    assert 1e-9 < narrow.upper - narrow.lower < 2e-3
+    assert narrow.method == f"bounds from words of {narrow.method.split()[4]} tokens"
+
+
+@pytest.mark.parametrize("gain", [0.002, 10.0, -10.0])
+def test_a_sampled_rate_stays_within_its_bounds(monkeypatch, gain):
+    spread = torch.tensor([-1e-3, 1e-3], dtype=torch.float64).repeat(50)
+    monkeypatch.setattr(information, "_gains_of_a_long_past", lambda *given: gain + spread)
+    found = entropy_rate(slow(), max_level=16)
+    assert found.value == pytest.approx(min(max(found.upper - gain, found.lower), found.upper))
+    # Two standard errors of a mean of 100 numbers 1e-3 from it.
+    assert "value ± 0.0002 from 100 sampled pasts" in found.method
+
+
+def test_a_long_past_gains_what_is_left_of_the_rate():
+    """E KL = h_depth - h; without what depth - 1 tokens say, nothing is known and h_1 is the entropy of one token."""
+    process, expected = slow(), belief_entropy_rate(slow())
+    exact = msp.beliefs.myopic_entropies(process, 4)
+    for depth in (1, 4):
+        gains = information._gains_of_a_long_past(process, process.initial, depth, 1_000)
+        error = float(gains.std()) / 1_000**0.5
+        assert len(gains) == 1_000
+        assert float(gains.mean()) == pytest.approx(float(exact[depth - 1]) - expected, abs=4 * error)
+
+
+def turned(process):
+    """The same process with its states in another basis, where they are no longer probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.eye(process.n_states).double() + 0.3 * torch.rand(
+        process.n_states, process.n_states, generator=generator
+    )
+    return msp.Process(basis @ process.transitions @ torch.linalg.inv(basis), generalized=True)
+
+
+def test_a_generalized_process_has_the_rate_of_its_words(mess3):
+    h = msp.beliefs.myopic_entropies(mess3, 6)
+    for max_level, length in ((1, 1), (3, 2), (9, 3), (300, 6)):
+        found = entropy_rate(turned(mess3), max_level=max_level)
+        assert found.upper == pytest.approx(float(h[length - 1]), abs=1e-9)
+        assert found.lower == 0
+        assert found.method == f"upper bounds from words of up to {length} tokens"
+        if length < 3:
+            assert found.value == found.upper
+        else:
+            # Steps that shrink by one ratio add up to those seen, and a geometric series.
+            before, last = (float(h[length - k - 1] - h[length - k]) for k in (2, 1))
+            assert found.value == pytest.approx(float(h[length - 1]) - last * (last / before) / (1 - last / before))
+    assert entropy_rate(turned(mess3), max_level=3_000).value == pytest.approx(0.7934577, abs=1e-5)
+
+
+def test_bounds_that_no_longer_fall_are_the_rate():
+    renewal = msp.processes.sns(p=0.5, q=0.5)
+    found, h = entropy_rate(turned(renewal)), msp.beliefs.myopic_entropies(renewal, 100).tolist()
+    length = next(k for k in range(31, 100) if h[k - 30] - h[k - 1] <= 1e-10)
+    assert found.method == f"upper bounds from words of up to {length} tokens"
+    assert found.value == pytest.approx(renewal_entropies(0.5, 0.5)[0], abs=1e-9)
