@@ -74,7 +74,7 @@ def attractor(
         for token, matrix in enumerate(transitions):
             mine = tokens == token
             joint[mine] = beliefs[mine] @ matrix
-        beliefs, _ = normalized(joint, right_eigenvector, negligible=process.negligible)
+        beliefs, _ = normalized(joint, right_eigenvector)
         start = (step - burn_in) * chains
         if start >= 0:
             points[start : start + chains] = beliefs[: n_points - start].cpu()

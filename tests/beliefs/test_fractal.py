@@ -108,6 +108,10 @@ def test_more_points_come_from_later_tokens():
     points = attractor(clock, 100_001, burn_in=1, seed=0)
     assert points.argmax(dim=1).unique_consecutive(return_counts=True)[0].tolist() == [2, 0, 1]
     assert (points.max(dim=1).values == 1).all()
+    assert attractor(clock, 1, seed=0).argmax() == 101 % 3, "100 tokens to forget the start, and one"
+    generator = torch.Generator().manual_seed(3)
+    golden = msp.processes.golden_mean()
+    assert torch.equal(attractor(golden, 50, generator=generator), attractor(golden, 50, seed=3))
 
 
 def slope_and_uncertainty(scales, counts):
@@ -145,6 +149,11 @@ def test_boxes_too_many_to_number_are_counted_too():
     assert found.counts[2] <= 57
     assert found.counts == pytest.approx([57, 57, 57], abs=1)
     assert found.value == pytest.approx(0, abs=1e-2)
+
+
+def test_two_points_are_a_set():
+    two = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    assert box_counting_dimension(two, scales=[0.1, 0.2, 0.3]).counts == (2, 2, 2)
 
 
 def test_pairs_are_counted_and_fitted():
