@@ -22,13 +22,16 @@ def renewal_states(p, q, terms=400):
     return (survival / survival.sum()).tolist()
 
 
-def test_excess_entropy_is_summed_as_far_as_levels_go(mess3):
-    h, rate = msp.beliefs.myopic_entropies(mess3, 4).tolist(), entropy_rate(mess3, max_level=100)
-    found = excess_entropy(mess3, max_level=100)
-    assert found.value == pytest.approx(sum(h) - 4 * rate.value)
-    # What two tokens tell about the next two.
-    assert found.lower == pytest.approx(2 * (h[0] + h[1]) - sum(h))
+@pytest.mark.parametrize(("max_level", "length"), [(100, 4), (27, 3)])
+def test_excess_entropy_is_summed_as_far_as_levels_go(mess3, max_level, length):
+    h = msp.beliefs.myopic_entropies(mess3, length).tolist()
+    found = excess_entropy(mess3, max_level=max_level)
+    assert found.value == pytest.approx(sum(h) - length * entropy_rate(mess3, max_level=max_level).value)
+    # What one or two tokens tell about as many that follow.
+    half = length // 2
+    assert found.lower == pytest.approx(2 * sum(h[:half]) - sum(h[: 2 * half]))
     assert found.upper == math.inf
+    assert found.method == f"summed over words of {length} tokens"
 
 
 @pytest.mark.parametrize(("p", "max_level"), [(0.5, None), (0.7, None), (0.8, 8), (0.9, 8)])

@@ -226,6 +226,7 @@ def test_controls_can_be_left_out_and_the_report_says_so(model, mess3):
         ((-0.25, 0.0), "-0.2500 to 0.0000"),
         ((-3.14159, 1.0), "-3.14 to 1.0000"),
         ((-1.0, -0.5), "-1.0000 to -0.5000"),
+        ((-1.5, 0.5), "-1.50 to 0.5000"),
         ((10.0, 20.5), "10.00 to 20.50"),
         ((math.nan, math.nan), "–"),
     ],
@@ -317,6 +318,8 @@ def test_twins_are_of_the_models_class_and_seeded_one_by_one(kind):
     assert [name for name, _ in own] == ["untrained 1", "untrained 2", "untrained 3"]
     assert own[0][1] is model
     assert list(untrained_twins(object(), 0, [], seed=0)) == []
+    with pytest.raises(KeyError, match="no site 'nowhere'"):
+        untrained_twins(model, [model], ["nowhere"], seed=0)
 
 
 def test_a_config_that_does_not_give_the_model_is_refused():
@@ -333,4 +336,5 @@ def test_shuffled_beliefs_are_the_beliefs_in_another_order(report):
     dataset = report.dataset
     found = shuffled_beliefs(dataset, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(found, dataset.prefix_beliefs)
+    assert torch.equal(found, shuffled_beliefs(dataset, generator=torch.Generator().manual_seed(0)))
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, dataset.prefix_beliefs.tolist()))
