@@ -327,6 +327,9 @@ def test_a_config_that_does_not_give_the_model_is_refused():
     model.cfg.d_mlp = 16
     with pytest.raises(ValueError, match=r"differs in blocks\.0\.mlp\.\S+, blocks\.0\.mlp\.\S+, \S+\. Pass twins that"):
         untrained_twins(model, 1, [], seed=0)
+    model.cfg.d_mlp, model.cfg.n_layers = 8, 2
+    with pytest.raises(ValueError, match=r"differs in blocks\.1\."):
+        untrained_twins(model, 1, [], seed=0)
     model.cfg.act_fn = "no such function"
     with pytest.raises(ValueError, match=r"No untrained twin could be built.*untrained=\[model"):
         untrained_twins(model, 1, [], seed=0)
