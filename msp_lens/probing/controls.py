@@ -275,7 +275,8 @@ class TokenWindows:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the sums that `state` returned."""
         if "windows.sums" in state:
-            self._held = {name: state[f"windows.{name}"] for name in ("reference", "sums", "squares", "rows")}
+            # Copies, since the sums are added to in place.
+            self._held = {name: state[f"windows.{name}"].clone() for name in ("reference", "sums", "squares", "rows")}
 
     def reduce(self) -> None:
         """Add the sums of all processes, if there are several."""

@@ -55,10 +55,13 @@ def test_belief_entropy_of_a_renewal_process_after_some_tokens(p, max_level):
     assert found.value == pytest.approx(after(length), abs=1e-6)
 
 
-@pytest.mark.parametrize(("x", "max_level", "length"), [(0.05, 27, 3), (0.001, 27, 3), (0.05, 81, 4), (0.05, 3, 1)])
-def test_belief_entropy_that_grows_is_that_of_words(x, max_level, length):
+@pytest.mark.parametrize(
+    ("x", "a", "max_level", "length"),
+    [(0.05, 0.85, 81, 4), (0.05, 0.85, 3, 1), (0.005, 0.98, 27, 3), (0.005, 0.98, 9, 2)],
+)
+def test_belief_entropy_that_grows_is_that_of_words(x, a, max_level, length):
     """All words of Mess3 lead to beliefs of their own."""
-    process = msp.mess3(x=x, a=0.85)
+    process = msp.mess3(x=x, a=a)
     found = statistical_complexity(process, max_level=max_level)
     assert found == Measure(math.inf, found.lower, math.inf, "belief entropy grows with every token")
     assert found.lower == pytest.approx(block_entropy(process, length))

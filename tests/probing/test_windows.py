@@ -15,7 +15,7 @@ from msp_lens.probing.rows import RowBatch
 N_CELLS, N_FOLDS = 6, 3
 
 
-def random_rows(*, n_ctx=4, n_words=150, offset=0.0, seed=0):
+def random_rows(*, n_ctx=4, n_words=150, offset=(0.0, 0.0, 0.0), seed=0):
     """Words of three tokens, with targets that depend on the last two and the position; the third target is constant.
 
     Every word has its cell, every tenth row no weight, and cell 4 no rows.
@@ -33,7 +33,9 @@ def random_rows(*, n_ctx=4, n_words=150, offset=0.0, seed=0):
     weights = torch.rand(len(words), generator=generator, dtype=torch.float64)
     weights[::10] = 0.0
     cells = torch.tensor([0, 1, 2, 3, 5])[torch.randint(0, 5, (n_words,), generator=generator)][words]
-    return tokens, RowBatch({}, {"belief": targets + offset}, weights, cells, words, positions)
+    return tokens, RowBatch(
+        {}, {"belief": targets + torch.tensor(offset, dtype=torch.float64)}, weights, cells, words, positions
+    )
 
 
 def part_of(batch, rows):
@@ -76,7 +78,7 @@ def predictions_by_hand(tokens, batch, name, train):
     return predicted
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("offset", [(0.0, 0.0, 0.0), (1e6, -1e6, 1e6)])
 def test_windows_by_hand(offset):
     """Batches of weighted rows, in cells: every score by averages over rows like it, or scikit-learn's regression."""
     tokens, batch = random_rows(offset=offset)
@@ -153,6 +155,7 @@ def test_a_restored_table_goes_on():
         windows.reduce()
     assert resumed.scores(N_FOLDS) == started.scores(N_FOLDS)
     assert set(started.state()) == {f"windows.{name}" for name in ("reference", "sums", "squares", "rows")}
+    assert torch.equal(started.state()["windows.rows"], batch.groups.bincount(minlength=N_CELLS))
 
 
 @pytest.mark.parametrize(
