@@ -69,6 +69,33 @@ def test_the_default_start_is_stationary():
     assert float(elsewhere.word_probabilities(torch.tensor([[1]]))) == pytest.approx(0.1 * 0.75)
 
 
+@pytest.mark.parametrize("off", [1e-5, 1e-9])
+def test_a_start_that_is_nearly_stationary_is_kept_exactly(off):
+    A, B = [[0.9, 0.1], [0.3, 0.7]], [[1.0, 0.0], [0.25, 0.75]]
+    process = msp.processes.from_moore(A, B, startprob=[0.75 + off, 0.25 - off])
+    first = float(process.word_probabilities(torch.tensor([[1]])))
+    assert first == pytest.approx((0.25 - off) * 0.75, rel=1e-12)
+
+
+def test_a_fitted_model_may_start_elsewhere():
+    model = random_model(3, 2, seed=1, starts_stationary=False)
+    A, B = model.transmat_, model.emissionprob_
+    for start in ({"initial": [0.2, 0.3, 0.5]}, {"startprob": [0.2, 0.3, 0.5]}):
+        process = msp.processes.from_moore(model, **start)
+        assert process == msp.processes.from_moore(A, B, **start)
+        assert process != msp.processes.from_moore(model)
+
+
+@pytest.mark.parametrize("start", [{}, {"initial": [1.0, 0.0]}, {"startprob": [0.75, 0.25]}, {"startprob": [0, 1]}])
+def test_a_model_keeps_its_names(start):
+    A, B = [[0.9, 0.1], [0.3, 0.7]], [[1.0, 0.0], [0.25, 0.75]]
+    named = msp.processes.from_moore(A, B, name="weather", states=("P", "Q"), tokens=("no", "yes"), **start)
+    assert (named.name, named.states[:2], named.tokens) == ("weather", ("P", "Q"), ("no", "yes"))
+    plain = msp.processes.from_moore(A, B, **start)
+    assert (plain.name, plain.states[:2], plain.tokens) == ("moore", ("0", "1"), ("0", "1"))
+    assert plain.states[2:] == named.states[2:] == (("START",) if start == {"startprob": [0, 1]} else ())
+
+
 def test_a_reducible_model_starts_where_it_says():
     process = msp.processes.from_moore(np.eye(2), np.eye(2), startprob=[0.3, 0.7])
     assert process.word_probabilities(torch.tensor([[0, 0], [1, 1], [0, 1]])).tolist() == pytest.approx([0.3, 0.7, 0])
@@ -82,7 +109,8 @@ def test_a_reducible_model_starts_where_it_says():
         (([[0.5, 0.6]] * 2, [[1.0]] * 2), {}, ValueError, r"transitions\[0\]=.* sums to 1\.1"),
         (([[0.5, 0.5]], [[1.0]]), {}, ValueError, r"shape \(1, 2\) and emissions of shape \(1, 1\) do not fit"),
         (([[1.0]], [[1.0]] * 2), {}, ValueError, "do not fit"),
-        (([1.0], [[1.0]]), {}, ValueError, "needs two axes"),
+        (([1.0], [[1.0]]), {}, ValueError, "transitions has shape .* needs two axes"),
+        (([[1.0]], [[np.nan]]), {}, ValueError, r"emissions=\[\[nan\]\]"),
         (([[1.0]], [[1.0]]), {"initial": [1.0], "startprob": [1.0]}, ValueError, "give one of them"),
         (([[1.0]], [[1.0]]), {"startprob": [0.5]}, ValueError, r"startprob=.* sums to 0\.5"),
     ],
@@ -116,3 +144,22 @@ def test_random_processes_have_every_outcome_by_default():
     assert bool((process.transitions > 0).all())
     assert process.parameters == {"seed": 0, "sparsity": 0}
     assert process == msp.processes.random_process(6, 4, seed=0, sparsity=0.0)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_a_seed_gives_the_same_process_whatever_the_default_dtype(default):
+    before = torch.get_default_dtype()
+    expected = msp.processes.random_process(4, 2, seed=0, sparsity=0.5)
+    try:
+        torch.set_default_dtype(default)
+        process = msp.processes.random_process(4, 2, seed=0, sparsity=0.5)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(process.transitions, expected.transitions)
+    assert process.name == "random"
+
+
+def test_a_random_process_that_does_not_fit_says_how_large_it_is():
+    expected = r"^3 matrices of 1000000 × 1000000 states would take 24,000\.0 GB; .* Give fewer states or tokens\.$"
+    with pytest.raises(ValueError, match=expected):
+        msp.processes.random_process(10**6, 3, seed=0)
