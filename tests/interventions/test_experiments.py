@@ -1,5 +1,6 @@
 """Persistence, necessity and the two consistencies against computations by hand; their tables and pictures."""
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -209,6 +210,103 @@ def test_prediction_consistency_by_hand(random_model, random_report, mess3, data
     assert row["optimal_to_model"] == pytest.approx(mean_kl(optimal, log_predicted), rel=1e-5)
     third = torch.full_like(optimal, 1 / 3)
     assert row["average_to_model"] == pytest.approx(mean_kl(third, log_predicted), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def forgetful():
+    """z1r, in which most tokens are impossible for some belief, a model of a larger vocabulary, and probes of it."""
+    process = msp.processes.z1r()
+    config = msp.ModelConfig(d_vocab=5, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=4)
+    model = msp.build_model(config, seed=1)
+    return process, model, msp.probe(model, process, progress=False)
+
+
+def test_steps_without_an_update_are_left_out_and_counted(forgetful):
+    """Word by word: where the belief read rules the token out, there is nothing to compare."""
+    process, model, report = forgetful
+    dataset, plain = msp.data.all_words(process, 4), report["0_post"]
+    # So sure of what it reads that most reads are corners of the simplex.
+    sure = dataclasses.replace(
+        plain.read_map, weights=20 * plain.read_map.weights, bias=20 * (plain.read_map.bias - 1 / 3) + 1 / 3
+    )
+    probe = dataclasses.replace(plain, read_map=sure)
+    read = nearest_distribution(probe.predict(activations(model, dataset, probe)[0]).double())
+    sums = {token: dict.fromkeys(("update", "copy", "read", "defined", "weight"), 0.0) for token in ("0", "1", "all")}
+    for word, tokens in enumerate(dataset.tokens.tolist()):
+        weight = float(dataset.word_weights[word]) / 3
+        for position, token in enumerate(tokens[1:]):
+            before, after = read[word, position], read[word, position + 1]
+            joint = before @ process.transitions[token]
+            for each in (sums[str(token)], sums["all"]):
+                each["weight"] += weight
+                if joint.sum() > 0:
+                    each["defined"] += weight
+                    each["update"] += weight * float((joint / joint.sum() - after).square().mean())
+                    each["copy"] += weight * float((before - after).square().mean())
+                    each["read"] += weight * float((after - dataset.beliefs[word, position + 1]).square().mean())
+    found = edits.bayes_consistency(model, dataset, probes=probe)
+    assert found.keys == ("site", "token")
+    assert found.values("token") == ["all", "0", "1"]
+    assert 0 < sums["all"]["defined"] < 0.99
+    for token, expected in sums.items():
+        row = found.select(site="0_post", token=token)
+        for column in ("update", "copy", "read"):
+            assert row[column] == pytest.approx(expected[column] / expected["defined"], rel=1e-6), (token, column)
+        assert row["weight"] == pytest.approx(expected["weight"], rel=1e-9)
+        assert row["undefined"] == pytest.approx(1 - expected["defined"] / expected["weight"], abs=1e-9)
+
+
+def test_predictions_are_compared_over_the_models_whole_vocabulary(forgetful):
+    """Probability on tokens that the process never emits is lost; the average is that of the words' tokens."""
+    process, model, report = forgetful
+    dataset, probe = msp.words(process, n_ctx=4, max_words=5, seed=3), report["0_post"]
+    values, logits = activations(model, dataset, probe)
+    log_predicted = logits.double().log_softmax(-1)[..., :2]
+    optimal = dataset.beliefs @ process.emissions
+    average = sum(dataset.word_weights[:, None] * optimal[:, position] for position in range(4)).sum(0) / 4
+    assert float(average.sum()) == pytest.approx(1)
+    implied = nearest_distribution(probe.predict(values).double()) @ process.emissions
+
+    def mean_kl(first, log_second):
+        terms = torch.where(first > 0, first * (first.clamp(min=1e-300).log() - log_second), 0.0)
+        return float((dataset.word_weights @ terms.sum(-1)).mean())
+
+    found = edits.prediction_consistency(model, dataset, probes=report)
+    row = found.select(site="0_post")
+    assert row["implied_to_model"] == pytest.approx(mean_kl(implied, log_predicted), rel=1e-5)
+    assert row["optimal_to_implied"] == pytest.approx(mean_kl(optimal, implied.clamp(min=1e-6).log()), rel=1e-5)
+    assert row["optimal_to_model"] == pytest.approx(mean_kl(optimal, log_predicted), rel=1e-5)
+    expected = mean_kl(average.expand_as(optimal), log_predicted)
+    assert found.table["average_to_model"].tolist() == pytest.approx([expected] * 3, rel=1e-5)
+    table = found.to_dataframe()
+    nearest = table.loc[table["implied_to_model"].idxmin()]
+    assert found.keys == ("site",)
+    assert found.summary()[0].startswith(f"At {nearest['site']} the belief read implies what the model says to within ")
+    assert f"{nearest['implied_to_model']:.3g} nats" in found.summary()[0]
+
+
+def test_words_of_two_tokens_have_one_step(random_model, random_report, mess3):
+    words = msp.data.all_words(mess3, 2)
+    found = msp.interventions.bayes_consistency(random_model, words, probes=random_report["0_post"])
+    assert found.select(token="all")["weight"] == pytest.approx(1)
+    assert found.select(token="A")["weight"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("experiment", [edits.bayes_consistency, edits.prediction_consistency])
+def test_a_consistency_says_which_words_it_used(experiment, random_model, random_report, mess3):
+    shown = experiment(random_model, mess3, probes=random_report, n_words=20)
+    sampled = msp.words(mess3, n_ctx=5, max_words=20)
+    assert shown == experiment(random_model, mess3, probes=random_report, n_words=20, seed=0)
+    assert shown.table.equals(experiment(random_model, sampled, probes=random_report).table)
+    assert shown.table["site"].unique().tolist() == ["0_pre", "0_post", "1_post", "ln_final"]
+    backward = [random_report[label] for label in ("ln_final", "1_post", "0_pre")]
+    assert experiment(random_model, sampled, probes=backward).values("site") == ["0_pre", "1_post", "ln_final"]
+    provenance = {"process": mess3.to_dict(), "words": len(sampled), "is_population": False, "seed": 0}
+    assert shown.provenance == provenance
+    assert f"{mess3!r}; {len(sampled)} distinct sampled words of 5 tokens" in " ".join(shown.summary())
+    every = experiment(random_model, mess3, probes=random_report, seed=4)
+    assert every.provenance == {**provenance, "words": 243, "is_population": True, "seed": 4}
+    assert f"{mess3!r}; every possible word of 5 tokens" in " ".join(every.summary())
 
 
 def test_reports_show_what_they_hold(random_model, random_report, mess3, untouched, global_state):

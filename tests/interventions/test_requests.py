@@ -11,7 +11,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens import interventions as edits
-from msp_lens.interventions import EDITS
+from msp_lens.interventions import EDITS, preparation
 from msp_lens.interventions import edits as writing
 from tests.hooked_models import KINDS, build
 
@@ -116,6 +116,110 @@ def test_what_does_not_belong_together_is_refused_before_the_model_runs(
     with pytest.raises(TypeError, match="data="):
         run(mess3, random_model, probes=random_report)
     assert passes == []
+
+
+def test_a_probe_of_another_model_or_process_is_refused(random_model, random_report, mess3):
+    probe = random_report["0_post"]
+    swapped = msp.TokenMap([2, 0, 1]).to_dict()
+
+    def chosen(**provenance):
+        changed = dataclasses.replace(probe, provenance=provenance)
+        assert preparation.single_site_probes(random_model, mess3, [changed]) == [changed]
+        assert preparation.single_site_probes(random_model, mess3, changed) == [changed]
+
+    own = {name: probe.provenance[name] for name in ("process_fingerprint", "model_fingerprint")}
+    for known in ({}, own, *({name: value} for name, value in own.items())):
+        chosen(**known)
+    chosen(token_map=msp.TokenMap.identity(3).to_dict())
+    chosen(token_map=None)
+    for wrong, match in (
+        ({"process_fingerprint": "another"}, "was fitted on another process than .*mess3.*: fit it on this one"),
+        ({"model_fingerprint": "another"}, f"fingerprint another, this model's is {own['model_fingerprint']}"),
+        ({"token_map": swapped}, "was fitted through a token map"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            chosen(**own | wrong)
+    for n_states in (2, 4):
+        with pytest.raises(ValueError, match="another process"):
+            preparation.single_site_probes(
+                random_model,
+                msp.processes.random_process(n_states, 3, seed=0),
+                [dataclasses.replace(probe, provenance={})],
+            )
+    # A report may hold probes of several sites, which are left out; the rest come in its order.
+    single = preparation.single_site_probes(random_model, mess3, random_report)
+    assert [each.label for each in single] == ["0_pre", "0_post", "1_post", "ln_final"]
+    with pytest.raises(ValueError, match="probes is empty"):
+        preparation.single_site_probes(random_model, mess3, [])
+    shallow = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=5))
+    with pytest.raises(KeyError):
+        preparation.single_site_probes(shallow, mess3, [dataclasses.replace(random_report["1_post"], provenance={})])
+
+
+@pytest.mark.parametrize(
+    ("positions", "n_ctx", "expected"),
+    [
+        (None, 10, [7]),
+        (None, 5, [3]),
+        (None, 1, [0]),
+        (0, 5, [0]),
+        (-1, 5, [4]),
+        ([4, 0, -2], 5, [4, 0, 3]),
+        (0, None, [0]),
+        ([7, 0], None, [7, 0]),
+        (None, None, r"does not say how long its context is .*give positions="),
+        (-1, None, r"positions=\[-1\]: give at least one, counted from the start"),
+        ([], 5, r"positions=\[\]: give at least one"),
+        ([], None, r"positions=\[\]: give at least one"),
+        (5, 5, "outside the context"),
+        ([1, 1], None, "give none twice"),
+        ([1, -4], 5, "give none twice"),
+    ],
+)
+def test_positions_count_from_the_start(positions, n_ctx, expected):
+    if isinstance(expected, list):
+        assert preparation.chosen_positions(positions, n_ctx) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            preparation.chosen_positions(positions, n_ctx)
+
+
+def test_entries_are_chosen_by_name():
+    menu = {"first": 1, "second": 2, "third": 3}
+    assert list(preparation.from_menu(menu, ["third", "first"], "edit").items()) == [("third", 3), ("first", 1)]
+    assert preparation.from_menu(menu, "second", "edit") == {"second": 2}
+    assert preparation.from_menu(menu, {"own": 4}, "edit") == {"own": 4}
+    for kind, own in (("edit", "{name: maker} for your own"), ("target", "{name: belief}")):
+        with pytest.raises(KeyError) as raised:
+            preparation.from_menu(menu, ["first", "zap"], kind)
+        assert raised.value.args == (f"No {kind} 'zap'; there are first, second, third, or give {own}.",)
+
+
+def test_words_are_a_datasets_or_those_of_the_models_context(random_model, random_report, mess3):
+    process, n_ctx = preparation.process_of(random_model, mess3)
+    assert (process, n_ctx) == (mess3, 5)
+    renamed = msp.words(mess3, n_ctx=4, token_map=msp.TokenMap.identity(3))
+    assert preparation.process_of(random_model, renamed) == (mess3, 4)
+    found, probes, _, provenance = preparation.over_words(random_model, renamed, random_report["0_post"], 2, seed=9)
+    assert found is renamed
+    assert probes == [random_report["0_post"]]
+    assert (provenance["words"], provenance["seed"]) == (81, 9)
+    assert preparation.group_label(probes) == "0_post"
+    assert preparation.group_label([*probes, random_report["1_post"]]) == preparation.ALL_SITES == "all sites"
+
+
+def test_probes_are_taken_in_the_order_of_the_forward_pass(random_model, random_report):
+    given = [random_report[label] for label in ("ln_final", "0_post", "1_post", "0_pre")]
+    ordered = preparation.in_firing_order(random_model, given)
+    assert [probe.label for probe in ordered] == ["0_pre", "0_post", "1_post", "ln_final"]
+    assert not any(point._forward_hooks for point in random_model.hook_dict.values())
+
+
+@pytest.mark.parametrize("experiment", ["bayes_consistency", "prediction_consistency"])
+def test_words_pass_in_batches_of_the_size_asked_for(experiment, random_model, random_report, mess3, passes):
+    words = msp.data.all_words(mess3, 3)
+    EXPERIMENTS[experiment](random_model, words, probes=random_report, batch_size=10)
+    assert [shape for shape in passes if shape[0] > 1] == [(10, 3), (10, 3), (7, 3)]
 
 
 def test_a_maker_that_makes_no_edit_is_named(random_model, random_report, mess3):
