@@ -132,6 +132,9 @@ def test_kl_divergence_ignores_tokens_that_never_come():
     assert kl_divergence(optimal, log_predicted).item() == pytest.approx(expected)
     assert kl_divergence(optimal, optimal.log()).item() == pytest.approx(0)
     assert entropy(optimal).item() == pytest.approx(math.log(2))
+    # Any axes before that of the tokens.
+    many = optimal.expand(2, 4, 3), log_predicted.expand(2, 4, 3)
+    assert kl_divergence(*many).tolist() == [[pytest.approx(expected)] * 4] * 2
 
 
 def renewal_entropies(p, q, terms=400):
