@@ -317,7 +317,7 @@ def test_twins_are_of_the_models_class_and_seeded_one_by_one(kind):
     own = list(untrained_twins(model, [model, *twins.values()], ["blocks.0.hook_resid_post"], seed=0))
     assert [name for name, _ in own] == ["untrained 1", "untrained 2", "untrained 3"]
     assert own[0][1] is model
-    assert list(untrained_twins(object(), 0, [], seed=0)) == []
+    assert list(untrained_twins(model, 0, [], seed=0)) == []
     with pytest.raises(KeyError, match="no site 'nowhere'"):
         untrained_twins(model, [model], ["nowhere"], seed=0)
 
