@@ -66,6 +66,10 @@ def test_how_long_the_words_were_is_said(mess3):
     assert rate.method.startswith("bounds from words of 4 tokens, value ±")
     assert rate.upper == pytest.approx(float(msp.beliefs.myopic_entropies(mess3, 4)[-1]), abs=1e-12)
     assert len(msp.beliefs.information.first_entropies(mess3, 10, 100)) == 5
+    # Of a product, as far as the factor with the most beliefs.
+    both = msp.processes.product([mess3, msp.processes.coin(p=0.5)])
+    expected = msp.beliefs.myopic_entropies(mess3, 5) + math.log(2)
+    torch.testing.assert_close(msp.beliefs.information.first_entropies(both, 10, 100), expected)
     assert excess_entropy(mess3, max_level=100).method == "summed over words of 4 tokens"
 
 
