@@ -210,6 +210,15 @@ def test_unifilar_and_presentation_agree():
     assert statistical_complexity(split).value == pytest.approx(
         statistical_complexity(msp.processes.golden_mean()).value
     )
+    # With twin states for A there are three mixed states: the start, A and B.
+    twins = msp.Process(
+        [
+            [[0.25, 0.25, 0], [0.25, 0.25, 0], [0.5, 0.5, 0]],
+            [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]],
+        ]
+    )
+    assert not twins.is_unifilar
+    assert (entropy_rate(twins).bits, entropy_rate(twins).method) == (pytest.approx(2 / 3), "3 mixed states")
 
 
 def test_excess_entropy_and_complexity_in_closed_form():
