@@ -67,6 +67,73 @@ def test_ranks_do_not_depend_on_the_scale(scale):
     assert (structure.reach_rank(doubled), structure.future_rank(doubled)) == (1, 1)
 
 
+@pytest.mark.parametrize(("share", "counted"), [(1e-8, 1), (1e-10, 0)])
+def test_directions_below_a_share_of_the_largest_are_rounding(share, counted):
+    """The second state is reached by a share of the largest norm; what counts is the larger of two tokens' norms."""
+    chains = msp.processes.chains
+    for largest in (1e-3, 1.0, 1e3):
+        matrices = torch.zeros(2, 2, 2, dtype=torch.float64)
+        matrices[0, 0, 0], matrices[1, 0, 1] = largest, share * largest
+        start = torch.tensor([1.0, 0], dtype=torch.float64)
+        assert len(chains.reached_span(matrices, start)) == 1 + counted
+        assert chains.matrix_rank(matrices.sum(dim=1)) == 1 + counted
+
+
+def test_a_span_is_an_orthonormal_basis():
+    span = msp.processes.chains.reached_span(msp.rrxor().transitions, msp.rrxor().initial)
+    torch.testing.assert_close(span @ span.T, torch.eye(5, dtype=torch.float64), atol=1e-12, rtol=0)
+    # Where nothing but the start is reached, it is the start, of length 1.
+    start = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    span = msp.processes.chains.reached_span(torch.eye(2, dtype=torch.float64)[None], start)
+    torch.testing.assert_close(span, torch.tensor([[0.6, 0.8]], dtype=torch.float64))
+
+
+def test_stationary_distributions_in_closed_form():
+    """Of two states that exchange (q, p) / (p + q); states that are left for good have a share of exactly 0."""
+    stationary = msp.processes.chains.stationary_distribution
+    p, q = 0.2, 0.5
+    chain = torch.tensor([[0.3, 0.3, 0.4], [0, 1 - p, p], [0, q, 1 - q]], dtype=torch.float64)
+    found = stationary(chain)
+    assert found.tolist() == pytest.approx([0, q / (p + q), p / (p + q)], rel=1e-12)
+    assert found[0] == 0
+    assert stationary(torch.eye(2, dtype=torch.float64)) is None
+    # Closed classes alone count: a state that leads to either of two absorbing ones has no unique end.
+    fork = torch.tensor([[0, 0.5, 0.5], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    assert stationary(fork) is None
+    assert msp.processes.chains.communicating_classes(fork) == [([0], False), ([1], True), ([2], True)]
+
+
+def test_a_bayes_step_in_closed_form():
+    """b T[x] / (b T[x] w); a token of a probability of at most `negligible` is impossible."""
+    bayes = msp.processes.bayes
+    transitions = torch.tensor([[[0.25, 0.25], [0, 0.5]], [[0.5, 0], [0.5, 0]]], dtype=torch.float64)
+    beliefs = torch.tensor([[0.5, 0.5], [1.0, 0]], dtype=torch.float64)
+    eigenvector = torch.ones(2, dtype=torch.float64)
+    after, probabilities = bayes.bayes_children(beliefs, transitions, eigenvector)
+    assert probabilities.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert after.tolist() == [[[0.25, 0.75], [1, 0]], [[0.5, 0.5], [1, 0]]]
+    for token in (0, 1):
+        step = bayes.bayes_step(beliefs, torch.tensor([token, token]), transitions, eigenvector)
+        assert torch.equal(step[0], after[:, token])
+        assert torch.equal(step[1], probabilities[:, token])
+    for negligible, is_possible in ((0.4999, True), (0.5, False)):
+        for found, chances in (
+            bayes.bayes_children(beliefs, transitions, eigenvector, negligible=negligible),
+            bayes.bayes_step(beliefs, torch.tensor([0, 1]), transitions, eigenvector, negligible=negligible),
+        ):
+            assert bool((chances == (0.5 if is_possible else 0)).all())
+            assert bool(found.isnan().all()) != is_possible
+    # An unknown belief stays unknown; a generalized process divides by its own right eigenvector.
+    after, probabilities = bayes.bayes_children(torch.full_like(beliefs, torch.nan), transitions, eigenvector)
+    assert bool(after.isnan().all())
+    assert bool((probabilities == 0).all())
+    joint = torch.tensor([[0.2, 0.6], [0.0, 0.0]], dtype=torch.float64)
+    after, probabilities = bayes.normalized(joint, torch.tensor([1.0, 0.5], dtype=torch.float64))
+    assert after[0].tolist() == pytest.approx([0.4, 1.2])
+    assert probabilities.tolist() == pytest.approx([0.5, 0])
+    assert bool(after[1].isnan().all())
+
+
 def test_minimality_needs_both_reach_and_future():
     """States C and D have futures of their own, but start equally likely and stay so: one belief about the two."""
     transitions = torch.zeros(2, 3, 3, dtype=torch.float64)
