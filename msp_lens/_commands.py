@@ -106,11 +106,12 @@ def as_options(message: str, options: dict[str, str]) -> str:
     return message
 
 
-def show_version(is_asked: bool) -> None:
+def show_version(is_asked: bool) -> bool:
     """Print the version and exit, if it is asked for."""
     if is_asked:
         print(f"msp-lens {version('msp-lens')}")
         raise typer.Exit
+    return is_asked
 
 
 @contextlib.contextmanager

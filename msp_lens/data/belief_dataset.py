@@ -104,9 +104,9 @@ class BeliefDataset(Value):
         """Number of distinct prefixes, of all lengths."""
         return int(self.is_first.sum())
 
+    @checked
     def prefix_weights(self, weighting: Weighting) -> Float64[Tensor, "prefix"]:
         """How much each distinct prefix counts, by `prefix_ids`; the weights sum to 1."""
-        check_weighting(weighting)
         if weighting == "prefix":
             return torch.full((self.n_prefixes,), 1 / self.n_prefixes, dtype=torch.float64)
         alike = torch.full_like(self.word_weights, 1 / len(self))
@@ -115,6 +115,7 @@ class BeliefDataset(Value):
         totals = torch.zeros(self.n_prefixes, dtype=torch.float64)
         return totals.index_add_(0, self.prefix_ids.flatten(), per_row.flatten())
 
+    @checked
     def prior_weight(self, weighting: Weighting) -> float:
         """How much the belief before any token counts as a row: as one more prefix, or as the prefixes of one token."""
         weights = self.prefix_weights(weighting)

@@ -339,7 +339,8 @@ def effect(found: InterventionReport, edit: str = "steer", **where: Any) -> Effe
 
     def beyond(name: str, other: str) -> bool:
         more, less = row(name), row(other)
-        return more["recovery"] - less["recovery"] > 2 * math.hypot(more["recovery_error"], less["recovery_error"])
+        error = math.hypot(more["recovery_error"], less["recovery_error"])
+        return bool(more["recovery"] - less["recovery"] > 2 * error)
 
     def row(name: str) -> dict[str, Any]:
         return _made_whole(found, name, where)

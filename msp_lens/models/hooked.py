@@ -87,11 +87,13 @@ def _config(model: HookedModel, name: str, default: Any = None) -> Any:
     return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
 
 
+@checked
 def residual_sites(model: HookedModel) -> tuple[str, ...]:
     """The residual stream before the first layer, after each layer, and after the final LayerNorm if there is one."""
     return site_index(model).residual
 
 
+@checked
 def find_sites(model: HookedModel, sites: Sites) -> tuple[str, ...]:
     """Full names of sites, each once, in the order given.
 
@@ -111,6 +113,7 @@ def find_sites(model: HookedModel, sites: Sites) -> tuple[str, ...]:
     return site_index(model).find(sites)
 
 
+@checked
 def site_groups(model: HookedModel, sites: Sites) -> dict[str, tuple[str, ...]]:
     """Which sites to read together: full names by label. A single site is a group of one.
 

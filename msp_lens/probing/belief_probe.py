@@ -179,6 +179,7 @@ class BeliefProbe(Value):
         """
         return self._writing(model, partial(self.steered, strength=strength), position, belief)
 
+    @checked
     def patch(self, model: HookedModel, belief: Any, *, position: Position = None) -> AbstractContextManager[None]:
         """Replace the site's activation by `μ_h + (b' - μ_b) D` inside a `with` block; arguments as for `steer`."""
         return self._writing(model, self.patched, position, belief)

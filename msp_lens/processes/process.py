@@ -331,6 +331,7 @@ class Process:
         return definition | {each: getattr(self, each).tolist() for each in arrays}
 
     @staticmethod
+    @checked
     def from_dict(definition: Mapping[str, Any]) -> Process:
         """Rebuild a process from `to_dict`'s values, of the same kind.
 
@@ -338,7 +339,7 @@ class Process:
             ValueError: if the kind is unknown, or a field is missing, unknown or of the wrong type; it names the field.
         """
         try:
-            return Process._rebuilt(converted(definition, Mapping[str, Any], "definition"))
+            return Process._rebuilt(definition)
         except TypeError as error:
             raise ValueError(str(error)) from None
         except RecursionError:
@@ -368,9 +369,10 @@ class Process:
         return json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
 
     @staticmethod
+    @checked
     def from_json(text: str) -> Process:
         """Rebuild a process from `to_json`'s string; `ValueError` names the field that is wrong."""
-        encoded = converted(text, str, "text").encode("utf-8", "surrogatepass")
+        encoded = text.encode("utf-8", "surrogatepass")
         return Process.from_dict(parsed_json(encoded, dict[str, Any], "The process"))
 
     @cached_property
