@@ -75,7 +75,7 @@ def intervene(
             target is no belief, or the model does not fit the process.
         KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
     """
-    process, n_ctx = process_of(model, data)
+    process, n_ctx = process_of(model, data, probes)
     wanted = chosen_positions(positions, n_ctx)
     scales = [float(each) for each in ([strengths] if isinstance(strengths, int | float) else strengths)]
     if not scales or not all(map(math.isfinite, scales)) or len(set(scales)) < len(scales):
@@ -90,9 +90,7 @@ def intervene(
         table, regret = engine.run(drawn, groups, [1], scales)
         tables.append(table.assign(position=drawn.position, target=drawn.target))
         cautions += untrained_end(regret)
-    table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"])
     keys = ["site", "position", "edit", "target", "strength"]
-    table = table.set_index(keys).reset_index()
     table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"]).set_index(keys).reset_index()
     reader = chosen[-1].label if len(chosen) > 1 else None
     provenance = {"process": process.to_dict(), "n_words": n_words, "seed": seed, "positions": wanted}

@@ -59,7 +59,7 @@ def persistence(
     Raises:
         ValueError, KeyError: as for `intervene`, and if no token follows the position.
     """
-    process, longest = process_of(model, data)
+    process, longest = process_of(model, data, probes)
     length = word_length(model, longest if n_ctx is None else n_ctx, otherwise="n_ctx=")
     default = max(0, min(length * 3 // 4, length - 2))
     (start,) = chosen_positions(default if position is None else position, length)

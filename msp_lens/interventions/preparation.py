@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens.data import BeliefDataset, TokenMap, words
+from msp_lens.data.labelled import BELIEF
 from msp_lens.models import hooked
 from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel
@@ -33,7 +34,7 @@ def over_words(
     The model is not run. `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a
     site is missing.
     """
-    process, n_ctx = process_of(model, data)
+    process, n_ctx = process_of(model, data, probes)
     if isinstance(data, BeliefDataset):
         dataset = data
     else:
@@ -47,16 +48,26 @@ def over_words(
     return dataset, chosen, f"{process!r}; {count} of {dataset.n_ctx} tokens", provenance
 
 
-def process_of(model: HookedModel, data: Process | BeliefDataset) -> tuple[Process, int | None]:
-    """The process, and the length of words: the dataset's, or the model's context. `ValueError` for a token map."""
+def process_of(model: HookedModel, data: Process | BeliefDataset, probes: Probes) -> tuple[Process, int | None]:
+    """The process, and the length of words: the dataset's, the model's context, or else that of the probes' words.
+
+    `ValueError` for a token map.
+    """
     if not isinstance(data, BeliefDataset):
-        return data, hooked.context_length(model)
+        return data, hooked.context_length(model) or _words_length(probes)
     if data.token_map is not None and not data.token_map.is_identity:
         raise ValueError(
             f"{data!r} has a token map, and experiments feed the model the symbols themselves: give a dataset without "
             "one, or steer on the model's own tokens with probe.steer(model, belief, position=…)."
         )
     return data.process, data.n_ctx
+
+
+def _words_length(probes: Probes) -> int | None:
+    """The length of the words that all the probes were fitted on, if they record any."""
+    chosen = probes.probes if isinstance(probes, ProbeReport) else probes
+    chosen = [chosen] if isinstance(chosen, BeliefProbe) else chosen
+    return min((each.provenance["n_ctx"] for each in chosen if "n_ctx" in each.provenance), default=None)
 
 
 def from_menu(menu: Mapping[str, Any], asked: str | Sequence[str] | Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -99,6 +110,13 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
     fingerprint = model_fingerprint(model)
     for probe in chosen:
         known = probe.provenance.get
+        is_of_beliefs = known("source") != "tokens" or probe.n_states == process.n_states
+        if known("target") not in (None, BELIEF) or not is_of_beliefs:
+            raise ValueError(
+                f"{probe!r} reads the target {known('target')!r} of labelled tokens, not the beliefs of a process, so there is no "
+                f"belief to write. Give probes of msp.probe(model, {process.name}), or write a target v yourself: "
+                "`with probe.steer(model, v):` around model(tokens)."
+            )
         if probe.n_states != process.n_states or known("process_fingerprint") not in (None, process.fingerprint):
             raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")
         if known("model_fingerprint") not in (None, fingerprint):

@@ -135,8 +135,9 @@ def test_an_experiment_says_what_it_found(random_model, random_report, mess3):
 def test_what_is_worse_than_the_placebo_is_seen(random_model, random_report, mess3):
     """An edit that writes the target and sets the network back, and the ones that are not meant to help."""
 
-    # Where the logits of this network are far from any optimum.
-    direction = 5 * torch.eye(16)[int(random_model.W_U.detach().std(dim=1).argmax())]
+    # So far along the direction that the unembedding reads most that the logits are far from any optimum.
+    unembedding = random_model.W_U.detach()
+    direction = 20 * torch.linalg.svd(unembedding - unembedding.mean(dim=1, keepdim=True)).U[:, 0]
 
     def backwards(probe, material):
         return msp.interventions.Edit("backwards", probe, lambda h, belief: direction.expand_as(h))

@@ -1,0 +1,118 @@
+"""What probes know of the words that they were fitted on: their length, and whether they have beliefs at all."""
+
+import numpy as np
+import pytest
+import torch
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+import msp_lens as msp
+from msp_lens import interventions as edits
+from msp_lens.data import LabelledTokens
+from msp_lens.probing import BeliefProbe, ProbeReport
+
+EXPERIMENTS = {
+    "intervene": msp.intervene,
+    "persistence": msp.persistence,
+    "necessity": msp.necessity,
+    "bayes_consistency": edits.bayes_consistency,
+    "prediction_consistency": edits.prediction_consistency,
+}
+
+
+class Recurrent(HookedRootModule):
+    """A network without a config, which reads words of any length."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            self.embed, self.cell = torch.nn.Embedding(3, 8), torch.nn.RNN(8, 8, batch_first=True)
+            self.unembed = torch.nn.Linear(8, 3)
+        self.hook_embed, self.hook_state = HookPoint(), HookPoint()
+        self.setup()
+
+    def forward(self, tokens):
+        return self.unembed(self.hook_state(self.cell(self.hook_embed(self.embed(tokens)))[0]))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Recurrent()
+
+
+@pytest.fixture(scope="module")
+def words(mess3):
+    return msp.words(mess3, n_ctx=4)
+
+
+@pytest.fixture(scope="module")
+def report(model, words):
+    return msp.probe(model, words, sites=["hook_embed", "hook_state"], progress=False)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_model_without_a_config_is_asked_for_its_context_once(experiment, model, words, report, mess3, tmp_path):
+    """Words are as long as those that the probes were fitted on: a report, one probe, or loaded ones."""
+    run, options = EXPERIMENTS[experiment], {"n_words": 100, "seed": 3}
+    found = run(model, mess3, probes=report, **options)
+    assert found == run(model, words, probes=report, **options)
+    one = report["hook_state"]
+    loaded = BeliefProbe.load(one.save(tmp_path / "probe.safetensors"))
+    assert run(model, mess3, probes=loaded, **options) == run(model, mess3, probes=[one], **options)
+    again = ProbeReport.load(report.save(tmp_path / "report.safetensors"), model=model)
+    assert run(model, mess3, probes=again, **options) == found
+
+
+def test_the_length_of_the_words_is_the_probes(model, report, mess3):
+    assert msp.intervene(model, mess3, probes=report, n_words=10).provenance["positions"] == [3]
+    assert msp.intervene(model, mess3, probes=report, positions=-1, n_words=10).provenance["positions"] == [3]
+    with pytest.raises(ValueError, match="position=4 is outside"):
+        msp.intervene(model, mess3, probes=report, positions=4, n_words=10)
+    lasting = msp.persistence(model, mess3, probes=report, n_words=10)
+    assert lasting.values("after") == [0, 1]
+    shorter = msp.probe(model, msp.words(mess3, n_ctx=3), sites="hook_state", progress=False)["hook_state"]
+    both = [shorter, report["hook_embed"]]
+    assert msp.intervene(model, mess3, probes=both, positions=-1, n_words=10).provenance["positions"] == [2]
+
+
+def test_a_context_that_the_model_states_goes_first(random_model, random_report, mess3):
+    shorter = msp.probe(random_model, msp.words(mess3, n_ctx=2), progress=False)
+    for probes in (shorter, random_report):
+        found = msp.intervene(random_model, mess3, probes=probes, positions=-1, n_words=10)
+        assert found.provenance["positions"] == [4]
+
+
+def test_a_report_knows_its_words(model, report, words, mess3, tmp_path):
+    loaded = ProbeReport.load(report.save(tmp_path / "report.safetensors"), model=model)
+    for each in (report, loaded):
+        assert [site.site for site in each.geometry().sites] == ["embed", "hook_state"]
+        assert each.distances() == report.distances()
+        each.plot.word("AB")
+    formed = msp.emergence({0: model}, words, sites="hook_state", interventions=True, n_words=10, progress=False)
+    assert formed.snapshots[0].interventions is not None
+
+
+def test_labelled_data_has_no_beliefs_to_write(model, mess3, monkeypatch):
+    tokens = mess3.sample(40, 4, seed=0)
+    labels = np.where(tokens[:, 0] == 0, "spam", "ham")
+    three = torch.nn.functional.one_hot(tokens, 3).double()
+    reports = [
+        msp.probe(model, LabelledTokens.from_tokens(tokens, target), sites="hook_state", progress=False)
+        for target in (labels, {"token": tokens}, {"three numbers": three}, tokens.double())
+    ]
+    monkeypatch.setattr(model, "forward", lambda tokens: pytest.fail("The model was run."))
+    for report, name in zip(reports, ("label", "token", "three numbers", "belief"), strict=True):
+        for experiment in EXPERIMENTS.values():
+            for probes in (report, report["hook_state"]):
+                with pytest.raises(
+                    ValueError, match=rf"(?s)target '{name}' of labelled tokens.*probe\.steer\(model, v\)"
+                ):
+                    experiment(model, mess3, probes=probes)
+
+
+def test_beliefs_of_ones_own_are_written(model, words, mess3):
+    """Labelled tokens may hold beliefs of the process."""
+    own = LabelledTokens.from_tokens(words.tokens, words.beliefs)
+    report = msp.probe(model, own, sites="hook_state", progress=False)
+    assert msp.intervene(model, mess3, probes=report, n_words=10).provenance["positions"] == [3]
