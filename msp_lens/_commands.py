@@ -99,6 +99,7 @@ def as_options(message: str, options: dict[str, str]) -> str:
         >>> as_options("n_words=0: give at least 1. Or start again with resume=False.", {"n_words": "--n-words"})
         '--n-words 0: give at least 1. Or start again with --fresh.'
     """
+    message = re.sub(r"call train\(\.\.\., out='(.*?)'\)", r"run msp-lens train … --out \1 once more", message)
     for spelling, option in _REMEDIES.items():
         message = re.sub(rf"(?<![\w.]){re.escape(spelling)}", option, message)
     for name, option in options.items():

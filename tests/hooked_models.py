@@ -63,16 +63,21 @@ def hugging_face_bridge():
         return TransformerBridge.boot_transformers("gpt2", hf_model=network, tokenizer=tokenizer, device="cpu")
 
 
-@functools.cache
-def build(kind):
-    """The model of a kind; kept, and so to be left as it was found."""
+def new(kind):
+    """A new model of a kind. Copies are no way to one: a bridge that ran with gradients holds a part of the graph."""
     if kind == "own":
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             return Averager()
     if kind == "hugging face bridge":
-        return hugging_face_bridge()
+        return hugging_face_bridge.__wrapped__()
     return msp.build_model(CONFIG, seed=1, bridge=kind == "bridge")
+
+
+@functools.cache
+def build(kind):
+    """The model of a kind; kept, and so to be left as it was found."""
+    return hugging_face_bridge() if kind == "hugging face bridge" else new(kind)
 
 
 TRANSFORMERS = ("hooked transformer", "bridge", "hugging face bridge")

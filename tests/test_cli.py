@@ -372,3 +372,27 @@ def test_ctrl_c_leaves_what_is_whole(tmp_path):
     assert f"Interrupted. Complete files in {out}: config.json, metrics.jsonl, model.safetensors" in stderr
     assert "Traceback" not in stderr
     assert msp.load_checkpoint(out).provenance["step"] >= 1
+
+
+def test_a_folder_that_holds_no_whole_training_is_refused_in_one_line(tmp_path, mess3):
+    """Its files are named, and the remedy is the command line's."""
+    config = msp.ModelConfig(d_vocab=3, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=4)
+    msp.save_checkpoint(tmp_path / "model.safetensors", msp.build_model(config), process=mess3)
+    result = call_here("report", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"has not ended: run msp-lens train … --out {tmp_path} once more to resume it.\n")
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    result = call_here("report", tmp_path)
+    assert result.exit_code == 1
+    assert str(tmp_path / "model.safetensors") in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_training_of_something_else_is_refused_in_a_few_lines(tmp_path):
+    made = call_here("train", "z1r", "--steps", "2", "--out", tmp_path / "z1r")
+    assert made.exit_code == 0, made.stderr
+    result = call_here("train", "mess3", "--preset", "paper", "--seed", "3", "--out", tmp_path / "z1r")
+    assert result.exit_code == 1
+    assert "--fresh" in result.stderr
+    assert "resume=" not in result.stderr
+    assert len(result.stderr) < 900

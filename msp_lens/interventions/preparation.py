@@ -113,9 +113,9 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
         is_of_beliefs = known("source") != "tokens" or probe.n_states == process.n_states
         if known("target") not in (None, BELIEF) or not is_of_beliefs:
             raise ValueError(
-                f"{probe!r} reads the target {known('target')!r} of labelled tokens, not the beliefs of a process, so there is no "
-                f"belief to write. Give probes of msp.probe(model, {process.name}), or write a target v yourself: "
-                "`with probe.steer(model, v):` around model(tokens)."
+                f"{probe!r} reads the target {known('target')!r} of labelled tokens, not the beliefs of a process, so "
+                f"there is no belief to write. Give probes of msp.probe(model, {process.name}), or write a target v "
+                "yourself: `with probe.steer(model, v):` around model(tokens)."
             )
         if probe.n_states != process.n_states or known("process_fingerprint") not in (None, process.fingerprint):
             raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")

@@ -5,7 +5,8 @@
 | residual stream | `blocks.2.hook_resid_pre`, `…_mid`, `…_post` | `2_pre`, `2_mid`, `2_post` |
 | embeddings | `hook_embed`, `hook_pos_embed` | `embed`, `pos_embed` |
 | sublayer outputs | `blocks.2.hook_attn_out`, `blocks.2.hook_mlp_out` | `2_attn_out`, `2_mlp_out` |
-| after the final LayerNorm | `ln_final.hook_normalized`, on a bridge `ln_final.hook_out` | `ln_final` |
+| after the final LayerNorm | `ln_final.hook_normalized`, before its gains and offsets | `ln_final` |
+| the same, on a bridge | `ln_final.hook_out`, after its gains and offsets | `ln_final` |
 | all heads of a layer side by side | `blocks.2.attn.hook_z` | `2_z` |
 | a single head | `blocks.2.attn.hook_z[1]` | `L2H1` |
 

@@ -66,6 +66,7 @@ class Moments:
                 [0.]], dtype=torch.float64)
     """
 
+    @checked
     def __init__(self, blocks: Mapping[str, int], *, device: str | torch.device = "cpu") -> None:
         self.blocks, self.n, self.weight, self.rounding = dict(blocks), 0, 0.0, 0.0
         width = sum(self.blocks.values())

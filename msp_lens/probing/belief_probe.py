@@ -137,7 +137,8 @@ class BeliefProbe(Value):
     ) -> Float[Tensor, "*batch feature"]:
         """`h + strength (b' - b) D`: the activation moved from the current belief b to the belief b'.
 
-        Computed in the dtype and on the device of the activation. The beliefs are not checked; `steer` checks them.
+        Computed in the dtype and on the device of the activation. Of the beliefs only the number of states is
+        checked; `steer` checks all.
 
         Args:
             activation: The activation h.
@@ -145,15 +146,23 @@ class BeliefProbe(Value):
             strength: 0 leaves the activation unchanged, 1 moves it all the way.
             current: The belief b held now; by default the belief b̂ read from h.
         """
+        self._check_width(activation)
         held = self.predict(activation) if current is None else current
-        step = torch.as_tensor(belief).to(activation) - held.to(activation)
+        step = self._of_states(belief).to(activation) - self._of_states(held).to(activation)
         return activation + strength * step @ self.decoder.to(activation)
 
     def patched(self, activation: Float[Tensor, "*batch feature"], belief: Any) -> Float[Tensor, "*batch feature"]:
         """`μ_h + (b' - μ_b) D`, whatever the activation was; dtype, device and checks as for `steered`."""
         self._check_width(activation)
-        step = torch.as_tensor(belief).to(activation) - self.belief_mean.to(activation)
+        step = self._of_states(belief).to(activation) - self.belief_mean.to(activation)
         return (self.activation_mean.to(activation) + step @ self.decoder.to(activation)).expand_as(activation)
+
+    def _of_states(self, belief: Any) -> Tensor:
+        values = torch.as_tensor(belief)
+        if values.ndim == 0 or values.shape[-1] != self.n_states:
+            shape = tuple(values.shape)
+            raise ValueError(f"belief has shape {shape}; this probe's beliefs have {self.n_states} states.")
+        return values
 
     @checked
     def steer(
@@ -201,10 +210,7 @@ class BeliefProbe(Value):
             ValueError: if it has the wrong length, is negative or not finite, or does not sum to 1.
         """
         given: Any = belief if isinstance(belief, Tensor) else converted(belief, Float64[Tensor, "..."], "belief")
-        beliefs = given.to("cpu", torch.float64)
-        if beliefs.ndim == 0 or beliefs.shape[-1] != self.n_states:
-            shape = tuple(beliefs.shape)
-            raise ValueError(f"belief has shape {shape}; this probe's beliefs have {self.n_states} states.")
+        beliefs = self._of_states(given).to("cpu", torch.float64)
         tolerance = 1e-4
         # NaN fails the first comparison.
         wrong = ~((beliefs.sum(dim=-1) - 1).abs() <= tolerance) | (beliefs < -tolerance).any(dim=-1)

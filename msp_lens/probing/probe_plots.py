@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens._checks import checked
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, Weighting
@@ -19,6 +20,7 @@ from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.controls import ControlKind, Controls
 from msp_lens.probing.probe_tables import ProbeTables
 from msp_lens.processes.process import Process
+from msp_lens.processes.words import Words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +52,8 @@ class ProbePlots:
     weighting: Weighting
     run_on: Callable[[], tuple[HookedModel, BeliefDataset]]
 
-    def __call__(self, *sites: str, word: Sequence[int | str] = (), theme: ThemeName = "light") -> Figure:
+    @checked
+    def __call__(self, *sites: str, word: Words = (), theme: ThemeName = "light") -> Figure:
         """The true belief states and those read at these sites, side by side, colored by the true belief.
 
         A report of labelled tokens, which have no belief states, shows its scores at all sites instead.
@@ -69,7 +72,7 @@ class ProbePlots:
         if self.process is None and not sites and not word:
             return self.scores(theme=theme)
         dataset, _, read = self._read(sites)
-        tokens = token_numbers(dataset.process, word)
+        tokens = _one_word(dataset.process, word)[0].tolist() if len(word) else []
         return plot_beliefs(
             dataset.prefix_beliefs,
             self._titled(read),
@@ -79,6 +82,7 @@ class ProbePlots:
             **self._seen(dataset),
         )
 
+    @checked
     def positions(self, *sites: str, positions: Sequence[int] | None = None, theme: ThemeName = "light") -> Figure:
         """The belief states by position: one column for each, true beliefs in the first row, a row for each site."""
         from msp_lens.figures.simplex import plot_positions
@@ -87,6 +91,7 @@ class ProbePlots:
         true, (_, last) = dataset.prefix_beliefs, _first_places(dataset)
         return plot_positions(true, read, last, shown=positions, theme=theme, **self._seen(dataset))
 
+    @checked
     def explore(self, *sites: str, theme: ThemeName = "light") -> PlotlyFigure:
         """The belief states, interactive: hover over a prefix for its word and belief; four states can be rotated."""
         from msp_lens.figures.interactive import explore_beliefs
@@ -96,7 +101,8 @@ class ProbePlots:
         shown = self._seen(dataset) | {"tokens": dataset.process.tokens, "theme": theme}
         return explore_beliefs(dataset.prefix_beliefs, self._titled(read), dataset.tokens[words], last, **shown)
 
-    def word(self, word: Sequence[int | str], *sites: str, theme: ThemeName = "light") -> Html:
+    @checked
+    def word(self, word: Words, *sites: str, theme: ThemeName = "light") -> Html:
         """A word whose tokens are colored by the true belief after each, and by the beliefs read at these sites.
 
         The word, in token numbers or names, may be any that the process can emit and that fits the model's context.
@@ -108,7 +114,8 @@ class ProbePlots:
         beliefs, among = {"true": one.beliefs[0], **read}, dataset.prefix_beliefs
         return word_view(names, beliefs, states=dataset.process.states, among=among, theme=theme)
 
-    def readouts(self, word: Sequence[int | str]) -> Html:
+    @checked
+    def readouts(self, word: Words) -> Html:
         """What every probe reads after each token of a word, state by state, in circuitsvis's view."""
         from msp_lens.figures.tokens import readout_view
 
@@ -116,6 +123,7 @@ class ProbePlots:
         names = [dataset.process.tokens[token] for token in one.tokens[0].tolist()]
         return readout_view(names, torch.stack(list(read.values())), sites=list(read), states=dataset.process.states)
 
+    @checked
     def scores(self, *, theme: ThemeName = "light") -> Figure:
         """R² at each site, held out and in-sample, with those of shuffled beliefs and of the best control."""
         from msp_lens.figures.curves import plot_sites
@@ -126,16 +134,19 @@ class ProbePlots:
         intervals = list(zip(table["low"], table["high"], strict=True))
         return plot_sites(list(table.index), *bars, control=control, intervals=intervals, theme=theme)
 
+    @checked
     def by_rank(self, *, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
         """R² of reduced-rank regression over its rank, one curve for each site."""
         ylabel = f"R² of beliefs, {'in-sample' if in_sample else 'held out'}"
         return _curves(self.tables.by_rank(in_sample=in_sample), "Reduced-rank probes", ylabel, theme)
 
+    @checked
     def by_position(self, *, own: bool = False, theme: ThemeName = "light") -> Figure:
         """Held-out R² at each position, one curve for each site; `own` as for the table `by_position`."""
         title = "Probes fitted at each position" if own else "One probe of all positions, by position"
         return _curves(self.tables.by_position(own=own), title, "R² of beliefs, held out", theme)
 
+    @checked
     def crossover(self, *, theme: ThemeName = "light") -> Figure:
         """Held-out R² of windows of the last k tokens over k, and each site's: where a window overtakes it.
 
@@ -148,6 +159,7 @@ class ProbePlots:
         sites = {label: probe.scores.held_out.r2 for label, probe in self.tables.items()}
         return plot_crossover(list(windows.index), windows.to_dict(orient="list"), sites, theme=theme)
 
+    @checked
     def regret(self, *, theme: ThemeName = "light") -> Figure:
         """The model's loss at each position above the lowest possible loss, in nats.
 
@@ -164,7 +176,7 @@ class ProbePlots:
         return plot_regret(self.regret_by_position.tolist(), floor.tolist(), theme=theme)
 
     def _read(
-        self, sites: Sequence[str], word: Sequence[int | str] | None = None
+        self, sites: Sequence[str], word: Words | None = None
     ) -> tuple[BeliefDataset, BeliefDataset, dict[str, Tensor]]:
         """The words that were probed, those that are read (the same, or one word), and the beliefs read by site."""
         probes = [self.tables[site] for site in sites] if sites else [self.tables.best_site]
@@ -173,7 +185,7 @@ class ProbePlots:
         if word is not None:
             if not len(word):
                 raise ValueError("word is empty: give at least one token.")
-            process, tokens = dataset.process, torch.tensor([token_numbers(dataset.process, word)])
+            process, tokens = dataset.process, _one_word(dataset.process, word)
             true, weights = filter_beliefs(process, tokens), torch.ones(1, dtype=torch.float64)
             words = BeliefDataset(process, tokens, true, weights, False, token_map=dataset.token_map)
         read = read_beliefs(model, words, probes)
@@ -202,9 +214,11 @@ def window_scores(controls: Controls) -> pd.DataFrame:
     return pd.DataFrame(found).sort_index().rename_axis(index="tokens in the window")
 
 
-def token_numbers(process: Process, word: Sequence[int | str]) -> list[int]:
-    """The token numbers of a word in any container; errors as for `Process.read_words`."""
-    return process.read_words(word, what="word")[0].tolist() if len(word) else []
+def _one_word(process: Process, word: Words) -> Int[Tensor, "1 pos"]:
+    tokens = process.read_words(word, what="word")
+    if len(tokens) != 1:
+        raise ValueError(f"word={word!r}: give one word, not {len(tokens)}.")
+    return tokens
 
 
 def _curves(table: pd.DataFrame, title: str, ylabel: str, theme: ThemeName) -> Figure:

@@ -137,9 +137,9 @@ class ProbeReport(TableView, ProbeTables):
         site: str | None = None,
         *,
         same_prefix: bool = False,
-        max_pairs: int = 500_000,
-        seed: int = 0,
-        batch_size: int | None = None,
+        max_pairs: Count = 500_000,
+        seed: Seed = 0,
+        batch_size: Count | None = None,
     ) -> Distances:
         """Distances between the beliefs read at a site, between true beliefs, and between next-token probabilities.
 
@@ -154,7 +154,7 @@ class ProbeReport(TableView, ProbeTables):
         return distances(probe, *self.run_on(), max_pairs=max_pairs, seed=seed, **how)
 
     @checked
-    def geometry(self, *, batch_size: int | None = None) -> Geometry:
+    def geometry(self, *, batch_size: Count | None = None) -> Geometry:
         """How the belief is represented at each site: variance share, dimensions, angles, simplex, unembedding.
 
         Runs the model once, to see where read-outs fall.

@@ -1,6 +1,5 @@
 """What is asked of an experiment: in any container, refused before the model runs, and each part on its own."""
 
-import copy
 import dataclasses
 import functools
 
@@ -13,7 +12,7 @@ import msp_lens as msp
 from msp_lens import interventions as edits
 from msp_lens.interventions import EDITS, preparation
 from msp_lens.interventions import edits as writing
-from tests.hooked_models import KINDS, build
+from tests.hooked_models import KINDS, new
 
 EXPERIMENTS = {
     "intervene": msp.intervene,
@@ -411,7 +410,7 @@ def in_precision(kind, dtype):
     """A model of a kind in a precision, with words, probes and what intervening found."""
     process = msp.processes.random_process(3, 5, seed=0)
     sites = ["hook_embed", "hook_state.1"] if kind == "own" else ["0_pre", "1_post"]
-    words, model = msp.data.all_words(process, 3), copy.deepcopy(build(kind)).to(dtype)
+    words, model = msp.data.all_words(process, 3), new(kind).to(dtype)
     options = {"concatenate": False, "controls": False, "progress": False}
     probes = list(msp.probe(model, words, sites=sites, **options).values())
     found = msp.intervene(model, words, probes=probes, edits=list(EDITS), n_words=30)

@@ -9,6 +9,7 @@ from sklearn.linear_model import LinearRegression
 import msp_lens as msp
 from msp_lens.beliefs import nearest_distribution
 from msp_lens.models.activations import stream_activations
+from msp_lens.models.build import has_hooked_transformer
 from msp_lens.probing.geometry import (
     belief_angles,
     effective_dimension,
@@ -100,6 +101,9 @@ def test_a_trained_networks_unembedding_reads_what_its_probe_implies(published_m
     assert math.isnan(unembedding_agreement(trained["3_post"], published_model, mess3))
 
 
+SMALL = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
+
+
 def _with_gains(model, scale):
     """A copy whose final LayerNorm has gains and offsets, in one of many parametrisations of the same function."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -150,6 +154,26 @@ def test_two_parametrisations_of_one_function_score_alike(mess3):
         ),
     )
     assert unembedding_agreement(after, scaled, mess3) == pytest.approx(agreements[1], abs=1e-9)
+
+
+def test_a_bridge_of_the_same_weights_scores_alike(mess3):
+    """A HookedTransformer is read before the gains of the final LayerNorm, a bridge after them."""
+    if not has_hooked_transformer():
+        pytest.skip("there is no HookedTransformer to compare with")
+    hooked = _with_gains(msp.build_model(SMALL, seed=1), torch.logspace(-0.3, 0.3, 16))
+    bridge = msp.build_model(replace(SMALL, normalization_type="LN"), seed=2, bridge=True)
+    msp.models.load_weights(bridge, hooked.state_dict())
+    tokens = torch.tensor([[0, 1, 2, 1, 0]])
+    torch.testing.assert_close(
+        hooked(tokens).log_softmax(dim=-1), bridge(tokens).log_softmax(dim=-1), atol=1e-5, rtol=1e-5
+    )
+    found = {}
+    for model in (hooked, bridge):
+        report = msp.probe(model, mess3, solver="ols", controls=False, progress=False)
+        found[report["ln_final"].sites[0]] = report.geometry().sites[-1].unembedding
+    assert list(found) == ["ln_final.hook_normalized", "ln_final.hook_out"]
+    assert found["ln_final.hook_out"] == pytest.approx(found["ln_final.hook_normalized"], abs=1e-4)
+    assert abs(found["ln_final.hook_out"]) > 0.01
 
 
 def test_two_probes_of_one_site_are_refused_at_once(model, report):

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -193,6 +194,14 @@ def test_what_is_not_finite_or_of_another_width_is_refused(report, model):
         with edit(wider, [0.2, 0.3, 0.5]), pytest.raises(ValueError, match=r"32 features; this probe .* reads 16"):
             wider(tokens)
         assert not any(point._forward_hooks for point in wider.hook_dict.values())
+    one_wider, one_more = torch.zeros(2, 17), torch.full((2, 4), 0.25)
+    for edit in (probe.steered, probe.patched, partial(probe.steered, current=one_more[:, :3])):
+        with pytest.raises(ValueError, match=r"17 features; this probe .* reads 16"):
+            edit(one_wider, torch.tensor([0.2, 0.3, 0.5]))
+        with pytest.raises(ValueError, match=r"belief has shape \(2, 4\); this probe's beliefs have 3 states"):
+            edit(torch.zeros(2, 16), one_more)
+    with pytest.raises(TypeError, match=r"no parameter 'positions'.* position"):
+        probe.patch(model, [0.2, 0.3, 0.5], positions=1)
     # Arrays and lists are read as tensors are.
     rows = np.random.default_rng(0).normal(size=(2, 16))
     torch.testing.assert_close(probe.predict(rows), probe.predict(torch.from_numpy(rows)))

@@ -86,6 +86,12 @@ def test_a_words_way_through_true_and_represented_beliefs(report, model, mess3):
         report.plot(word="ABD")
     with pytest.raises(ValueError, match="begins none of the 243 words of 5 tokens"):
         report.plot(word="AAAAAA")
+    with pytest.raises(ValueError, match="give one word, not 2"):
+        report.plot(word=["AB", "BA"])
+    with pytest.raises(ValueError, match="give one word, not 2"):
+        report.plot.word(["AB", "BA"])
+    with pytest.raises(TypeError, match=r"no parameter 'words'.* word"):
+        report.plot(words="AB")
 
 
 def test_positions_and_words_to_explore(report):
