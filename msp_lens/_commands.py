@@ -129,7 +129,8 @@ def command(debug: bool, plot: Path | None = None) -> Iterator[SimpleNamespace]:
         yield place
     except KeyboardInterrupt:
         folder = place.folder
-        whole = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder and folder.is_dir() else []
+        files = [each for each in folder.iterdir() if each.is_file()] if folder and folder.is_dir() else []
+        whole = sorted(each.name for each in files if not each.name.startswith("."))
         kept = f" Complete files in {folder}: {', '.join(whole)}." if whole else " No file was written."
         print(f"\nInterrupted.{kept}", file=sys.stderr)
         raise typer.Exit(130) from None

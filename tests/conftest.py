@@ -16,6 +16,11 @@ torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("default")
 
+# Tables are as wide as they need to be, whatever terminal the tests run in. Readline tells child processes of 80
+# columns, behind Python's back.
+os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")
+
 # The published Mess3 model of Shai et al. 2024, where it is at hand.
 ORACLE = Path(os.environ.get("MSP_LENS_ORACLES", Path(__file__).parents[2] / "shared" / "oracles")) / "shai2024_mess3"
 

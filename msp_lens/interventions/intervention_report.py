@@ -98,6 +98,7 @@ class InterventionReport(Value, TableView):
         return {**found, "provenance": self.provenance, "layout": layout, "shown": dict(self.shown)}
 
     @classmethod
+    @checked
     def from_dict(cls, saved: Mapping[str, Any]) -> InterventionReport:
         """Rebuild a report from its `to_dict()`, also after a detour through JSON.
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import Between, Count, checked, shown
+from msp_lens._checks import Between, Count, checked
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, mean_squared_errors
@@ -142,6 +142,7 @@ class Auto(Solver):
         return OLS(**options) if is_ols else Ridge(**options)
 
 
+@checked
 def as_solver(solver: Solver | str) -> Solver:
     """The solver itself, or the one with default options that a name stands for.
 
@@ -151,8 +152,6 @@ def as_solver(solver: Solver | str) -> Solver:
     """
     if isinstance(solver, Solver):
         return solver
-    if not isinstance(solver, str):
-        raise TypeError(f"solver={shown(solver)}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
     named = {"auto": Auto, "ols": OLS, "ridge": Ridge}
     if solver not in named:
         raise ValueError(f"solver={solver!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")

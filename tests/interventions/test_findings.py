@@ -280,5 +280,5 @@ class TestAReportIsAPlainValue:
             del saved[field]
             with pytest.raises(ValueError, match=rf"saved\.{field}"):
                 InterventionReport.from_dict(saved)
-        with pytest.raises(ValueError, match="saved="):
+        with pytest.raises(TypeError, match="saved="):
             InterventionReport.from_dict([])
