@@ -6,7 +6,7 @@ import codecs
 import io
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Any
 
 # What Unicode's own decompositions do not tell.
 _SPELLED = {"–": "-", "—": "-", "−": "-", "‖": "||", "≈": "~", "≤": "<=", "≥": ">=", "×": "x", "→": "->", "∞": "inf"}
@@ -21,7 +21,7 @@ def plain_streams() -> None:
             stream.reconfigure(errors=_HANDLER)
 
 
-def in_encoding_of(stream: TextIO | None, text: str) -> str:
+def in_encoding_of(stream: Any, text: str) -> str:
     """The text with plain characters where the stream's encoding has none of its own.
 
     Example:
