@@ -21,9 +21,10 @@ test-fast: .venv/installed
 test-3: .venv/installed
 	.venv/bin/pytest $(IN_PARALLEL)
 
-# Without the checks of every annotated call, which test-3 makes: they cost most of the time.
+# What knows TransformerLens, without the checks of every annotated call, which test-3 makes: they cost most of the time.
 test-4: .venv-4/installed
-	.venv-4/bin/pytest $(IN_PARALLEL) -o addopts="--doctest-modules --strict-markers"
+	.venv-4/bin/pytest $(IN_PARALLEL) -o addopts="--doctest-modules --strict-markers" $(foreach \
+		room,moments processes beliefs figures test_checks.py test_files.py,--ignore tests/$(room)) tests msp_lens
 
 lint: .venv/installed
 	.venv/bin/ruff check .
