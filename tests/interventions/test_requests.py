@@ -195,10 +195,10 @@ def test_entries_are_chosen_by_name():
 
 
 def test_words_are_a_datasets_or_those_of_the_models_context(random_model, random_report, mess3):
-    process, n_ctx = preparation.process_of(random_model, mess3)
+    process, n_ctx = preparation.process_of(random_model, mess3, [random_report["0_post"]])
     assert (process, n_ctx) == (mess3, 5)
     renamed = msp.words(mess3, n_ctx=4, token_map=msp.TokenMap.identity(3))
-    assert preparation.process_of(random_model, renamed) == (mess3, 4)
+    assert preparation.process_of(random_model, renamed, [random_report["0_post"]]) == (mess3, 4)
     found, probes, _, provenance = preparation.over_words(random_model, renamed, random_report["0_post"], 2, seed=9)
     assert found is renamed
     assert probes == [random_report["0_post"]]
