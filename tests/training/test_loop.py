@@ -112,8 +112,10 @@ def test_weights_that_cannot_be_trained_are_refused():
     with pytest.raises(ValueError, match=r"no weight to train: .*requires_grad_\(True\)"):
         msp.train(process, frozen, **options)
     model = msp.build_model(config(process))
+    holder = next(each for each in model.modules() if next(each.parameters(recurse=False), None) is not None)
+    name, weight = next(holder.named_parameters(recurse=False))
     with torch.inference_mode():
-        model.more = torch.nn.Linear(1, 1)
+        setattr(holder, name, torch.nn.Parameter(weight.clone()))
     with pytest.raises(ValueError, match=r"made under torch\.inference_mode"):
         msp.train(process, model, **options)
 
