@@ -27,7 +27,7 @@ from msp_lens._arrays import (
     as_real_numbers,
     as_tensor,
     as_whole_numbers,
-    shown,
+    refusal,
     without_container,
 )
 
@@ -82,8 +82,7 @@ def converted(value: Any, annotation: Any, where: str) -> Any:
     try:
         return kind.read(value)
     except MismatchError as mismatch:
-        error = TypeError if mismatch.is_wrong_type else ValueError
-        raise error(f"{where}{mismatch.place}={shown(mismatch.value)}: {mismatch.rule}.") from None
+        raise refusal(mismatch, f"{where}{mismatch.place}", mismatch.value) from None
 
 
 @cache

@@ -28,6 +28,17 @@ class MismatchError(Exception):
         return MismatchError(self.value, self.rule, is_wrong_type=self.is_wrong_type, place=place + self.place)
 
 
+def refusal(mismatch: MismatchError, where: str, value: Any) -> TypeError | ValueError:
+    """The error that names the place, the value and the rule: `TypeError` for a value of a wrong kind."""
+    error = TypeError if mismatch.is_wrong_type else ValueError
+    return error(f"{where}={shown(value)}: {mismatch.rule}.")
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether every number is finite; one pass without a mask, except where a sum overflows."""
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
 def shown(value: Any, *, longest: int = 80) -> str:
     """A value in an error message: one short line."""
     if isinstance(value, Tensor | np.ndarray) and (value.ndim > 1 or math.prod(value.shape) > 6):
@@ -67,8 +78,7 @@ def as_real_numbers(value: Any, *, dtype: torch.dtype | None = None) -> Tensor:
     if tensor.is_complex():
         raise MismatchError(value, f"{rule}, not complex ones")
     tensor = tensor.to(dtype or (tensor.dtype if tensor.is_floating_point() else torch.float64))
-    # One pass without a mask, except where the sum overflows.
-    if tensor.numel() and not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         raise MismatchError(value, f"{rule}, without NaN and infinity")
     return tensor
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from msp_lens._annotations import AtLeast, Between, converted
-from msp_lens._arrays import LARGEST_INTEGER, MismatchError, as_whole_numbers, shown
+from msp_lens._arrays import LARGEST_INTEGER, MismatchError, as_whole_numbers, is_finite, refusal, shown
 
 __all__ = [
     "AtLeast",
@@ -124,8 +124,7 @@ def as_tokens(value: Any, name: str = "tokens") -> Tensor:
     try:
         return as_whole_numbers(value)
     except MismatchError as mismatch:
-        error = TypeError if mismatch.is_wrong_type else ValueError
-        raise error(f"{name}={shown(value)}: {mismatch.rule}.") from None
+        raise refusal(mismatch, name, value) from None
 
 
 def check_memory(what: str, n_bytes: float, remedy: str) -> None:
@@ -171,11 +170,6 @@ def check_at_least(name: str, value: float | None, minimum: float, reason: str =
 def check_batch_size(batch_size: int | None) -> None:
     """Raise `ValueError` unless a batch holds at least one word; `None` is the default size."""
     check_at_least("batch_size", batch_size, 1, "the number of words in one forward pass")
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether every number is finite; one pass without a mask, except where a sum overflows."""
-    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def check_finite(values: Tensor, where: str, remedy: str) -> None:

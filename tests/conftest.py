@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hypothesis import settings
 
 import msp_lens as msp
+from msp_lens._files import locked
 
 # Models here are small, and two jobs with thread pools on the same cores stall each other for minutes.
 torch.set_num_threads(1)
@@ -71,3 +74,28 @@ def global_state():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global random state was touched"
+
+
+@pytest.fixture(scope="session")
+def in_use():
+    """A context in which another thread holds a folder's lock, as another process would."""
+
+    @contextmanager
+    def held(folder):
+        is_held, may_end = threading.Event(), threading.Event()
+
+        def hold():
+            with locked(folder):
+                is_held.set()
+                may_end.wait(60)
+
+        other = threading.Thread(target=hold)
+        other.start()
+        try:
+            assert is_held.wait(60)
+            yield
+        finally:
+            may_end.set()
+            other.join()
+
+    return held

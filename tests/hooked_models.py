@@ -14,6 +14,22 @@ from msp_lens.models.build import has_hooked_transformer
 CONFIG = msp.ModelConfig(d_vocab=5, n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=8)
 
 
+class Observer(HookedRootModule):
+    """Answers with an optimal observer's own log-probabilities, its beliefs being its residual stream."""
+
+    def __init__(self, process):
+        super().__init__()
+        self.process = process
+        self.scale = nn.Parameter(torch.ones(1))
+        self.hook_beliefs = HookPoint()
+        self.setup()
+
+    def forward(self, tokens):
+        held = self.hook_beliefs(msp.filter_beliefs(self.process, tokens) * self.scale)
+        # An edit may push a belief off the simplex.
+        return (held @ self.process.emissions).clamp(min=1e-9).log()
+
+
 class Averager(HookedRootModule):
     """A causal network that is no transformer and has no config: it averages the past, twice."""
 

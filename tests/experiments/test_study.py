@@ -3,14 +3,12 @@ import dataclasses
 import json
 import re
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import msp_lens as msp
-from msp_lens._files import locked
 from msp_lens.experiments import run_folder
 from msp_lens.experiments import study as studies
 from msp_lens.training import PRESETS, Recipe, loop
@@ -222,27 +220,13 @@ def test_a_full_disk_leaves_the_training(tmp_path, tinier, monkeypatch):
     assert studies.report(tmp_path, progress=False).page.is_file()
 
 
-def test_a_folder_in_use_is_refused(copied, tinier, monkeypatch):
+def test_a_folder_in_use_is_refused(copied, tinier, in_use):
     before = contents(copied)
-    # Another thread holds the lock as another process would.
-    is_held, may_end = threading.Event(), threading.Event()
-
-    def hold():
-        with locked(copied):
-            is_held.set()
-            may_end.wait(60)
-
-    other = threading.Thread(target=hold)
-    other.start()
-    try:
-        assert is_held.wait(60)
+    with in_use(copied):
         with pytest.raises(ValueError, match=f"process is writing to {copied}"):
             msp.run(msp.processes.z1r(), out=copied, overwrite=True, **tinier)
         with pytest.raises(ValueError, match=f"process is writing to {copied}"):
             studies.report(copied, progress=False)
-    finally:
-        may_end.set()
-        other.join()
     assert contents(copied) == before
 
 

@@ -8,7 +8,6 @@ import math
 import pickle
 import re
 import shutil
-import threading
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,6 @@ import pytest
 import torch
 
 import msp_lens as msp
-from msp_lens._files import locked
 from msp_lens.experiments.sweep import RESULT_FILE
 
 FIXED = {"n_layers": 1, "d_head": 4, "d_mlp": 16, "n_ctx": 4, "steps": 20, "batch_size": 32, "warmup_steps": 2}
@@ -291,23 +289,9 @@ def test_a_damaged_result_is_named(damage, message, plain, tmp_path):
     assert str(file) in str(raised.value)
 
 
-def test_a_sweep_in_use_is_refused(plain):
+def test_a_sweep_in_use_is_refused(plain, in_use):
     folder = plain.runs[0].folder.parent
-    is_held, may_end = threading.Event(), threading.Event()
-
-    def hold():
-        with locked(folder):
-            is_held.set()
-            may_end.wait(60)
-
-    other = threading.Thread(target=hold)
-    other.start()
-    try:
-        assert is_held.wait(60)
-        with pytest.raises(ValueError, match=f"process is writing to {folder}"):
-            msp.sweep(
-                msp.processes.z1r(), FIXED | {"d_model": 2, "log_every": [2, 3]}, out=folder, n_jobs=1, progress=False
-            )
-    finally:
-        may_end.set()
-        other.join()
+    with in_use(folder), pytest.raises(ValueError, match=f"process is writing to {folder}"):
+        msp.sweep(
+            msp.processes.z1r(), FIXED | {"d_model": 2, "log_every": [2, 3]}, out=folder, n_jobs=1, progress=False
+        )

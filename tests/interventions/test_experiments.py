@@ -6,13 +6,12 @@ import json
 import pandas as pd
 import pytest
 import torch
-from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens import interventions as edits
 from msp_lens.beliefs import continuations, filter_from, nearest_distribution
 from msp_lens.interventions import InterventionReport
+from tests.hooked_models import Observer
 
 
 @pytest.fixture(scope="module")
@@ -115,21 +114,7 @@ def test_bayes_consistency_by_hand(random_model, random_report, mess3, dataset):
 def test_the_true_beliefs_commute(mess3, dataset):
     """A model whose activations are the beliefs: no error at all, and its predictions are those implied."""
 
-    class Observer(HookedRootModule):
-        """Answers with the optimal observer's own log-probabilities, its beliefs being its residual stream."""
-
-        def __init__(self):
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(1))
-            self.hook_beliefs = HookPoint()
-            self.setup()
-
-        def forward(self, tokens):
-            held = self.hook_beliefs(msp.filter_beliefs(mess3, tokens) * self.scale)
-            # A placebo may push a belief off the simplex.
-            return (held @ mess3.emissions).clamp(min=1e-9).log()
-
-    model = Observer()
+    model = Observer(mess3)
     report = msp.probe(model, dataset, sites="hook_beliefs", progress=False)
     row = msp.interventions.bayes_consistency(model, dataset, probes=report).select(token="all")
     assert row["update"] < 1e-12

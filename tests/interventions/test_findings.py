@@ -10,33 +10,25 @@ import pickle
 import pandas as pd
 import pytest
 import torch
-from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens.interventions import InterventionReport
 from msp_lens.interventions.intervention_report import Layout, effect, effect_text, worse_than_placebo
 from msp_lens.interventions.preparation import untrained_end
+from tests.hooked_models import Observer
 
 
 @pytest.fixture(scope="module")
 def observer(mess3):
     """Predicts as the optimal observer does, but at the last position of its context nonsense."""
 
-    class Observer(HookedRootModule):
-        def __init__(self):
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(1))
-            self.hook_beliefs = HookPoint()
-            self.setup()
-
+    class Untrained(Observer):
         def forward(self, tokens):
-            held = self.hook_beliefs(msp.filter_beliefs(mess3, tokens) * self.scale)
-            logits = (held @ mess3.emissions).clamp(min=1e-9).log()
+            logits = super().forward(tokens)
             logits[:, 4:] = 10 * logits[:, 4:].flip(-1)
             return logits
 
-    return Observer()
+    return Untrained(mess3)
 
 
 @pytest.fixture(scope="module")

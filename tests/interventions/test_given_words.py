@@ -7,17 +7,9 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
-from msp_lens import interventions as edits
 from msp_lens.data import LabelledTokens
 from msp_lens.probing import BeliefProbe, ProbeReport
-
-EXPERIMENTS = {
-    "intervene": msp.intervene,
-    "persistence": msp.persistence,
-    "necessity": msp.necessity,
-    "bayes_consistency": edits.bayes_consistency,
-    "prediction_consistency": edits.prediction_consistency,
-}
+from tests.interventions.experiments import EXPERIMENTS
 
 
 class Recurrent(HookedRootModule):

@@ -13,14 +13,7 @@ from msp_lens import interventions as edits
 from msp_lens.interventions import EDITS, preparation
 from msp_lens.interventions import edits as writing
 from tests.hooked_models import KINDS, new
-
-EXPERIMENTS = {
-    "intervene": msp.intervene,
-    "persistence": msp.persistence,
-    "necessity": msp.necessity,
-    "bayes_consistency": edits.bayes_consistency,
-    "prediction_consistency": edits.prediction_consistency,
-}
+from tests.interventions.experiments import EXPERIMENTS
 
 
 @pytest.fixture
