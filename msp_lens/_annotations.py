@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -286,7 +287,7 @@ def _sequence(item: Any, *, as_tuple: bool = False) -> Kind:
             value = list(value.to_numpy())
         elif not isinstance(value, collections.abc.Sequence):
             raise MismatchError(value, rule, is_wrong_type=True)
-        found = _items(value, kind) if kind else list(value)
+        found = _items(value, repeat(kind))
         if as_tuple:
             return tuple(found)
         is_same = all(new is old for new, old in zip(found, value, strict=True))
@@ -295,11 +296,11 @@ def _sequence(item: Any, *, as_tuple: bool = False) -> Kind:
     return Kind(rule, read)
 
 
-def _items(values: Iterable[Any], kind: Kind) -> list[Any]:
+def _items(values: Iterable[Any], kinds: Iterable[Kind | None]) -> list[Any]:
     found = []
-    for index, each in enumerate(values):
+    for index, (each, kind) in enumerate(zip(values, kinds, strict=False)):
         try:
-            found.append(kind.read(each))
+            found.append(kind.read(each) if kind else each)
         except MismatchError as mismatch:
             raise mismatch.within(f"[{index}]") from None
     return found
@@ -315,8 +316,7 @@ def _fixed_tuple(items: tuple[Any, ...]) -> Kind:
             raise MismatchError(value, rule, is_wrong_type=True)
         if len(value) != len(items):
             raise MismatchError(value, rule)
-        pairs = [(each, kind_of(item)) for each, item in zip(value, items, strict=True)]
-        return tuple(_items([each], kind)[0] if kind else each for each, kind in pairs)
+        return tuple(_items(value, [kind_of(item) for item in items]))
 
     return Kind(rule, read)
 

@@ -28,6 +28,7 @@ from msp_lens._annotations import converted
 CHECKSUM = "checksum"
 LOCK_FILE = ".lock"
 TEMPORARY = ".partial"
+_REMEDY = "It is damaged or was edited: copy or create it again."
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -83,15 +84,19 @@ def read_entry(header: Mapping[str, str], key: str, schema: Any, path: str | Pat
 
 def parsed_json(text: bytes, schema: Any, where: str | Path) -> Any:
     """The JSON value, checked against the schema; `ValueError` names the place, the field and the remedy."""
-    remedy = "It is damaged or was edited: copy or create it again."
     try:
         value = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON ({error}). {remedy}") from None
+        raise ValueError(f"{where} is not valid JSON ({error}). {_REMEDY}") from None
+    return as_saved(value, schema, f"{where}: $")
+
+
+def as_saved(value: Any, schema: Any, where: str) -> Any:
+    """A value from a file, checked against an annotation; `ValueError` names the place and the remedy."""
     try:
-        return converted(value, schema, f"{where}: $")
+        return converted(value, schema, where)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{error} {remedy}") from None
+        raise ValueError(f"{error} {_REMEDY}") from None
 
 
 def _refuse_constant(name: str) -> None:
@@ -156,19 +161,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, header
 
 
-def check_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int | None]], path: str | Path) -> None:
-    """Raise `ValueError` unless these tensors are there, finite, and of these shapes (`None`: any length)."""
-    remedy = "The file is damaged or was edited: copy or create it again."
+def check_tensors(
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int | None]],
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raise `ValueError` unless these tensors are there, finite, and of these shapes (`None`: any length) and dtype."""
     for name, shape in shapes.items():
         if name not in tensors:
-            raise ValueError(f"{path}: the tensor {name!r} is missing. {remedy}")
+            raise ValueError(f"{path}: the tensor {name!r} is missing. {_REMEDY}")
         found = tuple(tensors[name].shape)
         fits = all(wanted in (None, length) for wanted, length in zip(shape, found, strict=False))
         if len(found) != len(shape) or not fits:
             wanted = ", ".join("any" if length is None else str(length) for length in shape)
-            raise ValueError(f"{path}: {name!r} has shape {found}, not ({wanted}). {remedy}")
+            raise ValueError(f"{path}: {name!r} has shape {found}, not ({wanted}). {_REMEDY}")
+        if dtype not in (None, tensors[name].dtype):
+            raise ValueError(f"{path}: {name!r} is {tensors[name].dtype}, not {dtype}. {_REMEDY}")
         if not bool(torch.isfinite(tensors[name]).all()):
-            raise ValueError(f"{path}: {name!r} holds NaN or infinity. {remedy}")
+            raise ValueError(f"{path}: {name!r} holds NaN or infinity. {_REMEDY}")
 
 
 def safe_name(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from msp_lens._checks import Count, Seed, checked, converted
-from msp_lens._files import write_atomically, write_json
+from msp_lens._files import as_saved, write_atomically, write_json
 from msp_lens._tables import json_records
 from msp_lens._values import Value
 from msp_lens.data import Weighting, words
@@ -49,7 +49,7 @@ from msp_lens.page.render import render_page
 from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, as_saved, read_provenance, saved_checkpoints
+from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance, saved_checkpoints
 from msp_lens.training.folder import owned
 from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeAlias, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from msp_lens._checks import AtLeast, Between, checked
-from msp_lens._files import read_json
+from msp_lens._files import as_saved, read_json
 from msp_lens._tables import TableView, skill_text
 from msp_lens._values import Value
 from msp_lens.formation.snapshots import recoveries
-from msp_lens.training.checkpoints import as_saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULT_FILE = "result.json"
 Rows = Literal["run", "site", "checkpoint"]
-_COLUMNS = ("R² held out", "R² in-sample", "MSE held out", "MSE in-sample", "skill", "features")
-_R2: Any = Annotated[float, Between(-math.inf, 1)]
-_MSE: Any = Annotated[float, AtLeast(0)]
-_SCORES = {"R² held out": _R2, "R² in-sample": _R2, "skill": _R2, "MSE held out": _MSE, "MSE in-sample": _MSE}
-
+# What is undefined, such as an R² of what does not vary, was written as null.
+_R2: Any = Optional[Annotated[float, Between(-math.inf, 1)]]  # noqa: UP045
+_MSE: Any = Optional[Annotated[float, AtLeast(0)]]  # noqa: UP045
+_COLUMNS: Mapping[str, Any] = {
+    "R² held out": _R2,
+    "R² in-sample": _R2,
+    "MSE held out": _MSE,
+    "MSE in-sample": _MSE,
+    "skill": _R2,
+    "features": float | None,
+}
+# What is read of the rows of each table.
+_READ = {
+    "sites": {"site": str, **_COLUMNS},
+    "interventions": {"site": str, "edit": str, "recovery": float | None, "above_placebo": float | None},
+}
 
 _Rows: TypeAlias = list[dict[str, Any]]
 _Numbers: TypeAlias = list[float]
@@ -74,10 +85,11 @@ def read_result(file: Path, *, fingerprint: str | None = None) -> dict[str, Any]
     for name in needed:
         if name not in found:
             raise ValueError(f"{file} lacks {name}: it is damaged or was edited. Remove it, and sweep again.")
-    for row in found.get("sites", []):
-        for name in ("site", *_COLUMNS):
-            where = f"{file}: sites: {name}"
-            as_saved(row.get(name, "missing"), str if name == "site" else _SCORES.get(name, float) | None, where)
+    for table, columns in _READ.items():
+        for row, (name, annotation) in itertools.product(found.get(table, []), columns.items()):
+            if name not in row:
+                raise ValueError(f"{file}: {table}: a row lacks {name!r}. Remove the file, and sweep again.")
+            as_saved(row[name], annotation, f"{file}: {table}: {name}")
     return found
 
 

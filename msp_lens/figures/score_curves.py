@@ -108,7 +108,7 @@ def plot_crossover(
 @checked
 def plot_distances(
     represented: np.ndarray,
-    against: Mapping[str, tuple[np.ndarray, float]],
+    against: Mapping[str, tuple[np.ndarray, float | None]],
     *,
     weights: np.ndarray | None = None,
     ylabel: str = "distance between represented beliefs",
@@ -117,8 +117,8 @@ def plot_distances(
     """Distances between represented beliefs over other distances of the same pairs; the more pairs, the darker.
 
     Arrays are `[pair]`. `against` maps what the other distances are between to their values and the R² in the panel's
-    title; `weights` says how much each pair counts (default: all alike), `ylabel` what the represented distances are.
-    Pairs without finite distances are not drawn.
+    title (`None` where it is not defined); `weights` says how much each pair counts (default: all alike), `ylabel` what
+    the represented distances are. Pairs without finite distances are not drawn.
 
     Raises:
         ValueError: if there is no pair of finite distances, or not one of everything for each pair.
@@ -145,7 +145,8 @@ def plot_distances(
         degree = int(np.ptp(x) > 1e-9 * np.abs(x).max())
         line = np.polyfit(x, y, degree, w=np.sqrt(weight))
         axis.plot(xs[[0, -1]], np.polyval(line, xs[[0, -1]]), color=look.color(1), linewidth=1.2)
-        axis.set(xlabel=f"distance between {name}", title=f"R² {r2:.4f}", xlim=(0, None), ylim=(0, None))
+        title = "R² not defined" if r2 is None else f"R² {r2:.4f}"
+        axis.set(xlabel=f"distance between {name}", title=title, xlim=(0, None), ylim=(0, None))
     axes[0].set_ylabel(ylabel)
     return finished(figure, look)
 

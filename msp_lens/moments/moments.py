@@ -300,7 +300,7 @@ def _loaded(path: str | Path, name: str, part: _SavedMoments, content: Mapping[s
     """One of a file's moments, once its numbers are seen to be those of some rows."""
     blocks = dict(part["blocks"])
     width = sum(blocks.values())
-    check_tensors(content, {f"mean/{name}": (width,)}, path)
+    check_tensors(content, {f"mean/{name}": (width,)}, path, dtype=torch.float64)
     check_scatter(content, f"scatter/{name}", width, path)
     n, weight, rounding = part["n"], part["weight"], part["rounding"]
     mean, scatter = content[f"mean/{name}"], content[f"scatter/{name}"]
@@ -309,10 +309,10 @@ def _loaded(path: str | Path, name: str, part: _SavedMoments, content: Mapping[s
 
 def check_scatter(tensors: Mapping[str, Tensor], name: str, width: int, path: str | Path) -> None:
     """Raise `ValueError` unless a tensor in a file is a sum of outer products of rows of this width."""
-    check_tensors(tensors, {name: (width, width)}, path)
+    check_tensors(tensors, {name: (width, width)}, path, dtype=torch.float64)
     scatter, variances = tensors[name], tensors[name].diagonal()
     # The inequality of Cauchy and Schwarz, with room for rounding.
     most = variances.outer(variances).clamp(min=0).sqrt() + 1e-9 * (variances.max() if width else 0.0)
-    if scatter.dtype != torch.float64 or bool((variances < 0).any()) or bool((scatter.abs() > most).any()):
+    if bool((variances < 0).any()) or bool((scatter.abs() > most).any()):
         problem = f"{name!r} holds no second moments of any rows"
         raise ValueError(f"{path}: {problem}. The file is damaged or was edited: copy or create it again.")

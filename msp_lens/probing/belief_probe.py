@@ -301,9 +301,10 @@ class BeliefProbe(Value):
         sites, widths = tuple(description["sites"]), tuple(description["widths"])
         n_features, n_states = sum(widths), len(tensors.get("belief_mean", ()))
         shapes = {"weights": (n_features, n_states), "bias": (n_states,), "decoder": (n_states, n_features)}
-        check_tensors(tensors, shapes | {"activation_mean": (n_features,), "belief_mean": (n_states,)}, path)
+        shapes |= {"activation_mean": (n_features,), "belief_mean": (n_states,)}
+        check_tensors(tensors, shapes, path, dtype=torch.float64)
         damaged = "The file is damaged or was edited: copy or create it again."
-        if not sites or len(sites) != len(widths) or any(each.dtype != torch.float64 for each in tensors.values()):
+        if not sites or len(sites) != len(widths):
             raise ValueError(f"{path}: sites={sites}, widths={widths} are not those of the probe's tensors. {damaged}")
         try:
             scores = ProbeScores.from_dict(description["scores"])

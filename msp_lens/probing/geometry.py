@@ -290,8 +290,11 @@ class Distances(Value):
         """Represented distances against true ones, and against those of next-token probabilities."""
         from msp_lens.figures.score_curves import plot_distances
 
-        true, next_token = (self.true.numpy(), self.r2_true), (self.next_token.numpy(), self.r2_next_token)
-        against = {"true beliefs": true, "next-token probabilities": next_token}
+        scores = [None if math.isnan(r2) else r2 for r2 in (self.r2_true, self.r2_next_token)]
+        against = {
+            "true beliefs": (self.true.numpy(), scores[0]),
+            "next-token probabilities": (self.next_token.numpy(), scores[1]),
+        }
         ylabel, weights = f"distance between beliefs read at {self.site}", self.weights.numpy()
         return plot_distances(self.represented.numpy(), against, weights=weights, ylabel=ylabel, theme=theme)
 

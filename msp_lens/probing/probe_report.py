@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
 import pandas as pd
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -232,7 +233,7 @@ class ProbeReport(TableView, ProbeTables):
             dataset = replace(dataset, token_map=TokenMap.from_dict(provenance["token_map"]))
         regret = tensors.pop("regret", None)
         if regret is not None:
-            check_tensors({"regret": regret}, {"regret": (None,)}, path)
+            check_tensors({"regret": regret}, {"regret": (None,)}, path, dtype=torch.float64)
         parts = [
             {name.removeprefix(f"{index}/"): each for name, each in tensors.items() if name.startswith(f"{index}/")}
             for index in range(len(description["probes"]))

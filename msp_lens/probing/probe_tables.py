@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from msp_lens._checks import Share
@@ -132,7 +133,7 @@ class ClassReadouts(Value, TableView):
         names, found = tuple(description["shares"]), []
         for k, each in enumerate(description["readouts"]):
             weights, bias = f"classes/{k}/weights", f"classes/{k}/bias"
-            check_tensors(tensors, {weights: (None, len(names)), bias: (len(names),)}, path)
+            check_tensors(tensors, {weights: (None, len(names)), bias: (len(names),)}, path, dtype=torch.float64)
             scores = {key: _class_score(each[key]) for key in ("in_sample", "held_out")}
             read_map = LogisticMap(tensors[weights], tensors[bias], names)
             found.append(ClassReadout(each["site"], read_map, **scores))

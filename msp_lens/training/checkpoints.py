@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import torch
 
-from msp_lens._checks import AtLeast, checked, converted
-from msp_lens._files import read_entry, read_header
+from msp_lens._checks import AtLeast, checked
+from msp_lens._files import as_saved, read_entry, read_header
 from msp_lens.models.model_files import Checkpoint, load_checkpoint
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -97,11 +97,3 @@ def read_description(path: Path) -> dict[str, Any]:
 def read_provenance(path: Path) -> dict[str, Any]:
     """The provenance in a model file, without reading its weights; empty if it has none."""
     return read_description(path).get("provenance") or {}
-
-
-def as_saved(value: Any, schema: Any, where: str) -> Any:
-    """A value from a file, checked against an annotation; `ValueError` names the place and the remedy."""
-    try:
-        return converted(value, schema, where)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{error} The file is damaged or was edited: copy or create it again.") from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+import torch
 from torch import Tensor
 
 from msp_lens._checks import AtLeast
@@ -54,6 +55,7 @@ def read_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     """The state in a file, and the identity of its training; `ValueError` if the file is damaged."""
     tensors, header = read_tensors(path)
     description = read_entry(header, _HEADER, _Description, path)
-    check_tensors(tensors, {"sums.loss": (), "sums.regret": (None,), "sums.steps": (), "generator": (None,)}, path)
+    check_tensors(tensors, {"sums.loss": (), "sums.regret": (None,), "sums.steps": ()}, path)
+    check_tensors(tensors, {"generator": (None,)}, path, dtype=torch.uint8)
     state = TrainingState(description["step"], description["seconds"], description["metrics"], tensors)
     return state, description["identity"]

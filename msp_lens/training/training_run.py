@@ -12,13 +12,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import AtLeast, Seed, checked
-from msp_lens._files import read_lines
+from msp_lens._files import as_saved, read_lines
 from msp_lens._values import Value
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.models.hooked import HookedModel, context_length
 from msp_lens.models.model_files import MODEL_FILE, load_checkpoint
 from msp_lens.processes.process import Process
-from msp_lens.training.checkpoints import SavedCheckpoint, as_saved, saved_checkpoints
+from msp_lens.training.checkpoints import SavedCheckpoint, saved_checkpoints
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.metrics import SavedRecord, flat, metrics_fingerprint
 
@@ -117,11 +117,12 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Train
             resume it).
     """
     folder = Path(folder)
+    file = folder / MODEL_FILE
     checkpoint = load_checkpoint(folder, device=device)
     provenance, process, model = checkpoint.provenance, checkpoint.process, checkpoint.model
     if "stopped_by" not in provenance or process is None:
-        raise ValueError(f"The training in {folder} has not ended: call train(..., out={str(folder)!r}) to resume it.")
-    file = folder / MODEL_FILE
+        problem = f"{file} is of a training that has not ended"
+        raise ValueError(f"{problem}: call train(..., out={str(folder)!r}) to resume it.")
     known = {name: provenance[name] for name in _Ending.__annotations__ if name in provenance}
     ending = as_saved({"metrics": None} | known, _Ending, f"{file}: provenance")
     try:

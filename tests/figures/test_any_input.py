@@ -71,7 +71,9 @@ def of_numbers(name, v):
     yield lambda: plot_use(tokens, *({name: v} for _ in range(4)))
     yield lambda: plot_r2(places, {name: v}, xlabel=name, title=name, ylabel=name)
     yield lambda: plot_crossover(places, {name: v}, dict(zip(labels, v, strict=True)))
-    yield lambda: plot_distances(np.array(v), {name: (np.array(v), v[0])}, ylabel=name)
+    yield lambda: plot_distances(
+        np.array(v), {name: (np.array(v), None if np.isnan(v[:1]).any() else v[0])}, ylabel=name
+    )
 
 
 def of_beliefs(name, true):
