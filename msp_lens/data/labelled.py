@@ -6,7 +6,7 @@ held out together. The rows of a `BeliefDataset` are its distinct prefixes, each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot as torch_one_hot
+from torch.nn.utils.rnn import pad_sequence
 
 from msp_lens._checks import Count, as_tokens, check_memory, checked, converted, is_finite
 from msp_lens._values import Value
@@ -97,9 +98,10 @@ class LabelledTokens(Value):
     @checked
     def from_tokens(
         cls,
-        tokens: Int[Tensor, "word pos"],
+        tokens: Any,
         targets: Any,
         *,
+        tokenizer: Callable[..., Any] | None = None,
         positions: Positions = None,
         attention_mask: Any = None,
         classes: Mapping[str, Sequence[Any]] | None = None,
@@ -111,11 +113,15 @@ class LabelledTokens(Value):
         Tensors, arrays, lists, and columns of pandas or Hugging Face are read alike.
 
         Args:
-            tokens: The words, as the model reads them: integers `[word, pos]`, or `[pos]` for one word.
+            tokens: The words, as the model reads them: integers `[word, pos]`, or `[pos]` for one word. Or texts,
+                with a `tokenizer`: the shorter ones are padded, and padding is no row.
             targets: By name, or in a data frame by column: numbers, `[word, pos, target]`, or `[word, pos]` for one
                 number each; or labels of classes, integers or strings `[word, pos]`, which become one-hot targets.
                 Either may be `[word]`: one number or label for all positions of a word. Where a label is missing, None
                 or -100, there is no row. A single target need not be named: numbers are `"belief"`, labels `"label"`.
+            tokenizer: For texts: `model.tokenizer`, or whatever answers a list of texts with their `input_ids`, as
+                tokenizers of transformers do when called. Its special tokens are added as it adds them by itself;
+                `functools.partial(tokenizer, add_special_tokens=False)` adds none.
             positions: Positions that are rows: a slice, numbers (negative ones from the end), or a mask of booleans,
                 `[pos]` or `[word, pos]`; all by default.
             attention_mask: As tokenizers give it, 1 where a token is read and 0 where it is padding, which must be on
@@ -136,6 +142,13 @@ class LabelledTokens(Value):
             >>> LabelledTokens.from_tokens(words, ["spam", "ham"], positions=-1).classes
             {'label': ('ham', 'spam')}
         """
+        if (texts := _texts(tokens)) is not None:
+            if tokenizer is None:
+                raise ValueError("tokens are texts: give tokenizer=, such as model.tokenizer, or give token ids.")
+            if attention_mask is not None:
+                raise ValueError("attention_mask: texts have no padding to mask; leave it out.")
+            tokens, attention_mask = _tokenized(texts, tokenizer)
+        tokens = converted(tokens, Int[Tensor, "word pos"], "tokens")
         if tokens.numel() == 0:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give at least one word of one token.")
         tokens = tokens.cpu()
@@ -287,6 +300,41 @@ def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: Count) -> Float64
         held = f"{int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to {n_classes - 1}"
         raise ValueError(f"classes holds {held}. Give unknown ones any class and exclude their rows with positions=.")
     return torch_one_hot(classes, n_classes).double().flatten(2)
+
+
+def _texts(tokens: Any) -> list[str] | None:
+    """The texts in any container; `None` if these are none."""
+    if isinstance(tokens, str):
+        return [tokens]
+    if isinstance(tokens, Tensor | Mapping) or not hasattr(tokens, "__len__"):
+        return None
+    found = list(tokens)
+    return [str(each) for each in found] if found and all(isinstance(each, str) for each in found) else None
+
+
+def _tokenized(
+    texts: list[str], tokenizer: Callable[..., Any]
+) -> tuple[Int[Tensor, "word pos"], Bool[Tensor, "word pos"]]:
+    """The tokens of texts, padded on the right, and which of them are no padding."""
+    found = tokenizer(texts)
+    if not isinstance(found, Mapping) or len(found.get("input_ids", ())) != len(texts):
+        kind = type(tokenizer).__name__
+        raise ValueError(
+            f"tokenizer is a {kind} that does not answer a list of texts with the 'input_ids' of each: give one that "
+            "does, as those of transformers, or give token ids."
+        )
+    words = [as_tokens(ids) for ids in found["input_ids"]]
+    if "attention_mask" in found:
+        # Whatever it padded is taken out, wherever it stands.
+        masks = [as_tokens(mask) == 1 for mask in found["attention_mask"]]
+        words = [word[mask] for word, mask in zip(words, masks, strict=True)]
+    lengths = torch.tensor([len(word) for word in words])
+    if (lengths == 0).any():
+        empty = int((lengths == 0).nonzero()[0])
+        raise ValueError(f"tokens[{empty}]={texts[empty]!r} has no tokens: leave it out.")
+    padding = getattr(tokenizer, "pad_token_id", None)
+    tokens = pad_sequence(words, batch_first=True, padding_value=0 if padding is None else padding)
+    return tokens, torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
 
 
 def _named(targets: Any) -> Mapping[str, Any]:

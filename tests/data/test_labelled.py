@@ -1,11 +1,14 @@
 import dataclasses
+import functools
 import itertools
 
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import tokenizers
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -228,6 +231,66 @@ def test_padding_is_no_row_and_ends_come_before_it():
         assert data.columns.tolist() == [1, 2, 0]
     data = LabelledTokens.from_tokens(WORDS, TARGETS, attention_mask=mask, positions=[1, -3])
     assert list(zip(data.words.tolist(), data.columns.tolist(), strict=True)) == [(0, 1), (1, 0), (1, 1)]
+
+
+TEXTS = ["the cat sat", "a dog", "the dog"]
+
+
+def tokenizer(**options):
+    """A tokenizer of transformers with a token for each of a few words, made without a download."""
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[BOS]", "the", "a", "cat", "dog", "sat"])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 1)])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, **options)
+
+
+@pytest.mark.parametrize(
+    "container", [list, tuple, np.array, pd.Series, lambda texts: datasets.Dataset.from_dict({"text": texts})["text"]]
+)
+def test_texts_are_read_by_a_tokenizer_and_padding_is_no_row(container):
+    data = LabelledTokens.from_tokens(container(TEXTS), ["cat", "dog", "dog"], tokenizer=tokenizer())
+    assert data.tokens.tolist() == [[1, 2, 4, 6], [1, 3, 5, 0], [1, 2, 5, 0]]
+    assert data.words.tolist() == [0] * 4 + [1] * 3 + [2] * 3
+    assert data.columns.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2]
+    assert data.targets["label"].argmax(dim=1).tolist() == [0] * 4 + [1] * 6
+    last = LabelledTokens.from_tokens(container(TEXTS), ["cat", "dog", "dog"], tokenizer=tokenizer(), positions=-1)
+    assert last.columns.tolist() == [3, 2, 2]
+
+
+def test_whatever_answers_as_tokenizers_do_is_one():
+    without = functools.partial(tokenizer(), add_special_tokens=False)
+    assert LabelledTokens.from_tokens("a dog", [0.5], tokenizer=without).tokens.tolist() == [[3, 5]]
+    pads = tokenizer(pad_token="[BOS]", padding_side="left")
+    for reads in (
+        pads,
+        functools.partial(pads, padding=True),
+        functools.partial(pads, padding=True, return_tensors="np"),
+    ):
+        data = LabelledTokens.from_tokens(TEXTS, [0.1, 0.2, 0.3], tokenizer=reads)
+        assert [word[:3] for word in data.tokens.tolist()] == [[1, 2, 4], [1, 3, 5], [1, 2, 5]]
+        assert (len(data), data.tokens[0, 3], data.tokens.shape) == (10, 6, (3, 4))
+    assert LabelledTokens.from_tokens(TEXTS, [0.1, 0.2, 0.3], tokenizer=pads).tokens[1:, 3].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"tokens are texts: give tokenizer=, such as model\.tokenizer, or give token ids"),
+        ({"tokenizer": tokenizer(), "attention_mask": [[1, 1]] * 3}, "attention_mask: texts have no padding"),
+        ({"tokenizer": tokenizer().encode}, "does not answer a list of texts with the 'input_ids' of each"),
+        ({"tokenizer": lambda texts: {"input_ids": [[1]]}}, "does not answer a list of texts with the 'input_ids'"),
+        ({"tokenizer": 5}, "tokenizer=5"),
+        (
+            {"tokenizer": functools.partial(tokenizer(), add_special_tokens=False), "tokens": ["a", "", "a"]},
+            r"tokens\[1\]='' has no tokens",
+        ),
+        ({"tokenizer": tokenizer(), "tokens": ["a", 3, "a"]}, "tokens"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_refused(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        LabelledTokens.from_tokens(**({"tokens": TEXTS, "targets": [0.1, 0.2, 0.3]} | arguments))
 
 
 def test_labels_of_a_process_are_targets_beside_its_beliefs(mess3):
