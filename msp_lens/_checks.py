@@ -9,7 +9,8 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import psutil
@@ -28,13 +29,13 @@ __all__ = [
     "as_tokens",
     "check_at_least",
     "check_batch_size",
-    "check_choice",
     "check_finite",
     "check_memory",
     "checked",
     "converted",
     "is_finite",
     "shown",
+    "value_errors",
 ]
 
 Count = Annotated[int, AtLeast(1)]
@@ -127,6 +128,23 @@ def as_tokens(value: Any, name: str = "tokens") -> Tensor:
         raise refusal(mismatch, name, value) from None
 
 
+@contextmanager
+def value_errors() -> Iterator[None]:
+    """What is wrong within saved values is a `ValueError`, of a wrong type too: the argument itself has the right one.
+
+    Example:
+        >>> with value_errors():
+        ...     converted({"steps": "three"}, dict[str, int], "config")
+        Traceback (most recent call last):
+        ...
+        ValueError: config['steps']='three': give a whole number.
+    """
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
 def check_memory(what: str, n_bytes: float, remedy: str) -> None:
     """Raise `ValueError` if something would not fit this machine's memory; the remedy is a whole sentence.
 
@@ -141,20 +159,6 @@ def check_memory(what: str, n_bytes: float, remedy: str) -> None:
         raise ValueError(
             f"{what} would take {n_bytes / 1e9:,.1f} GB; this machine has {there_is / 1e9:,.0f} GB of memory. {remedy}"
         )
-
-
-def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raise `ValueError` unless the value is one of the choices.
-
-    Example:
-        >>> check_choice("split", "half", ("prefix", "subtree"))
-        Traceback (most recent call last):
-        ...
-        ValueError: split='half': choose one of 'prefix', 'subtree'.
-    """
-    allowed = list(choices)
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}.")
 
 
 def check_at_least(name: str, value: float | None, minimum: float, reason: str = "") -> None:

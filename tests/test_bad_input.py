@@ -36,7 +36,6 @@ ROOMS = (
 NOT_INPUT = {
     "bayes_children",
     "bayes_step",
-    "check_weighting",
     "kl_divergence",
     "label_rows",
     "wandb_logger",

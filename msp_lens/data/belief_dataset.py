@@ -13,14 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.utils.data
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import Count, Seed, check_choice, check_memory, checked
+from msp_lens._checks import Count, Seed, check_memory, checked
 from msp_lens._random import resolve_generator
 from msp_lens._values import Value
 from msp_lens.beliefs.filtering import filter_beliefs
@@ -304,8 +304,3 @@ def token_dataset(
         torch.Size([11])
     """
     return TokenDataset(process.sample(n_words, n_ctx + 1, seed=seed, generator=generator))
-
-
-def check_weighting(weighting: str) -> None:
-    """Raise `ValueError` unless `weighting` is one of the three."""
-    check_choice("weighting", weighting, get_args(Weighting))

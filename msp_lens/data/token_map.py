@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from msp_lens._checks import Count, check_memory, checked, converted
+from msp_lens._checks import Count, check_memory, checked, converted, value_errors
 from msp_lens.processes.process import Process
 
 
@@ -225,10 +225,8 @@ class TokenMap:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TokenMap:
         """The map from the values of `to_dict`; `ValueError` names a field that is missing, unknown or wrong."""
-        try:
+        with value_errors():
             return cls(**converted(fields, TokenMapFields, "token_map"))
-        except TypeError as error:
-            raise ValueError(f"{error} (in the fields of a token map)") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The map as JSON-ready values."""

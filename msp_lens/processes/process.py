@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import Count, Seed, check_memory, checked, converted
+from msp_lens._checks import Count, Seed, check_memory, checked, converted, value_errors
 from msp_lens._files import parsed_json
 from msp_lens._random import resolve_generator
 from msp_lens.processes.bayes import bayes_step
@@ -339,9 +339,8 @@ class Process:
             ValueError: if the kind is unknown, or a field is missing, unknown or of the wrong type; it names the field.
         """
         try:
-            return Process._rebuilt(definition)
-        except TypeError as error:
-            raise ValueError(str(error)) from None
+            with value_errors():
+                return Process._rebuilt(definition)
         except RecursionError:
             raise ValueError("definition: processes within processes, too deep to be one.") from None
 

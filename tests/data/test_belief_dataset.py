@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msp_lens as msp
-from msp_lens.data import check_weighting
 from tests import brute_force
 
 
@@ -111,11 +110,6 @@ def test_sampled_words_count_each_draw_once(mess3):
     prefix_frequency = brute_force.prefix_counts(draws.tolist())[(0,)] / 500
     first = dataset.prefix_ids[(dataset.tokens[:, 0] == 0).nonzero()[0, 0], 0]
     assert dataset.prefix_weights("probability")[first].item() == pytest.approx(prefix_frequency / 3)
-
-
-def test_unknown_weighting_is_refused():
-    with pytest.raises(ValueError, match=r"weighting='uniform'.*'probability'"):
-        check_weighting("uniform")
 
 
 def test_token_dataset_feeds_a_data_loader(mess3, global_state):
