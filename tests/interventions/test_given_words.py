@@ -8,6 +8,7 @@ from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
 from msp_lens.data import LabelledTokens
+from msp_lens.interventions import preparation
 from msp_lens.probing import BeliefProbe, ProbeReport
 from tests.interventions.experiments import EXPERIMENTS
 
@@ -54,6 +55,34 @@ def test_a_model_without_a_config_is_asked_for_its_context_once(experiment, mode
     assert run(model, mess3, probes=loaded, **options) == run(model, mess3, probes=[one], **options)
     again = ProbeReport.load(report.save(tmp_path / "report.safetensors"), model=model)
     assert run(model, mess3, probes=again, **options) == found
+
+
+# Experiments over whole words, and how many of them they draw by default.
+OVER_WORDS = {"necessity": 2_000, "bayes_consistency": 20_000, "prediction_consistency": 20_000}
+
+
+@pytest.mark.parametrize("experiment", OVER_WORDS)
+def test_words_are_drawn_from_the_seed(experiment, model, report, mess3):
+    def table(data, seed):
+        return EXPERIMENTS[experiment](model, data, probes=report["hook_state"], n_words=10, seed=seed).table
+
+    drawn = {seed: msp.words(mess3, n_ctx=4, max_words=10, seed=seed) for seed in (3, 4)}
+    assert not torch.equal(drawn[3].word_weights, drawn[4].word_weights) or not drawn[3].tokens.equal(drawn[4].tokens)
+    for seed, dataset in drawn.items():
+        assert table(mess3, seed).equals(table(dataset, seed))
+
+
+@pytest.mark.parametrize(("experiment", "n_words"), OVER_WORDS.items())
+def test_how_many_words_are_drawn_by_default(experiment, n_words, model, report, mess3, monkeypatch):
+    class EnoughError(Exception):
+        pass
+
+    def words(process, *, n_ctx, max_words, seed):
+        raise EnoughError(f"{max_words} of {n_ctx} from {seed}")
+
+    monkeypatch.setattr(preparation, "words", words)
+    with pytest.raises(EnoughError, match=f"^{n_words} of 4 from 0$"):
+        EXPERIMENTS[experiment](model, mess3, probes=report)
 
 
 def test_the_length_of_the_words_is_the_probes(model, report, mess3):
