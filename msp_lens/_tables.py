@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsFloat
 
 import pandas as pd
 
@@ -128,6 +128,26 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
         '<div class="msp-lens-scroll" style="overflow-x: auto" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
+
+
+def nats_text(nats: SupportsFloat) -> str:
+    """An amount of information or regret as tables, notes, pages and figures show it, in nats or bits.
+
+    Four decimals; below 0.001 two digits instead, so that a small regret is readable. What lies within the rounding of
+    float64 sums is 0, and a dash is shown where nothing was measured.
+
+    Example:
+        >>> [nats_text(nats) for nats in (0.5646833, 0.00412, 0.000031, 1.4e-17, float("inf"), float("nan"))]
+        ['0.5647', '0.0041', '3.1e-05', '0.0000', '∞', '–']
+    """
+    number = float(nats)
+    if math.isnan(number):
+        return "–"
+    if math.isinf(number):
+        return "∞" if number > 0 else "-∞"
+    if abs(number) < 1e-12:
+        return "0.0000"
+    return f"{number:.1e}" if abs(number) < 1e-3 else f"{number:.4f}"
 
 
 def skill_text(skill: float, *, digits: int = 3) -> str:

@@ -1,15 +1,23 @@
 """Tables say the same wherever they are shown, and names in them are text."""
 
 import io
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import rich.console
+import torch
 
 from msp_lens._plain import in_encoding_of
-from msp_lens._tables import TableView, to_html, to_text
+from msp_lens._tables import TableView, nats_text, to_html, to_text
+from msp_lens.beliefs import Measure
+from msp_lens.experiments.over_seeds import SCORES, OverSeeds
+from msp_lens.figures.edit_bars import plot_heat_map
+from msp_lens.interventions import InterventionReport
+from msp_lens.interventions.intervention_report import Layout
 
 NAMES = ["[red]a[/red]", "[/b]", ":smile:", "<script>alert(1)</script>", "a\nb", "\x1b[31mred", "$x$"]
 
@@ -57,6 +65,42 @@ def test_the_width_of_the_terminal_is_respected(width, monkeypatch):
     blocks = text.count("\na ")
     assert blocks == (1 if width == 1000 else text.count("\nb ")) >= 1
     assert (blocks > 1) == (width < 1000)
+
+
+@pytest.mark.parametrize(
+    ("nats", "text"),
+    [
+        (0.56468, "0.5647"),
+        (1.0986, "1.0986"),
+        (0.001, "0.0010"),
+        (3.14e-5, "3.1e-05"),
+        (-3.14e-5, "-3.1e-05"),
+        (-0.25, "-0.2500"),
+        (0, "0.0000"),
+        (-1e-17, "0.0000"),
+        (math.inf, "∞"),
+        (-math.inf, "-∞"),
+        (math.nan, "–"),
+        (torch.tensor(2e-4), "2.0e-04"),
+        (np.float64(2e-4), "2.0e-04"),
+    ],
+)
+def test_one_format_for_nats(nats, text):
+    assert nats_text(nats) == text
+
+
+def test_a_small_regret_reads_alike_wherever_it_is_shown():
+    """0.0000314 nats: not 0.00003, 3.14e-05 or 0.0000."""
+    rows = [{"seed": 0, "site": "2_post", "regret": 3.14e-5} | dict.fromkeys(SCORES, 0.5)]
+    assert "Mean regret 3.1e-05 to 3.1e-05 nats" in OverSeeds((0,), tuple(rows)).summary()[0]
+    report = {"site": ["2_post"], "edit": ["none"], "kl_to_target": [3.14e-5]}
+    layout = Layout(["site"], "edit", "kl_to_target", "KL")
+    for each in (layout, None):
+        found = InterventionReport("KL", pd.DataFrame(report), ("site", "edit"), (), {}, each)
+        assert "3.1e-05" in repr(found).split()
+    assert repr(Measure(3.14e-5, 3.1e-5, math.inf, "bounds")) == "3.1e-05 nats, between 3.1e-05 and ∞ (bounds)"
+    figure = plot_heat_map([[3.14e-5, 0.25]], ["2_post"], ["0", "1"], in_nats=True)
+    assert {"3.1e-05", "0.2500"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
 def test_a_terminal_that_lacks_characters_gets_plain_ones(monkeypatch):

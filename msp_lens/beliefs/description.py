@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from msp_lens._checks import Count, checked
-from msp_lens._tables import TableView
+from msp_lens._tables import TableView, nats_text
 from msp_lens._values import Value
 from msp_lens.beliefs.fractal import attractor
 from msp_lens.beliefs.information import Measure, entropy_rate, excess_entropy, first_entropies, statistical_complexity
@@ -94,7 +94,7 @@ class Description(TableView, Value):
         """The myopic entropies, what the quantities mean, and the degeneracy."""
         return [
             "Myopic entropies, of the next token after none, one, two, … tokens: "
-            f"{' '.join(f'{h:.4f}' for h in self.myopic_entropies)} nats.",
+            f"{' '.join(map(nats_text, self.myopic_entropies))} nats.",
             "Entropy rate: what nobody can predict of a token. Excess entropy: what the past tells about the future. "
             "Statistical complexity: what an optimal observer must remember.",
             f"{self.degeneracy}",
@@ -160,7 +160,7 @@ def catalog_table() -> pd.DataFrame:
 def catalog_text(table: pd.DataFrame) -> pd.DataFrame:
     """The catalog's table as text; ≈ where the bounds of an entropy rate leave its fourth decimal open."""
     is_known = table["h high"] - table["h low"] < 1e-4
-    rates = [f"{h:.4f}" if known else f"≈{h:.2f}" for h, known in zip(table["h, nats"], is_known, strict=True)]
+    rates = [nats_text(h) if known else f"≈{h:.2f}" for h, known in zip(table["h, nats"], is_known, strict=True)]
     found = zip(table["mixed states"], table["mixed states found"], strict=True)
     counts = [f"> {least:,}" if math.isnan(count) else f"{count:,.0f}" for count, least in found]
     seen = zip(table["next-token dimensions"], table["belief dimensions"], strict=True)
@@ -176,8 +176,9 @@ def _listed(names: tuple[str, ...], most: int = 12) -> str:
 def _measure(measure: Measure) -> tuple[str, str]:
     if math.isinf(measure.value):
         return "∞", measure.method
-    value = f"{measure.value:.6g} nats = {measure.bits:.6g} bits"
-    if measure.is_exact:
+    value = f"{nats_text(measure.value)} nats = {nats_text(measure.bits)} bits"
+    low, high = nats_text(measure.lower), nats_text(measure.upper)
+    if low == high:
         return value, measure.method
-    upper = f"at most {measure.upper:.6g}" if math.isfinite(measure.upper) else "no upper bound known"
-    return value, f"at least {measure.lower:.6g}, {upper}; {measure.method}"
+    upper = f"at most {high}" if math.isfinite(measure.upper) else "no upper bound known"
+    return value, f"at least {low}, {upper}; {measure.method}"

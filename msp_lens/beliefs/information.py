@@ -20,6 +20,7 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, checked
 from msp_lens._files import without_nan
+from msp_lens._tables import nats_text
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, equal_beliefs, grow
 from msp_lens.beliefs.presentation import ROUNDING, presentation
 from msp_lens.beliefs.trajectories import draw_tokens, follow
@@ -67,9 +68,9 @@ class Measure:
         return without_nan({"nats": self.value, "lower": self.lower, "upper": self.upper, "method": self.method})
 
     def __repr__(self) -> str:
-        if self.is_exact:
-            return f"{self.value:.6g} nats ({self.method})"
-        return f"{self.value:.6g} nats, between {self.lower:.6g} and {self.upper:.6g} ({self.method})"
+        low, high = nats_text(self.lower), nats_text(self.upper)
+        within = f", between {low} and {high}" if low != high else ""
+        return f"{nats_text(self.value)} nats{within} ({self.method})"
 
 
 def _exactly(value: float, method: str) -> Measure:
@@ -256,7 +257,7 @@ def excess_entropy(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure
     Example:
         >>> from msp_lens.processes.catalog import z1r
         >>> excess_entropy(z1r())   # log 3: once the phase is known there is no more to know
-        1.09861 nats (7 mixed states)
+        1.0986 nats (7 mixed states)
     """
     if (added := _added(process, partial(excess_entropy, max_level=max_level))) is not None:
         return added
@@ -292,7 +293,7 @@ def statistical_complexity(process: Process, *, max_level: Count = MAX_LEVEL) ->
     Example:
         >>> from msp_lens.processes.catalog import z1r
         >>> statistical_complexity(z1r())
-        1.09861 nats (7 mixed states)
+        1.0986 nats (7 mixed states)
     """
     if (added := _added(process, partial(statistical_complexity, max_level=max_level))) is not None:
         return added

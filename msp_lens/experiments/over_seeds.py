@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from msp_lens._tables import TableView, json_records
+from msp_lens._tables import TableView, json_records, nats_text
 from msp_lens._values import Value
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.training.training_run import TrainingRun
@@ -67,11 +67,12 @@ class OverSeeds(Value, TableView):
     def summary(self) -> list[str]:
         """What the numbers are."""
         regrets = self.to_dataframe().groupby("seed")["regret"].first()
+        lowest, highest = (nats_text(float(end)) for end in (regrets.min(), regrets.max()))
         named = ", ".join(map(str, self.seeds))
         return [
             f"{len(self.seeds)} networks, trained from the seeds {named} and probed alike: the mean over them ± the "
             "standard deviation, and from the lowest to the highest. A difference between sites or runs that is "
-            f"smaller than this spread says nothing. Mean regret {regrets.min():.2g} to {regrets.max():.2g} nats."
+            f"smaller than this spread says nothing. Mean regret {lowest} to {highest} nats."
         ]
 
     def _title(self) -> str:

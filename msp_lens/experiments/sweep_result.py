@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeAlias, TypedDict
@@ -14,7 +14,7 @@ import pandas as pd
 
 from msp_lens._checks import AtLeast, Between, checked
 from msp_lens._files import as_saved, read_json
-from msp_lens._tables import TableView, skill_text
+from msp_lens._tables import TableView, nats_text, skill_text
 from msp_lens._values import Value
 from msp_lens.formation.snapshots import recoveries
 
@@ -229,18 +229,19 @@ class SweepResult(Value, TableView):
         for key, group in table.groupby(names, sort=False, dropna=False):
             done = group.loc[group["status"] == "done"]
             line = dict(zip(names, key, strict=True)) | {"runs": f"{len(done)} of {len(group)}"}
-            for column, digits in (("regret", 5), ("R² held out", 4), ("R² concatenated", 4), ("MSE held out", 6)):
-                line[column] = _mean(done, column, digits)
+            line["regret"] = _mean(done, "regret", nats_text)
+            for column, text in (("R² held out", "{:.4f}"), ("R² concatenated", "{:.4f}"), ("MSE held out", "{:.6f}")):
+                line[column] = _mean(done, column, text.format)
             if "skill" in known:
                 line["skill"] = skill_text(float(done["skill"].mean()), digits=2)
-            line |= {column: _mean(done, column, 2) for column in measured}
+            line |= {column: _mean(done, column, "{:.2f}".format) for column in measured}
             lines.append(line)
         return pd.DataFrame(lines).set_index(names[0])
 
 
-def _mean(table: pd.DataFrame, column: str, digits: int) -> str:
+def _mean(table: pd.DataFrame, column: str, text: Callable[[float], str]) -> str:
     values = table[column].dropna() if column in table else pd.Series(dtype=float)
-    return f"{np.mean(values):.{digits}f}" if len(values) else "–"
+    return text(float(np.mean(values))) if len(values) else "–"
 
 
 def _of_run(run: SweepRun) -> list[dict[str, Any]]:

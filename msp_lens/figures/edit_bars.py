@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from msp_lens._checks import checked
+from msp_lens._tables import nats_text
 from msp_lens.figures.style import (
     ThemeName,
     Values,
@@ -78,11 +79,12 @@ def plot_heat_map(
     columns: Sequence[str],
     *,
     title: str = "",
+    in_nats: bool = False,
     theme: ThemeName = "light",
 ) -> Figure:
     """Numbers `[row, column]` by site (the first at the bottom) and position, each written in its cell.
 
-    Colors span 0 to 1, or the values' range where that is wider.
+    Colors span 0 to 1, or the values' range where that is wider. Numbers `in_nats` are written as tables write them.
 
     Raises:
         ValueError: if there is no number, or not a name for each row and column.
@@ -97,9 +99,8 @@ def plot_heat_map(
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             color = "#ffffff" if (value - low) / (high - low) < 0.6 else "#000000"
-            write_centered(
-                axis, (column, row), f"{value:.2f}" if abs(value) < 1e4 else f"{value:.1e}", size=8, color=color
-            )
+            text = nats_text(value) if in_nats else f"{value:.2f}" if abs(value) < 1e4 else f"{value:.1e}"
+            write_centered(axis, (column, row), text, size=8, color=color)
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     axis.set(xlabel="position", title=title)
     figure.colorbar(image, ax=axis)

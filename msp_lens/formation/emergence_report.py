@@ -14,7 +14,7 @@ from scipy import stats
 
 from msp_lens._checks import AtLeast, Count, Seed, checked
 from msp_lens._files import read_json, write_json
-from msp_lens._tables import TableView, skill_text
+from msp_lens._tables import TableView, nats_text, skill_text
 from msp_lens._values import Value
 from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.formation.emergence_plots import EmergencePlots, scored_text
@@ -255,8 +255,8 @@ class Emergence(Value, TableView):
         shown = pd.DataFrame(index=pd.Index([f"{each.step:,}" for each in self.snapshots], name="step"))
         if any(each.tokens is not None for each in self.snapshots):
             shown["tokens"] = ["–" if each.tokens is None else f"{each.tokens:,}" for each in self.snapshots]
+        shown["regret"] = list(map(nats_text, self._curve("regret")))
         columns = {
-            "regret": ("regret", 5),
             f"R² {self.best_site}": ("R² held out", 4),
             "in-sample": ("R² in-sample", 4),
         }

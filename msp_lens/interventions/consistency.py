@@ -21,6 +21,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens._tables import nats_text
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.nearest import nearest_belief
@@ -156,9 +157,10 @@ def prediction_consistency(
     columns = ("implied_to_model", "optimal_to_implied", "optimal_to_model", "average_to_model")
     records = [{"site": label} | dict(zip(columns, row.tolist(), strict=True)) for label, row in totals.items()]
     nearest = min(records, key=lambda row: row["implied_to_model"])
+    found, average = (nats_text(float(nearest[column])) for column in ("implied_to_model", "average_to_model"))
     notes = (
-        f"At {nearest['site']} the belief read implies what the model says to within {nearest['implied_to_model']:.3g} "
-        f"nats; a prediction that ignores the words is {nearest['average_to_model']:.3g} away.",
+        f"At {nearest['site']} the belief read implies what the model says to within {found} nats; a prediction that "
+        f"ignores the words is {average} away.",
         *(f"{sentence} Here it is left out." for sentence in caution),
         f"{description}. KL in nats, mean over positions, words weighted by probability.",
         "implied_to_model: KL(b̂ E ‖ model's), 0 if the model says what the belief read there implies. "

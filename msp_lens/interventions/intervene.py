@@ -17,6 +17,7 @@ from typing import Annotated
 import pandas as pd
 
 from msp_lens._checks import AtLeast, Count, Seed, checked
+from msp_lens._tables import nats_text
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import Engine
 from msp_lens.interventions.intervention_report import (
@@ -123,7 +124,7 @@ def intervene(
     rows, columns = ("site", "edit") if len(engine.edits) <= 8 else ("edit", "site")
     shown = {"position": wanted[0], "target": next(iter(engine.targets)), "strength": 1.0}
     label = "KL to the target's optimum (nats)"
-    cells = {"number": ".4f", "shade": "recovery", "mark": "worse_than_placebo"}
+    cells = {"shade": "recovery", "mark": "worse_than_placebo"}
     layout = Layout([rows, *varying], columns, "kl_to_target", label, chosen=shown, **cells)
     found = InterventionReport(title, table, tuple(keys), tuple(notes), provenance, layout)
     return replace(found, notes=(*_contrast(found), *worse_than_placebo(found), *notes))
@@ -137,7 +138,7 @@ def _contrast(found: InterventionReport) -> list[str]:
     numbers = []
     for row in whole:
         if all(row[key] == best[key] for key in ("site", "position", "target")):
-            numbers.append(f"{row['edit']} {row['kl_to_target']:.4f} ({percent(row['recovery'])})")
+            numbers.append(f"{row['edit']} {nats_text(row['kl_to_target'])} ({percent(row['recovery'])})")
     where = f"At {best['site']}, position {best['position']}"
     contrast = f"{where}, KL to the target and share recovered: {', '.join(numbers)}."
     place = {key: best[key] for key in ("site", "position", "target")}

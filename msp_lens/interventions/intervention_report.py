@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 import pandas as pd
 
-from msp_lens._checks import checked, converted
-from msp_lens._tables import TableView, json_records
+from msp_lens._checks import checked, converted, value_errors
+from msp_lens._tables import TableView, json_records, nats_text
 from msp_lens._values import Value
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from msp_lens.figures.style import ThemeName
+
+_IN_NATS = ("kl_to_target", "kl_to_actual")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,6 @@ class Layout:
         columns: The key whose values stand side by side.
         value: The measure shown.
         label: What it is, for an axis.
-        number: Its format.
         shade: A measure from 0 to 1 that shades a notebook's cells.
         mark: A truth value; numbers for which it holds are followed by an asterisk.
         across: The key along a picture's axis.
@@ -41,7 +41,6 @@ class Layout:
     columns: str
     value: str
     label: str
-    number: str = ".3g"
     shade: str | None = None
     mark: str | None = None
     across: str = "site"
@@ -105,10 +104,8 @@ class InterventionReport(Value, TableView):
         Raises:
             ValueError: if a field is missing, unknown or not what `to_dict` writes; the message names the field.
         """
-        try:
+        with value_errors():
             fields = converted(saved, _Saved, "saved")
-        except TypeError as error:
-            raise ValueError(str(error)) from None
         rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in fields["results"]]
         table, layout = pd.DataFrame(rows), Layout(**fields["layout"]) if fields["layout"] else None
         _check_layout(fields, layout)
@@ -184,10 +181,9 @@ class InterventionReport(Value, TableView):
 
     def _display(self) -> pd.DataFrame:
         layout = self.layout
-        number = layout.number if layout else ".3g"
 
         def text(value: Any) -> Any:
-            return "" if pd.isna(value) else f"{value:{number}}" if isinstance(value, float) else value
+            return "" if pd.isna(value) else nats_text(value) if isinstance(value, float) else value
 
         if layout is None:
             # A column with the same value in every row is not shown.
@@ -253,7 +249,9 @@ class InterventionPlots:
 
         table = self.report.map(edit, value=value, target=target)
         sites, positions = ([str(label) for label in axis] for axis in (table.index, table.columns))
-        return plot_heat_map(table.to_numpy(), sites, positions, title=f"{edit}: {value}", theme=theme)
+        return plot_heat_map(
+            table.to_numpy(), sites, positions, title=f"{edit}: {value}", in_nats=value in _IN_NATS, theme=theme
+        )
 
     def strengths(
         self, *, site: str, position: int | None = None, target: str | None = None, theme: ThemeName = "light"
@@ -284,7 +282,6 @@ class _SavedLayout(TypedDict):
     columns: str
     value: str
     label: str
-    number: NotRequired[str]
     shade: NotRequired[str | None]
     mark: NotRequired[str | None]
     across: NotRequired[str]
@@ -316,8 +313,6 @@ def _check_layout(saved: Mapping[str, Any], layout: Layout | None) -> None:
         named |= {"layout.rows": layout.rows, "layout.columns": [layout.columns], "layout.value": [layout.value]}
         named |= {"layout.shade": [layout.shade], "layout.mark": [layout.mark], "layout.across": [layout.across]}
         named |= {"layout.chosen": list(layout.chosen)}
-        if not re.fullmatch(r"\.\d[efg]", layout.number):
-            raise ValueError(f"saved.layout.number={layout.number!r}: give a format such as '.4f'.")
     for field, names in named.items():
         if unknown := [name for name in names if name is not None and name not in columns]:
             raise ValueError(
@@ -361,7 +356,7 @@ def effect_text(found: InterventionReport, edit: str = "steer", **where: Any) ->
     place = f"{edit} at {alone['site']}"
     compared = f"(placebo {recovered['placebo']}, wrong belief {recovered['wrong belief']})"
     share = f"{recovered[edit]} of the way to the target's optimum"
-    near, far = (f"{alone[column]:.4f}" for column in ("kl_to_actual", "kl_to_target"))
+    near, far = (nats_text(alone[column]) for column in ("kl_to_actual", "kl_to_target"))
     told = {
         "acts": f"The network acts on the belief written: {place} recovers {share} {compared}.",
         "in part": f"The network follows the belief written only in part: {place} recovers {share} {compared}.",

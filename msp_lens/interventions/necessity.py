@@ -20,6 +20,7 @@ from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
 from msp_lens._random import derived_generator
+from msp_lens._tables import nats_text
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
@@ -98,7 +99,7 @@ def necessity(
         _contrast(table),
         *(f"{sentence} Here it is left out of every mean." for sentence in caution),
         f"{description}, edited at every position. Mean regret over positions, nats; "
-        f"a predictor that knows only how often each token comes has {worth:.3g}.",
+        f"a predictor that knows only how often each token comes has {nats_text(worth)}.",
         "erase: LEACE, no linear trace of the belief is left. project out: only the probe's directions are removed; "
         "what is correlated with the belief in other directions stays. keep only: everything else becomes its mean "
         f"given the belief. random: as many random dimensions, mean of {n_random} draws.",
@@ -137,7 +138,7 @@ def _contrast(table: pd.DataFrame) -> str:
 
     def figure(edit: str) -> str:
         regret, share = rows.loc[(site, edit), ["regret", "share_lost"]]
-        return f"{regret:.3g}" + ("" if math.isnan(share) else f" ({percent(share)})")
+        return nats_text(regret) + ("" if math.isnan(share) else f" ({percent(share)})")
 
     return (
         f"At {site}, regret and the share of what context gives that is lost: left alone {figure('none')}, belief "

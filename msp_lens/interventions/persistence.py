@@ -17,6 +17,7 @@ from typing import Annotated
 import pandas as pd
 
 from msp_lens._checks import AtLeast, Count, Seed, checked
+from msp_lens._tables import nats_text
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import Engine
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, worse_than_placebo
@@ -110,9 +111,11 @@ def _contrast(table: pd.DataFrame) -> str:
     best = min(kl[edit, ALONE, 0, site] for site in sites)
     allowed = best + 0.1 * max(kl["none", ALONE, 0, sites[0]] - best, 0)
     site = next(site for site in sites if kl[edit, ALONE, 0, site] <= allowed)
-    alone = [kl["none", ALONE, after, site] for after in (0, 1)]
+    alone, written, onward = (
+        [nats_text(kl[name, edited, after, site]) for after in (0, 1)]
+        for name, edited in (("none", ALONE), (edit, ALONE), (edit, ONWARD))
+    )
     return (
-        f"{edit} at {site}: KL {kl[edit, ALONE, 0, site]:.3g} at once (left alone {alone[0]:.3g}); a token later "
-        f"{kl[edit, ALONE, 1, site]:.3g} if one position was written, {kl[edit, ONWARD, 1, site]:.3g} along the "
-        f"trajectory (left alone {alone[1]:.3g})."
+        f"{edit} at {site}: KL {written[0]} at once (left alone {alone[0]}); a token later {written[1]} if one "
+        f"position was written, {onward[1]} along the trajectory (left alone {alone[1]})."
     )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._tables import nats_text
 from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models import hooked
@@ -157,8 +158,8 @@ def untrained_end(regret: Float64[Tensor, "pos"]) -> list[str]:
         return []
     at, last, others = len(regret) - 1, float(regret[-1]), float(regret[:-1].max())
     return [
-        f"The last position, {at}, was probably never trained: regret there is {last:.2g} nats, and at most "
-        f"{others:.2g} before it. Leave it out: give msp.words(process, n_ctx={at}) in place of the process."
+        f"The last position, {at}, was probably never trained: regret there is {nats_text(last)} nats, and at most "
+        f"{nats_text(others)} before it. Leave it out: give msp.words(process, n_ctx={at}) in place of the process."
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from msp_lens._tables import nats_text
 from msp_lens.formation import Emergence, Snapshot
 from msp_lens.interventions.intervention_report import (
     InterventionReport,
@@ -87,18 +88,18 @@ def _training(training: TrainingRun, report: ProbeReport, emergence: Emergence |
     if regret > worth:
         yield (
             f"The network predicts worse than one that knows only how often each token comes: its regret is "
-            f"{regret:.2g} nats, that one's {worth:.2g}. It has not learned the process, and a random network can "
-            "reach a high R² too."
+            f"{nats_text(regret)} nats, that one's {nats_text(worth)}. It has not learned the process, and a random "
+            "network can reach a high R² too."
         )
     elif regret > little * worth:
         yield (
-            f"The network has not learned to predict well: its regret of {regret:.2g} nats is "
+            f"The network has not learned to predict well: its regret of {nats_text(regret)} nats is "
             f"{percent(regret / worth)} of that of predicting each token by its frequency. More training may change "
             "what it represents."
         )
     elif regret > little * untrained:
         yield (
-            f"The network has not learned to predict well: its regret of {regret:.2g} nats is "
+            f"The network has not learned to predict well: its regret of {nats_text(regret)} nats is "
             f"{percent(regret / untrained)} of the untrained network's. More training may change what it represents."
         )
 

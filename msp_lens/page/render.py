@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from msp_lens._tables import TableView
+from msp_lens._tables import TableView, nats_text
 from msp_lens._templates import render_template
 from msp_lens.beliefs import Measure, entropy_rate, presentation
 from msp_lens.figures.movie import Movie
@@ -82,6 +82,7 @@ def render_page(
         process=training.process,
         facts=_facts(training.process),
         training=training,
+        nats=nats_text,
         regret=float(training.regret.mean()),
         optimum=float(training.optimum.mean()),
         report=report,
@@ -138,7 +139,7 @@ def _facts(process: Process) -> dict[str, str]:
 
 def rate_text(rate: Measure) -> str:
     """An entropy rate to four decimals; its bounds, where they differ in those."""
-    low, high = f"{rate.lower:.4f}", f"{rate.upper:.4f}"
+    low, high = nats_text(rate.lower), nats_text(rate.upper)
     return low if low == high else f"between {low} and {high}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._tables import skill_text
+from msp_lens._tables import nats_text, skill_text
 from msp_lens.probing.controls import interval_text
 from msp_lens.probing.probe_tables import ClassReadouts, ProbeTables
 from msp_lens.processes.process import Process
@@ -153,7 +153,7 @@ def _skill_notes(tables: ProbeTables) -> list[str]:
 def _regret_notes(regret: Float64[Tensor, "pos"] | None) -> list[str]:
     if regret is None:
         return []
-    mean, low, high = (f"{float(nats):.2g}" for nats in (regret.mean(), *regret.aminmax()))
+    mean, low, high = map(nats_text, (regret.mean(), *regret.aminmax()))
     lines = [f"Regret of the model: {mean} nats on average over positions ({low} to {high})."]
     position = untrained_position(regret)
     if position is not None:
@@ -164,9 +164,9 @@ def _regret_notes(regret: Float64[Tensor, "pos"] | None) -> list[str]:
         others = [p for p in range(n_ctx) if p != position]
         remedy = f"n_ctx={n_ctx - 1}" if is_last else f"n_ctx={n_ctx}, positions={others}"
         lines.append(
-            f"Position {position}{' (the last)' if is_last else ''} has a regret of {float(regret[position]):.2g} "
-            f"nats, the others at most {rest:.2g}{f', {reason}' if is_last else ''}. Results that take it in say "
-            f"little about the rest; leave it out: data=msp.words(process, {remedy})."
+            f"Position {position}{' (the last)' if is_last else ''} has a regret of {nats_text(regret[position])} "
+            f"nats, the others at most {nats_text(rest)}{f', {reason}' if is_last else ''}. Results that take it in "
+            f"say little about the rest; leave it out: data=msp.words(process, {remedy})."
         )
     return lines
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from msp_lens._checks import Share
 from msp_lens._files import check_tensors
-from msp_lens._tables import TableView
+from msp_lens._tables import TableView, nats_text
 from msp_lens._values import Value
 from msp_lens.moments.logistic import ClassScore, LogisticMap, SavedClassScore
 from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, SavedHeldOut, SavedScore, Score, skill, skill_interval
@@ -98,10 +98,11 @@ class ClassReadouts(Value, TableView):
         best = min(self.readouts, key=lambda each: each.held_out.cross_entropy)
         score, (commonest, share) = best.held_out, max(self.shares.items(), key=lambda each: each[1])
         auc = "" if math.isnan(score.auc) else f", AUC {score.auc:.3f}"
+        cost, entropy = nats_text(score.cross_entropy), nats_text(self.entropy)
         return (
             f"Classes, by logistic read-outs (report.classes), held out: at {best.site} {score.accuracy:.1%} are "
-            f"right{auc}, cross-entropy {score.cross_entropy:.3f} nats; {commonest!r} alone is right for {share:.1%}, "
-            f"and the classes' entropy is {self.entropy:.3f} nats."
+            f"right{auc}, cross-entropy {cost} nats; {commonest!r} alone is right for {share:.1%}, "
+            f"and the classes' entropy is {entropy} nats."
         )
 
     def summary(self) -> list[str]:
@@ -113,7 +114,7 @@ class ClassReadouts(Value, TableView):
         return "Logistic read-outs of classes"
 
     def _display(self) -> pd.DataFrame:
-        return self.to_dataframe().map(lambda value: "–" if math.isnan(value) else f"{value:.4f}")
+        return self.to_dataframe().map(nats_text)
 
     def description(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON-ready values."""

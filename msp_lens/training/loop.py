@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from msp_lens._checks import Seed, check_at_least, checked
 from msp_lens._distributed import agreed, is_main, process_count, share, total, wait
 from msp_lens._files import without_nan
+from msp_lens._tables import nats_text
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
@@ -202,7 +203,8 @@ def _run(training: Training, folder: RunFolder | None, log_to: Logger | None, *,
             bar.update()
             if record is not None:
                 regret = record["regret"]
-                bar.set_postfix_str(f"loss {optimum + regret:.4f}, optimum {optimum:.4f}, regret {regret:.1e} nats")
+                loss, least, above = map(nats_text, (optimum + regret, optimum, regret))
+                bar.set_postfix_str(f"loss {loss}, optimum {least}, regret {above} nats")
                 if folder is not None:
                     folder.append(record)
                 if log_to is not None:

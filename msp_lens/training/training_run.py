@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Seed, checked
 from msp_lens._files import as_saved, read_lines
+from msp_lens._tables import nats_text
 from msp_lens._values import Value
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.models.hooked import HookedModel, context_length
@@ -92,7 +93,7 @@ class TrainingRun(Value):
         resumed = f", resumed at step {self.resumed_from}" if self.resumed_from is not None else ""
         steps = f"{self.process.name}: {self.step} steps in {self.seconds:.0f} s{resumed}"
         regret, optimum = float(self.regret.mean()), float(self.optimum.mean())
-        return f"TrainingRun({steps}, regret {regret:.2g} nats, optimum {optimum:.5f})"
+        return f"TrainingRun({steps}, regret {nats_text(regret)} nats, optimum {nats_text(optimum)})"
 
 
 class _Ending(TypedDict):

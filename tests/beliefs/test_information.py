@@ -298,8 +298,9 @@ def test_a_start_that_is_not_stationary_is_forgotten():
 def test_measures_as_values():
     bounded = Measure(0.5, 0.4, math.inf, "a method")
     assert bounded.to_dict() == {"nats": 0.5, "lower": 0.4, "upper": None, "method": "a method"}
-    assert repr(bounded) == "0.5 nats, between 0.4 and inf (a method)"
-    assert repr(Measure(1 / 3, 1 / 3, 1 / 3, "unifilar")) == "0.333333 nats (unifilar)"
+    assert repr(bounded) == "0.5000 nats, between 0.4000 and ∞ (a method)"
+    assert repr(Measure(1 / 3, 1 / 3, 1 / 3, "unifilar")) == "0.3333 nats (unifilar)"
+    assert repr(Measure(0.5, 0.499999, 0.500001, "two bounds")) == "0.5000 nats (two bounds)"
     assert [Measure(1.0, 1.0, 1.0 + gap, "").is_exact for gap in (5e-10, 2e-9)] == [True, False]
 
 

@@ -9,6 +9,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens import interventions as edits
+from msp_lens._tables import nats_text
 from msp_lens.beliefs import continuations, filter_from, nearest_distribution
 from msp_lens.interventions import InterventionReport
 from tests.hooked_models import Observer
@@ -267,7 +268,7 @@ def test_predictions_are_compared_over_the_models_whole_vocabulary(forgetful):
     nearest = table.loc[table["implied_to_model"].idxmin()]
     assert found.keys == ("site",)
     assert found.summary()[0].startswith(f"At {nearest['site']} the belief read implies what the model says to within ")
-    assert f"{nearest['implied_to_model']:.3g} nats" in found.summary()[0]
+    assert f"{nats_text(nearest['implied_to_model'])} nats" in found.summary()[0]
 
 
 def test_words_of_two_tokens_have_one_step(random_model, random_report, mess3):

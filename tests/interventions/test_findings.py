@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import msp_lens as msp
+from msp_lens._tables import nats_text
 from msp_lens.interventions import InterventionReport
 from msp_lens.interventions.intervention_report import Layout, effect, effect_text, worse_than_placebo
 from msp_lens.interventions.preparation import untrained_end
@@ -57,7 +58,7 @@ def made(kl, *, regret, error=0.01, above=0.5, site="1_post", marked=()):
         for edit, value in kl.items()
     ]
     keys = ("site", "position", "edit", "target", "strength")
-    layout = Layout(["site"], "edit", "kl_to_target", "KL", number=".4f", shade="recovery", mark="worse_than_placebo")
+    layout = Layout(["site"], "edit", "kl_to_target", "KL", shade="recovery", mark="worse_than_placebo")
     return InterventionReport("Made up", pd.DataFrame(rows), keys, ("A note.",), {"positions": [5]}, layout)
 
 
@@ -183,7 +184,7 @@ class TestALastPositionThatWasNeverTrained:
         found = untrained_end(torch.tensor(regret, dtype=torch.float64))
         assert bool(found) == named
         if named:
-            last, others = f"{regret[-1]:.2g}", f"{max(regret[:-1]):.2g}"
+            last, others = nats_text(regret[-1]), nats_text(max(regret[:-1]))
             expected = f"The last position, {len(regret) - 1}, was probably never trained: regret there is {last} nats"
             assert found[0].startswith(f"{expected}, and at most {others} before it.")
             assert f"msp.words(process, n_ctx={len(regret) - 1})" in found[0]
@@ -250,7 +251,6 @@ class TestAReportIsAPlainValue:
             (("layout", "shade"), "score", r"saved\.layout\.shade: 'score' is no field"),
             (("layout", "mark"), "score", r"saved\.layout\.mark: 'score' is no field"),
             (("layout", "rows"), ["score"], r"saved\.layout\.rows: 'score' is no field"),
-            (("layout", "number"), ".999999999f", r"saved\.layout\.number='\.999999999f': give a format such as"),
             (("layout", "font"), "Arial", r"saved\.layout\.font"),
             (("shown",), {"layer": [1]}, r"saved\.shown: 'layer' is no field"),
             (("extra",), 1, r"saved\.extra"),

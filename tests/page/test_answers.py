@@ -100,7 +100,7 @@ def test_a_last_position_that_was_never_trained_is_named(random_network):
     training, report = random_network
     regret = torch.tensor([1e-3, 2e-3, 1e-3, 1.4], dtype=torch.float64)
     page = page_of(dataclasses.replace(training, regret=regret), report)
-    assert "The last position, 3, was probably never trained: regret there is 1.4 nats" in page
+    assert "The last position, 3, was probably never trained: regret there is 1.4" in page
     assert "msp.words(process, n_ctx=3)" in page
 
 

@@ -83,7 +83,7 @@ def test_a_position_far_above_the_rest_is_named_with_the_remedy(report):
     from dataclasses import replace
 
     last = replace(report, regret=torch.tensor([0.001, 0.002, 0.001, 0.001, 0.4]).double())
-    assert "Position 4 (the last) has a regret of 0.4 nats, the others at most 0.002" in text(last)
+    assert "Position 4 (the last) has a regret of 0.4000 nats, the others at most 0.002" in text(last)
     assert "data=msp.words(process, n_ctx=4)" in text(last)
     first = replace(report, regret=torch.tensor([0.4, 0.001, 0.002, 0.001, 0.001]).double())
     assert "data=msp.words(process, n_ctx=5, positions=[1, 2, 3, 4])" in text(first)
