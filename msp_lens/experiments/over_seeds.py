@@ -66,8 +66,8 @@ class OverSeeds(Value, TableView):
 
     def summary(self) -> list[str]:
         """What the numbers are."""
-        regrets = self.to_dataframe().groupby("seed")["regret"].first()
-        lowest, highest = (nats_text(float(end)) for end in (regrets.min(), regrets.max()))
+        regrets = self.to_dataframe().groupby("seed")["regret"].first().to_numpy()
+        lowest, highest = map(nats_text, (regrets.min(), regrets.max()))
         named = ", ".join(map(str, self.seeds))
         return [
             f"{len(self.seeds)} networks, trained from the seeds {named} and probed alike: the mean over them ± the "
