@@ -55,6 +55,31 @@ class AtLeast:
 
 
 @dataclasses.dataclass(frozen=True)
+class Above:
+    """For `Annotated`: the number is greater than the bound."""
+
+    bound: float
+
+    def check(self, value: Any) -> None:
+        """Raise `MismatchError` if the value breaks the rule."""
+        if not value > self.bound:
+            raise MismatchError(value, f"give a number above {self.bound:g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Below:
+    """For `Annotated`: the number is less than the bound; infinity as the bound asks for a finite number."""
+
+    bound: float
+
+    def check(self, value: Any) -> None:
+        """Raise `MismatchError` if the value breaks the rule."""
+        if not value < self.bound:
+            rule = "that is not infinite" if math.isinf(self.bound) else f"below {self.bound:g}"
+            raise MismatchError(value, f"give a number {rule}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Between:
     """For `Annotated`: the number is in the closed interval; the reason is for the message."""
 

@@ -17,18 +17,20 @@ import psutil
 import torch
 from torch import Tensor
 
-from msp_lens._annotations import AtLeast, Between, converted
+from msp_lens._annotations import Above, AtLeast, Below, Between, converted
 from msp_lens._arrays import LARGEST_INTEGER, MismatchError, as_whole_numbers, is_finite, refusal, shown
 
 __all__ = [
+    "Above",
     "AtLeast",
+    "Below",
     "Between",
     "Count",
+    "Positive",
     "Seed",
     "Share",
     "as_tokens",
     "check_at_least",
-    "check_batch_size",
     "check_finite",
     "check_memory",
     "checked",
@@ -40,6 +42,7 @@ __all__ = [
 
 Count = Annotated[int, AtLeast(1)]
 Seed = Annotated[int, Between(0, LARGEST_INTEGER)]
+Positive = Annotated[float, Above(0)]
 Share = Annotated[float, Between(0, 1)]
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
@@ -169,11 +172,6 @@ def check_at_least(name: str, value: float | None, minimum: float, reason: str =
     if value is not None and not value >= minimum:
         because = f" ({reason})" if reason else ""
         raise ValueError(f"{name}={value}: give at least {minimum:g}{because}.")
-
-
-def check_batch_size(batch_size: int | None) -> None:
-    """Raise `ValueError` unless a batch holds at least one word; `None` is the default size."""
-    check_at_least("batch_size", batch_size, 1, "the number of words in one forward pass")
 
 
 def check_finite(values: Tensor, where: str, remedy: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import msp_lens as msp
-from msp_lens._checks import _resolved
+from msp_lens._checks import _resolved, converted
 
 ROOMS = (
     "processes",
@@ -115,11 +115,22 @@ CONTAINERS |= {"fractions in a list"}
 NO_NUMBER = {"text", "empty text", "None", "an object", "a complex number", "a network without hooks"} | CONTAINERS
 
 
+def refuses(annotation: Any, number: float) -> bool:
+    """Whether a range in the annotation leaves the number out."""
+    try:
+        converted(number, annotation, "number")
+    except ValueError:
+        return True
+    return False
+
+
 def bad_for(annotation: Any, name: str) -> frozenset[str]:
     """Which of the bad values are bad for an annotation; nothing is claimed where anything might be meant."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return bad_for(arguments[0], name) | ({"a negative number"} if arguments[0] is int else set())
+        return bad_for(arguments[0], name) | (
+            {"a negative number"} if refuses(annotation, BAD["a negative number"]) else set()
+        )
     if origin in (Union, types.UnionType):
         return frozenset.intersection(*(bad_for(each, name) for each in arguments))
     if annotation in (None, type(None)):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from msp_lens._annotations import AtLeast, Between, converted, register
+from msp_lens._annotations import Above, AtLeast, Below, Between, converted, register
 from msp_lens._checks import Count, Seed, Share, as_tokens, check_memory, checked
 
 
@@ -87,6 +87,11 @@ def test_choices_and_ranges():
         converted(1, Annotated[int, AtLeast(2, "cross-validation needs two folds")], "n_folds")
     with pytest.raises(ValueError, match=r"p=1.5: give a number from 0 to 1 \(it is a probability\)"):
         converted(1.5, Annotated[float, Between(0, 1, "it is a probability")], "p")
+    for value, rule in ((0, "above 0"), (-1, "above 0"), (1, "below 1")):
+        with pytest.raises(ValueError, match=rf"^share={value}\.0: give a number {rule}\.$"):
+            converted(value, Annotated[float, Above(0), Below(1)], "share")
+    with pytest.raises(ValueError, match=r"^rate=inf: give a number that is not infinite\.$"):
+        converted(math.inf, Annotated[float, Above(0), Below(math.inf)], "rate")
     with pytest.raises(ValueError, match=r"seed=-1: give a number from 0 to 2\*\*63 - 1"):
         converted(-1, Seed, "seed")
     assert converted(None, Count | None, "n_words") is None

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import AtLeast, Count, checked
+from msp_lens._checks import AtLeast, Below, Count, Positive, checked
 from msp_lens._values import Value
 from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
@@ -30,6 +30,7 @@ from msp_lens.processes.process import Process
 MERGE_TOLERANCE = 1e-10
 
 Depth = Annotated[int, AtLeast(0, "the length of the longest words")]
+LeastProbability = Annotated[float, AtLeast(0), Below(1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class Level(Value):
 
 @checked
 def walk_levels(
-    process: Process, depth: Depth, *, tolerance: float | None = None, min_probability: float = 0.0
+    process: Process, depth: Depth, *, tolerance: Positive | None = None, min_probability: LeastProbability = 0.0
 ) -> Iterator[Level]:
     """The levels of the tree for word lengths 1 to `depth`, each made from the one above.
 
@@ -78,10 +79,6 @@ def walk_levels(
         >>> [len(level) for level in walk_levels(golden_mean(p=0.5), 5, tolerance=1e-10)]
         [2, 2, 2, 2, 2]
     """
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance}: give a distance above 0, or None to merge nothing.")
-    if not 0 <= min_probability < 1:
-        raise ValueError(f"min_probability={min_probability}: it must be at least 0 and below 1.")
     root = process.initial.unsqueeze(0)
     return grow(process, root, torch.zeros(1, dtype=torch.float64), depth, tolerance, min_probability)
 
@@ -220,8 +217,8 @@ def mixed_states(
     process: Process,
     depth: Depth,
     *,
-    tolerance: float | None = MERGE_TOLERANCE,
-    min_probability: float = 0.0,
+    tolerance: Positive | None = MERGE_TOLERANCE,
+    min_probability: LeastProbability = 0.0,
     max_nodes: Count = 5_000_000,
 ) -> MixedStates:
     """The mixed states that the words of up to `depth` tokens lead to, level by level, equal ones merged.

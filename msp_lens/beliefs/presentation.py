@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from msp_lens._checks import Count, check_memory, checked
+from msp_lens._checks import Above, Below, Count, check_memory, checked
 from msp_lens._values import Value
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
 from msp_lens.figures.labels import subscript
@@ -166,7 +166,9 @@ class Presentation(Value):
 
 
 @checked
-def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_states: Count = 2_000) -> Presentation:
+def presentation(
+    process: Process, *, tolerance: Annotated[float, Above(0), Below(1)] = MERGE_TOLERANCE, max_states: Count = 2_000
+) -> Presentation:
     """The mixed-state presentation, expanded from the prior until no new belief appears.
 
     Args:
@@ -184,8 +186,6 @@ def presentation(process: Process, *, tolerance: float = MERGE_TOLERANCE, max_st
         >>> presentation(z1r()).labels
         ('η', 'η₀', 'η₁', 'η₀₀', 'η₀₁', 'η₁₀', 'η₁₁')
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance={tolerance}: give a distance between 0 and 1.")
     beliefs = process.initial.unsqueeze(0)
     words: list[tuple[int, ...]] = [()]
     edges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []

@@ -25,12 +25,12 @@ from msp_lens.figures.layouts import layered_layout, spring_layout
 from msp_lens.figures.style import (
     LONGEST_LINE,
     LONGEST_NAME,
+    THEMES,
     Picture,
     Theme,
     ThemeName,
     plain_text,
     shortened,
-    theme_named,
     write_centered,
 )
 
@@ -69,7 +69,7 @@ def plot_generator(
     token, source, target = np.nonzero(np.abs(transitions) > 0)
     arrows = _merged(source, target, [tokens[x] for x in token.tolist()], transitions[token, source, target])
     places = spring_layout(len(states), _edges(arrows), gap=_gap(arrows))
-    return _Drawing(states, places, is_recurrent, arrows, theme_named(theme)).finished(title)
+    return _Drawing(states, places, is_recurrent, arrows, THEMES[theme]).finished(title)
 
 
 @checked
@@ -119,7 +119,7 @@ def plot_presentation(
     for members, ring in zip(groups, rings, strict=True):
         places[members] = ring + np.array([left - ring[:, 0].min(), top - ring[:, 1].max()])
         top -= float(np.ptp(ring[:, 1])) + gap
-    drawing = _Drawing(names, places, label >= 0, arrows, theme_named(theme), is_expanded)
+    drawing = _Drawing(names, places, label >= 0, arrows, THEMES[theme], is_expanded)
     drawing.mark_start()
     return drawing.finished(title)
 

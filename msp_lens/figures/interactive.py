@@ -16,7 +16,7 @@ from torch import Tensor
 
 from msp_lens._checks import Count, checked
 from msp_lens.figures.projections import TETRAHEDRON, Beliefs, Panels, arranged, density_image, png
-from msp_lens.figures.style import Theme, ThemeName, theme_named
+from msp_lens.figures.style import THEMES, Theme, ThemeName
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -50,7 +50,7 @@ def explore_beliefs(
     for name, rows in {"words": words, "positions": positions}.items():
         if len(rows) != len(true):
             raise ValueError(f"{name} has {len(rows)} rows and true {len(true)}: give one for each prefix.")
-    look = theme_named(theme)
+    look = THEMES[theme]
     beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
     panels = arranged(beliefs_of, weights, states, look)
     symbols = [_as_text(symbol) for symbol in tokens or map(str, range(int(words.max()) + 1))]

@@ -22,13 +22,13 @@ from msp_lens.figures.labels import Box, around, first_free, subscript, text_box
 from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
 from msp_lens.figures.style import (
     LONGEST_NAME,
+    THEMES,
     Picture,
     Theme,
     ThemeName,
     finished,
     new_figure,
     shortened,
-    theme_named,
     write_centered,
 )
 
@@ -76,7 +76,7 @@ def plot_beliefs(
     if outside := [row for row in path if not 0 <= row < len(true)]:
         raise ValueError(f"path has the row {outside[0]}: give rows of the true beliefs, 0 to {len(true) - 1}.")
     beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
-    panels = arranged(beliefs_of, weights, states, theme_named(theme))
+    panels = arranged(beliefs_of, weights, states, THEMES[theme])
     across = min(columns, len(beliefs_of))
     down = -(-len(beliefs_of) // across)
     height = (PANEL * panels.aspect + 0.3) * down
@@ -119,7 +119,7 @@ def plot_positions(
         shown = [there[place] for place in places]
     if missing := [position for position in shown if position not in there]:
         raise ValueError(f"shown has position {missing[0]}; prefixes end at positions {there[0]} to {there[-1]}.")
-    panels = arranged({"true": true} | dict(represented), weights, states, theme_named(theme))
+    panels = arranged({"true": true} | dict(represented), weights, states, THEMES[theme])
     if not len(shown):
         raise ValueError("shown=[]: give at least one position.")
     side, down, across = 2.5, len(panels.points), len(shown)

@@ -81,18 +81,11 @@ class Picture(Figure):
         return small.getvalue()
 
 
-def theme_named(name: str) -> Theme:
-    """The theme of that name; raises ValueError if there is none."""
-    if name not in THEMES:
-        raise ValueError(f"theme={name!r}: there are {' and '.join(map(repr, THEMES))}.")
-    return THEMES[name]
-
-
 def new_figure(
     width: float, height: float, theme: str, *, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Picture, list[Axes], Theme]:
     """An empty figure of that size in inches, its axes row by row, and its theme; options are those of `subplots`."""
-    look = theme_named(theme)
+    look = THEMES[theme]
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
     figure = Picture(figsize=(width, height), layout=layout, facecolor=look.paper)
     return figure, figure.subplots(rows, columns, squeeze=False, **options).flatten().tolist(), look

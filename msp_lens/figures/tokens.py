@@ -19,7 +19,7 @@ from msp_lens._checks import checked
 from msp_lens._files import write_atomically
 from msp_lens._templates import render_template
 from msp_lens.figures.projections import belief_colors, check_drawable, check_states
-from msp_lens.figures.style import ThemeName, one_for_each, theme_named
+from msp_lens.figures.style import THEMES, ThemeName, one_for_each
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def word_view(
         >>> print(word_view(["1", "1"], {"true": torch.eye(3)[:2]}, states=["0", "1", "R"]).title)
         1 1
     """
-    look = theme_named(theme)
+    look = THEMES[theme]
     one_for_each(beliefs=beliefs)
     first = next(iter(beliefs.values()))
     check_states(states, first.shape[1])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._checks import Count, checked
+from msp_lens._checks import Count, Positive, checked
 from msp_lens._values import Value
 from msp_lens.data import BeliefDataset
 from msp_lens.models.activations import stream_activations
@@ -34,7 +34,7 @@ def belief_centroids(
     dataset: BeliefDataset,
     sites: Sites = None,
     *,
-    width: float = 0.01,
+    width: Positive = 0.01,
     batch_size: Count | None = None,
 ) -> Centroids:
     """The centroids of activations, prefixes weighted by probability, in one pass; memory grows with the cells only.
@@ -51,8 +51,6 @@ def belief_centroids(
         KeyError: if the model lacks a site.
         ValueError: if the width is not positive, or the model does not fit the dataset.
     """
-    if not width > 0:
-        raise ValueError(f"width={width:g}: give a number above 0 (the width of a cell of beliefs).")
     check_fits(model, dataset.process, dataset.n_ctx)
     beliefs, weights = dataset.prefix_beliefs, dataset.prefix_weights("probability")
     _, cells = (beliefs / width).round().unique(dim=0, return_inverse=True)

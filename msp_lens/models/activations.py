@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from msp_lens._checks import Count, check_batch_size, checked
+from msp_lens._checks import Count, checked
 from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device, site_index
 from msp_lens.models.sites import Site, Sites
@@ -66,8 +66,7 @@ def stream_activations(
 
 
 def words_per_batch(batch_size: int | None, n_ctx: int) -> int:
-    """The given batch size, checked, or by default about 8,192 tokens' worth of words."""
-    check_batch_size(batch_size)
+    """The given batch size, or by default about 8,192 tokens' worth of words."""
     # Few enough tokens for the activations of a small model to stay in a CPU's cache (measured: four times as many
     # take 1.6 times as long), enough to keep a small GPU busy.
     return batch_size or max(1, 8_192 // n_ctx)

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from msp_lens._checks import AtLeast, Count, checked
+from msp_lens._checks import Above, AtLeast, Below, Count, checked
 
 Optimizer = Literal["adamw", "muon", "sgd"]
 Schedule = Literal["linear", "cosine", "constant"]
 CheckpointSchedule = Literal["logarithmic", "linear"]
+
+_Decay = Annotated[float, AtLeast(0), Below(1)]
+_Size = Annotated[float, Above(0), Below(math.inf)]
 
 
 @checked
@@ -46,17 +49,17 @@ class TrainingConfig:
     steps: Count = 1500
     batch_size: Count = 256
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    momentum: float | None = None
-    weight_decay: Annotated[float, AtLeast(0)] = 0.0
+    learning_rate: _Size = 3e-3
+    betas: tuple[_Decay, _Decay] = (0.9, 0.98)
+    momentum: _Decay | None = None
+    weight_decay: Annotated[float, AtLeast(0), Below(math.inf)] = 0.0
     schedule: Schedule = "linear"
     warmup_steps: Annotated[int, AtLeast(0)] = 100
-    clip_norm: float | None = None
+    clip_norm: _Size | None = None
     mixed_precision: Literal["bfloat16"] | None = None
-    averaging: float | None = None
-    max_seconds: float | None = None
-    target_regret: float | None = None
+    averaging: _Decay | None = None
+    max_seconds: _Size | None = None
+    target_regret: _Size | None = None
     log_every: Count = 50
     save_every: Count = 250
     checkpoints: tuple[int, ...] | CheckpointSchedule | None = None
@@ -64,18 +67,6 @@ class TrainingConfig:
     checkpoints_in: Literal["steps", "tokens"] = "steps"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_norm", "max_seconds", "target_regret"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}: give a number above 0, and not infinity.")
-        if self.weight_decay == math.inf:
-            raise ValueError("weight_decay=inf: give a number that is not infinite.")
-        for name in ("momentum", "averaging"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"{name}={value}: give a number from 0 to below 1.")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={self.betas}: give two numbers from 0 to below 1.")
         if isinstance(self.checkpoints, tuple):
             last = self.steps if self.checkpoints_in == "steps" else math.inf
             if not all(0 <= step <= last for step in self.checkpoints):

@@ -89,8 +89,6 @@ def train(
     """
     chosen = recipe(preset, process)
     config = config or chosen.training
-    if log_to is not None and not callable(log_to):
-        raise TypeError(f"log_to={log_to!r}: give a function of a record, such as tensorboard_logger(folder).")
     if out is not None:
         check_is_folder(Path(out))
     # Gradients may be off in the caller's code, as is usual in interpretability.

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from msp_lens.figures.curves import plot_regret, plot_sites
-from msp_lens.figures.style import THEMES, ordered_colors, theme_named
+from msp_lens.figures.style import THEMES, ordered_colors
 
 BARS = (["a", "b"], [0.5, 0.6], [0.7, 0.8], [0.1, 0.2])
 
@@ -24,7 +24,7 @@ def contrast(first, second):
 
 @pytest.mark.parametrize("name", THEMES)
 def test_text_and_series_can_be_seen_on_their_paper(name):
-    theme = theme_named(name)
+    theme = THEMES[name]
     assert contrast(theme.ink, theme.paper) > 12
     assert contrast(theme.soft, theme.paper) > 4.5
     assert all(contrast(color, theme.paper) > 1.9 for color in theme.palette[:7])
@@ -42,8 +42,8 @@ def test_a_theme_colors_paper_text_and_axes_and_no_global_setting():
     assert axis.yaxis.label.get_color() == dark.ink
     assert {text.get_color() for text in axis.get_legend().get_texts()} == {dark.ink}
     assert {label.get_color() for label in axis.get_xticklabels()} == {dark.ink}
-    with pytest.raises(ValueError, match="theme='sepia': there are 'light' and 'dark'"):
-        theme_named("sepia")
+    with pytest.raises(ValueError, match="theme='sepia': choose one of 'light', 'dark'"):
+        plot_sites(*BARS, theme="sepia")
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
