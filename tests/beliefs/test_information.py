@@ -389,6 +389,26 @@ def test_a_long_past_gains_what_is_left_of_the_rate():
         assert float(gains.mean()) == pytest.approx(float(exact[depth - 1]) - expected, abs=4 * error)
 
 
+def test_a_long_past_gains_nothing_over_the_tokens_that_tell_the_state():
+    """The last token of the golden mean process tells its state; before it, h_1 - h is missing."""
+    process = msp.processes.golden_mean(p=0.5)
+    assert information._gains_of_a_long_past(process, process.initial, 2, 50).abs().max() < 1e-12
+    gains = information._gains_of_a_long_past(process, process.initial, 1, 4_000)
+    expected = float(entropy(process.initial @ process.emissions)) - 2 / 3 * math.log(2)
+    assert float(gains.mean()) == pytest.approx(expected, abs=4 * float(gains.std()) / 4_000**0.5)
+
+
+def test_pasts_are_as_many_as_time_and_memory_allow(monkeypatch):
+    asked = []
+    monkeypatch.setattr(information, "WIDE", 0.0)
+    monkeypatch.setattr(
+        information, "_gains_of_a_long_past", lambda *given: asked.append(given[-1]) or torch.zeros(2).double()
+    )
+    for n_states, max_level in ((2, 4), (2, 1_999), (2, 3_000), (20, 2_000), (250, 8)):
+        entropy_rate(msp.processes.random_process(n_states, 2, seed=0), max_level=max_level)
+    assert asked == [100, 19_990, 20_000, 2**22 // 400, 100]
+
+
 def turned(process):
     """The same process with its states in another basis, where they are no longer probabilities."""
     generator = torch.Generator().manual_seed(0)

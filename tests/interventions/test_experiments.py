@@ -271,6 +271,28 @@ def test_predictions_are_compared_over_the_models_whole_vocabulary(forgetful):
     assert f"{nats_text(nearest['implied_to_model'])} nats" in found.summary()[0]
 
 
+def test_what_a_wild_read_implies_is_made_a_prediction():
+    """Read off the cone of a generalized process, negative probabilities count as 0 and the rest add up to 1."""
+    process = msp.processes.bloch_walk()
+    dataset, model = msp.data.all_words(process, 3), Observer(process)
+    report = msp.probe(model, dataset, sites="hook_beliefs", controls=False, progress=False)
+    plain = report["hook_beliefs"]
+    wild = dataclasses.replace(plain, read_map=dataclasses.replace(plain.read_map, weights=8 * plain.read_map.weights))
+    implied = wild.predict(dataset.beliefs) @ process.emissions
+    assert (implied < 0).any()
+    implied = torch.where(implied > 0, implied, 0.0)
+    implied = implied / implied.sum(-1, keepdim=True)
+    # The network's own predictions are the optimal ones.
+    optimal = dataset.beliefs @ process.emissions
+    apart = torch.where(implied > 0, implied * (implied / optimal).log(), 0.0).sum(-1)
+    regret = (optimal * (optimal / implied.clamp(min=1e-6)).log()).sum(-1)
+    average = (dataset.word_weights[:, None, None] * optimal).sum(0).mean(0)
+    null = (average * (average / optimal).log()).sum(-1)
+    row = edits.prediction_consistency(model, dataset, probes=wild).select(site="hook_beliefs")
+    for column, each in (("implied_to_model", apart), ("optimal_to_implied", regret), ("average_to_model", null)):
+        assert row[column] == pytest.approx(float((dataset.word_weights @ each).mean()), rel=1e-10)
+
+
 def test_words_of_two_tokens_have_one_step(random_model, random_report, mess3):
     words = msp.data.all_words(mess3, 2)
     found = msp.interventions.bayes_consistency(random_model, words, probes=random_report["0_post"])

@@ -176,6 +176,8 @@ class TestALastPositionThatWasNeverTrained:
             ([0.1, 0.15, 0.1, 1.6], True),
             ([1e-4, 1e-4, 1e-4, 0.02], True),
             ([0.001, 0.9], True),
+            ([0.5, 5.0], False),
+            ([0.5, 5.01], True),
             ([0.9, 0.001, 0.001], False),
             ([0.9], False),
         ],

@@ -1,5 +1,7 @@
 """What probes know of the words that they were fitted on: their length, and whether they have beliefs at all."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,16 @@ def test_the_length_of_the_words_is_the_probes(model, report, mess3):
     shorter = msp.probe(model, msp.words(mess3, n_ctx=3), sites="hook_state", progress=False)["hook_state"]
     both = [shorter, report["hook_embed"]]
     assert msp.intervene(model, mess3, probes=both, positions=-1, n_words=10).provenance["positions"] == [2]
+
+
+@pytest.mark.parametrize("name", ["necessity", "bayes_consistency", "prediction_consistency"])
+def test_words_whose_length_nothing_states_are_asked_for(name, model, report, words, mess3):
+    """A probe without a record of its words says nothing, whatever the others record."""
+    silent = dataclasses.replace(report["hook_embed"], provenance={})
+    with pytest.raises(ValueError, match=r"does not say how long its context is .*: give a dataset\.$"):
+        EXPERIMENTS[name](model, mess3, probes=silent)
+    both = [silent, report["hook_state"]]
+    assert EXPERIMENTS[name](model, mess3, probes=both) == EXPERIMENTS[name](model, words, probes=both)
 
 
 def test_a_context_that_the_model_states_goes_first(random_model, random_report, mess3):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import numpy as np
 import pandas as pd
@@ -205,6 +206,12 @@ def test_probes_are_taken_in_the_order_of_the_forward_pass(random_model, random_
     ordered = preparation.in_firing_order(random_model, given)
     assert [probe.label for probe in ordered] == ["0_pre", "0_post", "1_post", "ln_final"]
     assert not any(point._forward_hooks for point in random_model.hook_dict.values())
+
+
+@pytest.mark.parametrize("experiment", ["bayes_consistency", "prediction_consistency"])
+def test_a_consistency_is_over_20_000_words_unless_told_otherwise(experiment):
+    defaults = {name: each.default for name, each in inspect.signature(EXPERIMENTS[experiment]).parameters.items()}
+    assert (defaults["n_words"], defaults["seed"], defaults["batch_size"]) == (20_000, 0, None)
 
 
 @pytest.mark.parametrize("experiment", ["bayes_consistency", "prediction_consistency"])

@@ -1,5 +1,7 @@
 """Ordinary hidden Markov models, against hmmlearn; random processes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -105,14 +107,18 @@ def test_a_reducible_model_starts_where_it_says():
     ("arguments", "options", "error", "message"),
     [
         (([[1.0]],), {}, TypeError, r"from_moore\(list\): give transitions and emissions, or a fitted model"),
-        (([[1.0]], [[0.5, 0.4]]), {}, ValueError, r"emissions\[0\]=.* sums to 0\.9"),
-        (([[0.5, 0.6]] * 2, [[1.0]] * 2), {}, ValueError, r"transitions\[0\]=.* sums to 1\.1"),
+        ((SimpleNamespace(transmat_=[[1.0]]),), {}, TypeError, r"from_moore\(SimpleNamespace\): give transitions"),
+        (([[]], [[1.0]]), {}, ValueError, r"^transitions has shape \(1, 0\); it needs two axes"),
+        (([], [[1.0]]), {}, ValueError, r"^transitions has shape \(0,\); it needs two axes"),
+        ((np.ones((0, 2)), [[1.0]]), {}, ValueError, r"^transitions has shape \(0, 2\); it needs two axes"),
+        (([[1.0]], [[0.5, 0.4]]), {}, ValueError, r"^emissions\[0\]=.* sums to 0\.9"),
+        (([[0.5, 0.6]] * 2, [[1.0]] * 2), {}, ValueError, r"^transitions\[0\]=.* sums to 1\.1"),
         (([[0.5, 0.5]], [[1.0]]), {}, ValueError, r"shape \(1, 2\) and emissions of shape \(1, 1\) do not fit"),
         (([[1.0]], [[1.0]] * 2), {}, ValueError, "do not fit"),
-        (([1.0], [[1.0]]), {}, ValueError, "transitions has shape .* needs two axes"),
-        (([[1.0]], [[np.nan]]), {}, ValueError, r"emissions=\[\[nan\]\]"),
+        (([1.0], [[1.0]]), {}, ValueError, "^transitions has shape .* needs two axes"),
+        (([[1.0]], [[np.nan]]), {}, ValueError, r"^emissions=\[\[nan\]\]"),
         (([[1.0]], [[1.0]]), {"initial": [1.0], "startprob": [1.0]}, ValueError, "give one of them"),
-        (([[1.0]], [[1.0]]), {"startprob": [0.5]}, ValueError, r"startprob=.* sums to 0\.5"),
+        (([[1.0]], [[1.0]]), {"startprob": [0.5]}, ValueError, r"^startprob=.* sums to 0\.5"),
     ],
 )
 def test_what_is_no_model_is_refused(arguments, options, error, message):
