@@ -17,8 +17,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from msp_lens._annotations import Above, AtLeast, Below, Between, converted
+from msp_lens._annotations import converted
 from msp_lens._arrays import LARGEST_INTEGER, MismatchError, as_whole_numbers, is_finite, refusal, shown
+from msp_lens._ranges import Above, AtLeast, Below, Between
 
 __all__ = [
     "Above",

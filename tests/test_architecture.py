@@ -14,7 +14,7 @@ import msp_lens
 
 FLOORS = (
     ("_arrays", "_plain"),
-    ("_annotations",),
+    ("_annotations", "_ranges"),
     ("_random", "_values", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
     ("_commands",),
     ("figures",),

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from msp_lens._annotations import Above, AtLeast, Below, Between, converted, register
-from msp_lens._checks import Count, Seed, Share, as_tokens, check_memory, checked
+from msp_lens._annotations import converted, register
+from msp_lens._checks import Above, AtLeast, Below, Between, Count, Seed, Share, as_tokens, check_memory, checked
 
 
 @pytest.mark.parametrize(
