@@ -6,6 +6,7 @@ from . import (
     experiments,
     figures,
     formation,
+    inference,
     interventions,
     models,
     moments,
@@ -18,6 +19,7 @@ from .beliefs import filter_beliefs, next_token_probabilities
 from .data import BeliefDataset, LabelledTokens, TokenMap, words
 from .experiments import Study, SweepResult, run, sweep
 from .formation import Emergence, emergence
+from .inference import Inference, infer
 from .interventions import InterventionReport, applying, intervene, necessity, persistence
 from .models import ModelConfig, build_model, find_sites, load_checkpoint, load_weights, save_checkpoint
 from .moments import BeliefRegressor, RandomProjection, Ridge
@@ -32,6 +34,7 @@ __all__ = [
     "BeliefProbe",
     "BeliefRegressor",
     "Emergence",
+    "Inference",
     "InterventionReport",
     "LabelledTokens",
     "ModelConfig",
@@ -55,6 +58,8 @@ __all__ = [
     "filter_beliefs",
     "find_sites",
     "formation",
+    "infer",
+    "inference",
     "intervene",
     "interventions",
     "load_checkpoint",

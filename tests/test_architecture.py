@@ -26,6 +26,7 @@ FLOORS = (
     ("training",),
     ("probing",),
     ("interventions",),
+    ("inference",),
     ("formation",),
     ("page",),
     ("experiments",),

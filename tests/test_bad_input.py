@@ -26,6 +26,7 @@ ROOMS = (
     "training",
     "probing",
     "interventions",
+    "inference",
     "formation",
     "experiments",
     "moments",
@@ -233,6 +234,12 @@ GOOD: dict[str, Callable[[], Any]] = {
     "transitions": lambda: good("process").transitions,
     "processes": lambda: [good("process"), good("process")],
     "weights": lambda: [0.5, 0.5],
+    "source": msp.processes.z1r,
+    "predictor": lambda: msp.inference.network_predictor(good("model")),
+    "first": msp.processes.z1r,
+    "second": msp.processes.z1r,
+    "dimension": lambda: 1,
+    "tolerance": lambda: 0.01,
     "config": lambda: msp.ModelConfig(d_vocab=2),
     "state": dict,
     "definition": lambda: good("process").to_dict(),
@@ -265,6 +272,10 @@ OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "encode": {"words": lambda: torch.tensor([[0, 1]])},
     "emergence": {"run": lambda: []},
     "editing": {"edits": dict},
+    **{
+        name: {"words": lambda: msp.inference.process_words(good("process"), 4)}
+        for name in ("fit_machine", "predictive_rank", "spectral_operators", "stationarity_gap")
+    },
     "cache_rows": {"data": lambda: msp.LabelledTokens.from_beliefs(good("dataset"))},
 }
 # Parameters whose annotation allows more than the value may be, or that mean something else for a value in BAD.

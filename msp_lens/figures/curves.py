@@ -1,15 +1,17 @@
-"""Curves and bars: training and regret against the optimum, R² by site with its controls, a number over a setting."""
+"""Curves and bars: training and regret, R² by site with its controls, a number over a setting, what was inferred."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image
 
-from msp_lens._checks import checked
+from msp_lens._checks import Count, checked
 from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
 from msp_lens.figures.style import (
@@ -24,6 +26,9 @@ from msp_lens.figures.style import (
     say_if_empty,
     series_label,
 )
+
+# A singular value below this share of the largest is drawn there: it is rounding.
+_LOWEST = 1e-6
 
 
 @checked
@@ -201,3 +206,65 @@ def plot_sweep(
     if len(curves) > 1:
         legend_beside(axis)
     return finished(figure, look)
+
+
+@checked
+def plot_inference(
+    singular_values: Values,
+    noise: float,
+    rank: Count,
+    divergence: Mapping[int, float],
+    *,
+    chosen: int | None = None,
+    ylabel: str = "KL per token (nats)",
+    machines: Sequence[Figure] = (),
+    theme: ThemeName = "light",
+) -> Figure:
+    """The singular values of the predictive states, the divergence by number of states, and drawings of machines.
+
+    Args:
+        singular_values: From the largest.
+        noise: Below this they mean nothing.
+        rank: How many count.
+        divergence: For each number of states, what its machine leaves.
+        chosen: The number of states chosen, if one was.
+        ylabel: What the divergence is.
+        machines: Figures of machines, such as `process.plot()`, to be shown beside; in the same theme.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if there are no singular values or no numbers of states.
+    """
+    sizes, left = drawable(singular_values), drawable(list(divergence.values()))
+    one_for_each(singular_values=sizes)
+    one_for_each(divergence=divergence)
+    columns = 2 + len(machines)
+    figure, axes, look = new_figure(3.6 * columns, 3.4, theme, columns=columns)
+    largest = np.nanmax(sizes) if np.isfinite(sizes).any() else 1.0
+    relative = np.maximum(sizes / largest if largest > 0 else sizes, _LOWEST)[: max(rank + 6, 8)]
+    places = np.arange(1, len(relative) + 1)
+    colors = [look.color(0) if place <= rank else look.soft for place in places.tolist()]
+    axes[0].scatter(places, relative, color=colors, zorder=3)
+    axes[0].axhspan(_LOWEST / 2, max(noise / largest if largest > 0 else 0.0, _LOWEST), color=look.wash, linewidth=0)
+    axes[0].set(yscale="log", ylim=(_LOWEST / 2, 2), xlabel="dimension", ylabel="singular value (relative)")
+    axes[0].set_title(f"Predictive states: rank {rank}; shaded: noise", fontsize=10)
+    numbers, positive = np.array(list(divergence)), np.where(left > 0, left, np.nan)
+    draw_curve(axes[1], numbers, positive, color=look.soft, marker="o", markersize=4, markevery=None)
+    if chosen is not None and chosen in divergence:
+        axes[1].scatter([chosen], [positive[list(divergence).index(chosen)]], color=look.color(1), s=60, zorder=4)
+    axes[1].set(xlabel="states", ylabel=ylabel)
+    if np.isfinite(positive).any() and np.nanmax(positive) > 10 * np.nanmin(positive):
+        axes[1].set_yscale("log")
+    axes[1].set_title("Machines by number of states", fontsize=10)
+    for axis in axes[:2]:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis, machine in zip(axes[2:], machines, strict=True):
+        axis.imshow(_picture(machine), aspect="equal", interpolation="antialiased")
+        axis.set_axis_off()
+    return finished(figure, look)
+
+
+def _picture(figure: Figure) -> np.ndarray:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=200)
+    return np.asarray(Image.open(drawn).convert("RGB"))

@@ -151,17 +151,24 @@ def check_fits(
     check_at_least("n_ctx", n_ctx, 1, "the number of symbols in a word")
     token_map = token_map or TokenMap.identity(process.n_tokens)
     token_map.check_reads(process)
-    d_vocab, longest, length = _config(model, "d_vocab"), context_length(model), token_map.length(n_ctx)
+    check_fits_map(model, token_map, n_ctx, predicts=predicts, emitter=process.name)
+
+
+def check_fits_map(
+    model: HookedModel, token_map: TokenMap, n_ctx: int, *, predicts: bool = False, emitter: str = "the world"
+) -> None:
+    """`check_fits` by the token map alone; `emitter` is what errors call that which emits the symbols."""
+    d_vocab, longest, length = vocabulary_size(model), context_length(model), token_map.length(n_ctx)
     if d_vocab is not None and d_vocab < token_map.d_vocab:
         used = f"and the token map uses token {token_map.d_vocab - 1}: make the map with the model's own tokenizer."
         if token_map.is_identity:
-            n_tokens = process.n_tokens
-            used = f"{process.name} emits {n_tokens}: build the model with d_vocab={n_tokens} or more."
+            n_tokens = len(token_map.symbols)
+            used = f"{emitter} emits {n_tokens}: build the model with d_vocab={n_tokens} or more."
         raise ValueError(f"The model's vocabulary has {d_vocab} tokens, {used}")
     d_vocab_out = _config(model, "d_vocab_out")
     if predicts and d_vocab_out is not None and 0 < d_vocab_out < token_map.d_vocab:
         raise ValueError(
-            f"The model predicts {d_vocab_out} tokens, and words of {process.name} have {token_map.d_vocab}: build it "
+            f"The model predicts {d_vocab_out} tokens, and words of {emitter} have {token_map.d_vocab}: build it "
             f"with d_vocab_out={token_map.d_vocab} or more, or without d_vocab_out."
         )
     if _config(model, "attention_dir", "causal") != "causal":
@@ -178,7 +185,7 @@ def check_fits(
 
 def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> None:
     """Raise `ValueError` if a token is outside the model's vocabulary or words are longer than its context."""
-    d_vocab, longest = _config(model, "d_vocab"), context_length(model)
+    d_vocab, longest = vocabulary_size(model), context_length(model)
     least, most = int(tokens.min()), int(tokens.max())
     if least < 0 or (d_vocab is not None and most >= d_vocab):
         allowed = "at least 0" if d_vocab is None else f"0 to {d_vocab - 1}"
@@ -188,6 +195,12 @@ def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> N
     if longest is not None and tokens.shape[1] > longest:
         n_ctx = tokens.shape[1]
         raise ValueError(f"Words of {n_ctx} tokens are longer than the model's context of {longest}: shorten them.")
+
+
+def vocabulary_size(model: HookedModel) -> int | None:
+    """How many tokens the model reads, `cfg.d_vocab`, if it says so."""
+    size = _config(model, "d_vocab")
+    return None if size is None else int(size)
 
 
 def context_length(model: HookedModel) -> int | None:

@@ -395,7 +395,7 @@ class Process:
 
     def _call(self) -> str:
         """The name and what the process was built from."""
-        return f"{self.name}({shown_parameters(self.parameters)})"
+        return f"{self.name}({shown_parameters(self.parameters)})" if self.parameters else self.name
 
 
 def shown_parameters(parameters: Mapping[str, float | Sequence[float]]) -> str:
