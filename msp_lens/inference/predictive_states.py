@@ -120,20 +120,22 @@ def predictive_rank(words: WordProbabilities, *, n_samples: Count = 200, seed: S
     states = predictive_states(words, context_length, future_length)
     sizes = torch.linalg.svdvals(states.weighted)
     difference, weights = _disagreement(words, context_length, future_length)
-    halved = 0.5 if words.halves else 1.0
-    noise = halved * float(torch.linalg.matrix_norm(weights.sqrt().unsqueeze(1) * difference, 2))
+    noise = float(torch.linalg.matrix_norm(weights.sqrt().unsqueeze(1) * difference, 2))
     rank = _above(sizes, noise)
     generator, drawn = derived_generator(seed, "contexts"), []
     for _ in range(n_samples):
         resampled, noisy = (_resampled(each, generator) for each in (states.weights, weights))
-        level = halved * float(torch.linalg.matrix_norm(noisy.sqrt().unsqueeze(1) * difference, 2))
+        level = float(torch.linalg.matrix_norm(noisy.sqrt().unsqueeze(1) * difference, 2))
         values = torch.linalg.svdvals(resampled.sqrt().unsqueeze(1) * states.futures)
         drawn.append(_above(values, level))
-    is_growing = rank == len(sizes) > 1
-    for shorter in ((context_length - 1, future_length), (context_length, future_length - 1)):
-        if min(shorter) >= 1:
-            fewer = predictive_states(words, *shorter)
-            is_growing |= _above(torch.linalg.svdvals(fewer.weighted), noise) < rank
+    # Words one token shorter, with either of the two ways to divide them.
+    shorter = [(context_length - 1, future_length), (context_length, future_length - 1)]
+    before = [
+        _above(torch.linalg.svdvals(predictive_states(words, *each).weighted), noise)
+        for each in shorter
+        if min(each) >= 1
+    ]
+    is_growing = rank > max(before, default=1)
     counts = torch.bincount(torch.tensor(drawn))
     return PredictiveRank(sizes, noise, rank, counts, is_growing, context_length, future_length, len(states.weights))
 
