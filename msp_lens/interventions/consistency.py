@@ -179,6 +179,6 @@ def _reads(
     for batch in stream_activations(model, dataset.tokens, [probe.sites[0] for probe in probes], batch_size=batch_size):
         read = {}
         for probe in probes:
-            beliefs = probe.predict(batch.activations[probe.sites[0]]).cpu().double()
+            beliefs = probe.predict(batch.activations[probe.sites[0]]).cpu()
             read[probe.label] = nearest_belief(dataset.process, beliefs)
         yield batch.words, read, batch.output
