@@ -30,6 +30,8 @@ _REMEDIES = {
     "positions=": "--position ",
     "edits=": "--edit ",
     "targets=": "--target ",
+    "n_states=": "--states ",
+    "n_starts=": "--starts ",
     "overwrite=True (--overwrite)": "--overwrite",
     "overwrite=True": "--overwrite",
     "find_sites(model) lists": "msp-lens probe RUN --site all probes",

@@ -11,11 +11,33 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from msp_lens._commands import OneLineGroup, check_exists, command, is_watched, show, show_version, usage
+from msp_lens._options import (
+    AsJson,
+    Debug,
+    Device,
+    ModelPath,
+    OtherProcess,
+    Parameters,
+    Picture,
+    Preset,
+    ProcessName,
+    RunFolder,
+    RunSeed,
+    RunWeighting,
+    Seed,
+    Sites,
+    Weighting,
+    chosen_sites,
+    expanded,
+    listed_numbers,
+    model_and_known,
+    named_model,
+    named_process,
+    options_of_run,
+)
 
 if TYPE_CHECKING:
     from msp_lens.experiments.study import Study
-    from msp_lens.models.model_files import Checkpoint
-    from msp_lens.processes.process import Process
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -27,54 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
-def _complete_process(incomplete: str) -> list[str]:
-    from msp_lens.processes.registry import CATALOG
-
-    return [name for name in CATALOG if name.startswith(incomplete)]
-
-
-def _complete_preset(incomplete: str) -> list[str]:
-    from msp_lens.training.presets import PRESETS
-
-    return [name for name in PRESETS if name.startswith(incomplete)]
-
-
-_PROCESS_HELP = "A process of the catalog; msp-lens processes lists them."
-_WEIGHTING_HELP = "How much each prefix counts: probability, sequence (as in the paper) or prefix."
-_SEED_HELP = "Seed of everything random."
-_PRESET_HELP = "Recipe of model and training: quick, paper or shai2024."
-_SITE_HELP = "A hook name, a label such as 2_post, a glob such as '*_mid', or all. Repeatable."
-_OTHER_HELP = "A process of the catalog. By default the one the model was trained on."
-_PARAMETER_HELP = "A parameter of the process, as name=value. Repeatable."
-ProcessName = Annotated[str, typer.Argument(help=_PROCESS_HELP, autocompletion=_complete_process)]
-Parameters = Annotated[list[str] | None, typer.Option("--param", "-p", help=_PARAMETER_HELP)]
-Preset = Annotated[str, typer.Option(help=_PRESET_HELP, autocompletion=_complete_preset)]
-ModelPath = Annotated[Path, typer.Argument(parser=_path, help="A saved model: a run's folder, or a .safetensors file.")]
-RunFolder = Annotated[Path, typer.Argument(parser=_path, help="The folder of a training.")]
-OtherProcess = Annotated[str | None, typer.Option("--process", help=_OTHER_HELP, autocompletion=_complete_process)]
-Sites = Annotated[list[str] | None, typer.Option("--site", "-s", help=_SITE_HELP)]
-WeightingName = Literal["probability", "sequence", "prefix"]
-Weighting = Annotated[WeightingName, typer.Option(help=_WEIGHTING_HELP)]
-LAST_SEED = 2**63 - 1
-Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help=_SEED_HELP)]
-RunWeighting = Annotated[
-    WeightingName | None, typer.Option("--weighting", help=f"{_WEIGHTING_HELP} By default as in the run.")
-]
-RunSeed = Annotated[
-    int | None, typer.Option("--seed", min=0, max=LAST_SEED, help=f"{_SEED_HELP} By default as in the run.")
-]
-Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, …")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Picture = Annotated[
-    Path | None, typer.Option("--plot", parser=_path, help="Save a picture to this file (.png, .svg or .pdf).")
-]
 
 
 @app.callback()
@@ -92,7 +66,7 @@ def run(
     param: Parameters = None,
     preset: Preset = "quick",
     out: Annotated[
-        Path | None, typer.Option(parser=_path, help="Folder for the results. By default a new one in runs/.")
+        Path | None, typer.Option(parser=expanded, help="Folder for the results. By default a new one in runs/.")
     ] = None,
     seed: Seed = 0,
     seeds: Annotated[
@@ -114,7 +88,7 @@ def run(
         from msp_lens.training import recipe
 
         with usage(device=device):
-            chosen = _process(process, param)
+            chosen = named_process(process, param)
             recipe(preset, chosen)
             if out is not None and not overwrite and (page := out / studies.PAGE_FILE).exists():
                 other = next(new for k in range(2, 10_000) if not (new := out.with_name(f"{out.name}-{k}")).exists())
@@ -161,7 +135,7 @@ def msp(
         from msp_lens.beliefs import describe
 
         with usage():
-            chosen = _process(process, param)
+            chosen = named_process(process, param)
         found = describe(chosen)
         show(found, found.to_dict(), as_json, plot)
 
@@ -171,7 +145,9 @@ def train(
     process: ProcessName,
     param: Parameters = None,
     preset: Preset = "quick",
-    out: Annotated[Path | None, typer.Option(parser=_path, help="Folder for the model. By default runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=expanded, help="Folder for the model. By default runs/NAME.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Number of optimizer steps. By default the preset's.")
     ] = None,
@@ -197,7 +173,7 @@ def train(
         from msp_lens.training import train as train_model
 
         with usage(device=device):
-            chosen = _process(process, param)
+            chosen = named_process(process, param)
             config = recipe(preset, chosen).training
             if steps is not None:
                 config = replace(config, steps=steps)
@@ -239,7 +215,7 @@ def probe(
         int, typer.Option(min=0, help="Number of untrained twins of the model to probe as controls.")
     ] = 0,
     out: Annotated[
-        Path | None, typer.Option(parser=_path, help="Save the report to this file, for ProbeReport.load.")
+        Path | None, typer.Option(parser=expanded, help="Save the report to this file, for ProbeReport.load.")
     ] = None,
     plot: Picture = None,
     seed: RunSeed = None,
@@ -261,10 +237,10 @@ def probe(
                     f"--rank {rank} with --solver {solver}: reduced_rank needs a rank, and only it has one."
                 )
             solves = solver if rank is None else ReducedRank(rank)
-        loaded, chosen = _model(model, process, param, device, site)
-        options = _run_options(model, weighting, seed) | {"split": split, "solver": solves}
+        loaded, chosen = named_model(model, process, param, device, site)
+        options = options_of_run(model, weighting, seed) | {"split": split, "solver": solves}
         options |= {"untrained": untrained, "progress": is_watched()}
-        report = probe_model(loaded.model, chosen, sites=_sites(site), **options)
+        report = probe_model(loaded.model, chosen, sites=chosen_sites(site), **options)
         if out is not None:
             report.save(out)
         show(report, report.to_dict(), as_json, plot)
@@ -307,15 +283,75 @@ def intervene(
         with usage(device=device):
             resolve_edits(edit or None)
             resolve_targets(target or "another word")
-        loaded, chosen = _model(model, process, param, device, site)
+        loaded, chosen = named_model(model, process, param, device, site)
         with usage():
             chosen_positions(position or None, context_length(loaded.model))
-        options: dict[str, Any] = {**_run_options(model, weighting, seed), "progress": is_watched()}
-        report = probe_model(loaded.model, chosen, sites=_sites(site), concatenate=False, controls=False, **options)
+        options: dict[str, Any] = {**options_of_run(model, weighting, seed), "progress": is_watched()}
+        report = probe_model(
+            loaded.model, chosen, sites=chosen_sites(site), concatenate=False, controls=False, **options
+        )
         asked: dict[str, Any] = {"positions": position or None, "edits": edit or None, "n_words": n_words}
         asked |= {"targets": target or "another word", "seed": options["seed"]}
         found = intervene_on(loaded.model, chosen, probes=report, **asked)
         show(found, found.to_dict(), as_json, plot)
+
+
+@app.command()
+def infer(
+    model: ModelPath,
+    process: OtherProcess = None,
+    param: Parameters = None,
+    states: Annotated[
+        str | None,
+        typer.Option(help="Numbers of states to try, such as 2,3,4. By default 1, 2, … until more stop helping."),
+    ] = None,
+    starts: Annotated[int, typer.Option(min=1, help="Number of random starts for each number of states.")] = 32,
+    out: Annotated[
+        Path | None, typer.Option(parser=expanded, help="Save what was found to this file, for Inference.load.")
+    ] = None,
+    plot: Picture = None,
+    seed: RunSeed = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Infer the process that a model predicts from the model alone, and compare it with a known one.
+
+    In the folder of a run or training, it also saves inference.json and inference.png, and renews report.html.
+
+    Example: msp-lens infer runs/mess3 --states 2,3,4
+    """
+    with command(debug, plot):
+        from msp_lens.experiments.run_inference import infer_run
+        from msp_lens.inference import infer as infer_process
+        from msp_lens.models.hooked import vocabulary_size
+
+        with usage(device=device, out=out):
+            numbers = listed_numbers(states)
+        loaded, known = model_and_known(model, process, param, device)
+        n_tokens = vocabulary_size(loaded.model)
+        with usage():
+            if process is not None and known is not None and known.n_tokens != n_tokens:
+                raise ValueError(f"--process {process}: it has {known.n_tokens} tokens, the model {n_tokens}.")
+        options: dict[str, Any] = {"n_states": numbers, "n_starts": starts, "progress": is_watched()}
+        options["seed"] = options_of_run(model, None, seed)["seed"]
+        is_folder = model.is_dir()
+        found = infer_run(model, device=device, **options) if is_folder else infer_process(loaded.model, **options)
+        if out is not None:
+            found.save(out)
+        if plot is not None:
+            found.plot(against=known).savefig(plot)
+        compared = found.compare(known) if known is not None and known.n_tokens == found.process.n_tokens else None
+        values = {
+            "process": found.process.to_dict(),
+            "is_trusted": found.is_trusted,
+            "doubts": found.doubts,
+            "rank": found.rank.rank,
+            "entropy_rate": found.entropy_rate,
+            "candidates": found.to_dataframe().reset_index().to_dict("records"),
+            "compared": compared.to_dataframe().to_dict() if compared is not None else None,
+        }
+        show("\n\n".join(map(repr, filter(None, (found, compared)))), values, as_json)
 
 
 @app.command()
@@ -325,10 +361,10 @@ def emergence(
     weighting: RunWeighting = None,
     steer: Annotated[bool, typer.Option("--steer", help="Also steer at every checkpoint.")] = False,
     gif: Annotated[
-        Path | None, typer.Option(parser=_path, help="Save the movie of beliefs forming to this GIF.")
+        Path | None, typer.Option(parser=expanded, help="Save the movie of beliefs forming to this GIF.")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(parser=_path, help="Save the movie, with a slider, to this HTML file.")
+        Path | None, typer.Option(parser=expanded, help="Save the movie, with a slider, to this HTML file.")
     ] = None,
     plot: Picture = None,
     seed: RunSeed = None,
@@ -349,9 +385,9 @@ def emergence(
             check_exists(run)
         checkpoints = saved_checkpoints(run)
         with usage():
-            check_sites(checkpoints[0].load(device=device).model, _sites(site))
-        options: dict[str, Any] = {**_run_options(checkpoints[0].path, weighting, seed), "progress": is_watched()}
-        found = probe_checkpoints(checkpoints, sites=_sites(site), interventions=steer, device=device, **options)
+            check_sites(checkpoints[0].load(device=device).model, chosen_sites(site))
+        options: dict[str, Any] = {**options_of_run(checkpoints[0].path, weighting, seed), "progress": is_watched()}
+        found = probe_checkpoints(checkpoints, sites=chosen_sites(site), interventions=steer, device=device, **options)
         if gif is not None or page is not None:
             movie = found.plot.movie(device=device)
             if gif is not None:
@@ -389,54 +425,6 @@ def _show_study(study: Study, as_json: bool) -> None:
     from msp_lens.experiments.study import REPORT_FILE
 
     show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json)
-
-
-def _process(name: str, parameters: list[str] | None) -> Process:
-    from msp_lens.processes import build_process
-
-    values: dict[str, Any] = {}
-    for pair in parameters or []:
-        key, _, value = pair.partition("=")
-        if key in values:
-            raise ValueError(f"--param {pair}: {key} is given twice, give it once.")
-        try:
-            numbers = [float(part) for part in value.split(",")]
-        except ValueError:
-            raise ValueError(f"--param {pair}: give name=number, for example --param x=0.05.") from None
-        values[key] = numbers if "," in value else numbers[0]
-    return build_process(name, values)
-
-
-def _model(
-    path: Path, name: str | None, parameters: list[str] | None, device: str, sites: list[str] | None
-) -> tuple[Checkpoint, Process]:
-    """The model, and the process: the one named, or else the one it was trained on. The model has the sites."""
-    from msp_lens.models import find_sites, load_checkpoint
-
-    with usage():
-        if parameters and name is None:
-            raise ValueError("--param without --process: name the process that the parameters are of.")
-        chosen = _process(name, parameters) if name is not None else None
-        check_exists(path)
-    loaded = load_checkpoint(path, device=device)
-    with usage():
-        find_sites(loaded.model, _sites(sites))
-        chosen = chosen or loaded.process
-        if chosen is None:
-            raise ValueError(f"{path} does not say what process it was trained on: give --process (and --param).")
-    return loaded, chosen
-
-
-def _run_options(path: Path, weighting: str | None, seed: int | None) -> dict[str, Any]:
-    """The weighting and seed given, or else those of the model's run."""
-    from msp_lens.experiments.study import run_options
-
-    given = {"weighting": weighting, "seed": seed}
-    return run_options(path) | {name: value for name, value in given.items() if value is not None}
-
-
-def _sites(sites: list[str] | None) -> Any:
-    return "all" if sites == ["all"] else sites or None
 
 
 def main() -> None:

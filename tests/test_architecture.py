@@ -30,6 +30,7 @@ FLOORS = (
     ("formation",),
     ("page",),
     ("experiments",),
+    ("_options",),
     ("cli",),
     ("__main__",),
 )

@@ -71,6 +71,28 @@ def test_beliefs_are_written_into_a_trained_model(trained):
     assert {"patch", "none", "placebo", "donor"} <= {row["edit"] for row in json.loads(result.stdout)["results"]}
 
 
+def test_a_trained_model_is_asked_for_its_world(trained, tmp_path):
+    folder, saved, picture = shutil.copytree(trained[0], tmp_path / "run"), tmp_path / "found.json", tmp_path / "f.png"
+    quick = ("--states", "1,2", "--starts", 2)
+    result = call_here("infer", folder, *quick, "--out", saved, "--plot", picture, "--json")
+    assert result.exit_code == 0, result.stderr
+    values, found = json.loads(result.stdout), msp.Inference.load(saved)
+    assert msp.Inference.load(folder / "inference.json") == found
+    assert [each["states"] for each in values["candidates"] if each["candidate"] == "machine"] == [1, 2]
+    assert msp.Process.from_dict(values["process"]) == found.process
+    assert values["doubts"] == found.doubts
+    assert values["compared"]["z1r"]["states"] == 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    # Of one file, what is found is only shown; another process may stand beside it.
+    model = shutil.copy(folder / "model.safetensors", tmp_path / "model.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    shown = call_here("infer", model, *quick, "--process", "even")
+    assert shown.exit_code == 0, shown.stderr
+    assert "Which process? Inferred from a network" in shown.stdout
+    assert "inferred from a network and even" in shown.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_checkpoints_are_probed(trained, tmp_path):
     result = call_here("emergence", trained[0], "-s", "3_post", "--gif", tmp_path / "forming.gif", "--json")
     assert result.exit_code == 0, result.stderr
@@ -157,6 +179,13 @@ def test_theory_is_told_and_drawn(tmp_path):
         (["intervene", "{trained}", "--n-words", "many"], "--n-words many: "),
         (["emergence", "{trained}", "--site", "3_past"], "no site '3_past'"),
         (["emergence", "{trained}", "--gif", "/nowhere/x.gif"], "--gif /nowhere/x.gif: there is no folder"),
+        (["infer", "nowhere"], "There is no file or folder nowhere"),
+        (["infer", "{trained}", "--states", "2,x"], "--states 2,x: give numbers from 1, such as 2,3,4"),
+        (["infer", "{trained}", "--states", "0"], "--states 0: "),
+        (["infer", "{trained}", "--starts", "0"], "--starts 0: "),
+        (["infer", "{trained}", "--process", "mess3"], "--process mess3: it has 3 tokens, the model 2"),
+        (["infer", "{trained}", "-p", "x=1"], "--param without --process"),
+        (["infer", "{trained}", "--out", "/nowhere/found.json"], "--out /nowhere/found.json: there is no folder"),
         (["report", "nowhere"], "There is no file or folder nowhere"),
         (["msp", "mess4"], "No process 'mess4'"),
         (["msp", "mess3", "-p", "x=0.1", "-p", "x=0.2"], "x is given twice"),
@@ -179,7 +208,7 @@ def test_wrong_usage_is_one_line_before_any_work(trained, arguments, message, mo
     def refuse(*_, **__):
         raise AssertionError("work was done")
 
-    for room, verb in (("training", "train"), ("probing", "probe"), ("formation", "emergence")):
+    for room, verb in (("training", "train"), ("probing", "probe"), ("formation", "emergence"), ("inference", "infer")):
         monkeypatch.setattr(import_module(f"msp_lens.{room}"), verb, refuse)
     monkeypatch.setattr(import_module("msp_lens.experiments.study"), "train", refuse)
     monkeypatch.chdir(tmp_path)
@@ -283,7 +312,7 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path):
 def test_names_of_processes_become_safe_folders(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     process = msp.processes.z1r()
-    monkeypatch.setattr("msp_lens.cli._process", lambda *_: msp.Process(process.transitions, name="../../z1r <b>"))
+    monkeypatch.setattr("msp_lens.cli.named_process", lambda *_: msp.Process(process.transitions, name="../../z1r <b>"))
     result = call_here("train", "z1r", "--steps", 1)
     assert result.exit_code == 0, result.stderr
     assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.glob("*/*")] == [("runs", "z1r_b")]

@@ -109,6 +109,11 @@ def formed(path: Path) -> None:
     msp.emergence(run, interventions=True, n_words=20, progress=False).save(path)
 
 
+def inferred(path: Path) -> None:
+    """A process inferred from a small network."""
+    msp.infer(model(), n_states=[1, 2], n_starts=2, progress=False).save(path / "inference.json")
+
+
 def swept(path: Path) -> None:
     """A sweep of one short run."""
     settings = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "n_ctx": 4, "n_layers": 1, "d_model": 8}
@@ -143,6 +148,7 @@ READERS = {
         "training_state/*", interrupted, lambda path: [read_state(each) for each in path.glob("training_state/*")]
     ),
     "emergence": Reader("emergence.json", formed, lambda path: str(msp.Emergence.load(path))),
+    "inference": Reader("inference.json", inferred, lambda path: str(msp.Inference.load(path / "inference.json"))),
     "sweep": Reader("*/result.json", swept, lambda path: str(msp.SweepResult.load(path))),
     "process": Reader(
         "process.json",

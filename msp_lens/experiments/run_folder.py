@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from msp_lens._checks import Count, Seed
 from msp_lens._files import read_json, safe_name
 from msp_lens.data import Weighting
+from msp_lens.inference import Inference
 from msp_lens.models.model_files import MODEL_FILE
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance
 from msp_lens.training.folder import STATE_FOLDER, check_is_folder
@@ -18,6 +19,8 @@ from msp_lens.training.training_run import METRICS_FILE, TrainingRun
 
 CONFIG_FILE, REPORT_FILE, PAGE_FILE, MOVIE_FILE = "config.json", "report.json", "report.html", "movie.gif"
 PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
+# What `infer_run` adds.
+INFERENCE_FILE, INFERENCE_PICTURE = "inference.json", "inference.png"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), MOVIE_FILE, REPORT_FILE, PAGE_FILE)
 # The trainings with other seeds, if there are any.
 SEEDS_FOLDER = "seeds"
@@ -45,6 +48,11 @@ class RunConfig(_Config, total=False):
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The `config.json` in a folder, if it has one; `ValueError` if it is damaged."""
     return read_json(folder / CONFIG_FILE, RunConfig) if (folder / CONFIG_FILE).exists() else None
+
+
+def read_inference(folder: Path) -> Inference | None:
+    """What was inferred from the network in a folder, if anything was; `ValueError` if its file is damaged."""
+    return Inference.load(folder / INFERENCE_FILE) if (folder / INFERENCE_FILE).exists() else None
 
 
 def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:
@@ -84,7 +92,8 @@ def place_of_run(folder: Path, config: Mapping[str, Any], *, overwrite: bool) ->
 def replace_run(folder: Path) -> None:
     """Put the run that was made in the hidden folder in the place of the old one; other files stay."""
     # The page goes first and comes last, so that a folder that has one is complete.
-    for name in (PAGE_FILE, CHECKPOINTS_FOLDER, STATE_FOLDER, SEEDS_FOLDER, *RUN_FILES):
+    inferred = (INFERENCE_FILE, INFERENCE_PICTURE)
+    for name in (PAGE_FILE, CHECKPOINTS_FOLDER, STATE_FOLDER, SEEDS_FOLDER, *inferred, *RUN_FILES):
         new, old = folder / NEW_RUN_FOLDER / name, folder / name
         if old.is_dir():
             shutil.rmtree(old)

@@ -30,12 +30,14 @@ from msp_lens.experiments.run_folder import (
     choose_folder,
     place_of_run,
     read_config,
+    read_inference,
     replace_run,
     run_options,
     seed_folder,
 )
 from msp_lens.formation import Emergence
 from msp_lens.formation import emergence as probe_checkpoints
+from msp_lens.inference import Inference
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
 from msp_lens.interventions.intervene import intervene
 from msp_lens.interventions.intervention_report import InterventionReport
@@ -44,7 +46,7 @@ from msp_lens.interventions.persistence import persistence
 from msp_lens.models.build import ModelConfig, build_model, config_fields, versions
 from msp_lens.models.hooked import check_fits, word_length
 from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
-from msp_lens.page.pictures import run_pictures
+from msp_lens.page.pictures import inference_picture, run_pictures
 from msp_lens.page.render import render_page
 from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import ProbeReport
@@ -83,6 +85,7 @@ class Study(Value):
         folder: The folder with all files.
         emergence: How beliefs formed, if it was asked for and the run kept checkpoints.
         over_seeds: How much the scores depend on the seed, if several were asked for.
+        inference: The process inferred from the network, if the folder holds one: `infer_run(folder)` puts it there.
     """
 
     training: TrainingRun
@@ -96,6 +99,7 @@ class Study(Value):
     folder: Path
     emergence: Emergence | None = None
     over_seeds: OverSeeds | None = None
+    inference: Inference | None = None
 
     @property
     def page(self) -> Path:
@@ -104,7 +108,7 @@ class Study(Value):
 
     def __repr__(self) -> str:
         found = [getattr(self, name) for name in EXPERIMENTS if name not in self.skipped]
-        more = [each for each in (self.over_seeds, self.emergence) if each is not None]
+        more = [each for each in (self.over_seeds, self.emergence, self.inference) if each is not None]
         results = [self.training, self.report, *found, *more]
         skipped = [f"No {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n\n".join([*map(repr, results), *skipped, f"Report: {self.page}"])
@@ -255,7 +259,7 @@ def _report(
 ) -> Study:
     """Probe, intervene, and write the files."""
     trained, *others = trainings
-    process = trained.process
+    process, inferred = trained.process, read_inference(folder)
     options: dict[str, Any] = {"weighting": config["weighting"], "seed": config["seed"], "progress": progress}
     probes = probe(trained.model, process, **options)
     over_seeds = None
@@ -277,6 +281,8 @@ def _report(
         formed = probe_checkpoints(folder, short, controls=False, device=device, **options)
         movie = formed.plot.movie(probes.best_site.label, device=str(device))
     pictures = run_pictures(trained, probes, experiments.get("interventions"), formed)
+    if inferred is not None:
+        pictures["inference"] = inference_picture(inferred, process)
     findings = {
         "process": str(process),
         "model_fingerprint": model_fingerprint(trained.model),
@@ -295,6 +301,7 @@ def _report(
         pictures,
         config,
         emergence=formed,
+        inference=inferred,
         over_seeds=over_seeds,
         movie=movie,
         model_file=MODEL_FILE,
@@ -310,7 +317,8 @@ def _report(
         # The page is written last: a folder that has one holds a complete run.
         write_atomically(folder / PAGE_FILE, page)
     found = {name: experiments.get(name) for name in EXPERIMENTS}
-    return Study(trained, probes, **found, skipped=skipped, folder=folder, emergence=formed, over_seeds=over_seeds)
+    more = {"emergence": formed, "over_seeds": over_seeds, "inference": inferred}
+    return Study(trained, probes, **found, skipped=skipped, folder=folder, **more)
 
 
 @contextmanager

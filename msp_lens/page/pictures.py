@@ -15,9 +15,11 @@ from msp_lens.figures.curves import plot_regret, plot_training
 from msp_lens.figures.simplex import plot_beliefs
 from msp_lens.figures.style import ThemeName
 from msp_lens.formation import Emergence
+from msp_lens.inference import Inference
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.probe_report import ProbeReport
+from msp_lens.processes.process import Process
 from msp_lens.training.training_run import TrainingRun
 
 if TYPE_CHECKING:
@@ -74,6 +76,11 @@ def run_pictures(
     if emergence is not None:
         drawn["emergence"] = _themed(lambda theme: emergence.plot(theme=theme))
     return drawn
+
+
+def inference_picture(found: Inference, process: Process | None) -> ThemedPicture:
+    """What was inferred, beside the process that the network was trained on, if it is known."""
+    return _themed(lambda theme: found.plot(against=process, theme=theme))
 
 
 def _of_beliefs(report: ProbeReport) -> dict[str, ThemedPicture]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
-
-from PIL import Image
 
 from msp_lens._tables import TableView, nats_text
 from msp_lens._templates import render_template
 from msp_lens.beliefs import Measure, entropy_rate, presentation
 from msp_lens.figures.movie import Movie
 from msp_lens.formation import Emergence
+from msp_lens.inference import Inference
 from msp_lens.interventions.intervention_report import Effect, InterventionReport, effect, effect_text, percent
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.page.caveats import caveats, of_words, untrained_snapshot
+from msp_lens.page.inference_section import embedded, inference_section
 from msp_lens.page.pictures import ThemedPicture
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
@@ -45,6 +43,7 @@ def render_page(
     config: Mapping[str, Any],
     *,
     emergence: Emergence | None = None,
+    inference: Inference | None = None,
     over_seeds: TableView | None = None,
     movie: Movie | None = None,
     model_file: str,
@@ -59,6 +58,7 @@ def render_page(
         pictures: From `run_pictures`; embedded in the page.
         config: The settings of the run.
         emergence: How beliefs formed, if the run kept checkpoints.
+        inference: The process inferred from the network, if it was.
         over_seeds: The scores of networks trained from other seeds, if there are any.
         movie: Its movie.
         model_file: Name of the checkpoint in the page's folder.
@@ -69,7 +69,7 @@ def render_page(
     tables: dict[str, Any] = {"probes": report, "controls": report.controls, **experiments}
     tables |= {"emergence": emergence} if emergence is not None else {}
     tables |= {"over_seeds": over_seeds} if over_seeds is not None else {}
-    images = {name: {"light": _embedded(both.light), "dark": _embedded(both.dark)} for name, both in pictures.items()}
+    images = {name: {"light": embedded(both.light), "dark": embedded(both.dark)} for name, both in pictures.items()}
     kl = None
     if steered is not None:
         edits = ("steer", "none", "placebo", "donor")
@@ -97,6 +97,7 @@ def render_page(
         steer_position=steered.provenance["positions"][0] if steered is not None else None,
         tables={name: table._repr_html_() for name, table in tables.items()},
         emergence=emergence,
+        inference=inference_section(inference, training.process, pictures.get("inference")),
         movie=movie._repr_html_() if movie is not None else None,
         skipped=skipped,
         caveats=caveats(training, report, steered, emergence, skipped, several_seeds=over_seeds is not None),
@@ -141,10 +142,3 @@ def rate_text(rate: Measure) -> str:
     """An entropy rate to four decimals; its bounds, where they differ in those."""
     low, high = nats_text(rate.lower), nats_text(rate.upper)
     return low if low == high else f"between {low} and {high}"
-
-
-def _embedded(image: Image.Image) -> str:
-    """The picture as a data URL, in WebP: a third of what PNG takes."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=90)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,6 +1,7 @@
 """What a page says of what was found: its headline, its caveats, and names as text. Nothing is trained here."""
 
 import dataclasses
+import html
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.page.caveats import caveats
+from msp_lens.page.inference_section import inference_section, renewed
 from msp_lens.page.render import answer, rate_text, render_page
 from tests.interventions.test_findings import HARDLY_TRAINED, TRAINED, made
 
@@ -196,3 +198,38 @@ def test_several_seeds_have_a_table_of_their_own(random_network):
     assert "All but the scores over seeds is of one network (seed 0)." in page
     assert "How much depends on the seed" not in page_of(training, report)
     assert "Skill in particular can change severalfold" in page_of(training, report)
+
+
+def test_a_world_that_was_inferred_stands_beside_the_known_one():
+    """With its doubts, if there are any; and the section without it says how to get it."""
+    process = msp.processes.golden_mean(p=0.5)
+    found = msp.infer(process, n_ctx=5, n_states=[1, 2, 3], n_starts=2, progress=False)
+    assert found.is_trusted
+    text = " ".join(inference_section(found, process, None).split())
+    assert "The network predicts as an observer of a machine with 2 states would" in text
+    assert "No process can be named" not in text
+    assert found._repr_html_() in inference_section(found, process)
+    assert found.compare(process)._repr_html_() in inference_section(found, process)
+    alone = msp.infer(process, n_ctx=5, n_states=[1], n_starts=2, progress=False)
+    assert "of a generalized process of 2 dimensions would" in " ".join(inference_section(alone).split())
+    # In doubt nothing is claimed.
+    doubted = dataclasses.replace(found, stationarity_gap=1.0, memory=1e-9)
+    assert len(doubted.doubts) == 2
+    text = inference_section(doubted, process)
+    assert "The network predicts as an observer" not in text
+    assert "No process can be named with confidence" in text
+    assert re.findall("<li>(.*?)</li>", text) == [html.escape(each, quote=False) for each in doubted.doubts]
+    # Another alphabet can't be compared, and an unknown process is not.
+    assert "Not compared: " in inference_section(found, msp.mess3())
+    assert "Compared with" not in inference_section(found)
+    missing = inference_section(None)
+    assert "msp-lens infer" in missing
+    assert renewed(f"a {missing} b", "c") == "a c b"
+    assert renewed("a b", "c") is None
+
+
+def test_names_in_the_section_are_text():
+    process = msp.Process.from_dict(msp.processes.golden_mean(p=0.5).to_dict() | {"name": SCRIPT})
+    found = msp.infer(process, n_ctx=4, n_states=[1, 2], n_starts=2, progress=False)
+    assert "<script" not in inference_section(found, process)
+    assert html.escape(SCRIPT) in inference_section(found, process)
