@@ -295,6 +295,13 @@ def test_a_start_that_is_not_stationary_is_forgotten():
     assert entropy_rate(two).value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("rare", "mixes"), [(1e-6, True), (1e-11, True), (5e-13, False)])
+def test_an_exchange_as_rare_as_rounding_is_none(rare, mixes):
+    walk = torch.tensor([[1 - rare, rare], [rare, 1 - rare]], dtype=torch.float64)
+    expected = torch.full((2, 2), 0.5) if mixes else torch.eye(2)
+    torch.testing.assert_close(information.long_run_projection(walk), expected.double(), rtol=0, atol=1e-4)
+
+
 def test_measures_as_values():
     bounded = Measure(0.5, 0.4, math.inf, "a method")
     assert bounded.to_dict() == {"nats": 0.5, "lower": 0.4, "upper": None, "method": "a method"}
