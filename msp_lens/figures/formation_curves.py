@@ -1,4 +1,4 @@
-"""Curves over training: how well beliefs are read, how far predictions are from the optimum, when beliefs are used.
+"""Curves over training: how well beliefs are read, how good predictions are, when beliefs are used, in which world.
 
 Over the tokens seen at each checkpoint, or whatever else was `counted`, such as steps.
 """
@@ -6,14 +6,14 @@ Over the tokens seen at each checkpoint, or whatever else was `counted`, such as
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from msp_lens._checks import checked
 from msp_lens.figures.style import (
@@ -21,6 +21,7 @@ from msp_lens.figures.style import (
     Curves,
     ThemeName,
     Values,
+    draw_curve,
     drawable,
     finished,
     legend_beside,
@@ -164,6 +165,55 @@ def plot_use(
         axis.set(title=site, xlabel=counted, ylim=(lowest, 1.05))
     axes[0].set_ylabel("R², or share of KL recovered")
     legend_beside(axes[-1])
+    return finished(figure, look)
+
+
+@checked
+def plot_inferred(
+    tokens: Values,
+    states: Values,
+    rank: Values,
+    divergence: Values,
+    by_states: Mapping[int, Values],
+    *,
+    is_trusted: Sequence[bool],
+    counted: str = "tokens seen",
+    theme: ThemeName = "light",
+) -> Figure:
+    """The process inferred at each checkpoint, over the tokens seen: its size, and what it leaves of the predictions.
+
+    Left: its number of `states`, and the `rank` of the predictions. Right: its `divergence` in nats per token, and that
+    of the best machine of each number of states. Processes that can be trusted are filled, others hollow.
+
+    Raises:
+        ValueError: if there is no checkpoint or no number of states, or not one of everything for each.
+    """
+    one_for_each(by_states=by_states)
+    curves = {f"by_states[{number}]": values for number, values in by_states.items()}
+    one_for_each(tokens=tokens, states=states, rank=rank, divergence=divergence, is_trusted=is_trusted, **curves)
+    figure, (sizes, left), look = new_figure(10.4, 3.8, theme, columns=2)
+    count, dimensions, reached = drawable(states), drawable(rank), positive(divergence)
+    draw_curve(sizes, tokens, dimensions, color=look.soft, linestyle="--", label="rank of the predictions")
+    draw_curve(sizes, tokens, count, color=look.color(0), linewidth=1.2, label="states of the inferred process")
+    machines = {number: positive(values) for number, values in by_states.items()}
+    for color, (number, heights) in zip(ordered_colors(len(machines), look), machines.items(), strict=True):
+        label = f"{number} state{'s' * (number != 1)}"
+        draw_curve(left, tokens, heights, color=color, linewidth=1.2, label=label)
+    for axis, heights in ((sizes, count), (left, reached)):
+        for trusted, label in ((True, "trusted"), (False, "in doubt")):
+            shown = np.where(np.asarray(is_trusted, dtype=bool) == trusted, heights, np.nan)
+            face = look.color(1) if trusted else look.paper
+            style: Any = {"s": 46, "linewidth": 1.4, "zorder": 4, "edgecolor": look.color(1), "facecolor": face}
+            axis.scatter(tokens, shown, label=label if np.isfinite(shown).any() else None, **style)
+        scale_tokens(axis, tokens)
+        legend_beside(axis)
+    if any(np.isfinite(heights).any() for heights in (reached, *machines.values())):
+        left.set_yscale("log")
+    say_if_empty(sizes, count, dimensions)
+    say_if_empty(left, reached, *machines.values())
+    sizes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    sizes.set(xlabel=counted, ylabel="states", title="The world that the network believes in")
+    left.set(xlabel=counted, ylabel="KL per token (nats)", title="What machines leave unexplained")
     return finished(figure, look)
 
 

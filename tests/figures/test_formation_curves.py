@@ -1,7 +1,7 @@
 import numpy as np
 
 from msp_lens.figures.curves import plot_sweep
-from msp_lens.figures.formation_curves import plot_emergence, plot_regret_against_error, plot_use
+from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plot_regret_against_error, plot_use
 
 TOKENS = [0, 100, 1_000, 10_000]
 R2 = {"embed": [0.1, 0.2, 0.3, 0.3], "concatenated": [0.1, 0.5, 0.9, 0.99]}
@@ -78,3 +78,22 @@ def test_sweeps_have_a_dot_a_run_and_a_line_through_the_means(tmp_path):
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "64"]
     named = plot_sweep({"": (["LN", "None"], [0.1, 0.3])}, xlabel="normalization_type", ylabel="R²").axes[0]
     assert [label.get_text() for label in named.get_xticklabels()] == ["LN", "None"]
+
+
+def test_worlds_in_doubt_are_hollow(tmp_path):
+    divergence, by_states = [1e-4, 0.1, 0.02, 0.0], {1: [1e-4, 0.1, 0.3, 0.3], 2: [1e-5, 0.09, 0.02, 0.0]}
+    is_trusted = [False, False, True, True]
+    figure = plot_inferred(TOKENS, [1, 2, 2, 3], [1, 1, 2, 3], divergence, by_states, is_trusted=is_trusted)
+    figure.savefig(tmp_path / "figure.png")
+    sizes, left = figure.axes
+    rank, count = sizes.get_lines()
+    assert (rank.get_ydata().tolist(), count.get_ydata().tolist()) == ([1, 1, 2, 3], [1, 2, 2, 3])
+    assert [line.get_label() for line in left.get_lines()] == ["1 state", "2 states"]
+    np.testing.assert_allclose(left.get_lines()[0].get_ydata(), by_states[1])
+    for axis, heights in ((sizes, [1, 2, 2, 3]), (left, [1e-4, 0.1, 0.02, np.nan])):
+        trusted, doubted = axis.collections
+        np.testing.assert_allclose(trusted.get_offsets()[:, 1].filled(np.nan), [np.nan, np.nan, *heights[2:]])
+        np.testing.assert_allclose(doubted.get_offsets()[:, 1].filled(np.nan), [*heights[:2], np.nan, np.nan])
+        (outline,), (paper,) = doubted.get_edgecolors(), doubted.get_facecolors()
+        assert outline.tolist() == trusted.get_edgecolors()[0].tolist() == trusted.get_facecolors()[0].tolist()
+        assert paper.tolist() != outline.tolist()
