@@ -197,6 +197,11 @@ def test_words_are_a_datasets_or_those_of_the_models_context(random_model, rando
     assert found is renamed
     assert probes == [random_report["0_post"]]
     assert (provenance["words"], provenance["seed"]) == (81, 9)
+    # Words are drawn from the seed, and as long as the model can read.
+    drawn = preparation.over_words(random_model, mess3, probes, 20, seed=9)[0]
+    assert torch.equal(drawn.tokens, msp.words(mess3, n_ctx=5, max_words=20, seed=9).tokens)
+    with pytest.raises(ValueError, match="context"):
+        preparation.over_words(random_model, msp.data.all_words(mess3, 6), probes, 20, seed=9)
     assert preparation.group_label(probes) == "0_post"
     assert preparation.group_label([*probes, random_report["1_post"]]) == preparation.ALL_SITES == "all sites"
 
