@@ -11,6 +11,7 @@ where n is the number of tokens in the data, or for a network the number that it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -99,7 +100,8 @@ def infer(
     best = best_candidate(candidates)
     process, cost = best.process, 0.0
     if not process.is_generalized:
-        process = simplified(process, tolerance=max(best.divergence, 1e-9))
+        price = math.log(worth) / (2 * worth)
+        process = simplified(process, tolerance=max(best.divergence, 1e-9), per_parameter=price)
         cost = divergence_rate(process, best.process)
     process = _renamed(process, f"inferred from {read.name}")
     return Inference(

@@ -36,9 +36,8 @@ _EXPLAINED, _UNSTATIONARY = 0.98, 0.02
 # Below this many nats per token the context tells nothing.
 _NO_MEMORY = 1e-4
 _MAX_LEVEL = 5_000
-# Operators, which linear algebra gives and not a search, must be better than machines by this many nats, and by this
-# share of what the best machine leaves.
-_TIE, _CLEARLY = 1e-6, 0.1
+# Operators leave at most this share of what a machine leaves, and this many nats less.
+_CLEARLY, _TIE = 0.5, 1e-6
 # The largest machine that can be read beside others.
 _MOST_DRAWN = 12
 # Fields of an inference that are plain numbers.
@@ -139,12 +138,20 @@ class Candidate(Value):
 
 
 def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate with the lowest criterion; operators only if they clearly predict better than every machine."""
+    """The machine with the lowest criterion, or operators that clearly predict better.
+
+    They do if their criterion is the lowest, and they leave at most half of what a machine of as many states leaves,
+    of the words fitted to as well as held out.
+    """
     machines = [each for each in candidates if not each.process.is_generalized]
     best = min(machines, key=lambda each: each.criterion)
-    margin = max(_TIE, _CLEARLY * best.held_out)
-    better = [each for each in candidates if each not in machines and each.criterion < best.criterion - margin]
-    return better[0] if better else best
+    for each in candidates:
+        rival = next((machine for machine in machines if machine.process.n_states == each.process.n_states), None)
+        if each in machines or rival is None or each.criterion >= best.criterion:
+            continue
+        if each.divergence < _CLEARLY * rival.divergence and each.held_out < _CLEARLY * rival.held_out - _TIE:
+            return each
+    return best
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,8 +159,8 @@ class Inference(Value, TableView):
     """The process inferred from a network, from data or from a process; `infer` makes it.
 
     Attributes:
-        process: The chosen process. A machine is without transitions and states that hardly matter; each of its states
-            is named by a shortest word after which an observer believes in it.
+        process: The chosen process. A machine is without transitions and states that matter less than their parameters
+            cost; each of its states is named by a shortest word after which an observer believes in it.
         candidates: All that were fitted, by number of states, and last the operators if they are a process.
         rank: The singular values of the predictive states.
         operators: The spectral solution at that rank, whether or not it is a process.

@@ -170,8 +170,9 @@ def objective(tree: WordTree, logits: Float64[Tensor, "token i j"]) -> tuple[flo
 
     The start depends on the transitions too: with Z = (I - S + 1 π)⁻¹ and g = ∂L/∂π, a change dS moves L by π dS Z g.
     """
-    transitions = _softmax(logits)
-    machine = transitions.unsqueeze(0)
+    # Far out, a softmax is 0 in floating point, and a machine falls into parts.
+    machine = _normalized(_softmax(logits).unsqueeze(0))
+    transitions = machine[0]
     start = stationary_of(machine)
     divergence, gradient, by_start = tree.with_gradient(machine, start)
     state, walk = start[0], transitions.sum(dim=0)

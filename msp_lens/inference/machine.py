@@ -36,25 +36,32 @@ _LEADS = 0.9
 
 
 @checked
-def simplified(process: Process, *, tolerance: float) -> Process:
+def simplified(process: Process, *, tolerance: float, per_parameter: float = 0.0) -> Process:
     """The machine without transitions, transient states and distinctions between states that hardly matter.
 
     Args:
         process: The machine.
         tolerance: The most that all this may change, KL(simpler ‖ machine) in nats per token.
+        per_parameter: What each parameter that is no longer there may add to it.
 
     Example:
         >>> leaky = Process([[[0.5, 0.0], [0.9999, 0.0]], [[0.0, 0.5], [0.0, 0.0001]]])
         >>> simplified(leaky, tolerance=1e-3).states
         ('0', '1')
     """
-    simpler = itertools.chain(_unifilar(process), _without_rare(process))
-    found = next((each for each in simpler if divergence_rate(each, process) <= tolerance), process)
+
+    def excess(simpler: Process) -> float:
+        saved = _n_parameters(process) - _n_parameters(simpler)
+        return divergence_rate(simpler, process) - tolerance - per_parameter * max(saved, 0)
+
+    found = next(
+        (each for each in itertools.chain(_unifilar(process), _without_rare(process)) if excess(each) <= 0), process
+    )
     while found.n_states > 1:
         merged = [_merged(found, *pair) for pair in itertools.combinations(range(found.n_states), 2)]
-        costs = [divergence_rate(each, process) for each in merged]
+        costs = [excess(each) for each in merged]
         least = min(range(len(costs)), key=costs.__getitem__)
-        if not costs[least] <= tolerance:
+        if not costs[least] <= 0:
             break
         found = merged[least]
     return named_by_words(found)
@@ -63,6 +70,11 @@ def simplified(process: Process, *, tolerance: float) -> Process:
 def _length(process: Process) -> int:
     """Of the words on which machines are compared."""
     return max(3, min(10, int(math.log(_MOST_WORDS, max(process.n_tokens, 2)))))
+
+
+def _n_parameters(process: Process) -> int:
+    """How many probabilities are free: those of each state sum to 1."""
+    return int((process.transitions > 0).sum()) - process.n_states
 
 
 @checked

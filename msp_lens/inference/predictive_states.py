@@ -214,4 +214,5 @@ def _resampled(weights: Float64[Tensor, "context"], generator: torch.Generator) 
 
 
 def _above(sizes: Float64[Tensor, "dimension"], noise: float) -> int:
-    return int((sizes > max(noise, _ROUNDING * float(sizes[0]))).sum())
+    """How many singular values count: one at least, since futures have probabilities whatever the context."""
+    return max(1, int((sizes > max(noise, _ROUNDING * float(sizes[0]))).sum()))

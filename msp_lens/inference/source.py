@@ -32,6 +32,7 @@ from msp_lens.processes.validation import ArrayLike
 Kind = Literal["network", "data", "process"]
 # Contexts that candidates are judged after, and the share of data held out for it.
 _N_CONTEXTS, _HELD_OUT = 2_000, 0.2
+_IMPOSSIBLE = 1e-12
 # The longest words and contexts where nothing limits them.
 _LONGEST = 12
 
@@ -74,7 +75,8 @@ class Source:
             # A word of the source is impossible for the process.
             return float("inf")
         predicted = (beliefs @ process.emissions).clamp_min(0)
-        optimal = self.next_token[:, self.first_position :]
+        # What is as improbable as this is impossible, up to rounding.
+        optimal = torch.where(self.next_token > _IMPOSSIBLE, self.next_token, 0.0)[:, self.first_position :]
         return float(self.weights @ kl_divergence(optimal, predicted.log()).mean(dim=1))
 
 
@@ -118,6 +120,8 @@ def _of_network(
 def _of_data(tokens: Int[Tensor, "word pos"], n_ctx: int | None, max_words: int) -> Source:
     if tokens.ndim != 2 or tokens.numel() < 10:
         raise ValueError(f"source has shape {tuple(tokens.shape)}: give sequences of tokens [word, pos], 10 at least.")
+    if int(tokens.min()) < 0:
+        raise ValueError(f"source holds token {int(tokens.min())}: give numbers of at least 0.")
     n_tokens = int(tokens.max()) + 1
     if len(tokens) >= 5:
         cut = len(tokens) - max(1, int(_HELD_OUT * len(tokens)))
