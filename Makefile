@@ -42,6 +42,7 @@ benchmark: .venv/installed
 	.venv/bin/python -m tests.benchmarks.beliefs
 	.venv/bin/python -m tests.benchmarks.probing
 	.venv/bin/python -m tests.benchmarks.interventions
+	.venv/bin/python -m tests.benchmarks.inference
 	.venv/bin/python -m tests.benchmarks.training
 
 clean:

@@ -8,6 +8,7 @@ from msp_lens.inference.machine import simplified
 from msp_lens.inference.operators import Operators, spectral_operators
 from msp_lens.inference.predictive_states import PredictiveRank, predictive_rank, stationarity_gap
 from msp_lens.inference.predictor import Predictor, network_predictor
+from msp_lens.inference.site_ranks import SiteRanks, site_ranks
 from msp_lens.inference.word_probabilities import WordProbabilities, data_words, network_words, process_words
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Operators",
     "PredictiveRank",
     "Predictor",
+    "SiteRanks",
     "WordProbabilities",
     "compare",
     "data_words",
@@ -28,6 +30,7 @@ __all__ = [
     "predictive_rank",
     "process_words",
     "simplified",
+    "site_ranks",
     "spectral_operators",
     "stationarity_gap",
 ]
