@@ -93,7 +93,7 @@ class InferredOverTraining(Value, TableView):
         elif smaller := [step for step, size in believed if size is not None and size < last]:
             lines.append(f"The network first believed in a smaller world, from step {smaller[0]:,} on.")
         else:
-            lines.append("At no checkpoint before did the network believe in a smaller world.")
+            lines.append("At no checkpoint before was a smaller world to be trusted.")
         return lines
 
     @checked

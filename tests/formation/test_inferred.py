@@ -77,7 +77,7 @@ def test_the_order_of_worlds_is_told(worlds):
     assert "from step 0: none to be trusted; from step 10: 2 states; from step 30: 3 states." in text
     assert "first believed in a smaller world, from step 10 on" in text
     at_once = InferredOverTraining((0, 10), (0, 100), (doubted, small))
-    assert "At no checkpoint before did the network believe in a smaller world" in " ".join(at_once.summary())
+    assert "At no checkpoint before was a smaller world to be trusted" in " ".join(at_once.summary())
     shrunk = InferredOverTraining((0, 10), (0, 100), (larger, small))
     assert "At no checkpoint before" in " ".join(shrunk.summary())
     lost = InferredOverTraining((0, 10), (0, 100), (small, doubted))
