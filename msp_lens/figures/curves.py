@@ -29,6 +29,8 @@ from msp_lens.figures.style import (
 
 # A singular value below this share of the largest is drawn there: it is rounding.
 _LOWEST = 1e-6
+# Fewer nats than these are nothing but the rounding of sums.
+_NOTHING = 1e-12
 
 
 @checked
@@ -248,7 +250,8 @@ def plot_inference(
     axes[0].axhspan(_LOWEST / 2, max(noise / largest if largest > 0 else 0.0, _LOWEST), color=look.wash, linewidth=0)
     axes[0].set(yscale="log", ylim=(_LOWEST / 2, 2), xlabel="dimension", ylabel="singular value (relative)")
     axes[0].set_title(f"Predictive states: rank {rank}; shaded: noise", fontsize=10)
-    numbers, positive = np.array(list(divergence)), np.where(left > 0, left, np.nan)
+    # What an exact machine leaves is 0, which a logarithmic axis has no place for: it is drawn at the bottom.
+    numbers, positive = np.array(list(divergence)), np.where(left < _NOTHING, _NOTHING, left)
     draw_curve(axes[1], numbers, positive, color=look.soft, marker="o", markersize=4, markevery=None)
     if chosen is not None and chosen in divergence:
         axes[1].scatter([chosen], [positive[list(divergence).index(chosen)]], color=look.color(1), s=60, zorder=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from msp_lens.figures.curves import plot_regret, plot_sites
+from msp_lens.figures.curves import plot_inference, plot_regret, plot_sites
 from msp_lens.figures.edit_bars import plot_heat_map, plot_strengths
 from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_r2
 
@@ -135,3 +135,14 @@ def test_a_heat_map_writes_each_number_where_it_can_be_read():
     figure = plot_heat_map(np.array([[0.1, np.nan], [0.95, 0.5]]), ["a", "b"], ["0", "1"], theme="dark")
     texts = {text.get_position(): (text.get_text(), text.get_color()) for text in figure.axes[0].texts}
     assert texts == {(0, 0): ("0.10", "#ffffff"), (0, 1): ("0.95", "#000000"), (1, 1): ("0.50", "#ffffff")}
+
+
+def test_an_exact_machine_stands_at_the_bottom(tmp_path):
+    figure = plot_inference([3.0, 1.5, 1e-12], 0.03, 2, {1: 0.3, 2: 0.1, 3: 0.0}, chosen=3)
+    figure.savefig(tmp_path / "figure.png")
+    sizes, left = figure.axes
+    np.testing.assert_allclose(sizes.collections[0].get_offsets()[:, 1], [1, 0.5, 1e-6])
+    (curve,) = left.get_lines()
+    np.testing.assert_allclose(curve.get_xydata(), [(1, 0.3), (2, 0.1), (3, 1e-12)])
+    np.testing.assert_allclose(left.collections[0].get_offsets(), [(3, 1e-12)])
+    assert left.get_yscale() == "log"

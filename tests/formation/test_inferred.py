@@ -52,8 +52,8 @@ def test_the_sources_are_those_of_an_emergence(run, found):
     assert given.steps == (0, 40)
     assert given.inferences == found.inferences[::2]
     assert given.tokens[0] is None
-    with pytest.raises(TypeError, match="without its step"):
-        inferred_over_training([run.model], **QUICK)
+    with pytest.raises(ValueError, match="no checkpoints"):
+        inferred_over_training({}, **QUICK)
     with pytest.raises(ValueError, match="n_starts=0"):
         inferred_over_training(run, n_starts=0)
 

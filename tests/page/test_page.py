@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import msp_lens as msp
+from msp_lens.experiments import infer_run
 from msp_lens.experiments import study as studies
 from msp_lens.training import PRESETS, Recipe
 
@@ -25,6 +26,14 @@ def study(tmp_path_factory):
         patched.setitem(PRESETS, "small", small)
         patched.setattr(studies, "CHECKPOINTS", 4)
         return msp.run(msp.mess3(), preset="small", out=tmp_path_factory.mktemp("run"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def inferred_page(study, tmp_path_factory):
+    """The page of the same run once its process has been inferred, too."""
+    folder = shutil.copytree(study.folder, tmp_path_factory.mktemp("inferred") / "run")
+    infer_run(folder, n_states=[1, 2, 3], n_starts=2, progress=False)
+    return folder / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +143,8 @@ def test_the_movie_is_moved_by_its_slider_and_plays(opened, study):
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_nothing_overflows_the_page(opened, viewport):
-    page = opened(viewport)
+def test_nothing_overflows_the_page(opened, viewport, inferred_page):
+    page = opened(viewport, path=inferred_page)
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
     images = page.locator(".picture img").evaluate_all("images => images.map(i => i.getBoundingClientRect().right)")
     assert max(images) <= viewport["width"]
@@ -209,3 +218,20 @@ def test_the_page_can_be_made_again_from_its_folder(study, tmp_path, opened):
     page = opened(path=again.page)
     assert len(page.frames) == 1, "there is no movie"
     assert not (folder / "movie.gif").exists()
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+def test_what_was_inferred_is_shown_and_sorted(opened, inferred_page, color_scheme):
+    page = opened(color_scheme=color_scheme, path=inferred_page)
+    section = page.locator("#inference")
+    picture = section.locator("img")
+    shown, fallback = picture.evaluate("i => i.decode().then(() => [i.currentSrc, i.src])")
+    assert (shown == fallback) == (color_scheme == "light")
+    found = msp.Inference.load(inferred_page.parent / "inference.json")
+    assert section.locator(".doubts li").all_text_contents() == found.doubts
+    table = section.locator("table").first
+    rows = [f"{'→ ' * (each is found.chosen)}{each.process.n_states}" for each in found.candidates]
+    assert table.locator("tbody tr > *:nth-child(2)").all_text_contents() == rows
+    heading = table.locator("thead th:nth-child(2)")
+    heading.get_by_role("button").click()
+    assert heading.get_attribute("aria-sort") == "ascending"
