@@ -7,6 +7,13 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 # A worker a core, each a file at a time: trained models are shared within a file.
 IN_PARALLEL ?= --numprocesses auto --dist loadfile
 
+PLAIN = --doctest-modules --strict-markers
+UNCHECKED = test_bad_input.py test_damaged_files.py test_demos.py test_readme.py experiments/test_killed.py \
+	page/test_page.py inference/test_networks.py
+KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
+	experiments/test_killed.py page/test_page.py inference/test_networks.py inference/test_likelihood.py \
+	inference/test_machine.py inference/test_predictive_states.py
+
 .PHONY: demo test test-fast test-3 test-4 lint mutants benchmark clean
 
 demo: .venv/installed
@@ -16,15 +23,16 @@ test: lint test-3 test-4
 
 # For the inner loop: no slow tests, and no checks of annotated calls.
 test-fast: .venv/installed
-	.venv/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="--doctest-modules --strict-markers"
+	.venv/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="$(PLAIN)"
 
+# With the checks of every annotated call, which cost most of the time, and then what gains nothing from them.
 test-3: .venv/installed
-	.venv/bin/pytest $(IN_PARALLEL)
+	.venv/bin/pytest $(IN_PARALLEL) $(UNCHECKED:%=--ignore tests/%)
+	.venv/bin/pytest $(IN_PARALLEL) -o addopts="$(PLAIN)" $(UNCHECKED:%=tests/%)
 
-# What knows TransformerLens, without the checks of every annotated call, which test-3 makes: they cost most of the time.
+# What knows TransformerLens, without these checks.
 test-4: .venv-4/installed
-	.venv-4/bin/pytest $(IN_PARALLEL) -o addopts="--doctest-modules --strict-markers" $(foreach \
-		room,moments processes beliefs figures test_checks.py test_files.py,--ignore tests/$(room)) tests msp_lens
+	.venv-4/bin/pytest $(IN_PARALLEL) -o addopts="$(PLAIN)" $(KNOWS_NOTHING:%=--ignore tests/%) tests msp_lens
 
 lint: .venv/installed
 	.venv/bin/ruff check .
