@@ -215,7 +215,7 @@ def plot_inference(
     singular_values: Values,
     noise: float,
     rank: Count,
-    divergence: Mapping[int, float],
+    divergence: Mapping[int, float | Any],
     *,
     chosen: int | None = None,
     ylabel: str = "KL per token (nats)",

@@ -17,7 +17,7 @@ import pytest
 import torch
 from matplotlib import mathtext
 
-from msp_lens.figures.curves import plot_regret, plot_sites, plot_sweep, plot_training
+from msp_lens.figures.curves import plot_inference, plot_regret, plot_sites, plot_sweep, plot_training
 from msp_lens.figures.edit_bars import plot_edits, plot_heat_map, plot_strengths
 from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plot_regret_against_error, plot_use
 from msp_lens.figures.graphs import plot_generator, plot_presentation
@@ -69,6 +69,7 @@ def of_numbers(name, v):
     yield lambda: plot_emergence([0, *tokens[1:]], {name: v}, {name: v}, v)
     yield lambda: plot_regret_against_error(tokens, v, {name: v}, scored=name)
     yield lambda: plot_use(tokens, *({name: v} for _ in range(4)))
+    yield lambda: plot_inference(v, 0.1, 1, dict(zip(places, v, strict=True)), chosen=1, ylabel=name)
     yield lambda: plot_inferred(tokens, v, v, v, {1: v, 2: v}, is_trusted=[True] * len(v), counted=name)
     yield lambda: plot_r2(places, {name: v}, xlabel=name, title=name, ylabel=name)
     yield lambda: plot_crossover(places, {name: v}, dict(zip(labels, v, strict=True)))
