@@ -12,7 +12,8 @@ from msp_lens._checks import Count, Seed
 from msp_lens._files import read_json, safe_name
 from msp_lens.data import Weighting
 from msp_lens.inference import Inference
-from msp_lens.models.model_files import MODEL_FILE
+from msp_lens.models.hooked import HookedModel
+from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance
 from msp_lens.training.folder import STATE_FOLDER, check_is_folder
 from msp_lens.training.training_run import METRICS_FILE, TrainingRun
@@ -50,9 +51,18 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / CONFIG_FILE, RunConfig) if (folder / CONFIG_FILE).exists() else None
 
 
-def read_inference(folder: Path) -> Inference | None:
-    """What was inferred from the network in a folder, if anything was; `ValueError` if its file is damaged."""
-    return Inference.load(folder / INFERENCE_FILE) if (folder / INFERENCE_FILE).exists() else None
+def read_inference(folder: Path, model: HookedModel) -> Inference | None:
+    """What was inferred from the network in a folder, if anything was.
+
+    It raises `ValueError` if the file is damaged, or of another network than this one.
+    """
+    path = folder / INFERENCE_FILE
+    if not path.exists():
+        return None
+    found = Inference.load(path)
+    if found.provenance["fingerprint"] != model_fingerprint(model):
+        raise ValueError(f"{path} is of another network than the one in its folder: remove it, or infer again.")
+    return found
 
 
 def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:

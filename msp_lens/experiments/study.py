@@ -259,7 +259,7 @@ def _report(
 ) -> Study:
     """Probe, intervene, and write the files."""
     trained, *others = trainings
-    process, inferred = trained.process, read_inference(folder)
+    process, inferred = trained.process, read_inference(folder, trained.model)
     options: dict[str, Any] = {"weighting": config["weighting"], "seed": config["seed"], "progress": progress}
     probes = probe(trained.model, process, **options)
     over_seeds = None

@@ -116,6 +116,7 @@ def infer(
         provenance={
             "source": read.name,
             "kind": read.kind,
+            "fingerprint": read.fingerprint,
             "word_length": words.length,
             "n_words": len(words.tokens),
             "is_population": words.is_population,

@@ -78,6 +78,7 @@ class _SavedOperators(TypedDict):
 class _Provenance(TypedDict):
     source: str
     kind: Kind
+    fingerprint: str | None
     word_length: Count
     n_words: Count
     is_population: bool

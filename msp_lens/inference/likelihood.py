@@ -84,7 +84,7 @@ def fit_machine(
 ) -> Fit:
     """The edge-emitting hidden Markov machine of `n_states` that is nearest to the words.
 
-    Memory is 8 bytes for each start, state and prefix of the words, twice.
+    Memory is about 24 bytes for each start, state and prefix of the words.
 
     Args:
         words: Word probabilities of a process, a network or data.
@@ -107,7 +107,7 @@ def fit_machine(
     """
     tree = WordTree(words)
     what = f"n_starts={n_starts} machines of {n_states} states over {tree.n_nodes:,} prefixes"
-    check_memory(what, 16.0 * n_starts * n_states * tree.n_nodes, "Give fewer starts or shorter words.")
+    check_memory(what, 24.0 * n_starts * n_states * tree.n_nodes, "Give fewer starts or shorter words.")
     transitions = _random_starts(n_starts, tree.n_tokens, n_states, seed)
     history: list[Tensor] = []
     half, from_starts = n_steps // 2, torch.empty(0)

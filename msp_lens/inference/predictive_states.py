@@ -210,7 +210,7 @@ def _conditional(
 
 def _resampled(weights: Float64[Tensor, "context"], generator: torch.Generator) -> Float64[Tensor, "context"]:
     drawn = torch.multinomial(weights, len(weights), replacement=True, generator=generator)
-    return torch.bincount(drawn, minlength=len(weights)) / len(weights) * weights.sum()
+    return torch.bincount(drawn, minlength=len(weights)).double() / len(weights) * weights.sum()
 
 
 def _above(sizes: Float64[Tensor, "dimension"], noise: float) -> int:

@@ -26,6 +26,7 @@ from msp_lens.inference.word_probabilities import (
     sampled_from_network,
 )
 from msp_lens.models.hooked import HookedModel
+from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.processes.validation import ArrayLike
 
@@ -49,6 +50,7 @@ class Source:
         weights: How often each context came; they sum to 1.
         next_token: P(next | context) after each token, of a network or process; `None` for data.
         first_position: The first position of the contexts at which candidates are judged.
+        fingerprint: Of the network or process; `None` for data.
     """
 
     kind: Kind
@@ -58,6 +60,7 @@ class Source:
     weights: Float64[Tensor, "word"]
     next_token: Float64[Tensor, "word pos token"] | None
     first_position: int
+    fingerprint: str | None = None
 
     @property
     def is_held_out(self) -> bool:
@@ -102,7 +105,8 @@ def _of_process(process: Process, n_ctx: int, max_words: int, seed: int) -> Sour
     words = process_words(process, length, max_words=max_words, seed=seed)
     contexts, weights = _distinct(process.sample(_N_CONTEXTS, n_ctx, seed=seed))
     next_token = filter_beliefs(process, contexts) @ process.emissions
-    return Source("process", process.name, words, contexts, weights, next_token, _first_position(length, n_ctx))
+    first = _first_position(length, n_ctx)
+    return Source("process", process.name, words, contexts, weights, next_token, first, process.fingerprint)
 
 
 def _of_network(
@@ -113,8 +117,9 @@ def _of_network(
     length = _word_length(predictor.n_tokens, n_ctx, max_words)
     words = network_words(predictor, length, max_words=max_words, seed=seed)
     contexts, weights = _distinct(sampled_from_network(predictor, _N_CONTEXTS, n_ctx, seed=seed))
-    after = predictor.after(contexts)
-    return Source("network", "a network", words, contexts, weights, after, _first_position(length, n_ctx))
+    after, first_position = predictor.after(contexts), _first_position(length, n_ctx)
+    fingerprint = model_fingerprint(model)
+    return Source("network", "a network", words, contexts, weights, after, first_position, fingerprint)
 
 
 def _of_data(tokens: Int[Tensor, "word pos"], n_ctx: int | None, max_words: int) -> Source:

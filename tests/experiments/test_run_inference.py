@@ -136,3 +136,12 @@ def test_what_cannot_be_is_refused_before_any_work(copied, tmp_path, monkeypatch
         infer_run(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     assert contents(copied) == before
+
+
+def test_an_inference_of_another_network_is_refused(copied):
+    other = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4), seed=9)
+    msp.infer(other, **QUICK).save(copied / "inference.json")
+    with pytest.raises(ValueError, match=r"inference\.json is of another network .*: remove it, or infer again"):
+        report(copied, progress=False)
+    infer_run(copied, **QUICK)
+    report(copied, progress=False)

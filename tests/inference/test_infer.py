@@ -146,6 +146,7 @@ def test_it_is_saved_and_loaded(golden, tmp_path):
     loaded = msp.Inference.load(path)
     assert loaded == golden
     assert repr(loaded) == repr(golden)
+    assert loaded.provenance["fingerprint"] == msp.processes.golden_mean(p=0.5).fingerprint
     saved = json.loads(path.read_text())
     saved["rank"]["rank"] = 99
     path.write_text(json.dumps(saved))
