@@ -8,11 +8,13 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 IN_PARALLEL ?= --numprocesses auto --dist loadfile
 
 PLAIN = --doctest-modules --strict-markers
-UNCHECKED = test_bad_input.py test_damaged_files.py test_demos.py test_readme.py experiments/test_killed.py \
-	page/test_page.py inference/test_networks.py
+# Whole experiments, and what is generated, killed or shown: what they call has its annotations checked in its own room.
+UNCHECKED = test_bad_input.py test_damaged_files.py test_demos.py test_readme.py test_cli.py page/test_page.py \
+	experiments formation inference
+# What hardly depends on TransformerLens, or takes long beside how much it depends on it.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
-	experiments/test_killed.py page/test_page.py inference/test_networks.py inference/test_likelihood.py \
-	inference/test_machine.py inference/test_predictive_states.py
+	test_cli.py page/test_page.py experiments/test_killed.py experiments/test_sweep.py \
+	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py)
 
 .PHONY: demo test test-fast test-3 test-4 lint mutants benchmark clean
 
