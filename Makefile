@@ -11,9 +11,9 @@ PLAIN = --doctest-modules --strict-markers
 # Whole experiments, and what is generated, killed or shown: what they call has its annotations checked in its own room.
 UNCHECKED = test_bad_input.py test_damaged_files.py test_demos.py test_readme.py test_cli.py page/test_page.py \
 	experiments formation inference
-# What hardly depends on TransformerLens, or takes long beside how much it depends on it.
+# What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
-	test_cli.py page/test_page.py experiments/test_killed.py experiments/test_sweep.py \
+	test_cli.py page/test_page.py experiments formation \
 	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py)
 
 .PHONY: demo test test-fast test-3 test-4 lint mutants benchmark clean

@@ -319,7 +319,7 @@ class Process:
             states=self.states,
             tokens=self.tokens,
             is_recurrent=[state in recurrent for state in self.states],
-            title=self._call(),
+            title=self._call() if self.parameters else self.name,
             theme=theme,
         )
 
@@ -395,7 +395,7 @@ class Process:
 
     def _call(self) -> str:
         """The name and what the process was built from."""
-        return f"{self.name}({shown_parameters(self.parameters)})" if self.parameters else self.name
+        return f"{self.name}({shown_parameters(self.parameters)})"
 
 
 def shown_parameters(parameters: Mapping[str, float | Sequence[float]]) -> str:

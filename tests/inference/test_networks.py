@@ -76,6 +76,13 @@ def test_a_network_stopped_early_is_not_believed():
     assert found.summary()[0].startswith("No process is named with confidence.")
 
 
+def test_a_network_with_a_short_context_is_not_believed():
+    found = msp.infer(train(msp.rrxor(), 300, 256, 3e-3, n_ctx=3), n_states=[1, 2, 3], n_starts=8, progress=False)
+    assert not found.is_trusted
+    assert found.n_states < 5
+    assert any("Words of 4 tokens are too short" in doubt for doubt in found.doubts)
+
+
 def test_rrxor_comes_back_as_it_is():
     process = msp.rrxor()
     found = msp.infer(train(process, 700, 2048, 3e-3, **WIDE, n_ctx=10), progress=False)
