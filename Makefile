@@ -5,12 +5,13 @@ PYTHON ?= python3
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
 # A worker a core, each a file at a time: trained models are shared within a file.
-IN_PARALLEL ?= --numprocesses auto --dist loadfile
+IN_PARALLEL ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 PLAIN = --doctest-modules --strict-markers
 # Whole experiments, and what is generated, killed or shown: what they call has its annotations checked in its own room.
-UNCHECKED = test_bad_input.py test_damaged_files.py test_demos.py test_readme.py test_cli.py page/test_page.py \
-	experiments formation inference
+# The longest files come first, so that no core waits for the other at the end.
+UNCHECKED = inference test_demos.py experiments formation test_cli.py test_damaged_files.py test_bad_input.py \
+	page/test_page.py test_readme.py
 # What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
 	test_cli.py page/test_page.py experiments formation \
