@@ -11,7 +11,6 @@ where n is the number of tokens in the data, or for a network the number that it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -22,7 +21,13 @@ from tqdm.auto import tqdm
 from msp_lens._checks import Count, Seed, checked
 from msp_lens.beliefs.information import entropy_rate
 from msp_lens.data import TokenMap
-from msp_lens.inference.inference_report import Candidate, Inference, best_candidate
+from msp_lens.inference.inference_report import (
+    MAX_LEVEL,
+    Candidate,
+    Inference,
+    best_candidate,
+    price_of_parameter,
+)
 from msp_lens.inference.likelihood import fit_machine
 from msp_lens.inference.machine import divergence_rate, simplified
 from msp_lens.inference.operators import Operators, spectral_operators
@@ -35,8 +40,6 @@ from msp_lens.processes.validation import ArrayLike
 
 # Steps of Baum and Welch's iteration for each number of states.
 _STEPS = 300
-# Beliefs that entropy rates are followed over: enough for four digits.
-_MAX_LEVEL = 5_000
 
 
 @checked
@@ -100,8 +103,8 @@ def infer(
     best = best_candidate(candidates)
     process, cost = best.process, 0.0
     if not process.is_generalized:
-        price = math.log(worth) / (2 * worth)
-        process = simplified(process, tolerance=max(best.divergence, 1e-9), per_parameter=price)
+        tolerance = max(best.divergence, 1e-9)
+        process = simplified(process, tolerance=tolerance, per_parameter=price_of_parameter(worth))
         cost = divergence_rate(process, best.process)
     process = _renamed(process, f"inferred from {read.name}")
     return Inference(
@@ -109,7 +112,7 @@ def infer(
         candidates=tuple(candidates),
         rank=rank,
         operators=operators,
-        entropy_rate=entropy_rate(process, max_level=_MAX_LEVEL).value,
+        entropy_rate=entropy_rate(process, max_level=MAX_LEVEL).value,
         memory=read.judge(_without_memory(words)),
         stationarity_gap=stationarity_gap(words),
         simplification=cost,

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 _EXPLAINED, _UNSTATIONARY = 0.98, 0.02
 # Below this many nats per token the context tells nothing.
 _NO_MEMORY = 1e-4
-_MAX_LEVEL = 5_000
+# Beliefs that entropy rates are followed over: enough for four digits.
+MAX_LEVEL = 5_000
 # Operators leave at most this share of what a machine leaves, and this many nats less.
 _CLEARLY, _TIE = 0.5, 1e-6
 # The largest machine that can be read beside others.
@@ -132,10 +133,15 @@ class Candidate(Value):
     ) -> Candidate:
         """The candidate with its criterion; `worth` is the number of tokens that what it was fitted to is worth."""
         n_parameters = process.n_states * (process.n_states * process.n_tokens - 1)
-        criterion = held_out + n_parameters * math.log(worth) / (2 * worth)
-        rate = entropy_rate(process, max_level=_MAX_LEVEL).value
+        criterion = held_out + n_parameters * price_of_parameter(worth)
+        rate = entropy_rate(process, max_level=MAX_LEVEL).value
         agreement = (fit.n_agreeing, fit.n_finished) if fit else (0, 0)
         return cls(process, fit.divergence if fit else divergence, held_out, criterion, rate, *agreement)
+
+
+def price_of_parameter(worth: int) -> float:
+    """What the criterion charges for a parameter, in nats per token; `worth` as for `Candidate.of`."""
+    return math.log(worth) / (2 * worth)
 
 
 def best_candidate(candidates: Sequence[Candidate]) -> Candidate:

@@ -96,7 +96,7 @@ def named_by_words(process: Process) -> Process:
         ('0', '1')
     """
     separator = "" if all(len(token) == 1 for token in process.tokens) else " "
-    names: dict[int, tuple[float, str]] = {}
+    names: dict[int, str] = {}
     length = 1
     while len(names) < process.n_states and process.n_tokens**length <= max(_MOST_WORDS, process.n_tokens):
         words = process_words(process, length + 1, max_words=4 * _MOST_WORDS).part(0, length).tokens
@@ -104,13 +104,12 @@ def named_by_words(process: Process) -> Process:
         for state in set(range(process.n_states)) - set(names):
             word = int(beliefs[:, state].argmax())
             if beliefs[word, state] >= _LEADS and int(beliefs[word].argmax()) == state:
-                names[state] = (float(beliefs[word, state]), separator.join(process.tokens[k] for k in words[word]))
+                names[state] = separator.join(process.tokens[k] for k in words[word])
         length += 1
         if length > 8:
             break
-    taken = {name for _, name in names.values()}
-    unnamed = (f"s{k}" for k in itertools.count() if f"s{k}" not in taken)
-    states = [names[state][1] if state in names else next(unnamed) for state in range(process.n_states)]
+    unnamed = (f"s{k}" for k in itertools.count() if f"s{k}" not in names.values())
+    states = [names[state] if state in names else next(unnamed) for state in range(process.n_states)]
     return _with(process, process.transitions, states)
 
 
