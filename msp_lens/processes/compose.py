@@ -73,9 +73,7 @@ class Mixture(Process, kind="mixture"):
         transitions = torch.zeros(len(tokens), ends[-1], ends[-1], dtype=torch.float64)
         for part, block in zip(parts, self._blocks, strict=True):
             transitions[[tokens.index(token) for token in part.tokens], block, block] = part.transitions
-        labels = [part.name for part in parts]
-        if len(set(labels)) < len(labels):
-            labels = [f"{label}_{k}" for k, label in enumerate(labels)]
+        self.labels = labels = part_labels(parts)
         is_generalized = any(part.is_generalized for part in parts)
         super().__init__(
             transitions,
@@ -101,6 +99,11 @@ class Mixture(Process, kind="mixture"):
         share = self.component_beliefs(beliefs)[..., component].unsqueeze(-1)
         within = beliefs[..., self._blocks[component]]
         return torch.where(share > self.negligible, within / share, 0.0)
+
+    def parts(self, beliefs: Float[Tensor, "*batch state"]) -> dict[str, Float[Tensor, "*batch part_state"]]:
+        """Which component it is (`"component"`), and the belief within each component, by `labels`."""
+        within = {label: self.state_beliefs(beliefs, k) for k, label in enumerate(self.labels)}
+        return {"component": self.component_beliefs(beliefs)} | within
 
     def to_dict(self) -> dict:
         """The components and their weights, as JSON-ready values."""
@@ -142,6 +145,7 @@ class Product(Process, kind="product"):
     @checked
     def __init__(self, processes: Sequence[Process], *, name: str = "product") -> None:
         self.factors = parts = _validated_parts(processes, "product")
+        self.labels = part_labels(parts)
         sizes = np.array([(part.n_tokens, part.n_states) for part in parts], dtype=object)
         _check_size(name, *sizes.prod(axis=0))
         weights = reduce(torch.kron, [part.right_eigenvector for part in parts])
@@ -167,6 +171,10 @@ class Product(Process, kind="product"):
                 weights = self.factors[k].right_eigenvector.to(beliefs)
                 marginal = marginal.movedim(-1 if k > factor else -2, -1) @ weights
         return marginal
+
+    def parts(self, beliefs: Float[Tensor, "*batch state"]) -> dict[str, Float[Tensor, "*batch part_state"]]:
+        """The belief about each factor, by `labels`."""
+        return {label: self.factor_beliefs(beliefs, k) for k, label in enumerate(self.labels)}
 
     @checked
     def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
@@ -202,6 +210,12 @@ class Product(Process, kind="product"):
 
     def _call(self) -> str:
         return f"{self.name}({' × '.join(part._call() for part in self.factors)})"
+
+
+def part_labels(parts: Sequence[Process]) -> tuple[str, ...]:
+    """The parts' names, numbered if two are alike."""
+    names = [part.name for part in parts]
+    return tuple(names if len(set(names)) == len(names) else [f"{name}_{k}" for k, name in enumerate(names)])
 
 
 # The names by which they are made.

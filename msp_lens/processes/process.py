@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, check_memory, checked, converted, value_errors
@@ -161,6 +161,14 @@ class Process:
         """`P(emit x | in i)`, or T[x] w: a belief times this matrix is the next-token distribution."""
         emissions = self.transitions @ self.right_eigenvector if self.is_generalized else self.transitions.sum(dim=2)
         return emissions.T.contiguous()
+
+    def parts(self, beliefs: Float[Tensor, "*batch state"]) -> dict[str, Float[Tensor, "*batch part_state"]]:
+        """What beliefs say of each part of the process, by the part's name; nothing for a process without parts.
+
+        The parts of a mixture are which component it is and the belief within each component; those of a product are
+        the beliefs about its factors.
+        """
+        return {}
 
     @property
     def negligible(self) -> float:

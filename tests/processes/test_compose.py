@@ -328,3 +328,17 @@ def test_parts_that_are_not_there_are_refused():
         joint.join_tokens(torch.tensor([[0, 1], [0, 2]]))
     with pytest.raises(ValueError, match="last axis has 3 tokens; product has 2 factors"):
         joint.join_tokens(torch.tensor([[0, 1, 0]]))
+
+
+def test_parts_are_what_each_says_by_itself():
+    a, b = msp.processes.rrxor(), msp.processes.golden_mean(p=0.5)
+    both, either = msp.processes.product([a, b]), msp.processes.mixture([a, a], [0.25, 0.75])
+    beliefs = msp.filter_beliefs(both, both.sample(5, 6, seed=0))
+    assert {name: part.shape[-1] for name, part in both.parts(beliefs).items()} == {"rrxor": 5, "golden_mean": 2}
+    torch.testing.assert_close(both.parts(beliefs)["golden_mean"], both.factor_beliefs(beliefs, 1))
+    beliefs = msp.filter_beliefs(either, either.sample(5, 6, seed=0))
+    parts = either.parts(beliefs)
+    assert list(parts) == ["component", "rrxor_0", "rrxor_1"]
+    torch.testing.assert_close(parts["component"], either.component_beliefs(beliefs))
+    torch.testing.assert_close(parts["rrxor_1"], either.state_beliefs(beliefs, 1))
+    assert a.parts(a.initial) == {}
