@@ -1,5 +1,6 @@
 """Read beliefs: rows of activations, probes fitted to them, their controls, and the report."""
 
+from msp_lens.data.splits import Split
 from msp_lens.probing.belief_probe import BeliefProbe, TransferScore, read_beliefs, score_probe
 from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
 from msp_lens.probing.fit import probe
@@ -8,7 +9,6 @@ from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
 from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, Rows, batch_rows, cache_rows, model_rows, sampled_rows
-from msp_lens.probing.splits import Split
 
 __all__ = [
     "BeliefProbe",

@@ -18,6 +18,7 @@ from msp_lens._files import tensors_checksum
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
+from msp_lens.data.splits import Split, as_split, labelled_rows, split_rows
 from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
@@ -32,7 +33,6 @@ from msp_lens.probing.fit_rows import check_concatenate, fit_report
 from msp_lens.probing.one_pass import ClassRows, Observer
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, model_rows
-from msp_lens.probing.splits import Split, as_split, labelled_rows, split_rows
 from msp_lens.processes.process import Process
 from msp_lens.training.regret import batch_regret
 

@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens.data.splits import Folds
 from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES
@@ -24,7 +25,6 @@ from msp_lens.probing.one_pass import Accumulator, ClassRows, Observer, accumula
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.probe_tables import Increment
 from msp_lens.probing.rows import RowBatch, Rows
-from msp_lens.probing.splits import Folds
 
 CONCATENATED = "concatenated"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from msp_lens._checks import check_finite
 from msp_lens._distributed import total
 from msp_lens.data import LabelledTokens
+from msp_lens.data.splits import CELLS_PER_FOLD, deal
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES, MomentsGrid, check_memory
 from msp_lens.moments.logistic import fit_logistic
@@ -20,7 +21,6 @@ from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduce import reduce_grid
 from msp_lens.probing.probe_tables import ClassReadout, ClassReadouts
 from msp_lens.probing.rows import CHECK_THE_MODEL, RowBatch
-from msp_lens.probing.splits import CELLS_PER_FOLD, deal
 
 
 @runtime_checkable

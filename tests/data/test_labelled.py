@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap, one_hot, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
-from msp_lens.probing.splits import Split, labelled_rows, split_rows
+from msp_lens.data.splits import Split, labelled_rows, split_rows
 from tests import brute_force
 
 WORDS = torch.tensor([[0, 1, 1], [0, 1, 2], [0, 1, 1]])

@@ -9,6 +9,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
+from msp_lens.data.splits import deal, labelled_rows, split_rows
 from msp_lens.models.hooked import find_sites
 from msp_lens.moments import HeldOutScore, Score
 from msp_lens.probing import TokenWindows, probe_rows
@@ -21,7 +22,6 @@ from msp_lens.probing.controls import (
     untrained_twins,
 )
 from msp_lens.probing.rows import model_rows
-from msp_lens.probing.splits import deal, labelled_rows, split_rows
 from tests.hooked_models import TRANSFORMERS, build
 
 

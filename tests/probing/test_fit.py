@@ -12,12 +12,12 @@ from sklearn.metrics import mean_squared_error
 
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap, one_hot
+from msp_lens.data.splits import Split
 from msp_lens.models.activations import stream_activations
 from msp_lens.moments import RandomProjection, ReducedRank, TooWideError
 from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.probing import batch_rows, cache_rows, probe_rows, sampled_rows
 from msp_lens.probing import fit as fitting
-from msp_lens.probing.splits import Split
 from tests import hooked_models
 from tests.two_processes import run_two
 

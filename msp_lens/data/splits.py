@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Between, Count, checked, converted
-from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, label_rows
+from msp_lens.data.belief_dataset import BeliefDataset, Weighting
+from msp_lens.data.labelled import LabelledTokens, label_rows
 
 SplitName = Literal["prefix", "sequence", "subtree"]
 # How many folds there may be.

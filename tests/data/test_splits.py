@@ -2,11 +2,11 @@ import pytest
 import torch
 
 import msp_lens as msp
+from msp_lens.data.splits import Split, as_split, deal, split_rows
 from msp_lens.moments.moments import merge_all
 from msp_lens.probing import probe_rows
 from msp_lens.probing.one_pass import Accumulator, accumulate
 from msp_lens.probing.rows import RowBatch
-from msp_lens.probing.splits import Split, as_split, deal, split_rows
 
 
 @pytest.fixture(scope="module")
