@@ -1,5 +1,6 @@
 """What an optimal observer believes: filtering, mixed states, their presentation, fractal and entropies."""
 
+from msp_lens.beliefs.constrained import attention_heads_needed, constrained_beliefs, decay_rates
 from msp_lens.beliefs.description import Description, catalog_table, describe
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.fractal import Dimension, attractor, box_counting_dimension, correlation_dimension
@@ -28,12 +29,15 @@ __all__ = [
     "Measure",
     "MixedStates",
     "Presentation",
+    "attention_heads_needed",
     "attractor",
     "block_entropies",
     "box_counting_dimension",
     "catalog_table",
+    "constrained_beliefs",
     "continuations",
     "correlation_dimension",
+    "decay_rates",
     "describe",
     "draw_tokens",
     "entropy",
