@@ -59,12 +59,20 @@ benchmark: .venv/installed
 clean:
 	rm -rf .venv .venv-4
 
+# uv installs in a tenth of pip's time; where it cannot be had, pip does the same. Wheels that pip is told to look for on
+# this machine are looked for by uv, too.
+define install
+	$(PYTHON) -m venv $(1)
+	-$(1)/bin/pip install $(PIP_FLAGS) uv
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(PIP_FIND_LINKS:%=--find-links %) $(REQUIREMENTS) $(2) \
+		|| $(1)/bin/pip install $(PIP_FLAGS) $(REQUIREMENTS) $(2)
+endef
+REQUIREMENTS = --constraint constraints.txt --editable ".[dev]"
+
 .venv/installed: constraints.txt pyproject.toml
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]" "transformer-lens<4"
+	$(call install,.venv,"transformer-lens==3.*")
 	touch $@
 
 .venv-4/installed: constraints.txt pyproject.toml
-	$(PYTHON) -m venv .venv-4
-	.venv-4/bin/pip install $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]" "transformer-lens>=4,<5"
+	$(call install,.venv-4,"transformer-lens==4.*")
 	touch $@
