@@ -13,6 +13,7 @@ from . import (
     page,
     probing,
     processes,
+    representation,
     training,
 )
 from .beliefs import filter_beliefs, next_token_probabilities
@@ -75,6 +76,7 @@ __all__ = [
     "probe_rows",
     "probing",
     "processes",
+    "representation",
     "rrxor",
     "run",
     "save_checkpoint",

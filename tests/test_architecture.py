@@ -26,6 +26,7 @@ FLOORS = (
     ("training",),
     ("probing",),
     ("interventions",),
+    ("representation",),
     ("inference",),
     ("formation",),
     ("page",),

@@ -151,6 +151,71 @@ def plot_distances(
     return finished(figure, look)
 
 
+@checked
+def plot_attention_by_lag(
+    attention: Curves,
+    effective: Curves,
+    asked: Values,
+    sites: Mapping[str, tuple[float | Any, float | Any]],
+    *,
+    rate: float | Any = None,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Attention over lag, what it adds beside what constrained beliefs ask for, and which beliefs each site follows.
+
+    Args:
+        attention: Mean attention of each head at lag 0, 1, …
+        effective: What is added at each lag, in units of what a token says by itself.
+        asked: What constrained beliefs ask for at each lag.
+        sites: R² of the constrained and of the true beliefs at each site.
+        rate: A rate to draw beside attention, from the greatest height at lag 1; only from 0 to 1 is it drawn.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if there is no head, site or lag, or not a value for each lag.
+    """
+    one_for_each(attention=attention)
+    one_for_each(sites=sites)
+    named = {f"attention[{name!r}]": values for name, values in attention.items()}
+    named |= {f"effective[{name!r}]": values for name, values in effective.items()}
+    one_for_each(asked=asked, **named)
+    figure, (left, middle, right), look = new_figure(12.6, 3.8, theme, columns=3)
+    lags = np.arange(len(asked))
+    for index, (name, values) in enumerate(attention.items()):
+        heights, color = drawable(values), look.color(index)
+        # Lag 0 is apart, and a logarithmic axis has no place for what is not positive.
+        shown = np.where(heights > 0, heights, np.nan)
+        left.plot(lags, shown, marker=marker(index), markersize=5, color=color, label=series_label(name))
+    if any((drawable(values) > 0).any() for values in attention.values()):
+        left.set_yscale("log")
+    highest = np.fmax.reduce([drawable(values)[1:2] for values in attention.values()])
+    if rate is not None and 0 < rate <= 1 and (highest > 0).any():
+        decaying = highest * rate ** (lags[1:] - 1.0)
+        left.plot(lags[1:], decaying, color=look.ink, linestyle="--", linewidth=1.2, label=f"falling by {rate:.3g}")
+    left.set(xlabel="lag", ylabel="mean attention", title="Attention", xticks=lags)
+    left.legend(frameon=False, fontsize=8)
+    middle.axhline(0, color=look.faint, linewidth=0.8)
+    for index, (name, values) in enumerate(effective.items()):
+        look_of = {"marker": marker(index), "color": look.color(index), "markersize": 5}
+        middle.plot(lags, drawable(values), label=series_label(name), **look_of)
+    middle.plot(lags, drawable(asked), color=look.ink, linestyle="--", linewidth=1.2, label="asked for")
+    middle.set(xlabel="lag", ylabel="added, per unit of evidence", title="Effective attention", xticks=lags)
+    middle.legend(frameon=False, fontsize=8)
+    place, scores = np.arange(len(sites)), drawable(list(sites.values()))
+    for index, name in enumerate(("constrained beliefs", "true beliefs")):
+        at = place + 0.1 * (2 * index - 1)
+        right.plot(at, scores[:, index], marker(index), color=look.color(index), markersize=7, label=name)
+    scale_r2(right, scores.flatten().tolist())
+    right.set(ylabel="R², held out, each position by itself", title="Which beliefs each site follows")
+    right.set_xticks(place, list(sites), rotation=25 if len(sites) > 4 else 0)
+    right.set_xlim(-0.5, len(sites) - 0.5)
+    right.grid(axis="y", color=look.faint, linewidth=0.4)
+    right.legend(frameon=False, fontsize=8)
+    for axis, values in ((left, attention.values()), (middle, [asked, *effective.values()]), (right, [scores])):
+        say_if_empty(axis, *(drawable(each).flatten() for each in values))
+    return finished(figure, look)
+
+
 def scale_r2(axis: Axes, values: Values) -> None:
     """Fit the axis to the scores, and stretch it toward 1 where they come near it."""
     # No score is above 1 but by rounding.

@@ -1,6 +1,7 @@
 """The one seam to TransformerLens: what a hooked model is, how to build, read, edit and save one."""
 
 from msp_lens.models.activations import ActivationBatch, stream_activations
+from msp_lens.models.attention import AttentionBatch, attention_layers, output_weights, stream_attention
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.holding import holding
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
@@ -10,11 +11,13 @@ from msp_lens.models.sites import Site, Sites, site_label
 
 __all__ = [
     "ActivationBatch",
+    "AttentionBatch",
     "Checkpoint",
     "HookedModel",
     "ModelConfig",
     "Site",
     "Sites",
+    "attention_layers",
     "build_model",
     "editing",
     "evaluating",
@@ -23,10 +26,12 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "model_fingerprint",
+    "output_weights",
     "residual_sites",
     "save_checkpoint",
     "site_groups",
     "site_label",
     "stream_activations",
+    "stream_attention",
     "writing",
 ]
