@@ -274,6 +274,7 @@ OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "encode": {"words": lambda: torch.tensor([[0, 1]])},
     "emergence": {"run": lambda: []},
     "editing": {"edits": dict},
+    "reading_symbols": {"token_map": lambda: msp.TokenMap(symbols=(0, 1))},
     **{
         name: {"words": lambda: msp.inference.process_words(good("process"), 4)}
         for name in ("fit_machine", "predictive_rank", "spectral_operators", "stationarity_gap")

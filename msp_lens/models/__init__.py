@@ -8,6 +8,7 @@ from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites,
 from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from msp_lens.models.positions import writing
 from msp_lens.models.sites import Site, Sites, site_label
+from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
 
 __all__ = [
     "ActivationBatch",
@@ -17,6 +18,7 @@ __all__ = [
     "ModelConfig",
     "Site",
     "Sites",
+    "SymbolReader",
     "attention_layers",
     "build_model",
     "editing",
@@ -27,6 +29,7 @@ __all__ = [
     "load_weights",
     "model_fingerprint",
     "output_weights",
+    "reading_symbols",
     "residual_sites",
     "save_checkpoint",
     "site_groups",

@@ -39,6 +39,11 @@ _ATTENTION = re.compile(r".*hook_(pattern|attn_scores)")
 _HEAD = re.compile(r"(.+)\[(\d+|\*)\]")
 
 
+def is_attention(hook: str) -> bool:
+    """Whether a hook's activations belong to pairs of positions, `[batch, head, query, key]`, and not to positions."""
+    return _ATTENTION.fullmatch(hook) is not None
+
+
 @dataclass(frozen=True)
 class Site:
     """A hook, or one head of a hook that has heads.
@@ -70,7 +75,7 @@ class Site:
 
     def is_of_heads(self, activation: Tensor) -> bool:
         """Whether the hook's activation is `[batch, pos, head, feature]`, or should be."""
-        return self.head is not None or (activation.ndim == 4 and not _ATTENTION.fullmatch(self.hook))
+        return self.head is not None or (activation.ndim == 4 and not is_attention(self.hook))
 
     def take(self, activation: Tensor) -> Float[Tensor, "batch pos feature"]:
         """The site's features in its hook's activation: the head's, or those of all heads side by side. Not copied.
@@ -78,7 +83,7 @@ class Site:
         It raises `ValueError` if the activation's shape does not fit the site.
         """
         shape = tuple(activation.shape)
-        if activation.ndim not in (3, 4) or _ATTENTION.fullmatch(self.hook):
+        if activation.ndim not in (3, 4) or is_attention(self.hook):
             rule = "a site's are [batch, pos, d_model], or [batch, pos, head, d_head]. Choose another site."
             raise ValueError(f"{self.name} has activations of shape {shape}; {rule}")
         if self.head is None:

@@ -1,0 +1,173 @@
+"""A model that reads a process's symbols, whatever its own vocabulary: the seam between a language model and a process.
+
+A `TokenMap` says how symbols become tokens. Seen through it, a model reads words of symbols `[word, pos]`, has one
+activation for each symbol (that of its last token), and answers with log-probabilities of the next symbol,
+
+    log P(symbol 0 | …), …, log P(symbol n - 1 | …), log P(any other token | …)        [word, pos, symbol + 1],
+
+over the model's whole vocabulary. So whatever reads, edits and scores a network that was trained on the symbols
+themselves does the same to a language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor, nn
+
+from msp_lens._checks import checked
+from msp_lens.data.token_map import TokenMap
+from msp_lens.models.holding import unwrapped
+from msp_lens.models.hooked import HookedModel, check_fits_map, context_length
+from msp_lens.models.sites import is_attention
+
+# Log-probabilities computed at once: 64 MB in float64.
+_AT_ONCE = 2**23
+
+
+class SymbolReader:
+    """A hooked model seen through a token map: a `HookedModel` whose tokens are symbols.
+
+    Hooks see and edit the activations at each symbol's last token. The next symbol is predicted from the position
+    before it, after the separator if there is one; a symbol of several tokens is read by its first.
+
+    Args:
+        model: Any hooked model that returns logits over its vocabulary.
+        token_map: How it reads the symbols.
+
+    Raises:
+        ValueError: if two symbols begin with the same token, so that the next symbol cannot be read from one
+            prediction, or the model's vocabulary lacks a token.
+    """
+
+    @checked
+    def __init__(self, model: HookedModel, token_map: TokenMap) -> None:
+        check_fits_map(model, token_map, 1, predicts=True, emitter="the token map")
+        firsts = [ids[0] for ids in token_map.symbols]
+        if len(set(firsts)) < len(firsts):
+            twice = next(first for first in firsts if firsts.count(first) > 1)
+            both = [number for number, first in enumerate(firsts) if first == twice]
+            raise ValueError(
+                f"Symbols {both[0]} and {both[1]} both begin with token {twice}, so a prediction of it does not tell "
+                "which comes next: write the symbols so that each begins with a token of its own."
+            )
+        self.model, self.token_map = cast(Any, unwrapped(model)), token_map
+        self._firsts = torch.tensor(firsts)
+        # Of the forward pass that is under way: the column of each symbol, and the number of columns.
+        self._columns: Int[Tensor, "word pos"] | None = None
+        self._width = 0
+
+    @property
+    def hook_dict(self) -> Mapping[str, Any]:
+        """The model's own hook points."""
+        return self.model.hook_dict
+
+    @property
+    def cfg(self) -> SimpleNamespace:
+        """The model's config, with sizes counted in symbols."""
+        longest, own = context_length(self.model), getattr(self.model, "cfg", None)
+        fields = dict(own) if isinstance(own, Mapping) else dict(getattr(own, "__dict__", {}))
+        sizes = {"d_vocab": len(self._firsts), "d_vocab_out": len(self._firsts) + 1}
+        return SimpleNamespace(**fields | sizes | {"n_ctx": longest and self._most_symbols(longest)})
+
+    def _most_symbols(self, n_ctx: int) -> int:
+        # The last symbol is followed by a separator, after which the next is predicted.
+        return self.token_map.longest_word(n_ctx - len(self.token_map.separator))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The model's weights."""
+        return self.model.parameters()
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The model's modules."""
+        return self.model.modules()
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The model's own state: a reader has none."""
+        return self.model.state_dict()
+
+    def train(self, mode: bool = True) -> SymbolReader:
+        """Set the model's training or evaluation mode."""
+        self.model.train(mode)
+        return self
+
+    def hooks(self, fwd_hooks: list[Any]) -> AbstractContextManager:
+        """The model's own `hooks`, each seeing `[word, pos, …]` at the symbols' last tokens."""
+        return self.model.hooks(fwd_hooks=[(name, self._at_symbols(name, function)) for name, function in fwd_hooks])
+
+    def _at_symbols(self, name: str, function: Callable[[Tensor, Any], Tensor | None]) -> Callable:
+        def hooked(activation: Tensor, hook: Any) -> Tensor | None:
+            columns = self._columns
+            assert columns is not None, "the model within a reader was called while the reader's hooks were on it"
+            if activation.ndim < 3 or activation.shape[1] != self._width or is_attention(name):
+                return function(activation, hook)
+            # A positional embedding may come once for all words.
+            whole = activation.expand(len(columns), *activation.shape[1:])
+            columns = columns.to(activation.device)
+            words = torch.arange(len(columns), device=activation.device).unsqueeze(1)
+            edited = function(whole[words, columns], hook)
+            if edited is None:
+                return None
+            result = whole.clone()
+            result[words, columns] = edited.to(result.dtype)
+            return result
+
+        return hooked
+
+    def __call__(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word pos symbol_or_other"]:
+        """Log-probabilities of the next symbol, and of any other token; on the model's device."""
+        tokens, columns, predicting = self._encoded(words)
+        self._columns, self._width = columns, tokens.shape[1]
+        try:
+            logits = self.model(tokens.to(words.device))
+        finally:
+            self._columns = None
+        rows = torch.arange(len(columns), device=logits.device).unsqueeze(1)
+        return self._log_probabilities(logits[rows, predicting.to(logits.device)])
+
+    def _encoded(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The tokens to read, the column of each symbol, and the column from which the next symbol is predicted."""
+        n_after = len(self.token_map.separator)
+        if not n_after:
+            tokens, columns = self.token_map.encode(words)
+            return tokens, columns, columns
+        # One symbol more brings the separator before it.
+        longer = torch.cat([words, torch.zeros_like(words[:, :1])], dim=1)
+        tokens, columns = self.token_map.encode(longer)
+        columns = columns[:, :-1]
+        return tokens[:, : int(columns.max()) + n_after + 1], columns, columns + n_after
+
+    def _log_probabilities(self, logits: Tensor) -> Float64[Tensor, "word pos symbol_or_other"]:
+        firsts = self._firsts.to(logits.device)
+        size = max(1, _AT_ONCE // logits.shape[-1])
+        parts = []
+        for some in logits.flatten(0, 1).split(size):
+            scores = some.double()
+            symbols = scores[:, firsts]
+            rest = scores.index_fill(1, firsts, -torch.inf).logsumexp(dim=1, keepdim=True)
+            parts.append(torch.cat([symbols, rest], dim=1).log_softmax(dim=1))
+        return torch.cat(parts).unflatten(0, logits.shape[:2])
+
+    def __repr__(self) -> str:
+        return f"SymbolReader({type(self.model).__name__}, {len(self._firsts)} symbols)"
+
+
+@checked
+def reading_symbols(model: HookedModel, token_map: TokenMap | None) -> HookedModel:
+    """The model as it reads symbols through a token map; the model itself where symbols are its tokens.
+
+    Example:
+        >>> from msp_lens.models.build import ModelConfig, build_model
+        >>> model = build_model(ModelConfig(d_vocab=50, n_ctx=12))
+        >>> reader = reading_symbols(model, TokenMap(symbols=(7, 9), bos=0, separator=(3,)))
+        >>> reader(torch.tensor([[0, 1, 1]])).shape
+        torch.Size([1, 3, 3])
+    """
+    if token_map is None or token_map.is_identity:
+        return model
+    return cast(HookedModel, SymbolReader(model, token_map))
