@@ -43,7 +43,7 @@ def infer_run(
 
     Raises:
         FileNotFoundError: if the folder holds no model.
-        ValueError: if a file in it is damaged, or the model does not predict symbols; see `infer`.
+        ValueError: if a file in it is damaged, or symbols begin with the same token; see `infer`.
         OSError: if the folder can't be written to.
     """
     folder = Path(folder)

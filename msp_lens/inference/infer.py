@@ -75,7 +75,7 @@ def infer(
 
     Raises:
         TypeError: if the source is neither a model, a process nor tokens.
-        ValueError: if contexts are shorter than two tokens, or the model does not predict symbols.
+        ValueError: if contexts are shorter than two tokens, or symbols begin with the same token.
 
     Source: Jaeger 2000 and Hsu, Kakade & Zhang 2012 (operators); Baum, Petrie, Soules & Weiss 1970 (machines); the
     question is that of Shai et al. 2024 (arXiv 2405.15943) the other way round.

@@ -19,6 +19,7 @@ from msp_lens._checks import Count, checked
 from msp_lens.data import TokenMap
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, vocabulary_size
+from msp_lens.models.symbol_reader import SymbolReader
 from msp_lens.processes.chains import stationary_distribution
 from msp_lens.processes.validation import ArrayLike, validated_distribution
 
@@ -74,47 +75,38 @@ def network_predictor(
         batch_size: Words in one forward pass.
 
     Raises:
-        ValueError: if the model does not predict symbols, has no known vocabulary or a bidirectional attention, or
-            words of `n_ctx` symbols do not fit in its context.
+        ValueError: if two symbols begin with the same token, the model has no known vocabulary or a bidirectional
+            attention, or words of `n_ctx` symbols do not fit in its context.
     """
     size = vocabulary_size(model)
     if token_map is None and size is None:
         raise ValueError("The model does not say how many tokens it has (cfg.d_vocab): give token_map=.")
     token_map = token_map or TokenMap.identity(size or 1)
-    if not token_map.predicts_symbols:
-        raise ValueError(
-            "The model does not predict symbols: the token map needs symbols of one token and no separator."
-        )
-    longest, n_tokens = context_length(model), len(token_map.symbols)
-    fits = n_ctx if longest is None or n_ctx is not None else token_map.longest_word(longest)
+    reader = SymbolReader(model, token_map)
+    longest, n_tokens = context_length(reader), len(token_map.symbols)
+    fits = n_ctx or longest
     check_fits_map(model, token_map, fits or 1, predicts=True, emitter="the token map")
-    ids = torch.tensor([each[0] for each in token_map.symbols])
-    start, leaks = len(token_map.start), [0.0]
+    leaks = [0.0]
 
-    def predicted(words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word column token"]:
-        tokens = token_map.encode(words)[0]
-        parts = []
-        for batch in stream_activations(model, tokens, (), batch_size=batch_size):
-            every = batch.output.detach().cpu()[..., max(start - 1, 0) :, :].double().log_softmax(dim=-1)
-            if not torch.isfinite(every).any(dim=-1).all():
-                raise ValueError("The model's logits hold NaN: check its weights.")
-            symbols = every[..., ids]
-            total = symbols.logsumexp(dim=-1, keepdim=True)
-            leaks[0] = max(leaks[0], -float(torch.expm1(total).mean()))
-            parts.append((symbols - total).exp())
-        return torch.cat(parts)
+    def symbols_alone(every: Float64[Tensor, "*batch symbol_or_other"]) -> Float64[Tensor, "*batch token"]:
+        if every.isnan().any():
+            raise ValueError("The model's logits hold NaN: check its weights.")
+        symbols = every.cpu()[..., :-1]
+        total = symbols.logsumexp(dim=-1, keepdim=True)
+        leaks[0] = max(leaks[0], -float(torch.expm1(total).mean()))
+        return (symbols - total).exp()
 
     def after(words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word pos token"]:
-        found = predicted(words)
-        return found[:, 1:] if start else found
+        batches = stream_activations(reader, words, (), batch_size=batch_size)
+        return torch.cat([symbols_alone(batch.output) for batch in batches])
 
-    single = predicted(torch.arange(n_tokens).unsqueeze(1))
+    single = after(torch.arange(n_tokens).unsqueeze(1))
     notes = []
     if first is not None:
         distribution = validated_distribution(first, n_tokens, "first")
         notes.append("The first token's distribution was given.")
-    elif start:
-        distribution = single[0, 0]
+    elif token_map.start:
+        distribution = symbols_alone(reader.at_start())
     else:
         found = stationary_distribution(single[:, 0])
         distribution = torch.full((n_tokens,), 1 / n_tokens, dtype=torch.float64) if found is None else found

@@ -26,6 +26,7 @@ from msp_lens.inference.word_probabilities import every_word, sampled_from_netwo
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, site_groups
 from msp_lens.models.sites import Sites
+from msp_lens.models.symbol_reader import reading_symbols
 from msp_lens.moments import Moments, Ridge
 from msp_lens.moments.moments import merge_all
 from msp_lens.moments.solve import mean_squared_errors, variances
@@ -128,13 +129,13 @@ def site_ranks(
 
     Raises:
         KeyError: if the model lacks a site.
-        ValueError: if it does not predict symbols, its context is shorter than two symbols, or there are fewer contexts
-            than folds.
+        ValueError: if two symbols begin with the same token, its context is shorter than two symbols, or there are
+            fewer contexts than folds.
     """
     groups = site_groups(model, sites)
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     predictor = network_predictor(model, n_ctx=n_ctx, token_map=token_map, first=first)
-    token_map = token_map or TokenMap.identity(predictor.n_tokens)
+    reader = reading_symbols(model, token_map)
     longest = predictor.longest or 8
     if longest < 2:
         raise ValueError(f"n_ctx={longest}: a context and a future need two tokens at least.")
@@ -144,12 +145,9 @@ def site_ranks(
     for words in contexts:
         futures, weights = _futures(predictor, words, future_length)
         fold = torch.randint(n_folds, (len(words),), generator=generator)
-        tokens, columns = token_map.encode(words)
-        last = columns[:, -1]
-        for batch in stream_activations(model, tokens, names):
+        for batch in stream_activations(reader, words, names):
             chosen = torch.arange(batch.words.start, batch.words.stop)
-            at = torch.arange(len(chosen))
-            read = {name: batch.activations[name].cpu()[at, last[chosen]].double() for name in names}
+            read = {name: batch.activations[name][:, -1].cpu().double() for name in names}
             rows = torch.cat([*read.values(), futures[chosen]], dim=1)
             if parts is None:
                 blocks = {name: read[name].shape[1] for name in names} | {FUTURES: futures.shape[1]}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from msp_lens._checks import checked
 from msp_lens.data.token_map import TokenMap
 from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, check_fits_map, context_length
+from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, evaluating
 from msp_lens.models.sites import is_attention
 
 # Log-probabilities computed at once: 64 MB in float64.
@@ -119,16 +119,24 @@ class SymbolReader:
 
         return hooked
 
-    def __call__(self, words: Int[Tensor, "word pos"]) -> Float64[Tensor, "word pos symbol_or_other"]:
-        """Log-probabilities of the next symbol, and of any other token; on the model's device."""
-        tokens, columns, predicting = self._encoded(words)
-        self._columns, self._width = columns, tokens.shape[1]
+    def __call__(self, tokens: Int[Tensor, "word pos"]) -> Float64[Tensor, "word pos symbol_or_other"]:
+        """Log-probabilities of the next symbol and of any other token, after each of these symbols."""
+        read, columns, predicting = self._encoded(tokens)
+        self._columns, self._width = columns, read.shape[1]
         try:
-            logits = self.model(tokens.to(words.device))
+            logits = self.model(read.to(tokens.device))
         finally:
             self._columns = None
         rows = torch.arange(len(columns), device=logits.device).unsqueeze(1)
         return self._log_probabilities(logits[rows, predicting.to(logits.device)])
+
+    def at_start(self) -> Float64[Tensor, "symbol_or_other"]:
+        """Log-probabilities of the first symbol, from the tokens before it; `ValueError` if there are none."""
+        if not self.token_map.start:
+            raise ValueError("No token comes before the first symbol, so nothing predicts it: give bos= or prompt=.")
+        tokens = torch.tensor([self.token_map.start], device=next(self.parameters()).device)
+        with evaluating(cast(HookedModel, self.model)):
+            return self._log_probabilities(self.model(tokens)[:, -1:])[0, 0]
 
     def _encoded(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens to read, the column of each symbol, and the column from which the next symbol is predicted."""

@@ -87,6 +87,16 @@ def test_words_are_drawn_as_the_network_predicts():
     assert len(sampled.tokens) <= 50
 
 
+def test_a_network_reads_symbols_of_several_tokens_with_separators():
+    model, token_map = build("bridge"), msp.TokenMap(symbols=((3, 2), (1,)), bos=0, separator=(4,))
+    predictor = network_predictor(model, token_map=token_map, n_ctx=2)
+    found = predictor.along(torch.tensor([[0, 1]]))[0]
+    for read, probabilities in zip(([0], [0, 3, 2, 4], [0, 3, 2, 4, 1, 4]), found, strict=True):
+        expected = model(torch.tensor([read]))[0, -1].detach().double().softmax(dim=0)[[3, 1]]
+        torch.testing.assert_close(probabilities, expected / expected.sum(), rtol=0, atol=1e-6)
+    assert "went to tokens that are no symbols" in predictor.notes[-1]
+
+
 def test_words_of_data_are_counted_at_every_place():
     words = data_words([[0, 1, 1, 0, 1]], 2, n_tokens=2)
     assert words.tokens.tolist() == [[0, 1], [1, 0], [1, 1]]
@@ -101,7 +111,10 @@ def test_words_of_data_are_counted_at_every_place():
     ("ask", "message"),
     [
         (lambda: network_predictor(Observer(MESS3)), r"how many tokens it has \(cfg.d_vocab\): give token_map="),
-        (lambda: network_predictor(build("bridge"), token_map=msp.TokenMap([[0, 1], [2, 3]])), "not predict symbols"),
+        (
+            lambda: network_predictor(build("bridge"), token_map=msp.TokenMap([[0, 1], [0, 3]])),
+            "both begin with token 0",
+        ),
         (lambda: network_predictor(build("bridge"), n_ctx=9), "n_ctx=9 is longer than the model's context of 8"),
         (lambda: network_predictor(build("bridge"), first=[0.5, 0.5]), "first has shape"),
         (lambda: network_words(network_predictor(build("bridge")), 10), "at most 9 tokens"),
