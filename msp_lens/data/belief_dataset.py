@@ -128,6 +128,14 @@ class BeliefDataset(Value):
         beliefs[self.prefix_ids[self.is_first]] = self.beliefs[self.is_first]
         return beliefs
 
+    @cached_property
+    def prefix_parts(self) -> dict[str, Float64[Tensor, "prefix part_state"]]:
+        """What the belief after each distinct prefix says of each part of the process, by name; see `Process.parts`.
+
+        All zeros where a part has no belief: within a component that is ruled out.
+        """
+        return self.process.parts(self.prefix_beliefs)
+
     def __repr__(self) -> str:
         origin = f"{self.process.name}, {'every possible word' if self.is_population else 'sampled words'}"
         return f"BeliefDataset({origin}: {len(self)} × {self.n_ctx}, {self.n_prefixes} distinct prefixes)"

@@ -51,6 +51,7 @@ class LabelledTokens(Value):
         groups: Rows of one group are held out together.
         description: Where the rows come from, as JSON-ready values, for a report's provenance.
         classes: The names of the classes of each target that is one-hot, in the order of its columns.
+        undefined: By target, the rows where it has no value, which do not count for it.
 
     Raises:
         ValueError: if lengths differ, rows are out of order or outside the words, or a number is not finite.
@@ -65,6 +66,7 @@ class LabelledTokens(Value):
     groups: Int[Tensor, "row"]
     description: Mapping[str, Any]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    undefined: Mapping[str, Bool[Tensor, "row"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -75,6 +77,7 @@ class LabelledTokens(Value):
             places = f"places in {len(self.tokens)} words of {self.n_ctx} tokens, each once and in order"
             raise ValueError(f"Rows are {places}: sort them by word and column.")
         others = {"positions": self.positions, "weights": self.weights, "groups": self.groups}
+        others |= {f"undefined[{name!r}]": rows for name, rows in self.undefined.items()}
         for name, values in (others | dict(self.targets)).items():
             if len(values) != n_rows:
                 raise ValueError(f"{name} has {len(values)} rows for {n_rows} places: give one row for each place.")
@@ -219,7 +222,8 @@ class LabelledTokens(Value):
         if name not in self.targets:
             raise KeyError(f"No target {name!r}: choose one of {', '.join(map(repr, self.targets))}.")
         classes = {name: self.classes[name]} if name in self.classes else {}
-        return replace(self, targets={name: self.targets[name]}, classes=classes)
+        undefined = {name: self.undefined[name]} if name in self.undefined else {}
+        return replace(self, targets={name: self.targets[name]}, classes=classes, undefined=undefined)
 
     def rows_of(self, words: slice) -> slice:
         """The rows of a range of words."""
@@ -244,6 +248,7 @@ def label_rows(
     prior_weight: float,
     description: Mapping[str, Any],
     classes: Mapping[str, tuple[str, ...]] | None = None,
+    undefined: Mapping[str, Bool[Tensor, "prefix"]] | None = None,
 ) -> LabelledTokens:
     """Rows of a dataset as a model reads them.
 
@@ -260,9 +265,11 @@ def label_rows(
         prior_weight: How much the prior's row counts.
         description: What else to say about where the rows come from.
         classes: The names of the classes of one-hot targets.
+        undefined: The prefixes where a target has no value, by its name; the prior always has one.
     """
     words, symbols = (is_row & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
     labels = {name: values[dataset.prefix_ids[words, symbols]] for name, values in targets.items()}
+    missing_rows = {name: gone[dataset.prefix_ids[words, symbols]] for name, gone in (undefined or {}).items()}
     row_weights, row_groups = weights[words, symbols], groups[words, symbols]
     tokens, ends = dataset.encoded()
     columns, token_map = ends[words, symbols], dataset.token_map
@@ -270,6 +277,7 @@ def label_rows(
         if missing := sorted(targets.keys() - prior.keys()):
             raise ValueError(f"include_prior=True, but {missing} have no value before the first symbol: leave it out.")
         labels = {name: torch.cat([prior[name].unsqueeze(0), values]) for name, values in labels.items()}
+        missing_rows = {name: torch.cat([gone.new_zeros(1), gone]) for name, gone in missing_rows.items()}
         prior_row = (0, -1, len(token_map.start) - 1, prior_weight, int(groups.max()) + 1)
         words, symbols, columns, row_weights, row_groups = (
             torch.cat([rest.new_tensor([first]), rest])
@@ -280,7 +288,8 @@ def label_rows(
     described |= {"n_ctx": dataset.n_ctx, "is_population": dataset.is_population}
     described |= {"positions": described_positions(dataset.positions), "token_map": described_map, "rows": len(words)}
     described |= description
-    return LabelledTokens(tokens, words, columns, symbols, labels, row_weights, row_groups, described, classes or {})
+    numbers = (tokens, words, columns, symbols, labels, row_weights, row_groups)
+    return LabelledTokens(*numbers, described, classes or {}, missing_rows)
 
 
 @checked

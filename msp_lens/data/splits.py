@@ -143,8 +143,10 @@ def labelled_rows(
     rows: SplitRows,
     targets: Mapping[str, Float64[Tensor, "prefix target"]],
     prior: Mapping[str, Float64[Tensor, "target"]],
+    undefined: Mapping[str, Bool[Tensor, "prefix"]] | None = None,
 ) -> LabelledTokens:
     """The rows as a model reads them; see `label_rows`."""
     labels = partial(label_rows, dataset, is_row=rows.is_row, weights=rows.weights, groups=rows.groups)
     description = {"draws": dataset.n_draws, "groups": rows.group}
-    return labels(targets=targets, prior=prior, prior_weight=rows.prior_weight, description=description)
+    values = {"targets": targets, "prior": prior, "undefined": undefined}
+    return labels(**values, prior_weight=rows.prior_weight, description=description)

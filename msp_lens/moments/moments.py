@@ -170,6 +170,12 @@ class Moments:
         mean, scatter = self.mean[columns], self.scatter[columns][:, columns]
         return self._like(blocks, mean, scatter)
 
+    def renamed(self, names: Mapping[str, str]) -> Moments:
+        """The same moments with some blocks under other names."""
+        return self._like(
+            {names.get(name, name): width for name, width in self.blocks.items()}, self.mean, self.scatter
+        )
+
     def cpu(self) -> Moments:
         """The moments on the CPU; the same object if they are there already."""
         if self.mean.device.type == "cpu":

@@ -186,30 +186,46 @@ def choose_penalty(
         solver: Whose penalty is chosen.
         penalties: Those to choose from; by default 10⁻¹² to 10², two a decade.
     """
+    (choice,) = choose_penalties(cells, features, [targets], solver, penalties)
+    return choice
+
+
+def choose_penalties(
+    cells: Cells, features: Blocks, targets: Sequence[str], solver: Ridge, penalties: Sequence[float] | None = None
+) -> list[PenaltyChoice]:
+    """The choice for each of several targets, from the same decompositions."""
     folds = cells.folds
     if len(folds) < MIN_FOLDS:
         rule = "choosing a penalty and scoring the choice honestly takes at least 3"
         raise ValueError(f"{len(folds)} folds: {rule}. Give more folds, or a penalty: Ridge(penalty).")
     if penalties is None:
         penalties = [float(10**exponent) for exponent in np.arange(-12, 2.1, 0.5)]
+    widths = [cells.whole.blocks[target] for target in targets]
 
-    def errors(left_out: Sequence[int]) -> dict[int, Float64[Tensor, "penalty"]]:
+    def errors(left_out: Sequence[int]) -> dict[int, Float64[Tensor, "target penalty"]]:
         """Squared error on each fold left out, under each penalty."""
         maps = solver.decompose(cells.without(*left_out), features).ridge(targets, penalties)
         # Side by side, so that one product evaluates the whole path.
         weights, bias = torch.cat([each.weights for each in maps], dim=1), torch.cat([each.bias for each in maps])
-        path, repeated = LinearMap(weights, bias, maps[0].rank), [targets] * len(penalties)
-        found = {k: mean_squared_errors(path, folds[k], features, repeated) for k in left_out}
-        return {k: folds[k].weight * errors.reshape(len(penalties), -1).mean(dim=1) for k, errors in found.items()}
+        path, repeated = LinearMap(weights, bias, maps[0].rank), list(targets) * len(penalties)
+        found = {}
+        for k in left_out:
+            by_column = mean_squared_errors(path, folds[k], features, repeated).reshape(len(penalties), -1)
+            by_target = torch.stack([each.mean(dim=1) for each in by_column.split(widths, dim=1)])
+            found[k] = folds[k].weight * by_target
+        return found
 
-    inner = torch.zeros(len(folds), len(penalties), dtype=torch.float64)
+    inner = torch.zeros(len(folds), len(targets), len(penalties), dtype=torch.float64)
     for first, second in itertools.combinations(range(len(folds)), 2):
         of_fold = errors((first, second))
         inner[first] += of_fold[second]
         inner[second] += of_fold[first]
     outer = torch.stack([errors([k])[k] for k in range(len(folds))]).sum(dim=0)
-    return PenaltyChoice(
-        of_fold=tuple(penalties[i] for i in inner.argmin(dim=1).tolist()),
-        overall=penalties[int(outer.argmin())],
-        mse_by_penalty=tuple(zip(penalties, (outer / cells.whole.weight).tolist(), strict=True)),
-    )
+    return [
+        PenaltyChoice(
+            of_fold=tuple(penalties[i] for i in of_target.argmin(dim=1).tolist()),
+            overall=penalties[int(total.argmin())],
+            mse_by_penalty=tuple(zip(penalties, (total / cells.whole.weight).tolist(), strict=True)),
+        )
+        for of_target, total in zip(inner.unbind(dim=1), outer, strict=True)
+    ]

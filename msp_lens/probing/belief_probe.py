@@ -41,6 +41,7 @@ from msp_lens.moments.moments import Moments, check_scatter
 from msp_lens.moments.scores import ratio
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, without_rounding
 from msp_lens.probing.cross_validation import ProbeScores, SavedProbe
+from msp_lens.probing.parts import part_values
 from msp_lens.probing.rows import CHECK_THE_MODEL, taken
 from msp_lens.processes.process import Process
 
@@ -431,9 +432,11 @@ def score_probe(
         KeyError, ValueError: as for `BeliefProbe.check_applies`.
     """
     notes = probe.check_applies(model, dataset.process)
+    true, is_known = part_values(probe.provenance, dataset)
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
-    shares, true = dataset.prefix_weights(weighting), dataset.prefix_beliefs
+    shares = dataset.prefix_weights(weighting) * is_known
+    shares = shares / shares.sum()
     mse = float((shares @ (read - true) ** 2).mean())
     mean = shares @ true
     variance = float(without_rounding(shares @ (true - mean) ** 2, mean).mean())
-    return TransferScore(probe.label, ratio(mse, variance), mse, dataset.n_prefixes, tuple(notes))
+    return TransferScore(probe.label, ratio(mse, variance), mse, int(is_known.sum()), tuple(notes))

@@ -4,7 +4,8 @@
 - *Windows*: what the position and the last k tokens say, without a network: a table of sums, filled in the same pass.
 - *Untrained twins*: what the architecture carries before it has learned anything.
 
-Next-token probabilities are a rival, not a control: another account of what a trained network might represent.
+Rivals are no controls, but other accounts of what a trained network might represent: next-token probabilities, the
+constrained beliefs of one attention layer and, for a part of the belief, the beliefs about the other parts.
 
 In a table of windows a category c (a window, perhaps with the position) predicts its mean belief, b̄(c) = Σ w b / Σ w,
 as least squares on one-hot vectors would. Errors follow from sums alone,
@@ -28,7 +29,6 @@ from torch.nn.functional import one_hot
 from msp_lens._distributed import process_count, total
 from msp_lens._tables import TableView
 from msp_lens._values import Value
-from msp_lens.data import BeliefDataset
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.build import build_model, config_fields, weights
 from msp_lens.models.holding import unwrapped
@@ -38,15 +38,18 @@ from msp_lens.moments.scores import CellErrors, HeldOutScore, SavedHeldOut, Save
 from msp_lens.moments.solve import least_squares, without_rounding
 from msp_lens.probing.rows import RowBatch
 
-ControlKind = Literal["position", "window", "positioned window", "additive window", "next token", "untrained"]
-
-
-def shuffled_beliefs(dataset: BeliefDataset, *, generator: torch.Generator) -> Float64[Tensor, "prefix state"]:
-    """The beliefs of all prefixes, randomly permuted among them.
-
-    A probe of these can only memorize: its in-sample R² is how much of a real probe's R² memorizing alone explains.
-    """
-    return dataset.prefix_beliefs[torch.randperm(dataset.n_prefixes, generator=generator)]
+ControlKind = Literal[
+    "position",
+    "window",
+    "positioned window",
+    "additive window",
+    "next token",
+    "constrained belief",
+    "other part",
+    "untrained",
+]
+# Other accounts of a trained network, by their kind.
+RIVAL_KINDS: tuple[ControlKind, ...] = ("next token", "constrained belief", "other part")
 
 
 class SavedControl(TypedDict):
@@ -83,7 +86,7 @@ class ControlScore(Value):
     @property
     def is_rival(self) -> bool:
         """Whether it is another account of a trained network, not a control: skill leaves rivals out."""
-        return self.kind == "next token"
+        return self.kind in RIVAL_KINDS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,9 +122,14 @@ class Controls(Value, TableView, Sequence[ControlScore]):
         return tuple(dict.fromkeys(each.name for each in self.scores))
 
     @property
+    def rivals(self) -> tuple[ControlScore, ...]:
+        """The scores of the rivals: how well each predicts the belief."""
+        return tuple(each for each in self.scores if each.is_rival)
+
+    @property
     def rival(self) -> ControlScore | None:
         """The score of next-token probabilities, if it was measured."""
-        return next((each for each in self.scores if each.is_rival), None)
+        return next((each for each in self.scores if each.kind == "next token"), None)
 
     def best(self, site: str) -> ControlScore | None:
         """The control with the highest held-out R² at a site, without rivals; `None` if there are no controls."""
@@ -232,12 +240,20 @@ class TokenWindows:
         n_targets: Number of target coordinates.
         longest: Length of the longest window; shorter if the table would grow too large.
         n_cells: The largest number of cells in the split, which bounds the size of the table.
+        target: What is predicted, by its name among the rows' targets.
     """
 
     def __init__(
-        self, tokens: Int[Tensor, "word pos"], n_tokens: int, *, n_targets: int, longest: int = 4, n_cells: int = 20
+        self,
+        tokens: Int[Tensor, "word pos"],
+        n_tokens: int,
+        *,
+        n_targets: int,
+        longest: int = 4,
+        n_cells: int = 20,
+        target: str = BELIEF,
     ) -> None:
-        self.tokens = tokens
+        self.tokens, self.target = tokens, target
         self.base = n_tokens + 1
         # Longer contexts have one table for all positions.
         most_positions, table_entries = 64, 4_000_000
@@ -250,7 +266,9 @@ class TokenWindows:
 
     def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Add a batch of rows, whose `words` and `positions` index the tokens."""
-        targets = batch.targets[BELIEF]
+        targets, weights, n_rows = batch.targets[self.target], batch.weights, torch.ones_like(cells)
+        if (undefined := batch.undefined.get(self.target)) is not None:
+            weights, n_rows = weights.masked_fill(undefined, 0.0), n_rows.masked_fill(undefined, 0)
         if not self._held:
             width = targets.shape[1]
             self._held = {
@@ -262,21 +280,22 @@ class TokenWindows:
             }
         centered = targets - self._held["reference"]
         ones = torch.ones(len(targets), 1, dtype=torch.float64)
-        weighted = torch.cat([ones, centered], dim=1) * batch.weights.unsqueeze(1)
+        weighted = torch.cat([ones, centered], dim=1) * weights.unsqueeze(1)
         key = cells * self._n_categories + self._categories(batch.words, batch.positions)
         self._held["sums"].index_add_(0, key, weighted)
         self._held["squares"].index_add_(0, cells, weighted[:, 1:] * centered)
-        self._held["rows"] += torch.bincount(cells, minlength=n_cells)
+        self._held["rows"].index_add_(0, cells, n_rows)
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, for a checkpoint."""
-        return {f"windows.{name}": values for name, values in self._held.items()}
+        return {f"windows.{self.target}.{name}": values for name, values in self._held.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the sums that `state` returned."""
-        if "windows.sums" in state:
+        names = ("reference", "sums", "squares", "rows")
+        if f"windows.{self.target}.sums" in state:
             # Copies, since the sums are added to in place.
-            self._held = {name: state[f"windows.{name}"].clone() for name in ("reference", "sums", "squares", "rows")}
+            self._held = {name: state[f"windows.{self.target}.{name}"].clone() for name in names}
 
     def reduce(self) -> None:
         """Add the sums of all processes, if there are several."""

@@ -1,14 +1,14 @@
-"""Fit the probe of some sites and score it in every way at once, by cross-validation over folds of moments.
+"""Fit the probes of some sites and score them in every way at once, by cross-validation over folds of moments.
 
 Each fold takes one decomposition of the other folds' features, and one product evaluates all maps solved from it: the
-probe, every rank, the probe of shuffled beliefs, the one with next-token probabilities.
+probes of the belief and of its parts, every rank, probes of shuffled values and of rivals, and those with rivals.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypedDict
 
@@ -23,130 +23,197 @@ from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.scores import HeldOutScore, SavedHeldOut, SavedScore, Score, cell_errors, from_json, score_of
 from msp_lens.moments.solve import LinearMap, Spectrum, mean_squared_errors, variances
-from msp_lens.moments.solvers import OLS, Auto, ReducedRank, Ridge, Solver, choose_penalty
+from msp_lens.moments.solvers import OLS, Auto, PenaltyChoice, ReducedRank, Ridge, Solver, choose_penalties
+from msp_lens.probing.controls import ControlKind
 
 SHUFFLED = "shuffled belief"
-NEXT_TOKEN = "next token"
+NEXT_TOKEN: ControlKind = "next token"
+CONSTRAINED: ControlKind = "constrained belief"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What probes read: names of blocks of the moments, of which only the first must be there.
+
+    Attributes:
+        block: The target itself.
+        shuffled: Its values, shuffled.
+        rivals: Other accounts of what a network might represent: what each is called, and its block.
+    """
+
+    block: str = BELIEF
+    shuffled: str = SHUFFLED
+    rivals: tuple[tuple[ControlKind, str], ...] = ((NEXT_TOKEN, NEXT_TOKEN), (CONSTRAINED, CONSTRAINED))
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """A map to fit and score in every fold: of this rank (`None`: the solver's own), from the next token too or not."""
+    """A map to fit and score in every fold: of this rank (`None`: the solver's own), from a rival too or not."""
 
-    target: str = BELIEF
+    target: str
     rank: int | None = None
-    with_next_token: bool = False
-
-
-PROBE = _Reading()
+    beside: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class _Maps:
     """The maps of several readings, side by side, from the same blocks of features."""
 
-    readings: tuple[_Reading, ...]
+    by_reading: dict[_Reading, LinearMap]
     features: tuple[str, ...]
     joined: LinearMap
 
     def errors(self, moments: Moments) -> dict[_Reading, Float64[Tensor, "target"]]:
         """The mean squared errors of each reading on these rows."""
-        targets = [reading.target for reading in self.readings]
+        targets = [reading.target for reading in self.by_reading]
         found = mean_squared_errors(self.joined, moments, self.features, targets)
-        return dict(zip(self.readings, found.split([moments.blocks[target] for target in targets]), strict=True))
+        return dict(zip(self.by_reading, found.split([moments.blocks[target] for target in targets]), strict=True))
 
 
-def _solve(spectrum: Spectrum, solver: Solver, readings: Sequence[_Reading]) -> _Maps:
-    ranks = [reading.rank for reading in readings if reading.rank is not None]
-    of_rank = dict(zip(ranks, solver.solve_by_rank(spectrum, BELIEF, ranks), strict=True))
-    has_joint = any(reading.with_next_token for reading in readings)
-    features = (*spectrum.features, NEXT_TOKEN) if has_joint else tuple(spectrum.features)
-    width = sum(spectrum.moments.blocks[name] for name in features)
-    maps = []
-    for reading in readings:
-        if reading.rank is not None:
-            found = of_rank[reading.rank]
-        elif reading.with_next_token:
-            found = solver.solve_jointly(spectrum, NEXT_TOKEN, reading.target)
-        else:
-            found = solver.solve(spectrum, reading.target)
-        # A map that does not read the last features has weights of 0 there.
-        maps.append((torch.nn.functional.pad(found.weights, (0, 0, 0, width - len(found.weights))), found.bias))
-    weights, biases = (torch.cat(parts, dim=-1) for parts in zip(*maps, strict=True))
-    return _Maps(tuple(readings), features, LinearMap(weights, biases, spectrum.rank))
+def _solve(spectrum: Spectrum, solver_of: Callable[[str], Solver], readings: Sequence[_Reading]) -> _Maps:
+    blocks, found = spectrum.moments.blocks, {}
+    others = tuple(dict.fromkeys(reading.beside for reading in readings if reading.beside is not None))
+    features = (*spectrum.features, *others)
+    for target in dict.fromkeys(reading.target for reading in readings):
+        own, solver = [reading for reading in readings if reading.target == target], solver_of(target)
+        ranks = [reading.rank for reading in own if reading.rank is not None]
+        of_rank = dict(zip(ranks, solver.solve_by_rank(spectrum, target, ranks), strict=True))
+        for reading in own:
+            if reading.rank is not None:
+                found[reading] = of_rank[reading.rank]
+            elif reading.beside is not None:
+                found[reading] = solver.solve_jointly(spectrum, reading.beside, target)
+            else:
+                found[reading] = solver.solve(spectrum, target)
+    width = sum(blocks[name] for name in spectrum.features)
+    weights = []
+    for reading, each in found.items():
+        parts = [each.weights[:width]]
+        for other in others:
+            # A map that does not read a rival has weights of 0 there.
+            own = each.weights[width:] if other == reading.beside else each.weights.new_zeros(blocks[other], 1)
+            parts.append(own.expand(-1, each.weights.shape[1]))
+        weights.append(torch.cat(parts))
+    biases = [each.bias for each in found.values()]
+    return _Maps(found, features, LinearMap(torch.cat(weights, dim=1), torch.cat(biases), spectrum.rank))
 
 
 def evaluate(
     cells: Cells, sites: Sequence[str], solver: Solver, *, extras: bool = True, own_positions: bool = False
 ) -> tuple[LinearMap, ProbeScores]:
-    """The probe of some sites and its scores.
+    """The probe of the belief at some sites and its scores; see `evaluate_all`."""
+    return evaluate_all(cells, sites, solver, [Target()], extras=extras, own_positions=own_positions)[0]
 
-    With `extras`, shuffled beliefs, every rank, next-token probabilities and positions are scored too; with
-    `own_positions`, each position is also fitted on its own.
+
+def evaluate_all(
+    cells: Cells,
+    sites: Sequence[str],
+    solver: Solver,
+    targets: Sequence[Target],
+    *,
+    extras: bool = True,
+    own_positions: bool = False,
+) -> list[tuple[LinearMap, ProbeScores]]:
+    """The probes of several targets at some sites and their scores, from the same decompositions.
+
+    With `extras`, shuffled values, every rank, rivals and positions are scored too; with `own_positions`, each position
+    is also fitted on its own.
     """
     group, everything = tuple(sites), cells.whole
-    solver.check_targets(everything.blocks[BELIEF])
+    solver.check_targets(everything.blocks[targets[0].block])
     solver = solver.choose(cells, group) if isinstance(solver, Auto) else solver
-    solvers, final, mse_by_penalty = [solver] * len(cells.folds), solver, ()
+    wanted = {target: _readings(target, everything) if extras else [_Reading(target.block)] for target in targets}
+    readings = list(dict.fromkeys(reading for own in wanted.values() for reading in own))
+    probes = [_Reading(target.block) for target in targets]
+    # Values and their shuffled ones are read with the same penalty.
+    owner = {target.shuffled: target.block for target in targets}
+    chosen: dict[str, PenaltyChoice] = {}
     if isinstance(solver, Ridge) and solver.penalty is None:
-        choice = choose_penalty(cells, group, BELIEF, solver)
-        solvers = [replace(solver, penalty=penalty) for penalty in choice.of_fold]
-        final, mse_by_penalty = replace(solver, penalty=choice.overall), choice.mse_by_penalty
-    # The ranks are the same in all folds, though the beliefs of few words may span less in some.
-    ranks = [_Reading(rank=rank) for rank in range(1, _n_ranks(everything) + 1)] if extras else []
-    shuffled, joint = _Reading(SHUFFLED), _Reading(with_next_token=True)
-    readings = [PROBE, *ranks]
-    readings += [shuffled] if extras and SHUFFLED in everything.blocks else []
-    readings += [joint] if extras and NEXT_TOKEN in everything.blocks else []
-    by_position = extras and len(cells.parts[0]) > 1
+        blocks = list(dict.fromkeys(owner.get(reading.target, reading.target) for reading in readings))
+        chosen = dict(zip(blocks, choose_penalties(cells, group, blocks, solver), strict=True))
 
+    def solver_of(block: str, fold: int | None = None) -> Solver:
+        choice = chosen.get(owner.get(block, block))
+        if choice is None:
+            return solver
+        return Ridge(
+            intercept=solver.intercept,
+            rank_cutoff=solver.rank_cutoff,
+            penalty=choice.overall if fold is None else choice.of_fold[fold],
+        )
+
+    by_position = extras and len(cells.parts[0]) > 1
     errors: dict[_Reading, list[Tensor]] = {reading: [] for reading in readings}
-    at_position: list[list[Tensor]] = []
+    at_position: dict[_Reading, list[list[Tensor]]] = {probe: [] for probe in probes}
     for k, fold in enumerate(cells.cells):
         spectrum = solver.decompose(cells.without(k), group)
-        maps = _solve(spectrum, solvers[k], readings)
+        maps = _solve(spectrum, lambda block, k=k: solver_of(block, k), readings)
         for cell in fold:
             for reading, found in maps.errors(cell).items():
                 errors[reading].append(found * cell.weight)
         if by_position:
-            probe = _solve(spectrum, solvers[k], [PROBE])
-            at_position.append([probe.errors(part)[PROBE] * part.weight for part in cells.by_fold_and_position[k]])
+            maps = _solve(spectrum, lambda block, k=k: solver_of(block, k), probes)
+            parts = [(maps.errors(part), part.weight) for part in cells.by_fold_and_position[k]]
+            for probe, of_folds in at_position.items():
+                of_folds.append([found[probe] * weight for found, weight in parts])
 
     every_cell = [cell for fold in cells.cells for cell in fold]
     fold_of_cell = torch.tensor([k for k, fold in enumerate(cells.cells) for _ in fold])
-    whole = _solve(solver.decompose(everything, group), final, readings)
+    whole = _solve(solver.decompose(everything, group), solver_of, readings)
     held_out, in_sample = {}, {}
     for reading, found in whole.errors(everything).items():
         of_cells = torch.stack(errors[reading])
         held_out[reading] = cell_errors(of_cells, every_cell, fold_of_cell, reading.target).score()
         in_sample[reading] = score_of(found, variances(everything, reading.target), everything.n)
-    scores = ProbeScores(
-        in_sample=in_sample[PROBE],
-        held_out=held_out[PROBE],
-        shuffled=in_sample.get(shuffled),
-        shuffled_held_out=held_out.get(shuffled),
-        with_next_token=held_out.get(joint),
-        by_rank=tuple(held_out[reading] for reading in ranks),
-        by_rank_in_sample=tuple(in_sample[reading] for reading in ranks),
-        by_position=_position_scores(cells, at_position) if by_position else (),
-        by_position_own=_own_positions(cells, group, solver) if by_position and own_positions else (),
-        solver=solver.name,
-        penalty=final.penalty if isinstance(final, Ridge) else None,
-        mse_by_penalty=mse_by_penalty,
-    )
-    joined, width, n_features = whole.joined, everything.blocks[BELIEF], sum(everything.blocks[site] for site in group)
-    rank = min(joined.rank, solver.rank) if isinstance(solver, ReducedRank) else joined.rank
-    return LinearMap(joined.weights[:n_features, :width].contiguous(), joined.bias[:width].clone(), rank), scores
+    own = _own_positions(cells, group, solver, probes) if by_position and own_positions else {}
+
+    results = []
+    for target, probe in zip(targets, probes, strict=True):
+        shuffled, ranks = _Reading(target.shuffled), [each for each in wanted[target] if each.rank is not None]
+        final, choice = solver_of(target.block), chosen.get(target.block)
+        rivals = [
+            RivalScores(name, in_sample[of_rival], held_out[of_rival], held_out[_Reading(target.block, beside=block)])
+            for name, block in target.rivals
+            if (of_rival := _Reading(block)) in wanted[target]
+        ]
+        scores = ProbeScores(
+            in_sample=in_sample[probe],
+            held_out=held_out[probe],
+            shuffled=in_sample.get(shuffled),
+            shuffled_held_out=held_out.get(shuffled),
+            rivals=tuple(rivals),
+            by_rank=tuple(held_out[reading] for reading in ranks),
+            by_rank_in_sample=tuple(in_sample[reading] for reading in ranks),
+            by_position=_position_scores(cells, at_position[probe], target.block) if by_position else (),
+            by_position_own=own.get(probe, ()),
+            solver=solver.name,
+            penalty=final.penalty if isinstance(final, Ridge) else None,
+            mse_by_penalty=choice.mse_by_penalty if choice is not None else (),
+        )
+        read_map = whole.by_reading[probe]
+        rank = min(read_map.rank, solver.rank) if isinstance(solver, ReducedRank) else read_map.rank
+        results.append((replace(read_map, rank=rank), scores))
+    return results
 
 
-def _n_ranks(moments: Moments) -> int:
+def _readings(target: Target, moments: Moments) -> list[_Reading]:
+    """The readings of a target: itself, each rank, its shuffled values, its rivals, and itself beside each rival."""
+    rivals = [block for _, block in target.rivals if block in moments.blocks]
+    # The ranks are the same in all folds, though the beliefs of few words may span less in some.
+    ranks = [_Reading(target.block, rank=rank) for rank in range(1, _n_ranks(moments, target.block) + 1)]
+    shuffled = [_Reading(target.shuffled)] if target.shuffled in moments.blocks else []
+    beside = [_Reading(target.block, beside=rival) for rival in rivals]
+    return [_Reading(target.block), *ranks, *shuffled, *map(_Reading, rivals), *beside]
+
+
+def _n_ranks(moments: Moments, block: str) -> int:
     """The number of ranks worth showing; beliefs sum to 1, so at least one of their directions never varies."""
     most = 12
-    eigenvalues = torch.linalg.eigvalsh(moments.covariance(BELIEF, BELIEF))
+    eigenvalues = torch.linalg.eigvalsh(moments.covariance(block, block))
     return max(1, min(most, int((eigenvalues > 1e-10 * float(eigenvalues[-1].clamp(min=1e-24))).sum())))
 
 
-def _position_scores(cells: Cells, errors: Sequence[Sequence[Tensor]]) -> tuple[HeldOutScore, ...]:
+def _position_scores(cells: Cells, errors: Sequence[Sequence[Tensor]], block: str) -> tuple[HeldOutScore, ...]:
     """Held-out scores at each position, against the variance there."""
     scores = []
     for p, parts in enumerate(zip(*cells.by_fold_and_position, strict=True)):
@@ -155,26 +222,41 @@ def _position_scores(cells: Cells, errors: Sequence[Sequence[Tensor]]) -> tuple[
             scores.append(HeldOutScore(math.nan, math.nan, 0))
             continue
         of_folds = torch.stack([errors[k][p] for k in filled])
-        scores.append(cell_errors(of_folds, [parts[k] for k in filled], torch.tensor(filled), BELIEF).score())
+        scores.append(cell_errors(of_folds, [parts[k] for k in filled], torch.tensor(filled), block).score())
     return tuple(scores)
 
 
-def _own_positions(cells: Cells, group: tuple[str, ...], solver: Solver) -> tuple[HeldOutScore, ...]:
+def _own_positions(
+    cells: Cells, group: tuple[str, ...], solver: Solver, probes: Sequence[_Reading]
+) -> dict[_Reading, tuple[HeldOutScore, ...]]:
     """Held-out scores of probes fitted to one position each; by least squares if ridge's penalty is not given."""
     if isinstance(solver, Ridge) and solver.penalty is None:
         solver = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff)
-    scores = []
+    scores: dict[_Reading, list[HeldOutScore]] = {probe: [] for probe in probes}
     for position in zip(*cells.by_fold_and_position, strict=True):
         parts = [part for part in position if part.weight > 0]
-        if len(parts) < 2:
-            scores.append(HeldOutScore(math.nan, math.nan, sum(part.n for part in parts)))
-            continue
-        errors = []
-        for k, part in enumerate(parts):
-            spectrum = solver.decompose(merge_all(parts[:k] + parts[k + 1 :]), group)
-            errors.append(_solve(spectrum, solver, [PROBE]).errors(part)[PROBE] * part.weight)
-        scores.append(cell_errors(torch.stack(errors), parts, torch.arange(len(parts)), BELIEF).score())
-    return tuple(scores)
+        errors: dict[_Reading, list[Tensor]] = {probe: [] for probe in probes}
+        if len(parts) >= 2:
+            for k, part in enumerate(parts):
+                spectrum = solver.decompose(merge_all(parts[:k] + parts[k + 1 :]), group)
+                for probe, found in _solve(spectrum, lambda _: solver, probes).errors(part).items():
+                    errors[probe].append(found * part.weight)
+        for probe, of_parts in errors.items():
+            unknown = HeldOutScore(math.nan, math.nan, sum(part.n for part in parts))
+            folds = torch.arange(len(parts))
+            scores[probe].append(
+                cell_errors(torch.stack(of_parts), parts, folds, probe.target).score() if of_parts else unknown
+            )
+    return {probe: tuple(found) for probe, found in scores.items()}
+
+
+class SavedRival(TypedDict):
+    """`RivalScores` in a file."""
+
+    name: str
+    in_sample: SavedScore
+    held_out: SavedHeldOut
+    beside: SavedHeldOut
 
 
 class SavedScores(TypedDict):
@@ -184,7 +266,7 @@ class SavedScores(TypedDict):
     held_out: SavedHeldOut
     shuffled: SavedScore | None
     shuffled_held_out: SavedHeldOut | None
-    with_next_token: SavedHeldOut | None
+    rivals: list[SavedRival]
     by_rank: list[SavedHeldOut]
     by_rank_in_sample: list[SavedScore]
     by_position: list[SavedHeldOut]
@@ -213,6 +295,23 @@ class SavedProbe(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
+class RivalScores(Value):
+    """How well the probed features read a rival, and what they read of the target beside it.
+
+    Attributes:
+        name: The rival.
+        in_sample: Score of a probe of the rival itself.
+        held_out: The same, held out.
+        beside: Held-out score of a map to the target from the features *and* the rival.
+    """
+
+    name: str
+    in_sample: Score
+    held_out: HeldOutScore
+    beside: HeldOutScore
+
+
+@dataclass(frozen=True, eq=False)
 class ProbeScores(Value):
     """How well one probe reads beliefs; what was not measured is `None` or empty.
 
@@ -221,7 +320,7 @@ class ProbeScores(Value):
         held_out: By cross-validation over groups of rows.
         shuffled: In-sample score of a probe fitted to shuffled beliefs: what chance alone would show.
         shuffled_held_out: The same, held out.
-        with_next_token: Held-out score of a map from the activations *and* the optimal next-token probabilities.
+        rivals: How well each rival is read, and the belief beside it: next-token probabilities, constrained beliefs.
         by_rank: Held-out scores of reduced-rank regression of rank 1, 2, …, with ridge's penalty if there is one.
         by_rank_in_sample: The same, in-sample.
         by_position: Held-out scores of this probe at each position, against the variance at that position.
@@ -235,7 +334,7 @@ class ProbeScores(Value):
     held_out: HeldOutScore
     shuffled: Score | None = None
     shuffled_held_out: HeldOutScore | None = None
-    with_next_token: HeldOutScore | None = None
+    rivals: tuple[RivalScores, ...] = ()
     by_rank: tuple[HeldOutScore, ...] = ()
     by_rank_in_sample: tuple[Score, ...] = ()
     by_position: tuple[HeldOutScore, ...] = ()
@@ -247,4 +346,10 @@ class ProbeScores(Value):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProbeScores:
         """Rebuild the scores from `dataclasses.asdict` of them, read back from JSON."""
-        return cls(**{key: from_json(value) for key, value in values.items()})
+        rivals = [RivalScores(**{key: from_json(value) for key, value in each.items()}) for each in values["rivals"]]
+        rest = {key: from_json(value) for key, value in values.items() if key != "rivals"}
+        return cls(**rest, rivals=tuple(rivals))
+
+    def rival(self, name: str) -> RivalScores | None:
+        """The scores beside one rival, if they were measured."""
+        return next((each for each in self.rivals if each.name == name), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +15,7 @@ from torch import Tensor
 from msp_lens._checks import Between, Count, Seed, checked
 from msp_lens._distributed import own_path, process_count, share, total
 from msp_lens._files import tensors_checksum
+from msp_lens.beliefs import constrained_beliefs
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
@@ -27,10 +28,11 @@ from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solvers import Solver, as_solver
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.controls import Controls, ControlScore, TokenWindows, shuffled_beliefs, untrained_twins
-from msp_lens.probing.cross_validation import NEXT_TOKEN, SHUFFLED
+from msp_lens.probing.controls import Controls, ControlScore, TokenWindows, untrained_twins
+from msp_lens.probing.cross_validation import CONSTRAINED, NEXT_TOKEN, Target
 from msp_lens.probing.fit_rows import check_concatenate, fit_report
-from msp_lens.probing.one_pass import ClassRows, Observer
+from msp_lens.probing.one_pass import ClassRows, Observer, strata_of
+from msp_lens.probing.parts import Part, constrained_parts, differs, process_parts, shuffled_values, undefined_rows
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, model_rows
 from msp_lens.processes.process import Process
@@ -111,9 +113,10 @@ def probe(
         description = {**data.labelled.description, **data.description, "model_fingerprint": model_fingerprint(model)}
         fitted = partial(fit_report, sites=groups, solver=solver, n_folds=split.n_folds, n_groups=data.n_groups)
         fitted = partial(fitted, concatenate=concatenate, max_bytes=max_bytes, seed=seed)
+        fitted = partial(fitted, parts=data.parts, strata=strata_of(data.labelled.undefined))
         own_words = words = share(len(data.labelled.tokens))
         classes = data.class_rows(names, seed=seed)
-        observers: list[Observer] = [each for each in (data.regret, data.windows, classes) if each]
+        observers: list[Observer] = [each for each in (data.regret, *data.windows, classes) if each]
         checkpoint = progressed = None
         if resume is not None:
             # The process's fingerprint stands for its matrices.
@@ -134,16 +137,24 @@ def probe(
             fitted, n_positions=n_positions, own_positions=by_position == "own", windows=data.windows, classes=classes
         )
         report = full(rows, observers=observers, checkpoint=checkpoint, resume_from=progressed, progress=progress)
-        scores = list(report.controls)
+        scores: dict[str | None, list[ControlScore]] = {}
         for name, twin in twins:
             rows = read(twin, words=own_words, progress=f"Probing {name}" if progress else None)
-            for each in fitted(rows, extras=False).probes:
-                found = each.scores
-                scores.append(ControlScore(name, "untrained", each.label, found.in_sample, found.held_out))
+            found = fitted(rows, extras=False)
+            for part, of_part in ((None, found), *found.parts.items()):
+                own = scores.setdefault(part, [])
+                for each in of_part.probes:
+                    in_sample, held_out = each.scores.in_sample, each.scores.held_out
+                    own.append(ControlScore(name, "untrained", each.label, in_sample, held_out))
         if checkpoint is not None:
             checkpoint.path.unlink(missing_ok=True)
-        regret = data.regret.by_position if data.regret else None
-        return replace(report, model=model, dataset=data.dataset, regret=regret, controls=Controls(tuple(scores)))
+
+        def completed(report: ProbeReport, part: str | None = None, **more: Any) -> ProbeReport:
+            controls = Controls((*report.controls, *scores.get(part, ())))
+            return replace(report, model=model, dataset=data.dataset, controls=controls, **more)
+
+        parts = {name: completed(part, name) for name, part in report.parts.items()}
+        return completed(report, parts=parts, regret=data.regret.by_position if data.regret else None)
 
     if isinstance(data, LabelledTokens):
         return report_of(_of_tokens(data, controls=controls, seed=seed))
@@ -165,10 +176,11 @@ class _Data:
     n_groups: int | None
     n_positions: int
     description: dict[str, Any]
-    windows: TokenWindows | None = None
+    windows: list[TokenWindows] = field(default_factory=list)
     regret: _Regret | None = None
     dataset: BeliefDataset | None = None
     classes: tuple[str, ...] = ()
+    parts: list[Part] = field(default_factory=list)
 
     def class_rows(self, sites: Sequence[str], *, seed: int) -> ClassRows | None:
         """What keeps rows for logistic read-outs, if the target is classes."""
@@ -188,21 +200,37 @@ def _data_fingerprint(data: LabelledTokens) -> str:
     """Identifies the tokens, which places are rows, and their targets, weights and groups."""
     numbers = ("tokens", "words", "columns", "positions", "weights", "groups")
     targets = {f"target {name}": values for name, values in data.targets.items()}
+    targets |= {f"undefined {name}": gone for name, gone in data.undefined.items()}
     return tensors_checksum({name: getattr(data, name) for name in numbers} | targets, {})
 
 
 def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, controls: bool, seed: int) -> _Data:
-    """The prefixes of a process's words with their beliefs, shuffled beliefs and next-token probabilities."""
+    """The prefixes of a process's words with their beliefs, those of the parts, shuffled ones, and rivals."""
     process, token_map = dataset.process, dataset.token_map
     rows = split_rows(dataset, split, weighting)
     targets, prior = {BELIEF: dataset.prefix_beliefs}, {BELIEF: process.initial}
+    parts, before = process_parts(process), process.parts(process.initial)
+    for part in parts:
+        targets[part.target.block], prior[part.target.block] = dataset.prefix_parts[part.name], before[part.name]
+    read = [Target(), *(part.target for part in parts)]
+    undefined = {each.block: gone for each in read if (gone := undefined_rows(targets[each.block])).any()}
+    windows = []
     if controls:
         generator = torch.Generator().manual_seed(seed)
-        targets[SHUFFLED], prior[SHUFFLED] = shuffled_beliefs(dataset, generator=generator), process.initial
+        for each in read:
+            values = targets[each.block]
+            targets[each.shuffled] = shuffled_values(values, generator=generator)
+            prior[each.shuffled] = prior[each.block]
+            windows.append(TokenWindows(dataset.tokens, process.n_tokens, n_targets=values.shape[1], target=each.block))
         for values in (targets, prior):
             values[NEXT_TOKEN] = next_token_probabilities(process, values[BELIEF])
+        constrained = _constrained(dataset, parts, targets, weighting)
+        targets |= constrained
+        # Before any token, what has been seen says the same in all accounts.
+        prior |= {CONSTRAINED: process.initial} if CONSTRAINED in constrained else {}
+        prior |= {part.constrained: before[part.name] for part in parts if part.constrained in constrained}
     return _Data(
-        labelled=labelled_rows(dataset, rows, targets, prior),
+        labelled=labelled_rows(dataset, rows, targets, prior, undefined),
         n_groups=rows.n_groups + int(token_map is not None and token_map.include_prior),
         n_positions=dataset.n_ctx,
         # A loaded report makes the words again, if they are all there are or a seed drew them.
@@ -214,10 +242,26 @@ def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, con
             "own_dataset": not dataset.is_population and dataset.seed is None,
             "unused_tokens": [process.tokens[token] for token in _unused(dataset)],
         },
-        windows=TokenWindows(dataset.tokens, process.n_tokens, n_targets=process.n_states) if controls else None,
+        windows=windows,
         regret=_Regret(dataset) if token_map is None or token_map.predicts_symbols else None,
         dataset=dataset,
+        parts=parts,
     )
+
+
+def _constrained(
+    dataset: BeliefDataset, parts: Sequence[Part], targets: Mapping[str, Tensor], weighting: Weighting
+) -> dict[str, Float64[Tensor, "prefix target"]]:
+    """The constrained beliefs of the whole and of its parts, where they can be told from the true ones."""
+    process, weights = dataset.process, dataset.prefix_weights(weighting)
+    found = torch.empty_like(dataset.prefix_beliefs)
+    found[dataset.prefix_ids[dataset.is_first]] = constrained_beliefs(process, dataset.tokens)[dataset.is_first]
+    rivals = {CONSTRAINED: (found, BELIEF)}
+    of_parts = constrained_parts(process, dataset.prefix_beliefs, found)
+    for part in parts:
+        if part.name in of_parts:
+            rivals[part.constrained] = (of_parts[part.name], part.target.block)
+    return {name: rival for name, (rival, block) in rivals.items() if differs(targets[block], rival, weights)}
 
 
 def _unused(dataset: BeliefDataset) -> list[int]:
@@ -227,29 +271,36 @@ def _unused(dataset: BeliefDataset) -> list[int]:
 
 
 def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
-    """Given tokens with one target, which is also shuffled by group; and windows, if the vocabulary is small."""
+    """Given tokens with their targets, which are also shuffled by group; and windows, if the vocabulary is small."""
     names = list(labelled.targets)
     if len(names) > 1 and BELIEF not in names:
         raise ValueError(f"data has the targets {', '.join(map(repr, names))}: choose one, data.only({names[0]!r}).")
     target = BELIEF if BELIEF in names else names[0]
-    values = labelled.targets[target]
-    targets, windows = {BELIEF: values}, None
+    blocks = {target: Target(rivals=())}
+    blocks |= {name: Target(f"{BELIEF}: {name}", f"shuffled {BELIEF}: {name}", ()) for name in names if name != target}
+    targets = {blocks[name].block: values for name, values in labelled.targets.items()}
+    undefined = {blocks[name].block: gone for name, gone in labelled.undefined.items()}
+    windows = []
     if controls:
         _, group = labelled.groups.unique(return_inverse=True)
         n_groups = int(group.max()) + 1
         one_of = torch.empty(n_groups, dtype=torch.int64)
         one_of[group] = torch.arange(len(group))
         dealt = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
-        targets[SHUFFLED] = values[one_of[dealt[group]]]
         n_tokens = int(labelled.tokens.max()) + 1
-        # Of a larger vocabulary, the table of windows would be as large as the data.
-        if n_tokens <= 4_096:
-            windows = TokenWindows(labelled.tokens, n_tokens, n_targets=values.shape[1])
+        for each in blocks.values():
+            values = targets[each.block]
+            targets[each.shuffled] = values[one_of[dealt[group]]]
+            # Of a larger vocabulary, the table of windows would be as large as the data.
+            if n_tokens <= 4_096:
+                how = {"n_targets": values.shape[1], "target": each.block}
+                windows.append(TokenWindows(labelled.tokens, n_tokens, **how))
     classes = labelled.classes.get(target, ())
     description = {"target": target, "split": "groups", "own_dataset": True, "classes": list(classes) or None}
     # The targets are known by other names from here on.
-    renamed = replace(labelled, targets=targets, classes={})
-    return _Data(renamed, None, labelled.n_ctx, description, windows, classes=classes)
+    renamed = replace(labelled, targets=targets, classes={}, undefined=undefined)
+    own = [Part(name, each, labelled.classes.get(name, ())) for name, each in blocks.items() if name != target]
+    return _Data(renamed, None, labelled.n_ctx, description, windows, classes=classes, parts=own)
 
 
 def _words(model: HookedModel, data: Process | BeliefDataset, seed: int) -> Iterator[BeliefDataset]:

@@ -11,17 +11,20 @@ import torch
 from tqdm.auto import tqdm
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
 from msp_lens.models.sites import site_label
-from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES
+from msp_lens.moments.moments import Moments
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduction import FeatureReduction
+from msp_lens.moments.solve import LinearMap
 from msp_lens.moments.solvers import OLS, Solver, as_solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
-from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
-from msp_lens.probing.cross_validation import NEXT_TOKEN, evaluate
-from msp_lens.probing.one_pass import Accumulator, ClassRows, Observer, accumulate
+from msp_lens.probing.controls import ControlKind, Controls, ControlScore, TokenWindows
+from msp_lens.probing.cross_validation import ProbeScores, Target, evaluate_all
+from msp_lens.probing.one_pass import EVERYTHING, Accumulator, ClassRows, Observer, Stratum, Sums, accumulate
+from msp_lens.probing.parts import Part
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.probe_tables import Increment
 from msp_lens.probing.rows import RowBatch, Rows
@@ -39,6 +42,7 @@ def probe_rows(
     n_groups: Count | None = None,
     n_positions: Count | None = None,
     concatenate: bool | FeatureReduction = True,
+    parts: Sequence[str] = (),
     extras: bool = True,
     windows: TokenWindows | None = None,
     max_bytes: Count = MAX_BYTES,
@@ -57,6 +61,7 @@ def probe_rows(
         n_groups: Number of groups, numbered from 0, to deal them evenly; by default groups are dealt by hash.
         n_positions: Number of positions to score the probes at.
         concatenate: Whether to probe all sites together too, and each with all before it; or a reduction of each first.
+        parts: Other targets to probe in the same pass, each with the other ones as rivals: `report.parts`.
         extras: Whether to score controls, ranks, positions and increments too.
         windows: Token windows to compare the probes with, over the words that the rows are numbered by.
         max_bytes: Largest memory that the moments may take.
@@ -72,9 +77,11 @@ def probe_rows(
         sites = rows.sites
     check_concatenate(concatenate)
     by_label = sites if isinstance(sites, Mapping) else {site_label(site): (site,) for site in sites}
+    own_parts = [Part(name, Target(name, f"shuffled {name}", ())) for name in parts]
     fitted = partial(fit_report, solver=as_solver(solver), n_folds=n_folds, n_groups=n_groups, n_positions=n_positions)
-    fitted = partial(fitted, concatenate=concatenate, extras=extras, windows=windows, max_bytes=max_bytes, seed=seed)
-    return fitted(rows, by_label, observers=[windows] if windows else [], progress=progress)
+    fitted = partial(fitted, concatenate=concatenate, extras=extras, max_bytes=max_bytes, seed=seed, parts=own_parts)
+    given = [windows] if windows else []
+    return fitted(rows, by_label, windows=given, observers=given, progress=progress)
 
 
 def fit_report(
@@ -90,7 +97,9 @@ def fit_report(
     n_positions: int | None = None,
     own_positions: bool = False,
     extras: bool = True,
-    windows: TokenWindows | None = None,
+    parts: Sequence[Part] = (),
+    strata: tuple[Stratum, ...] = EVERYTHING,
+    windows: Sequence[TokenWindows] = (),
     classes: ClassRows | None = None,
     observers: Sequence[Observer] = (),
     checkpoint: PassCheckpoint | None = None,
@@ -101,7 +110,7 @@ def fit_report(
 
     `own_positions` fits each position on its own too; `observers`, windows and classes among them, sum over the same
     pass. Sums are saved to `checkpoint` from time to time; `resume_from` is an interrupted pass whose remaining rows
-    these are.
+    these are. `parts` are other targets, which are not defined in some of the `strata` of rows.
     """
     groups = {label: tuple(group) for label, group in sites.items()}
     names = tuple(dict.fromkeys(site for group in groups.values() for site in group))
@@ -118,53 +127,102 @@ def fit_report(
         for label, group in groups.items()
     }
     panels = list(blocks.values())
-    accumulator = Accumulator(panels, n_folds, n_groups, n_positions, seed, max_bytes, progress=resume_from)
+    accumulator = Accumulator(
+        panels, n_folds, n_groups, n_positions, seed, max_bytes, progress=resume_from, strata=strata
+    )
     stream = rows if reduction is None else _with_reduced(rows, names, reduction)
-    by_panel = accumulate(stream, accumulator, observers, checkpoint=checkpoint)
+    sums = accumulate(stream, accumulator, observers, checkpoint=checkpoint)
     provenance = dict(getattr(rows, "description", {})) | {
         "n_folds": n_folds,
         "solver": solver.to_dict(),
         "reduction": repr(reduction) if reduction is not None else None,
-        "n_cells": sum(map(len, next(iter(by_panel.values())).cells)),
+        "n_cells": sum(map(len, sums.cells().cells)),
         "seed": seed,
     }
-    probes: dict[str, BeliefProbe] = {}
+    whole, left_out = Part(BELIEF), []
+    for part in parts:
+        try:
+            sums.cells(targets=[part.target.block])
+        except ValueError:
+            left_out.append(part.name)
+    if left_out:
+        provenance["parts_left_out"] = left_out
+    read = [whole, *(part for part in parts if part.name not in left_out)]
+    described = {part: provenance | part.description() for part in read}
+    probes: dict[Part, dict[str, BeliefProbe]] = {part: {} for part in read}
     for label in tqdm(groups, desc="Solving", disable=not progress, leave=False):
         group = blocks[label]
-        cells = _holding(by_panel, group)
-        read_map, scores = evaluate(cells, group, solver, extras=extras, own_positions=own_positions)
-        fitted = fit_probe(
-            cells.whole, group, scores, provenance=provenance, read_map=read_map, rank_cutoff=solver.rank_cutoff
-        )
-        if reduction is not None and len(group) > 1:
-            fitted = _unreduced(fitted, groups[label], by_panel, reduction)
-        probes[label] = fitted if fitted.label == label else replace(fitted, name=label)
-    controls = windows.scores(n_folds) if windows else []
-    cells = next(iter(by_panel.values()))
-    if extras and NEXT_TOKEN in cells.whole.blocks:
-        plain = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff)
-        _, scores = evaluate(cells, (NEXT_TOKEN,), plain, extras=False)
-        controls.append(ControlScore(NEXT_TOKEN, "next token", None, scores.in_sample, scores.held_out))
-    cumulative = []
-    if extras and CONCATENATED in probes and reduction is None:
-        cells = _holding(by_panel, names)
-        # The scores of all sites together are known already.
-        found = [evaluate(cells, names[:count], solver, extras=False)[1] for count in range(1, len(names))]
-        found.append(probes[CONCATENATED].scores)
-        cumulative = [
-            Increment(site_label(name), s.in_sample, s.held_out) for name, s in zip(names, found, strict=True)
-        ]
+        scored = _scored(sums, group, read, solver, extras=extras, own_positions=own_positions)
+        for part, (read_map, scores) in scored.items():
+            block, cells = part.target.block, sums.cells(group, [part.target.block])
+            # A probe calls what it reads its belief.
+            moments = cells.whole if part is whole else cells.whole.select([*group, block]).renamed({block: BELIEF})
+            how = {"provenance": described[part], "read_map": read_map, "rank_cutoff": solver.rank_cutoff}
+            fitted = fit_probe(moments, group, scores, **how)
+            if reduction is not None and len(group) > 1:
+                singles = {site: sums.cells([site], [block]).whole for site in groups[label]}
+                fitted = _unreduced(fitted, groups[label], singles, reduction)
+            probes[part][label] = fitted if fitted.label == label else replace(fitted, name=label)
+    cumulative: dict[Part, list[Increment]] = {part: [] for part in read}
+    if extras and CONCATENATED in groups and reduction is None:
+        for count, name in enumerate(names, start=1):
+            if count < len(names):
+                scored = _scored(sums, names[:count], read, solver, extras=False)
+                found = {part: scores for part, (_, scores) in scored.items()}
+            else:
+                # The scores of all sites together are known already.
+                found = {part: of_part[CONCATENATED].scores for part, of_part in probes.items()}
+            for part, scores in found.items():
+                cumulative[part].append(Increment(site_label(name), scores.in_sample, scores.held_out))
     own_groups = {label: group for label, group in groups.items() if label != CONCATENATED}
-    return ProbeReport(
-        probes=tuple(probes.values()),
-        classes=classes.readouts(own_groups, n_folds) if classes is not None else None,
-        controls=Controls(tuple(controls)),
-        cumulative=tuple(cumulative),
-        regret=None,
-        provenance=provenance,
-        model=None,
-        dataset=None,
-    )
+    reports = {}
+    for part in read:
+        controls = [each for own in windows if own.target == part.target.block for each in own.scores(n_folds)]
+        controls += _rivals(sums, part, read[1:], solver) if extras else []
+        reports[part] = ProbeReport(
+            probes=tuple(probes[part].values()),
+            classes=classes.readouts(own_groups, n_folds) if classes is not None and part is whole else None,
+            controls=Controls(tuple(controls)),
+            cumulative=tuple(cumulative[part]),
+            regret=None,
+            provenance=described[part],
+            model=None,
+            dataset=None,
+        )
+    return replace(reports.pop(whole), parts={part.name: report for part, report in reports.items()})
+
+
+def _scored(
+    sums: Sums, sites: Sequence[str], parts: Sequence[Part], solver: Solver, **options: Any
+) -> dict[Part, tuple[LinearMap, ProbeScores]]:
+    """The map and the scores of each part at some sites; parts of the same rows share their decompositions."""
+    found: dict[Part, tuple[LinearMap, ProbeScores]] = {}
+    for kept in dict.fromkeys(sums.kept([part.target.block]) for part in parts):
+        own = [part for part in parts if sums.kept([part.target.block]) == kept]
+        cells = sums.cells(sites, [own[0].target.block])
+        found |= zip(own, evaluate_all(cells, sites, solver, [part.target for part in own], **options), strict=True)
+    return {part: found[part] for part in parts}
+
+
+def _rivals(sums: Sums, part: Part, parts: Sequence[Part], solver: Solver) -> list[ControlScore]:
+    """What an affine map of each rival explains: of next-token probabilities, constrained beliefs, the other parts."""
+    plain, known = OLS(intercept=solver.intercept, rank_cutoff=solver.rank_cutoff), sums.cells().whole.blocks
+    rivals: dict[str, tuple[ControlKind, str]] = {kind: (kind, block) for kind, block in part.target.rivals}
+    for other in parts if part in parts else ():
+        if other != part:
+            rivals[f"belief about {other.name}"] = ("other part", other.target.block)
+    found = []
+    for name, (kind, block) in rivals.items():
+        if block not in known:
+            continue
+        try:
+            cells = sums.of_targets([part.target.block, block])
+        except ValueError:
+            # The two are hardly ever defined together.
+            continue
+        ((_, scores),) = evaluate_all(cells, (block,), plain, [part.target], extras=False)
+        found.append(ControlScore(name, kind, None, scores.in_sample, scores.held_out))
+    return found
 
 
 def check_concatenate(value: Any) -> None:
@@ -185,16 +243,10 @@ def _with_reduced(rows: Iterable[RowBatch], sites: Sequence[str], reduction: Fea
         yield replace(batch, features={**batch.features, **reduced})
 
 
-def _holding(by_panel: Mapping[tuple[str, ...], Cells], group: Sequence[str]) -> Cells:
-    """The cells of the first panel that has all these blocks jointly."""
-    return next(cells for panel, cells in by_panel.items() if set(group) <= set(panel))
-
-
 def _unreduced(
-    fitted: BeliefProbe, sites: tuple[str, ...], by_panel: Mapping[tuple[str, ...], Cells], reduction: FeatureReduction
+    fitted: BeliefProbe, sites: tuple[str, ...], singles: Mapping[str, Moments], reduction: FeatureReduction
 ) -> BeliefProbe:
     """The probe of reduced features h P, with map W, as a probe of the whole sites with map P W."""
-    singles = {site: _holding(by_panel, (site,)).whole for site in sites}
     widths = tuple(whole.blocks[site] for site, whole in singles.items())
     basis = torch.block_diag(*(reduction.matrix(site, width) for site, width in zip(sites, widths, strict=True)))
     read_map = replace(fitted.read_map, weights=basis @ fitted.read_map.weights)

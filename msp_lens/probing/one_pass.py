@@ -1,13 +1,18 @@
-"""One pass over rows: groups of rows are dealt into cells, and every cell has its own moments."""
+"""One pass over rows: groups of rows are dealt into cells, and every cell has its own moments.
+
+Where a target is not defined in some rows, those rows have moments of their own too: moments add, so each target is
+scored on its own rows, still from one pass.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from msp_lens._checks import check_finite
@@ -17,6 +22,7 @@ from msp_lens.data.splits import CELLS_PER_FOLD, deal
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.grid import MAX_BYTES, MomentsGrid, check_memory
 from msp_lens.moments.logistic import fit_logistic
+from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduce import reduce_grid
 from msp_lens.probing.probe_tables import ClassReadout, ClassReadouts
@@ -41,6 +47,65 @@ class Observer(Protocol):
         """Add the sums of all processes."""
 
 
+# The targets that are not defined in a row.
+Stratum: TypeAlias = frozenset[str]
+EVERYTHING: tuple[Stratum, ...] = (frozenset(),)
+
+
+def strata_of(undefined: Mapping[str, Bool[Tensor, "row"]]) -> tuple[Stratum, ...]:
+    """The distinct sets of targets that are not defined in the same row."""
+    if not undefined:
+        return EVERYTHING
+    patterns = torch.stack(list(undefined.values()), dim=1).unique(dim=0)
+    return tuple(frozenset(itertools.compress(undefined, pattern)) for pattern in patterns.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """The moments of one pass.
+
+    Attributes:
+        by_panel: By sites that share a Gram matrix, cell, position and stratum.
+        strata: The targets that are not defined in each stratum.
+        n_folds: Cell c belongs to fold c mod n_folds.
+    """
+
+    by_panel: Mapping[tuple[str, ...], Sequence[Sequence[Sequence[Moments]]]]
+    strata: tuple[Stratum, ...]
+    n_folds: int
+    _merged: dict[Any, Cells] = field(default_factory=dict, init=False, repr=False)
+
+    def kept(self, targets: Iterable[str] = ()) -> tuple[int, ...]:
+        """The strata where all these targets are defined."""
+        return tuple(k for k, missing in enumerate(self.strata) if not missing.intersection(targets))
+
+    def cells(self, sites: Sequence[str] = (), targets: Iterable[str] = ()) -> Cells:
+        """The cells of the first panel that has these sites jointly, with the rows where all these targets are defined.
+
+        Raises:
+            ValueError: if the rows with weight fall into fewer than two folds.
+        """
+        panel = next(panel for panel in self.by_panel if set(sites) <= set(panel))
+        kept = self.kept(targets)
+        if (panel, kept) not in self._merged:
+            by_cell = [
+                tuple(strata[0] if len(strata) == 1 else merge_all([strata[k] for k in kept]) for strata in positions)
+                for positions in self.by_panel[panel]
+                if kept
+            ]
+            found = Cells(tuple(by_cell), self.n_folds)
+            if len(found.folds) < 2:
+                problem = f"The rows fill {len(found.folds)} of {self.n_folds} folds: there are too few groups"
+                raise ValueError(f"{problem} with weight to hold any out. Give more rows, or more groups.")
+            self._merged[panel, kept] = found
+        return self._merged[panel, kept]
+
+    def of_targets(self, names: Sequence[str]) -> Cells:
+        """The moments of some targets alone, with the rows where all are defined; errors as for `cells`."""
+        parts = [tuple(part.select(names) for part in positions) for positions in self.cells(targets=names).parts]
+        return Cells(tuple((merge_all(positions),) for positions in parts), self.n_folds)
+
+
 @dataclass(eq=False)
 class Accumulator:
     """Sums batches of rows, one buffer at a time, into the moments of every cell.
@@ -53,6 +118,7 @@ class Accumulator:
         seed: Seed for dealing groups into cells.
         max_bytes: Largest memory that the moments may take.
         progress: An interrupted pass to continue.
+        strata: The sets of targets that are not defined in the same row.
         n_cells: Number of cells; known from the first batch on, like the grid.
         grid: The moments.
     """
@@ -64,6 +130,7 @@ class Accumulator:
     seed: int
     max_bytes: int = MAX_BYTES
     progress: PassProgress | None = None
+    strata: tuple[Stratum, ...] = EVERYTHING
     n_cells: int = 0
     grid: MomentsGrid | None = None
     _waiting: list[tuple[RowBatch, Tensor]] = field(default_factory=list)
@@ -102,30 +169,26 @@ class Accumulator:
             self.flush()
         return cells
 
-    def finish(self) -> dict[tuple[str, ...], Cells]:
-        """The cells of each panel, with the rows of all processes.
+    def finish(self) -> Sums:
+        """The sums, with the rows of all processes.
 
         Raises:
-            ValueError: if the rows with weight fall into fewer than two folds.
+            ValueError: if there were no rows.
         """
         self.flush()
-        panels = {}
-        if self.grid is not None:
-            grid, step = reduce_grid(self.grid), self.n_positions or 1
-            for group, row in zip(grid.groups, grid.moments, strict=True):
-                parts = [part.cpu() for part in row]
-                by_cell = [tuple(parts[start : start + step]) for start in range(0, len(parts), step)]
-                panels[group] = Cells(tuple(by_cell), self.n_folds)
-        n_filled = min((len(cells.folds) for cells in panels.values()), default=0)
-        if n_filled < 2:
-            problem = f"The rows fill {n_filled} of {self.n_folds} folds: there are too few groups with weight"
-            raise ValueError(f"{problem} to hold any out. Give more rows, or more groups.")
-        return panels
+        if self.grid is None:
+            raise ValueError("There are no rows to hold any out: give more.")
+        grid, by_panel = reduce_grid(self.grid), {}
+        for panel, row in zip(grid.groups, grid.moments, strict=True):
+            parts = [part.cpu() for part in row]
+            by_panel[panel] = _batched(_batched(parts, len(self.strata)), self.n_positions or 1)
+        return Sums(by_panel, self.strata, self.n_folds)
 
     def _start(self, widths: Mapping[str, int]) -> None:
         sites = {site for panel in self.panels for site in panel}
         targets = tuple(name for name in widths if name not in sites)
         size = sum(sum(widths[name] for name in (*panel, *targets)) ** 2 * 8 for panel in self.panels)
+        size *= len(self.strata)
         n_cells, positions = self.n_folds * CELLS_PER_FOLD, self.n_positions or 1
         # Above this many bytes of moments, some cells, then positions, then more cells are given up.
         budget = 2**29
@@ -135,9 +198,10 @@ class Accumulator:
             positions, self.n_positions = 1, None
         if n_cells * size > budget:
             n_cells = self.n_folds
-        check_memory(self.panels, widths, targets=targets, n_cells=n_cells, max_bytes=self.max_bytes)
-        self.n_cells = n_cells
-        self.grid = MomentsGrid(self.panels, targets=targets, n_cells=n_cells * positions, max_bytes=self.max_bytes)
+        n_strata = len(self.strata)
+        check_memory(self.panels, widths, targets=targets, n_cells=n_cells * n_strata, max_bytes=self.max_bytes)
+        self.n_cells, n_parts = n_cells, n_cells * positions * n_strata
+        self.grid = MomentsGrid(self.panels, targets=targets, n_cells=n_parts, max_bytes=self.max_bytes)
         if self.progress is not None:
             self.grid.restore(self.progress.moments, n_batches=self.progress.n_batches)
 
@@ -151,10 +215,24 @@ class Accumulator:
             # The prior, before the first symbol (-1), counts as the first position.
             positions = torch.cat([batch.positions.cpu() for batch in batches]).clamp(min=0)
             keys = keys * self.n_positions + positions
+        if len(self.strata) > 1:
+            keys = keys * len(self.strata) + torch.cat([self._stratum(batch) for batch in batches])
         blocks = {site: torch.cat([b.features[site] for b in batches]) for site in batches[0].features}
         blocks |= {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
         self._waiting, self._bytes = [], 0
         self.grid.update(blocks, torch.cat([batch.weights for batch in batches]), keys)
+
+    def _stratum(self, batch: RowBatch) -> Int[Tensor, "row"]:
+        """The stratum of each row."""
+        found = torch.zeros(len(batch), dtype=torch.int64)
+        for number, missing in enumerate(self.strata):
+            matches = [gone if name in missing else ~gone for name, gone in batch.undefined.items()]
+            found[torch.stack(matches).all(dim=0)] = number
+        return found
+
+
+def _batched(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def accumulate(
@@ -163,7 +241,7 @@ def accumulate(
     observers: Sequence[Observer] = (),
     *,
     checkpoint: PassCheckpoint | None = None,
-) -> Mapping[tuple[str, ...], Cells]:
+) -> Sums:
     """One pass: every batch goes to the accumulator and, with its rows' cells, to the observers.
 
     With a checkpoint, the sums so far are saved from time to time; batches must then know their words.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float64
@@ -21,6 +22,8 @@ def probe_notes(
     process: Process | None,
     regret: Float64[Tensor, "pos"] | None,
     classes: ClassReadouts | None,
+    parts: Mapping[str, ProbeTables],
+    to_oracle: Float64[Tensor, "pos"] | None,
 ) -> list[str]:
     """One sentence or two in each note."""
     given = provenance
@@ -44,12 +47,9 @@ def probe_notes(
             *_overfitting_notes(tables),
             *_control_notes(tables),
         ]
-        if tables.controls.rival is not None:
-            is_told_apart = any(not math.isnan(tables.beyond_next_token(label)) for label in tables)
-            beyond = " Beyond: the share of the rest that the activations add." if is_told_apart else ""
-            r2 = tables.controls.rival.held_out.r2
-            lines.append(f"Next-token probabilities alone explain R² {r2:.3f} of the beliefs, held out.{beyond}")
-    if process is not None:
+        lines += _rival_notes(tables)
+    lines += _part_notes(parts, given)
+    if process is not None and "part" not in given:
         lines.append(str(process.degeneracy()))
     if given.get("unused_tokens"):
         names = ", ".join(given["unused_tokens"])
@@ -57,10 +57,66 @@ def probe_notes(
     if classes is not None:
         lines.append(classes.best_note())
     lines += _regret_notes(regret)
+    if to_oracle is not None:
+        mean, last = nats_text(to_oracle.mean()), nats_text(to_oracle[-1])
+        lines.append(
+            f"Above an oracle who knows the component (report.regret_to_oracle): {mean} nats on average, {last} at the "
+            "last position."
+        )
     return lines if math.isnan(tables.probes[0].scores.in_sample.r2) else lines + _solver_notes(tables, given)
 
 
+def _rival_notes(tables: ProbeTables) -> list[str]:
+    """How much each rival explains, and which sites follow it."""
+    lines = []
+    next_token, constrained = (
+        next((each for each in tables.controls.rivals if each.kind == kind), None)
+        for kind in ("next token", "constrained belief")
+    )
+    if next_token is not None:
+        is_told_apart = any(not math.isnan(tables.beyond_next_token(label)) for label in tables)
+        beyond = " Beyond: the share of the rest that the activations add." if is_told_apart else ""
+        r2 = next_token.held_out.r2
+        lines.append(f"Next-token probabilities alone explain R² {r2:.3f} of the beliefs, held out.{beyond}")
+    if constrained is not None:
+        read = {label: scores for label, probe in tables.items() if (scores := probe.scores.rival(constrained.name))}
+        follow = [label for label, scores in read.items() if scores.held_out.r2 > tables[label].scores.held_out.r2]
+        sites = f"Read better than the belief at {', '.join(follow)}" if follow else "No site reads them better"
+        lines.append(
+            f"Constrained beliefs, which one attention layer can compute, explain R² {constrained.held_out.r2:.3f} of "
+            f"the beliefs, held out. {sites} (report.rivals())."
+        )
+    others = [each for each in tables.controls.rivals if each.kind == "other part" and not math.isnan(each.held_out.r2)]
+    if others:
+        best = max(others, key=lambda each: each.held_out.r2)
+        lines.append(
+            f"Of the other parts, {best.name!r} explains most of this one: R² {best.held_out.r2:.3f}, held out."
+        )
+    return lines
+
+
+def _part_notes(parts: Mapping[str, ProbeTables], given: dict[str, Any]) -> list[str]:
+    """Where each part of the belief is read best, and beside what."""
+    read = []
+    for name, tables in parts.items():
+        scored = [probe for probe in tables.probes if not math.isnan(probe.scores.held_out.r2)]
+        if not scored:
+            read.append(f"{name} never varies")
+            continue
+        best = max(scored, key=lambda probe: probe.scores.held_out.r2)
+        control = tables.controls.best(best.label)
+        beside = "" if control is None else f", best control {control.held_out.r2:.3f}"
+        read.append(f"{name} R² {best.scores.held_out.r2:.3f} at {best.label}{beside}")
+    lines = [f"Parts of the belief (report.parts, report.by_part()), held out: {'; '.join(read)}."] if read else []
+    if given.get("parts_left_out"):
+        names = ", ".join(given["parts_left_out"])
+        lines.append(f"Parts left out, since they are defined in too few rows: {names}.")
+    return lines
+
+
 def _target(given: dict[str, Any]) -> str:
+    if "part" in given:
+        return f"belief about {given['part']!r}"
     name = given.get("target", "belief")
     return "belief" if name == "belief" else f"target {name!r}"
 
@@ -83,7 +139,11 @@ def _data_note(tables: ProbeTables, given: dict[str, Any], process: Process | No
 
 def _constant_notes(tables: ProbeTables, given: dict[str, Any], process: Process | None) -> list[str]:
     r2 = tables.probes[0].scores.in_sample.r2_by_target
-    names = given.get("classes") or (process.states if process and process.n_states == len(r2) else range(len(r2)))
+    names = (
+        given.get("part_states")
+        or given.get("classes")
+        or (process.states if process and process.n_states == len(r2) else range(len(r2)))
+    )
     constant = [str(name) for name, value in zip(names, r2, strict=True) if math.isnan(value)]
     if not constant:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -51,6 +51,8 @@ class ProbePlots:
     process: Process | None
     weighting: Weighting
     run_on: Callable[[], tuple[HookedModel, BeliefDataset]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, ProbeTables] = field(default_factory=dict)
 
     @checked
     def __call__(self, *sites: str, word: Words = (), theme: ThemeName = "light") -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
@@ -26,6 +27,7 @@ from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.controls import Controls, ControlScore, SavedControl, interval_text, r2_text
 from msp_lens.probing.cross_validation import SavedProbe
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
+from msp_lens.probing.parts import cost_of_not_knowing
 from msp_lens.probing.probe_notes import probe_notes
 from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_tables import ClassReadouts, Increment, ProbeTables, SavedIncrement, SavedReadouts
@@ -47,6 +49,8 @@ class ProbeReport(TableView, ProbeTables):
         model: The model that was probed (not saved).
         dataset: The words it was probed on (not saved).
         classes: Logistic read-outs, if the target is classes.
+        parts: What reads each part of the belief, by its name: the factors of a product, or which component of a
+            mixture it is and the belief within each. Reports like this one, of the same pass.
 
     Two reports are equal if all but the model and the words is. A copy keeps both; a pickled report has no model.
     """
@@ -56,6 +60,7 @@ class ProbeReport(TableView, ProbeTables):
     model: HookedModel | None = field(compare=False)
     dataset: BeliefDataset | None = field(compare=False)
     classes: ClassReadouts | None = None
+    parts: Mapping[str, ProbeReport] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         names = [each.name for each in fields(self) if each.compare]
@@ -87,12 +92,42 @@ class ProbeReport(TableView, ProbeTables):
         """Pictures: `report.plot("3_post")` shows belief states, `report.plot.scores()` R² at each site, and so on."""
         # Rows of labelled tokens have weights of their own, and no belief states to draw by them.
         weighting = self.provenance["weighting"] if self.process is not None else "probability"
-        return ProbePlots(self, self.regret, self.process, weighting, self.run_on)
+        return ProbePlots(self, self.regret, self.process, weighting, self.run_on, self.provenance, self.parts)
+
+    def by_part(self) -> pd.DataFrame:
+        """How well each part of the belief is read at each site; the whole belief is the part `"belief"`.
+
+        The best control is the best of the site's, and the best rival what explains most of that part without the
+        network: the other parts' true beliefs, next-token probabilities, constrained beliefs. All R² are held out but
+        the one in-sample and the shuffled one.
+        """
+        columns = ["R² held out", "low", "high", "R² in-sample", "MSE held out", "R² shuffled", "R² best control"]
+        tables = {}
+        for name, report in {"belief": self, **self.parts}.items():
+            table, rival = report.to_dataframe(), report.best_rival()
+            tables[name] = table[[*columns, "best control", "skill"]].copy()
+            tables[name]["R² best rival"] = rival.held_out.r2 if rival else math.nan
+            tables[name]["best rival"] = rival.name if rival else None
+            tables[name]["n"] = table["n"]
+        both = pd.concat(tables, names=["part"]).swaplevel()
+        return both.loc[[(site, name) for site in self for name in tables]]
+
+    @property
+    def regret_to_oracle(self) -> Float64[Tensor, "pos"] | None:
+        """The expected loss at each position above that of an oracle who knows a mixture's component, in nats.
+
+        It is the regret, and what not knowing the component costs the optimal observer: h_ℓ of the mixture less
+        Σ_k w_k h_ℓ of component k. `None` if the process is no mixture, or there is no regret.
+        """
+        cost = cost_of_not_knowing(self.process, len(self.regret)) if self.process and self.regret is not None else None
+        return None if cost is None or self.regret is None else self.regret + cost
 
     def by_state(self) -> pd.DataFrame:
         """Held-out R² of each coordinate of the belief, one row for each probe."""
         process, n_states = self.process, self.probes[0].n_states
-        names = process.states if process and process.n_states == n_states else tuple(map(str, range(n_states)))
+        names = self.provenance.get("part_states") or tuple(map(str, range(n_states)))
+        if process and process.n_states == n_states and "part" not in self.provenance:
+            names = process.states
         rows = {probe.label: probe.scores.held_out.r2_by_target for probe in self.probes}
         table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(names))
         return table.rename_axis(index="site", columns="state")
@@ -107,6 +142,8 @@ class ProbeReport(TableView, ProbeTables):
             "sites": records(self.to_dataframe()),
             "controls": records(self.controls.to_dataframe()),
             "increments": records(self.increments()) if self.cumulative else [],
+            "rivals": records(self.rivals()),
+            "parts": {name: part.to_dict() for name, part in self.parts.items()},
             "regret_nats": self.regret.tolist() if self.regret is not None else None,
             "provenance": self.provenance,
         }
@@ -171,6 +208,26 @@ class ProbeReport(TableView, ProbeTables):
 
         The model and the words are not saved: give them to `load`.
         """
+        description: dict[str, Any] = self._description()
+        description["parts"] = {name: part._description() for name, part in self.parts.items()}
+        tensors = self._tensors()
+        for number, part in enumerate(self.parts.values()):
+            tensors |= {f"part {number}/{name}": tensor for name, tensor in part._tensors().items()}
+        write_tensors(path, tensors, {"msp_lens_report": json.dumps(description, allow_nan=False)})
+        return Path(path)
+
+    def _description(self) -> dict[str, Any]:
+        """Everything but the tensors and the parts, as JSON-ready values."""
+        return {
+            "probes": [probe.description() for probe in self.probes],
+            "controls": without_nan([asdict(each) for each in self.controls]),
+            "cumulative": without_nan([asdict(each) for each in self.cumulative]),
+            "provenance": self.provenance,
+            "classes": without_nan(self.classes.description()) if self.classes is not None else None,
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors but those of the parts, by name."""
         tensors = {
             f"{index}/{name}": tensor.contiguous().clone()
             for index, probe in enumerate(self.probes)
@@ -178,17 +235,7 @@ class ProbeReport(TableView, ProbeTables):
         }
         if self.regret is not None:
             tensors["regret"] = self.regret.contiguous()
-        description = {
-            "probes": [probe.description() for probe in self.probes],
-            "controls": without_nan([asdict(each) for each in self.controls]),
-            "cumulative": without_nan([asdict(each) for each in self.cumulative]),
-            "provenance": self.provenance,
-            "classes": without_nan(self.classes.description()) if self.classes is not None else None,
-        }
-        if self.classes is not None:
-            tensors |= self.classes.tensors()
-        write_tensors(path, tensors, {"msp_lens_report": json.dumps(description, allow_nan=False)})
-        return Path(path)
+        return tensors | (self.classes.tensors() if self.classes is not None else {})
 
     @classmethod
     @checked
@@ -231,39 +278,67 @@ class ProbeReport(TableView, ProbeTables):
                 dataset = sampled_words(probed, provenance["draws"], n_ctx, seed=provenance["draw_seed"])
         if dataset is not None and dataset.token_map is None and provenance.get("token_map"):
             dataset = replace(dataset, token_map=TokenMap.from_dict(provenance["token_map"]))
-        regret = tensors.pop("regret", None)
+        rest = {"model": model, "dataset": dataset, "path": path}
+        parts = {}
+        for number, (name, saved) in enumerate(description["parts"].items()):
+            prefix = f"part {number}/"
+            own = {key.removeprefix(prefix): each for key, each in tensors.items() if key.startswith(prefix)}
+            saved["provenance"] = _checked_provenance(saved["provenance"], path)
+            parts[name] = cls._rebuilt(saved, own, parts={}, **rest)
+        description["provenance"] = provenance
+        return cls._rebuilt(description, tensors, parts=parts, **rest)
+
+    @classmethod
+    def _rebuilt(
+        cls,
+        saved: _SavedPart,
+        tensors: dict[str, Tensor],
+        *,
+        path: Path,
+        model: HookedModel | None,
+        dataset: BeliefDataset | None,
+        parts: Mapping[str, ProbeReport],
+    ) -> ProbeReport:
+        """A report from its `_description()` and `_tensors()`, which were read from a file, and its parts."""
+        regret = tensors.get("regret")
         if regret is not None:
             check_tensors({"regret": regret}, {"regret": (None,)}, path, dtype=torch.float64)
-        parts = [
+        of_probes = [
             {name.removeprefix(f"{index}/"): each for name, each in tensors.items() if name.startswith(f"{index}/")}
-            for index in range(len(description["probes"]))
+            for index in range(len(saved["probes"]))
         ]
-        if not parts:
+        if not of_probes:
             raise ValueError(f"{path} holds a report without probes: create it again.")
-        probes = [BeliefProbe.from_parts(*each, path) for each in zip(description["probes"], parts, strict=True)]
+        probes = [BeliefProbe.from_parts(*each, path) for each in zip(saved["probes"], of_probes, strict=True)]
         try:
-            controls = tuple(ControlScore(**_scores(each)) for each in description["controls"])
-            cumulative = tuple(Increment(**_scores(each)) for each in description["cumulative"])
+            controls = tuple(ControlScore(**_scores(each)) for each in saved["controls"])
+            cumulative = tuple(Increment(**_scores(each)) for each in saved["cumulative"])
         except ValueError as error:
             raise ValueError(f"{path}: {error}. The file is damaged or was edited: copy or create it again.") from None
+        classes = saved["classes"]
         return cls(
             probes=tuple(probes),
             controls=Controls(controls),
             cumulative=cumulative,
-            classes=ClassReadouts.from_parts(saved, tensors, path) if (saved := description["classes"]) else None,
+            classes=ClassReadouts.from_parts(classes, tensors, path) if classes else None,
             regret=regret,
-            provenance=provenance,
+            provenance=saved["provenance"],
             model=model,
             dataset=dataset,
+            parts=parts,
         )
 
     def summary(self) -> list[str]:
         """What the numbers were measured on and how far to trust them, one sentence or two in each note."""
-        rest = {"process": self.process, "regret": self.regret, "classes": self.classes}
-        return probe_notes(self, self.provenance, **rest)
+        rest = {"process": self.process, "regret": self.regret, "classes": self.classes, "parts": self.parts}
+        return probe_notes(self, self.provenance, **rest, to_oracle=self.regret_to_oracle)
 
     def _title(self) -> str:
-        return "Belief probes"
+        return (
+            f"Probes of {self.provenance['part']!r}, a part of the belief"
+            if "part" in self.provenance
+            else "Belief probes"
+        )
 
     def _display(self) -> pd.DataFrame:
         table = self.to_dataframe()
@@ -308,14 +383,21 @@ class _SavedProvenance(_AlwaysSaved, total=False):
     target: str
     groups: str
     classes: list[str] | None
+    part: str
+    part_states: list[str] | None
+    parts_left_out: list[str]
 
 
-class _SavedReport(TypedDict):
+class _SavedPart(TypedDict):
     probes: list[SavedProbe]
     controls: list[SavedControl]
     cumulative: list[SavedIncrement]
     provenance: dict[str, Any]
     classes: SavedReadouts | None
+
+
+class _SavedReport(_SavedPart):
+    parts: dict[str, _SavedPart]
 
 
 def _checked_provenance(provenance: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from msp_lens._values import Value
 from msp_lens.moments.logistic import ClassScore, LogisticMap, SavedClassScore
 from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, SavedHeldOut, SavedScore, Score, skill, skill_interval
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.controls import Controls
+from msp_lens.probing.controls import Controls, ControlScore
 
 
 class SavedIncrement(TypedDict):
@@ -146,6 +146,14 @@ def _class_score(saved: SavedClassScore) -> ClassScore:
     return ClassScore(saved["accuracy"], auc, saved["cross_entropy"], saved["n"])
 
 
+def _follows(belief: float, rival: float) -> str:
+    """Which of the two is read better."""
+    # A smaller difference is rounding, as between two that follow from each other.
+    if math.isnan(belief) or math.isnan(rival) or abs(belief - rival) < 1e-9:
+        return "–"
+    return "belief" if belief > rival else "rival"
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ProbeTables(Mapping[str, BeliefProbe]):
     """Probes by site with their controls: a mapping, and tables of scores.
@@ -199,17 +207,54 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         best = self.controls.best(self[site].label)
         return (math.nan, math.nan) if best is None else skill_interval(self[site].scores.held_out, best.held_out)
 
-    def beyond_next_token(self, site: str) -> float:
-        """The share of what next-token probabilities leave unexplained that the activations add, held out.
+    def beyond(self, site: str, rival: str) -> float:
+        """The share of what a rival leaves unexplained that the activations add, held out.
 
-        NaN if it was not measured, or if next-token probabilities leave less than a millionth of the variance: then
-        the two accounts cannot be told apart.
+        NaN if it was not measured, or if the rival leaves less than a millionth of the variance: then the two accounts
+        cannot be told apart.
         """
-        joint, rival = self[site].scores.with_next_token, self.controls.rival
-        if joint is None or rival is None:
+        scores = self[site].scores.rival(rival)
+        alone = next((each for each in self.controls.rivals if each.name == rival), None)
+        if scores is None or alone is None:
             return math.nan
-        left = rival.held_out.mse
+        joint, left = scores.beside, alone.held_out.mse
         return 1 - joint.mse / left if left > NOTHING_LEFT * joint.variance else math.nan
+
+    def beyond_next_token(self, site: str) -> float:
+        """The share of what next-token probabilities leave unexplained that the activations add; see `beyond`."""
+        return self.beyond(site, "next token")
+
+    def best_rival(self) -> ControlScore | None:
+        """The rival that explains most of the belief, held out; `None` if there is none."""
+        scored = [each for each in self.controls.rivals if not math.isnan(each.held_out.r2)]
+        return max(scored, key=lambda each: each.held_out.r2, default=None)
+
+    def rivals(self) -> pd.DataFrame:
+        """Which account each site follows: how well it reads the belief, and how well each rival; held out.
+
+        One row for each site and rival. A first layer that only adds evidence up reads the constrained belief better
+        than the true one; later layers should read the true one better.
+        """
+        rows = []
+        for probe in self.probes:
+            for each in probe.scores.rivals:
+                alone = next((found for found in self.controls.rivals if found.name == each.name), None)
+                row = {
+                    "site": probe.label,
+                    "rival": each.name,
+                    "R² of the belief": probe.scores.held_out.r2,
+                    "R² of the rival": each.held_out.r2,
+                    "low": each.held_out.r2_interval[0],
+                    "high": each.held_out.r2_interval[1],
+                    "R² of the rival in-sample": each.in_sample.r2,
+                    "follows": _follows(probe.scores.held_out.r2, each.held_out.r2),
+                    "R² of the belief from the rival": alone.held_out.r2 if alone else math.nan,
+                    "beyond the rival": self.beyond(probe.label, each.name),
+                    "n": each.in_sample.n,
+                }
+                rows.append(row)
+        columns = pd.Index(["site", "rival"]) if not rows else None
+        return pd.DataFrame(rows, columns=columns).set_index(["site", "rival"])
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each probe. R² is relative to the variance over all coordinates, MSE is per coordinate."""

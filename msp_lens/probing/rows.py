@@ -7,11 +7,11 @@ They come from a model that reads words (`model_rows`, `sampled_rows`), a cache 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, check_finite, checked
@@ -43,6 +43,7 @@ class RowBatch:
         positions: The position in the word; -1 if there are no words.
         output: What the model returned for the batch of words, if a model was run.
         batch_words: The words of the data in that batch, if a model was run.
+        undefined: By target, the rows where it has no value, which do not count for it.
     """
 
     features: Mapping[str, Float[Tensor, "row feature"]]
@@ -53,6 +54,7 @@ class RowBatch:
     positions: Int[Tensor, "row"]
     output: Any = None
     batch_words: slice | None = None
+    undefined: Mapping[str, Bool[Tensor, "row"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -208,7 +210,8 @@ def labelled_batch(data: LabelledTokens, words: slice, activations: Mapping[str,
             features[name] = values[word_of_row.to(values.device), column.to(values.device)]
     targets = {name: values[rows] for name, values in data.targets.items()}
     numbers = (each[rows] for each in (data.weights, data.groups, data.words, data.positions))
-    return RowBatch(features, targets, *numbers, output=output, batch_words=words)
+    undefined = {name: gone[rows] for name, gone in data.undefined.items()}
+    return RowBatch(features, targets, *numbers, output=output, batch_words=words, undefined=undefined)
 
 
 @checked

@@ -103,7 +103,7 @@ def test_groups_are_dealt_evenly_where_known_and_by_hash_where_not():
 def test_moments_of_cells_and_positions_are_those_of_their_rows():
     batch = rows_of()
     accumulator = Accumulator([("a", "b")], n_folds=5, n_groups=40, n_positions=4, seed=0)
-    cells = accumulate([part(batch, slice(0, 90)), part(batch, slice(90, 200))], accumulator)[("a", "b")]
+    cells = accumulate([part(batch, slice(0, 90)), part(batch, slice(90, 200))], accumulator).cells(["a", "b"])
     rows = torch.cat([batch.features["a"], batch.features["b"], batch.targets["belief"]], dim=1)
     cell_of = deal(batch.groups, 20, n_groups=40, seed=0)
     for fold in range(5):

@@ -13,14 +13,8 @@ from msp_lens.data.splits import deal, labelled_rows, split_rows
 from msp_lens.models.hooked import find_sites
 from msp_lens.moments import HeldOutScore, Score
 from msp_lens.probing import TokenWindows, probe_rows
-from msp_lens.probing.controls import (
-    Controls,
-    ControlScore,
-    interval_text,
-    r2_text,
-    shuffled_beliefs,
-    untrained_twins,
-)
+from msp_lens.probing.controls import Controls, ControlScore, interval_text, r2_text, untrained_twins
+from msp_lens.probing.parts import shuffled_values
 from msp_lens.probing.rows import model_rows
 from tests.hooked_models import TRANSFORMERS, build
 
@@ -167,7 +161,7 @@ def test_next_token_probabilities_explain_a_quarter_of_rrxors_beliefs(weighting,
     found = report.controls.select("next token")
     assert round(found.in_sample.r2, 3) == expected
     assert found.is_rival
-    joint = report["0_post"].scores.with_next_token
+    joint = report["0_post"].scores.rival("next token").beside
     left = 1 - (1 - joint.r2) / (1 - found.held_out.r2)
     assert report.beyond_next_token("0_post") == pytest.approx(left, abs=1e-9)
 
@@ -193,7 +187,7 @@ def test_what_the_network_adds_to_next_tokens_is_a_joint_regression():
         fitted = LinearRegression().fit(joint[train], beliefs[train], sample_weight=batch.weights[train])
         predicted[~train] = fitted.predict(joint[~train])
     expected = r2_score(beliefs, predicted, sample_weight=batch.weights, multioutput="variance_weighted")
-    assert probe.scores.with_next_token.r2 == pytest.approx(expected, abs=1e-4)
+    assert probe.scores.rival("next token").beside.r2 == pytest.approx(expected, abs=1e-4)
 
 
 def test_controls_on_the_published_model(published_model, mess3):
@@ -337,7 +331,7 @@ def test_a_config_that_does_not_give_the_model_is_refused():
 
 def test_shuffled_beliefs_are_the_beliefs_in_another_order(report):
     dataset = report.dataset
-    found = shuffled_beliefs(dataset, generator=torch.Generator().manual_seed(0))
+    found = shuffled_values(dataset.prefix_beliefs, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(found, dataset.prefix_beliefs)
-    assert torch.equal(found, shuffled_beliefs(dataset, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(found, shuffled_values(dataset.prefix_beliefs, generator=torch.Generator().manual_seed(0)))
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, dataset.prefix_beliefs.tolist()))

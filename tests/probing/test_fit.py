@@ -276,7 +276,7 @@ def test_a_saved_pass_adds_up_no_other_data(model, tmp_path, monkeypatch):
         raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr("msp_lens.probing.fit_rows.evaluate", dying)
+        patch.setattr("msp_lens.probing.fit_rows.evaluate_all", dying)
         with pytest.raises(StoppedError):
             msp.probe(model, LabelledTokens.from_tokens(tokens, targets), **options)
     flipped, order = targets.clone(), torch.randperm(60, generator=generator)

@@ -156,8 +156,8 @@ def test_a_restored_table_goes_on():
         windows.update(second, second.groups, N_CELLS)
         windows.reduce()
     assert resumed.scores(N_FOLDS) == started.scores(N_FOLDS)
-    assert set(started.state()) == {f"windows.{name}" for name in ("reference", "sums", "squares", "rows")}
-    assert torch.equal(started.state()["windows.rows"], batch.groups.bincount(minlength=N_CELLS))
+    assert set(started.state()) == {f"windows.belief.{name}" for name in ("reference", "sums", "squares", "rows")}
+    assert torch.equal(started.state()["windows.belief.rows"], batch.groups.bincount(minlength=N_CELLS))
 
 
 @pytest.mark.parametrize(
