@@ -93,10 +93,11 @@ class HeldOutScore(Score):
     r2_by_fold: tuple[float, ...] = field(default=(), repr=False)
     mse_by_cell: tuple[float, ...] = field(default=(), repr=False)
 
-    def is_within(self, width: float) -> bool:
-        """Whether the interval is no wider than this; true if there is none, as for targets that do not vary."""
+    @property
+    def width(self) -> float:
+        """The width of the interval; 0 if there is none, as for targets that do not vary."""
         low, high = self.r2_interval
-        return not high - low > width
+        return 0.0 if math.isnan(high - low) else high - low
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,11 +68,9 @@ def test_targets_that_vary_by_rounding_alone_have_no_r2(weight):
     assert math.isnan(found.r2_by_target[1])
 
 
-def test_an_interval_is_within_its_width():
-    found = HeldOutScore(0.5, 0.5, 9, r2_interval=(0.25, 0.5))
-    assert found.is_within(0.25)
-    assert not found.is_within(0.2)
-    assert HeldOutScore(math.nan, 0.5, 9).is_within(0.2)
+def test_the_width_of_an_interval():
+    assert HeldOutScore(0.5, 0.5, 9, r2_interval=(0.25, 0.5)).width == 0.25
+    assert HeldOutScore(math.nan, 0.5, 9).width == 0
 
 
 def test_intervals_cover_what_the_maps_score_on_other_groups():
