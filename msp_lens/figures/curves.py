@@ -110,18 +110,21 @@ def plot_sites(
     *,
     control: Values | None = None,
     intervals: Sequence[tuple[float | Any, float | Any]] | None = None,
+    rivals: Mapping[str, Values] | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
     """R² at each site with its controls; where scores come near 1, a second panel stretches the axis there.
 
     `shuffled` is the in-sample R² of a probe of shuffled beliefs, `control` the held-out R² of the best control (a wide
-    bar behind the site's bars), `intervals` the ends of each held-out R²'s interval.
+    bar behind the site's bars), `intervals` the ends of each held-out R²'s interval, `rivals` by name the held-out R²
+    with which each site reads a rival (a diamond): a site follows the rival where it reads that better.
 
     Raises:
         ValueError: if there is no site, or not one of everything for each.
     """
     given = {"control": control, "intervals": intervals}
     more_values = {name: values for name, values in given.items() if values is not None}
+    more_values |= {f"rivals[{name!r}]": values for name, values in (rivals or {}).items()}
     one_for_each(labels=labels, held_out=held_out, in_sample=in_sample, shuffled=shuffled, **more_values)
     held, inside, chance = map(drawable, (held_out, in_sample, shuffled))
     is_crowded = np.fmax.reduce([*held, 0.0]) > 0.9
@@ -143,6 +146,11 @@ def plot_sites(
         at = place + (index - 1) * 0.24
         axis.bar(at, np.nan_to_num(values), width=0.22, color=look.color(color), label=name)
     axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
+    read = {name: drawable(values) for name, values in (rivals or {}).items()}
+    for index, (name, values) in enumerate(read.items()):
+        for each in (axis, *more):
+            mark = {"marker": "D", "s": 34, "color": look.color(2 + index), "edgecolor": look.paper, "zorder": 5}
+            each.scatter(place, values, label=f"{name}, as read there", **mark)
     lowest = max(np.fmin.reduce([*held, *chance, 0.0]), -0.5)
     axis.set(ylabel="R² of beliefs", ylim=(lowest, 1.02))
     axis.set_xticks(place, labels, rotation=turn)
@@ -153,7 +161,8 @@ def plot_sites(
         near.errorbar(place - 0.12, held, yerr=reach, **error)
         near.plot(place - 0.12, held, "o", color=look.color(0), markersize=7)
         near.plot(place + 0.12, inside, "s", color=look.color(1), markersize=6)
-        scale_r2(near, [*held, *inside, *marks, *np.where(np.isfinite(low), low, held)])
+        others = [value for values in read.values() for value in values]
+        scale_r2(near, [*held, *inside, *marks, *others, *np.where(np.isfinite(low), low, held)])
         near.set_xticks(place, labels, rotation=turn)
         near.set_title("The same, stretched near 1")
     legend_beside((more or [axis])[0], *axis.get_legend_handles_labels())

@@ -70,6 +70,52 @@ def plot_r2(
 
 
 @checked
+def plot_parts(
+    labels: Sequence[str],
+    held_out: Curves,
+    *,
+    controls: Curves | None = None,
+    intervals: Mapping[str, Sequence[tuple[float | Any, float | Any]]] | None = None,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Held-out R² of each part of the belief at each site: points side by side, each with its best control as a bar.
+
+    `held_out` and `controls` have a curve for each part over the sites, `intervals` the ends of each score's interval.
+
+    Raises:
+        ValueError: if there is no site or no part, or not a score for each site.
+    """
+    one_for_each(held_out=held_out)
+    named = {f"held_out[{name!r}]": values for name, values in held_out.items()}
+    named |= {f"controls[{name!r}]": values for name, values in (controls or {}).items()}
+    named |= {f"intervals[{name!r}]": values for name, values in (intervals or {}).items()}
+    one_for_each(labels=labels, **named)
+    heights = {name: drawable(values) for name, values in held_out.items()}
+    figure, (axis,), look = new_figure(max(6.4, 1.1 * len(labels) + 2.6), 3.8, theme)
+    place, step = np.arange(len(labels)), 0.7 / len(heights)
+    shown = [value for values in heights.values() for value in values]
+    for index, (name, values) in enumerate(heights.items()):
+        at, color = place + (index - (len(heights) - 1) / 2) * step, look.color(index)
+        if controls is not None and name in controls:
+            marks = drawable(controls[name])
+            axis.hlines(marks, at - 0.4 * step, at + 0.4 * step, color=color, linewidth=2.5, alpha=0.45, zorder=2)
+            shown += marks.tolist()
+        if intervals is not None and name in intervals:
+            ends = drawable(np.asarray(intervals[name], dtype=float).reshape(-1, 2))
+            axis.vlines(at, *ends.T, color=look.ink, linewidth=1, zorder=3)
+        axis.plot(
+            at, values, linestyle="none", marker=marker(index), color=color, markersize=7, label=series_label(name)
+        )
+    scale_r2(axis, shown)
+    say_if_empty(axis, *heights.values())
+    axis.set(ylabel="R², held out", title="Parts of the belief by site; bars: best control")
+    axis.set_xticks(place, labels, rotation=25 if max(map(len, labels)) > 8 else 0)
+    axis.grid(axis="y", color=look.faint, linewidth=0.4)
+    legend_beside(axis)
+    return finished(figure, look)
+
+
+@checked
 def plot_crossover(
     lengths: Sequence[int], windows: Curves, sites: Mapping[str, float | Any], *, theme: ThemeName = "light"
 ) -> Figure:

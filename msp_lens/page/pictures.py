@@ -48,7 +48,8 @@ def run_pictures(
     - `mixed_states`: the presentation as a graph if it is small, else `attractor`, its fractal;
     - `training`, `regret`: the network's loss compared with the optimum;
     - `fractal`: true beliefs and those read at the best site; `layers`: those read at every site;
-    - `sites`: R² of probes and controls; `interventions`: the effect of edits; `emergence`: curves over training.
+    - `sites`: R² of probes and controls; `parts`: R² of each part of the belief, if there are any;
+    - `interventions`: the effect of edits; `emergence`: curves over training.
     """
     process, drawn = training.process, {}
     if not process.is_generalized and process.n_states <= 16:
@@ -71,6 +72,8 @@ def run_pictures(
     drawn["regret"] = _themed(lambda theme: plot_regret(regret, optimum, theme=theme))
     drawn |= _of_beliefs(report)
     drawn["sites"] = _themed(lambda theme: report.plot.scores(theme=theme))
+    if report.parts:
+        drawn["parts"] = _themed(lambda theme: report.plot.parts(theme=theme))
     if interventions is not None:
         drawn["interventions"] = _themed(lambda theme: interventions.plot(theme=theme))
     if emergence is not None:

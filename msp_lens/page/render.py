@@ -16,6 +16,7 @@ from msp_lens.interventions.intervention_report import Effect, InterventionRepor
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.page.caveats import caveats, of_words, untrained_snapshot
 from msp_lens.page.inference_section import embedded, inference_section
+from msp_lens.page.parts_section import parts_table, rivals_table
 from msp_lens.page.pictures import ThemedPicture
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
@@ -96,6 +97,9 @@ def render_page(
         kl=kl,
         steer_position=steered.provenance["positions"][0] if steered is not None else None,
         tables={name: table._repr_html_() for name, table in tables.items()},
+        parts=parts_table(report),
+        rivals=rivals_table(report),
+        to_oracle=float(to_oracle.mean()) if (to_oracle := report.regret_to_oracle) is not None else None,
         emergence=emergence,
         inference=inference_section(inference, training.process, pictures.get("inference")),
         movie=movie._repr_html_() if movie is not None else None,

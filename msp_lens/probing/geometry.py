@@ -36,6 +36,7 @@ from msp_lens.models.hooked import HookedModel
 from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
+from msp_lens.probing.parts import part_values
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
@@ -143,7 +144,6 @@ def geometry(
     """
     # Smaller distances are rounding errors.
     tolerance = 1e-6
-    shares = dataset.prefix_weights(weighting)
     single = [probe for probe in probes if len(probe.sites) == 1]
     labels = [probe.label for probe in single]
     if not labels or len(set(labels)) < len(labels):
@@ -152,6 +152,9 @@ def geometry(
         _moments(probe)
     sites = []
     for probe, read in zip(single, read_beliefs(model, dataset, single, batch_size=batch_size), strict=True):
+        _, is_known = part_values(probe.provenance, dataset)
+        shares, read = dataset.prefix_weights(weighting)[is_known], read[is_known]
+        shares = shares / shares.sum()
         distance = (read - nearest_distribution(read)).norm(dim=1)
         outside = float(shares[distance > tolerance].sum())
         site = SiteGeometry(
@@ -225,11 +228,12 @@ def unembedding_agreement(
 
     The softmax is over the process's symbols alone. It is not linear, so even a perfect predictor stays below 1 if its
     predictions vary much. NaN if the site does not feed the unembedding, if the model has no `W_U` over the process's
-    tokens, or if it predicts other tokens between two symbols.
+    tokens, or if it predicts other tokens between two symbols; and for a part of the belief, which alone implies no
+    prediction.
     """
     token_map = token_map or TokenMap.identity(process.n_tokens)
     unembedding = getattr(model, "W_U", None)
-    is_read = len(probe.sites) == 1 and site_label(probe.sites[0]) == "ln_final"
+    is_read = len(probe.sites) == 1 and site_label(probe.sites[0]) == "ln_final" and "part" not in probe.provenance
     if unembedding is None or not is_read or not token_map.predicts_symbols:
         return math.nan
     if unembedding.shape[0] != sum(probe.widths) or unembedding.shape[1] < token_map.d_vocab:
@@ -344,7 +348,8 @@ def distances(
 
     Source: Shai et al. 2024 (arXiv 2405.15943), figure 7D.
     """
-    n, weights, true = dataset.n_prefixes, dataset.prefix_weights(weighting), dataset.prefix_beliefs
+    true, is_known = part_values(probe.provenance, dataset)
+    n, weights = dataset.n_prefixes, dataset.prefix_weights(weighting) * is_known
     is_every_pair = n * (n - 1) // 2 <= max_pairs
     if is_every_pair:
         first, second = torch.triu_indices(n, n, offset=0 if same_prefix else 1)
@@ -358,7 +363,7 @@ def distances(
         first, second = drawn if same_prefix else drawn[:, drawn[0] != drawn[1]]
         counts = torch.ones(len(first), dtype=torch.float64)
     (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
-    spaces = (read, true, true @ dataset.process.emissions)
+    spaces = (read, true, dataset.prefix_beliefs @ dataset.process.emissions)
     represented, between_true, next_token = ((space[first] - space[second]).norm(dim=1) for space in spaces)
     return Distances(probe.label, represented, between_true, next_token, counts / counts.sum(), is_every_pair)
 

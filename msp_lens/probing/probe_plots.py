@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import checked
@@ -18,6 +18,7 @@ from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.controls import ControlKind, Controls
+from msp_lens.probing.parts import part_values
 from msp_lens.probing.probe_tables import ProbeTables
 from msp_lens.processes.process import Process
 from msp_lens.processes.words import Words
@@ -44,6 +45,8 @@ class ProbePlots:
         process: The process whose beliefs were probed.
         weighting: How much each prefix counts.
         run_on: Checks and returns the model that was probed and its words.
+        provenance: What the report was measured on.
+        parts_read: What reads each part of the belief.
     """
 
     tables: ProbeTables
@@ -52,7 +55,7 @@ class ProbePlots:
     weighting: Weighting
     run_on: Callable[[], tuple[HookedModel, BeliefDataset]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, ProbeTables] = field(default_factory=dict)
+    parts_read: Mapping[str, ProbeTables] = field(default_factory=dict)
 
     @checked
     def __call__(self, *sites: str, word: Words = (), theme: ThemeName = "light") -> Figure:
@@ -75,13 +78,17 @@ class ProbePlots:
             return self.scores(theme=theme)
         dataset, _, read = self._read(sites)
         tokens = _one_word(dataset.process, word)[0].tolist() if len(word) else []
+        (true, read), is_known = self._known(dataset, read)
+        # Prefixes that rule the part out are not drawn, and the others move up.
+        moved = is_known.cumsum(dim=0) - 1
+        path = [row for row in (_prefix_rows(dataset, tokens) if tokens else []) if is_known[row]]
         return plot_beliefs(
-            dataset.prefix_beliefs,
+            true,
             self._titled(read),
-            path=_prefix_rows(dataset, tokens) if tokens else (),
-            path_tokens=[dataset.process.tokens[token] for token in tokens],
+            path=[int(moved[row]) for row in path],
+            path_tokens=[dataset.process.tokens[token] for token in tokens[: len(path)]],
             theme=theme,
-            **self._seen(dataset),
+            **self._seen(dataset, is_known),
         )
 
     @checked
@@ -90,8 +97,10 @@ class ProbePlots:
         from msp_lens.figures.simplex import plot_positions
 
         dataset, _, read = self._read(sites)
-        true, (_, last) = dataset.prefix_beliefs, _first_places(dataset)
-        return plot_positions(true, read, last, shown=positions, theme=theme, **self._seen(dataset))
+        _, last = _first_places(dataset)
+        (true, read), is_known = self._known(dataset, read)
+        shown = self._seen(dataset, is_known)
+        return plot_positions(true, read, last[is_known], shown=positions, theme=theme, **shown)
 
     @checked
     def explore(self, *sites: str, theme: ThemeName = "light") -> PlotlyFigure:
@@ -100,8 +109,10 @@ class ProbePlots:
 
         dataset, _, read = self._read(sites)
         words, last = _first_places(dataset)
-        shown = self._seen(dataset) | {"tokens": dataset.process.tokens, "theme": theme}
-        return explore_beliefs(dataset.prefix_beliefs, self._titled(read), dataset.tokens[words], last, **shown)
+        (true, read), is_known = self._known(dataset, read)
+        shown = self._seen(dataset, is_known) | {"tokens": dataset.process.tokens, "theme": theme}
+        places = (dataset.tokens[words[is_known]], last[is_known])
+        return explore_beliefs(true, self._titled(read), *places, **shown)
 
     @checked
     def word(self, word: Words, *sites: str, theme: ThemeName = "light") -> Html:
@@ -113,8 +124,10 @@ class ProbePlots:
 
         dataset, one, read = self._read(sites, word)
         names = [dataset.process.tokens[token] for token in one.tokens[0].tolist()]
-        beliefs, among = {"true": one.beliefs[0], **read}, dataset.prefix_beliefs
-        return word_view(names, beliefs, states=dataset.process.states, among=among, theme=theme)
+        among, is_known = part_values(self.provenance, dataset)
+        true, _ = part_values(self.provenance, one)
+        beliefs = {"true": true, **read}
+        return word_view(names, beliefs, states=self._states(dataset), among=among[is_known], theme=theme)
 
     @checked
     def readouts(self, word: Words) -> Html:
@@ -123,7 +136,7 @@ class ProbePlots:
 
         dataset, one, read = self._read(tuple(self.tables), word)
         names = [dataset.process.tokens[token] for token in one.tokens[0].tolist()]
-        return readout_view(names, torch.stack(list(read.values())), sites=list(read), states=dataset.process.states)
+        return readout_view(names, torch.stack(list(read.values())), sites=list(read), states=self._states(dataset))
 
     @checked
     def scores(self, *, theme: ThemeName = "light") -> Figure:
@@ -134,7 +147,39 @@ class ProbePlots:
         columns = ("R² held out", "R² in-sample", "R² shuffled", "R² best control")
         *bars, control = (table[column].tolist() for column in columns)
         intervals = list(zip(table["low"], table["high"], strict=True))
-        return plot_sites(list(table.index), *bars, control=control, intervals=intervals, theme=theme)
+        return plot_sites(
+            list(table.index), *bars, control=control, intervals=intervals, rivals=self._rivals(), theme=theme
+        )
+
+    def _rivals(self) -> dict[str, list[float]]:
+        """Held-out R² of each rival at every site, of those that can be told from the belief."""
+        table = self.tables.rivals()
+        read = {}
+        for name in table.index.unique(level="rival"):
+            own = table.xs(name, level="rival")
+            if len(own) == len(self.tables) and bool((own["follows"] != "–").any()):
+                read[str(name)] = own["R² of the rival"].tolist()
+        return read
+
+    @checked
+    def parts(self, *, theme: ThemeName = "light") -> Figure:
+        """Held-out R² of each part of the belief at each site, with the best control of each.
+
+        Raises:
+            ValueError: if the belief has no parts.
+        """
+        from msp_lens.figures.score_curves import plot_parts
+
+        if not self.parts_read:
+            raise ValueError("This report has no parts: probe a product or a mixture of processes.")
+        tables = {name: part.to_dataframe() for name, part in {"belief": self.tables, **self.parts_read}.items()}
+        columns = {
+            column: {name: table[column].tolist() for name, table in tables.items()}
+            for column in ("R² held out", "R² best control", "low", "high")
+        }
+        ends = {name: list(zip(columns["low"][name], columns["high"][name], strict=True)) for name in tables}
+        controls = columns["R² best control"]
+        return plot_parts(list(self.tables), columns["R² held out"], controls=controls, intervals=ends, theme=theme)
 
     @checked
     def by_rank(self, *, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
@@ -196,8 +241,21 @@ class ProbePlots:
     def _titled(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"{name}: held-out R² {self.tables[name].scores.held_out.r2:.4f}": at for name, at in read.items()}
 
-    def _seen(self, dataset: BeliefDataset) -> dict[str, Any]:
-        return {"weights": dataset.prefix_weights(self.weighting), "states": dataset.process.states}
+    def _known(
+        self, dataset: BeliefDataset, read: Mapping[str, Tensor]
+    ) -> tuple[tuple[Tensor, dict[str, Tensor]], Bool[Tensor, "prefix"]]:
+        """The true beliefs and those read, at the prefixes where there are any; and which these are."""
+        true, is_known = part_values(self.provenance, dataset)
+        return (true[is_known], {name: values[is_known] for name, values in read.items()}), is_known
+
+    def _states(self, dataset: BeliefDataset) -> Sequence[str]:
+        if "part" not in self.provenance:
+            return dataset.process.states
+        return self.provenance["part_states"] or [str(k) for k in range(self.tables.best_site.n_states)]
+
+    def _seen(self, dataset: BeliefDataset, is_known: Bool[Tensor, "prefix"]) -> dict[str, Any]:
+        weights = dataset.prefix_weights(self.weighting)[is_known]
+        return {"weights": weights, "states": self._states(dataset)}
 
 
 def window_scores(controls: Controls) -> pd.DataFrame:

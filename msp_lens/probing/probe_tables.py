@@ -146,14 +146,6 @@ def _class_score(saved: SavedClassScore) -> ClassScore:
     return ClassScore(saved["accuracy"], auc, saved["cross_entropy"], saved["n"])
 
 
-def _follows(belief: float, rival: float) -> str:
-    """Which of the two is read better."""
-    # A smaller difference is rounding, as between two that follow from each other.
-    if math.isnan(belief) or math.isnan(rival) or abs(belief - rival) < 1e-9:
-        return "–"
-    return "belief" if belief > rival else "rival"
-
-
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ProbeTables(Mapping[str, BeliefProbe]):
     """Probes by site with their controls: a mapping, and tables of scores.
@@ -233,12 +225,16 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         """Which account each site follows: how well it reads the belief, and how well each rival; held out.
 
         One row for each site and rival. A first layer that only adds evidence up reads the constrained belief better
-        than the true one; later layers should read the true one better.
+        than the true one; later layers should read the true one better. A site follows what it reads better; "–" where
+        the rival determines the belief, so that the two cannot be told apart.
         """
         rows = []
         for probe in self.probes:
             for each in probe.scores.rivals:
                 alone = next((found for found in self.controls.rivals if found.name == each.name), None)
+                follows = "belief" if probe.scores.held_out.r2 > each.held_out.r2 else "rival"
+                # Where each follows from the other, their R² differ by how they weigh directions.
+                is_told_apart = alone is not None and alone.held_out.r2 < 1 - NOTHING_LEFT
                 row = {
                     "site": probe.label,
                     "rival": each.name,
@@ -247,7 +243,7 @@ class ProbeTables(Mapping[str, BeliefProbe]):
                     "low": each.held_out.r2_interval[0],
                     "high": each.held_out.r2_interval[1],
                     "R² of the rival in-sample": each.in_sample.r2,
-                    "follows": _follows(probe.scores.held_out.r2, each.held_out.r2),
+                    "follows": follows if is_told_apart else "–",
                     "R² of the belief from the rival": alone.held_out.r2 if alone else math.nan,
                     "beyond the rival": self.beyond(probe.label, each.name),
                     "n": each.in_sample.n,

@@ -23,7 +23,7 @@ from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plo
 from msp_lens.figures.graphs import plot_generator, plot_presentation
 from msp_lens.figures.interactive import explore_beliefs
 from msp_lens.figures.movie import Movie, Progress, beliefs_movie
-from msp_lens.figures.score_curves import plot_attention_by_lag, plot_crossover, plot_distances, plot_r2
+from msp_lens.figures.score_curves import plot_attention_by_lag, plot_crossover, plot_distances, plot_parts, plot_r2
 from msp_lens.figures.simplex import plot_beliefs, plot_positions
 from msp_lens.figures.tokens import Html, attention_view, belief_view, readout_view, word_view
 
@@ -59,7 +59,8 @@ def of_numbers(name, v):
     yield lambda: plot_training(v, v)
     yield lambda: plot_regret(v, v)
     yield lambda: plot_sites(labels, v, v, v)
-    yield lambda: plot_sites(labels, v, v, v, control=v, intervals=[(x, x) for x in v])
+    yield lambda: plot_sites(labels, v, v, v, control=v, intervals=[(x, x) for x in v], rivals={name: v, "other": v})
+    yield lambda: plot_parts(labels, {name: v, "other": v}, controls={name: v}, intervals={name: [(x, x) for x in v]})
     yield lambda: plot_sweep({name: (labels, v), "other": (labels, v)}, xlabel=name, ylabel=name)
     yield lambda: plot_sweep({name: (v, v)}, xlabel=name, ylabel=name, is_error=True)
     yield lambda: plot_edits(labels, {name: dict(zip(labels, v, strict=True))}, ylabel=name, title=name)
@@ -242,6 +243,9 @@ def test_mismatches_are_refused_by_name():
         (lambda: word_view(["a"], {}), r"beliefs=\[\]"),
         (lambda: word_view(["a"] * 3, {"a": true}, states=["a"]), "states has 1 names"),
         (lambda: plot_sites(["a"], [0.1, 0.2], [0.1], [0.1]), "labels has 1 entries and held_out 2"),
+        (lambda: plot_sites(["a"], [0.1], [0.1], [0.1], rivals={"b": []}), r"rivals\['b'\] 0"),
+        (lambda: plot_parts(["a"], {"b": [0.1, 0.2]}), r"labels has 1 entries and held_out\['b'\] 2"),
+        (lambda: plot_parts(["a"], {}), r"held_out"),
         (lambda: plot_use([1], {}, {"a": [0.1]}, {}, {}), "read has no curve of 'a'"),
         (lambda: plot_sweep({"a": ([1], [0.1, 0.2])}, xlabel="", ylabel=""), "the places of 'a' has 1 entries"),
         (lambda: plot_r2([1, 2], {"a": [0.1]}, xlabel=""), r"places has 2 entries and curves\['a'\] 1"),

@@ -6,7 +6,7 @@ from matplotlib.text import Text
 
 from msp_lens.figures.curves import plot_inference, plot_regret, plot_sites
 from msp_lens.figures.edit_bars import plot_heat_map, plot_strengths
-from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_r2
+from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_parts, plot_r2
 
 
 def heights(axis, label):
@@ -28,6 +28,25 @@ def test_bars_stand_before_their_control():
         bar = each[0]
         assert wide.get_x() < bar.get_x() < bar.get_x() + bar.get_width() < wide.get_x() + wide.get_width()
         assert bar.get_zorder() >= wide.get_zorder()
+
+
+def test_what_sites_read_of_a_rival_is_marked():
+    figure = plot_sites(["a", "b"], [0.5, 0.95], [0.7, 0.96], [0.1, 0.2], rivals={"rival": [0.6, 0.8]})
+    for axis in figure.axes:
+        (marks,) = [each for each in axis.collections if each.get_label() == "rival, as read there"]
+        assert marks.get_offsets().tolist() == [[0.0, 0.6], [1.0, 0.8]]
+
+
+def test_parts_stand_side_by_side_each_by_its_control():
+    figure = plot_parts(["a", "b"], {"first": [0.5, 0.6], "second": [0.1, 0.2]}, controls={"second": [0.3, 0.3]})
+    (axis,) = figure.axes
+    first, second = axis.lines
+    assert list(first.get_ydata()) == [0.5, 0.6]
+    assert all(a < b for a, b in zip(first.get_xdata(), second.get_xdata(), strict=True))
+    (bars,) = [each for each in axis.collections if hasattr(each, "get_segments")]
+    for segment, x in zip(bars.get_segments(), second.get_xdata(), strict=True):
+        assert segment[:, 1].tolist() == [0.3, 0.3]
+        assert segment[0, 0] < x < segment[1, 0]
 
 
 def test_scores_near_one_get_a_panel_that_tells_them_apart():

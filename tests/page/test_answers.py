@@ -185,6 +185,26 @@ def test_names_are_text_everywhere_on_the_page():
     assert page.count("&lt;script&gt;alert(") > 10
 
 
+def test_the_parts_of_a_mixture_have_a_section_of_their_own(random_network):
+    named = msp.Process(msp.processes.golden_mean().transitions, name=SCRIPT, tokens=("0", "1"), states=("A", SCRIPT))
+    training, report = untrained(msp.processes.mixture([named, msp.processes.z1r()], [0.5, 0.5]))
+    page = page_of(training, report)
+    assert "The parts of the belief" in page
+    assert all(f"<td>{html.escape(name)}</td>" in page for name in ("component", SCRIPT, "z1r"))
+    assert f"{report.parts['z1r']['0_post'].scores.held_out.r2:.5f}" in page
+    excess = float(report.regret_to_oracle.mean())
+    assert excess > float(report.regret.mean())
+    assert f"the network’s loss exceeds the oracle’s by\n{excess:.4f} nats" in page
+    assert page.count("<script>") == 1
+    training, report = random_network
+    page = page_of(training, report)
+    assert "The parts of the belief" not in page
+    assert "oracle" not in page
+    assert "Does a site follow the belief or a rival?" in page
+    row = report.rivals().xs("constrained belief", level="rival").loc["0_post"]
+    assert f"<td>{row['R² of the rival']:.4f}</td>" in page
+
+
 def test_bounds_of_an_entropy_rate_are_quoted_where_they_differ():
     measure = msp.beliefs.Measure(0.9354, 0.9226, 0.9455, "made up")
     assert rate_text(measure) == "between 0.9226 and 0.9455"

@@ -250,6 +250,30 @@ def test_regret_to_the_oracle_who_knows_the_component(blended, blend):
     assert any("oracle who knows the component" in line for line in blended.summary())
 
 
+def test_pictures_and_geometry_of_a_part(blended, report):
+    part, known = blended.parts["z1r"], int((blended.dataset.prefix_parts["z1r"] != 0).any(dim=1).sum())
+    assert part.plot().axes[0].get_title() == f"True beliefs: {known} prefixes"
+    # The word leaves golden mean and Mess3 behind, then rules z1r out.
+    assert len(part.plot(word=[0, 0]).axes) == 2
+    assert part.plot.positions().axes
+    assert part.plot.explore().data
+    assert part.plot.word([0, 1, 1])
+    assert part.plot.readouts([0, 1])
+    assert part.plot.parts_read == {}
+    with pytest.raises(ValueError, match="This report has no parts"):
+        part.plot.parts()
+    (axis,) = blended.plot.parts().axes
+    heights = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    expected = [probe.scores.held_out.r2 for probe in part.probes]
+    assert heights["z1r"] == pytest.approx(expected)
+    assert set(heights) == {"belief", *blended.parts}
+    within = part.geometry().sites[1]
+    assert (within.simplex.mean, within.belief_dimension) == pytest.approx((0, 2), abs=0.5)
+    assert part.distances(part.probes[1].label).r2_true == pytest.approx(1, abs=1e-6)
+    (axis, *_) = report.plot.scores().axes
+    assert any("constrained belief" in str(each.get_label()) for each in axis.collections)
+
+
 def test_processes_that_are_no_mixture_have_no_oracle(report):
     assert report.regret is not None
     assert report.regret_to_oracle is None
