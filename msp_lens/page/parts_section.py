@@ -37,7 +37,7 @@ def rivals_table(report: ProbeReport) -> str | None:
     if not len(table):
         return None
     table = table.reset_index("rival")
-    shown = table[["rival"]].copy()
+    shown = pd.DataFrame({"rival": table["rival"]}, index=table.index)
     for name in ("R² of the belief", "R² of the rival", "R² of the belief from the rival"):
         shown[name] = table[name].map(lambda r2: r2_text(r2, 4))
     shown["follows"] = table["follows"]
