@@ -44,6 +44,9 @@ NOT_INPUT = {
 }
 CONSTRUCTORS = (
     "processes.Process",
+    "processes.Factored",
+    "processes.Mixture",
+    "processes.WithBos",
     "data.BeliefDataset",
     "data.TokenMap",
     "models.ModelConfig",
@@ -60,6 +63,13 @@ METHODS = (
     "processes.Process.word_log_probabilities",
     "processes.Process.from_dict",
     "processes.Process.from_json",
+    "processes.Factored.filter_factors",
+    "processes.Factored.factor_beliefs",
+    "processes.Factored.factor_predictions",
+    "processes.Factored.join_tokens",
+    "processes.Factored.redraw",
+    "processes.Factored.split_tokens",
+    "processes.Factored.token_marginals",
     "data.BeliefDataset.prefix_weights",
     "data.BeliefDataset.prior_weight",
     "data.LabelledTokens.from_tokens",
@@ -201,6 +211,9 @@ def distributions() -> Tensor:
 SITE = "blocks.0.hook_resid_post"
 GOOD: dict[str, Callable[[], Any]] = {
     "process": msp.processes.z1r,
+    "world": lambda: msp.processes.product([msp.processes.z1r()]),
+    "factors": lambda: [good("process"), good("process")],
+    "factor": lambda: 0,
     "model": network,
     "report": lambda: msp.probe(good("model"), good("process"), controls=False, progress=False),
     "data": lambda: good("dataset"),
@@ -268,6 +281,7 @@ GOOD: dict[str, Callable[[], Any]] = {
 }
 OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "BeliefDataset": {"beliefs": lambda: good("beliefs")[None]},
+    "factor_predictions": {"beliefs": lambda: {"z1r": good("beliefs")}},
     "follow": {"tokens": lambda: torch.tensor([[0], [1]])},
     "filter_from": {"tokens": lambda: torch.tensor([[0], [1]])},
     "from_tokens": {"targets": lambda: torch.zeros(1, 2, 3)},
@@ -320,7 +334,13 @@ def functions() -> list[str]:
 def instance_of(path: str) -> Any:
     """The instance whose method is tried."""
     owner = path.split(".")[1]
-    names = {"Process": "process", "BeliefDataset": "dataset", "BeliefProbe": "probe", "ProbeReport": "report"}
+    names = {
+        "Process": "process",
+        "Factored": "world",
+        "BeliefDataset": "dataset",
+        "BeliefProbe": "probe",
+        "ProbeReport": "report",
+    }
     return msp.TokenMap((0, 1)) if owner == "TokenMap" else good(names[owner])
 
 

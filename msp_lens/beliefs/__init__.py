@@ -2,6 +2,7 @@
 
 from msp_lens.beliefs.constrained import attention_heads_needed, constrained_beliefs, decay_rates
 from msp_lens.beliefs.description import Description, catalog_table, describe
+from msp_lens.beliefs.factors import factor_entropies
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.beliefs.fractal import Dimension, attractor, box_counting_dimension, correlation_dimension
 from msp_lens.beliefs.information import (
@@ -43,6 +44,7 @@ __all__ = [
     "entropy",
     "entropy_rate",
     "excess_entropy",
+    "factor_entropies",
     "filter_beliefs",
     "filter_from",
     "follow",

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from msp_lens._checks import check_memory, checked
 from msp_lens.beliefs.information import long_run_state
-from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 from msp_lens.processes.words import Words
 
@@ -58,8 +57,9 @@ def constrained_beliefs(process: Process, tokens: Words) -> Float64[Tensor, "bat
     believed = process.initial.expand(len(tokens), -1)
     beliefs = torch.empty(*tokens.shape, process.n_states, dtype=torch.float64)
     for position, token in enumerate(tokens.T):
-        informed, uninformed = _informed(process, uninformed), uninformed @ walk
-        believed = believed @ walk + (informed - uninformed)[token]
+        informed, _ = process.bayes_children(uninformed.unsqueeze(0))
+        uninformed = uninformed @ walk
+        believed = believed @ walk + (informed[0] - uninformed)[token]
         if believed.isnan().any():
             word = int(believed.isnan().any(dim=1).nonzero()[0, 0])
             raise ValueError(
@@ -68,14 +68,6 @@ def constrained_beliefs(process: Process, tokens: Words) -> Float64[Tensor, "bat
             )
         beliefs[:, position] = believed
     return beliefs
-
-
-def _informed(process: Process, belief: Float64[Tensor, "state"]) -> Float64[Tensor, "token state"]:
-    """The belief after each token, given the one before it; NaN for impossible tokens."""
-    children, _ = bayes_children(
-        belief.unsqueeze(0), process.transitions, process.right_eigenvector, negligible=process.negligible
-    )
-    return children[0]
 
 
 @checked
@@ -93,8 +85,8 @@ def decay_rates(process: Process) -> Complex128[Tensor, "rate"]:
         tensor([0.5500+0.j], dtype=torch.complex128)
     """
     state, walk = long_run_state(process), process.state_transitions
-    informed = _informed(process, state)
-    evidence = (informed - state)[~informed.isnan().any(dim=1)]
+    informed, probabilities = process.bayes_children(state.unsqueeze(0))
+    evidence = informed[probabilities > 0] - state
     # Arnoldi's method: T as it acts on the span of what all tokens say after 1, 2, … steps.
     directions, columns = [], []
     newest, smallest = evidence @ walk, ROUNDING * max(1.0, float(evidence.norm()))

@@ -18,7 +18,6 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import check_memory, checked, shown
-from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
 from msp_lens.processes.words import Words
 
@@ -49,9 +48,7 @@ def filter_beliefs(process: Process, tokens: Words) -> Float64[Tensor, "batch po
     belief = process.initial.expand(len(tokens), -1)
     beliefs = torch.empty(*tokens.shape, process.n_states, dtype=torch.float64)
     for position, token in enumerate(tokens.T):
-        belief, probability = bayes_step(
-            belief, token, process.transitions, process.right_eigenvector, negligible=process.negligible
-        )
+        belief, probability = process.bayes_step(belief, token)
         if not probability.all():
             word = int((probability == 0).nonzero()[0, 0])
             raise ValueError(

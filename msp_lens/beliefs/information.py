@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,8 @@ from msp_lens._tables import nats_text
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, equal_beliefs, grow
 from msp_lens.beliefs.presentation import ROUNDING, presentation
 from msp_lens.beliefs.trajectories import draw_tokens, follow
-from msp_lens.processes.compose import Product
+from msp_lens.processes.compose import WithBos
+from msp_lens.processes.factored import Factored
 from msp_lens.processes.process import Process
 from msp_lens.processes.structure import future_span
 
@@ -105,17 +107,19 @@ def myopic_entropies(process: Process, length: Count, *, max_level: Count = EXAC
     """
     entropies = first_entropies(process, length, max_level)
     if len(entropies) < length:
-        raise ValueError(_too_many(process, len(entropies) - 1, max_level, length))
+        raise ValueError(too_many(process, len(entropies) - 1, max_level, length))
     return entropies
 
 
 def first_entropies(process: Process, length: int, max_level: int) -> Float64[Tensor, "at_most_length"]:
     """h_1, h_2, …, as far as words lead to at most `max_level` beliefs, and at most `length` of them."""
-    if isinstance(process, Product):
-        # The tokens of independent factors are independent, so their entropies add.
-        factors = [first_entropies(factor, length, max_level) for factor in process.factors]
-        known = min(map(len, factors))
-        return torch.stack([entropies[:known] for entropies in factors]).sum(dim=0)
+    if isinstance(process, WithBos):
+        rest = first_entropies(process.process, length - 1, max_level) if length > 1 else ONE[:0]
+        return torch.cat([torch.zeros(1, dtype=torch.float64), rest])
+    if (parts := _independent(process)) is not None:
+        measured = {part: first_entropies(part, length, max_level) for part in set(parts)}
+        known = min(map(len, measured.values()))
+        return torch.stack([measured[part][:known] for part in parts]).sum(dim=0)
     return torch.stack(list(_entropies(process, process.initial.unsqueeze(0), ONE, length, max_level)))
 
 
@@ -181,6 +185,8 @@ def entropy_rate(process: Process, *, max_level: Count = MAX_LEVEL) -> Measure:
     """
     if (added := _added(process, partial(entropy_rate, max_level=max_level))) is not None:
         return added
+    if isinstance(process, WithBos):
+        return entropy_rate(process.process, max_level=max_level)
     state = long_run_state(process)
     if process.is_unifilar:
         return _exactly(float(state @ entropy(process.emissions)), "unifilar")
@@ -233,15 +239,24 @@ def _gains_of_a_long_past(
     return kl_divergence(informed @ process.emissions, (short @ process.emissions).log())
 
 
+def _independent(process: Process) -> tuple[Process, ...] | None:
+    """The independent parts of a world, whose entropies add; `None` if it is a whole."""
+    if not isinstance(process, Factored) or process.independent_parts == (process,):
+        return None
+    return process.independent_parts
+
+
 def _added(process: Process, measure: Callable[[Process], Measure]) -> Measure | None:
-    """The measure of independent factors, each stationary, in which it adds; `None` for other processes."""
-    if not isinstance(process, Product):
+    """The measure of independent parts, each stationary, in which it adds; `None` for other processes."""
+    parts = _independent(process)
+    if parts is None or not all(torch.allclose(part.initial @ part.state_transitions, part.initial) for part in parts):
         return None
-    if not all(torch.allclose(each.initial @ each.state_transitions, each.initial) for each in process.factors):
-        return None
-    parts = [measure(factor) for factor in process.factors]
-    value, lower, upper = (sum(getattr(part, field) for part in parts) for field in ("value", "lower", "upper"))
-    return Measure(value, lower, upper, f"sum over factors: {'; '.join(part.method for part in parts)}")
+    measured = {part: measure(part) for part in set(parts)}
+    found = [measured[part] for part in parts]
+    value, lower, upper = (sum(getattr(each, field) for each in found) for field in ("value", "lower", "upper"))
+    methods = Counter(each.method for each in found)
+    method = "; ".join(f"{count} × {each}" if count > 1 else each for each, count in methods.items())
+    return Measure(value, lower, upper, f"sum over factors: {method}")
 
 
 @checked
@@ -349,11 +364,12 @@ def synchronization(
     levels = grow(process, process.initial.unsqueeze(0), ONE.log(), length, MERGE_TOLERANCE, max_level=max_level)
     expected = [entropy(process.initial), *(level.probabilities @ entropy(level.beliefs) for level in levels)]
     if len(expected) <= length:
-        raise ValueError(_too_many(process, len(expected) - 1, max_level, length))
+        raise ValueError(too_many(process, len(expected) - 1, max_level, length))
     return torch.stack(expected)
 
 
-def _too_many(process: Process, depth: int, max_level: int, length: int) -> str:
+def too_many(process: Process, depth: int, max_level: int, length: int) -> str:
+    """What errors say where words lead to too many beliefs."""
     return (
         f"After words of more than {depth} tokens {process.name} may have more than {max_level:,} different beliefs: "
         f"lower length={length}, or raise max_level. (optimal_losses and entropy_rate give bounds instead.)"

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Below, Count, Positive, checked
 from msp_lens._values import Value
-from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
 # Two beliefs this close in every coordinate are one: far above rounding, far below any distance that matters.
@@ -98,9 +97,7 @@ def grow(
     for _ in range(depth):
         if len(level) * process.n_tokens > max_level:
             return
-        children, conditional = bayes_children(
-            level.beliefs, process.transitions, process.right_eigenvector, negligible=process.negligible
-        )
+        children, conditional = process.bayes_children(level.beliefs)
         parents, tokens = conditional.nonzero(as_tuple=True)
         log_probabilities = level.log_probabilities[parents] + conditional[parents, tokens].log()
         level = Level(children[parents, tokens], log_probabilities, parents, tokens, level.dropped)

@@ -24,7 +24,6 @@ from msp_lens._checks import Above, Below, Count, check_memory, checked
 from msp_lens._values import Value
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
 from msp_lens.figures.labels import subscript
-from msp_lens.processes.bayes import bayes_children
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
@@ -191,9 +190,7 @@ def presentation(
     edges: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     merge_error, n_expanded = 0.0, 0
     while n_expanded < len(beliefs) <= max_states:
-        children, conditional = bayes_children(
-            beliefs[n_expanded:], process.transitions, process.right_eigenvector, negligible=process.negligible
-        )
+        children, conditional = process.bayes_children(beliefs[n_expanded:])
         parents, tokens = conditional.nonzero(as_tuple=True)
         reached, probabilities = children[parents, tokens], conditional[parents, tokens]
         parents, n_expanded = parents + n_expanded, len(beliefs)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, checked
 from msp_lens.beliefs.filtering import check_beliefs
-from msp_lens.processes.bayes import bayes_step
 from msp_lens.processes.process import Process
 from msp_lens.processes.words import Words
 
@@ -61,10 +60,7 @@ def follow(
     """The same as `filter_from`, but with NaN from the first impossible token on."""
     filtered = [beliefs]
     for token in process.read_words(tokens, what="tokens").T:
-        belief, _ = bayes_step(
-            filtered[-1], token, process.transitions, process.right_eigenvector, negligible=process.negligible
-        )
-        filtered.append(belief)
+        filtered.append(process.bayes_step(filtered[-1], token)[0])
     return torch.stack(filtered, dim=1)
 
 

@@ -25,7 +25,8 @@ from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import score
 from msp_lens.moments.solve import least_squares
 from msp_lens.probing.cross_validation import CONSTRAINED, NEXT_TOKEN, Target
-from msp_lens.processes.compose import Mixture, Product
+from msp_lens.processes.compose import Mixture, WithBos, with_bos
+from msp_lens.processes.factored import Factored
 from msp_lens.processes.process import Process
 
 
@@ -70,7 +71,9 @@ def _state_names(process: Process) -> dict[str, tuple[str, ...]]:
     if isinstance(process, Mixture):
         within = {label: part.states for label, part in zip(process.labels, process.components, strict=True)}
         return {"component": process.labels} | within
-    if isinstance(process, Product):
+    if isinstance(process, WithBos):
+        return _state_names(process.process)
+    if isinstance(process, Factored):
         return {label: part.states for label, part in zip(process.labels, process.factors, strict=True)}
     return {}
 
@@ -132,7 +135,10 @@ def cost_of_not_knowing(process: Process, n_ctx: int) -> Float64[Tensor, "pos"] 
 
     h_ℓ of the mixture less Σ_k w_k h_ℓ of component k, for ℓ = 2 … n_ctx + 1; `None` for other processes.
     """
-    if not isinstance(process, Mixture):
+    has_bos = isinstance(process, WithBos)
+    mixed = process.process if has_bos else process
+    if not isinstance(mixed, Mixture):
         return None
-    known = zip(process.weights.tolist(), process.components, strict=True)
+    components = [with_bos(each) if has_bos else each for each in mixed.components]
+    known = zip(mixed.weights.tolist(), components, strict=True)
     return optimal_losses(process, n_ctx) - sum(weight * optimal_losses(each, n_ctx) for weight, each in known)

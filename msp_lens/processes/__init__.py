@@ -18,8 +18,9 @@ from msp_lens.processes.catalog import (
     z1r,
 )
 from msp_lens.processes.chains import Degeneracy, StateClass
-from msp_lens.processes.compose import Mixture, Product, leaky, mixture, product, with_bos
+from msp_lens.processes.compose import Mixture, WithBos, leaky, mixture, with_bos
 from msp_lens.processes.construct import from_moore, random_process
+from msp_lens.processes.factored import Factored, product
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import CATALOG, CatalogEntry, build_process, catalog_entry
 from msp_lens.processes.structure import emission_rank, future_rank, is_minimal, minimal_dimension, reach_rank
@@ -28,10 +29,11 @@ __all__ = [
     "CATALOG",
     "CatalogEntry",
     "Degeneracy",
+    "Factored",
     "Mixture",
     "Process",
-    "Product",
     "StateClass",
+    "WithBos",
     "bayes_children",
     "bayes_step",
     "bloch_walk",

@@ -1,23 +1,22 @@
-"""Processes made of others: mixtures, products, leaky processes, and processes with a BOS token.
+"""Processes made of others: mixtures, leaky processes, and processes with a BOS token.
 
-A mixture's matrices are block-diagonal, a product's are Kronecker products.
+A mixture's matrices are block-diagonal. Worlds of several factors are in `factored`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cached_property
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Share, checked, converted
 from msp_lens.processes.process import Process
-from msp_lens.processes.validation import ArrayLike, validated_distribution
+from msp_lens.processes.validation import ArrayLike, validated_distribution, validated_names
 
 
 class MixtureFields(TypedDict):
@@ -29,12 +28,14 @@ class MixtureFields(TypedDict):
     components: list[dict[str, Any]]
 
 
-class ProductFields(TypedDict):
-    """What `Product.to_dict` writes."""
+class WithBosFields(TypedDict):
+    """What `WithBos.to_dict` writes."""
 
-    kind: Literal["product"]
+    kind: Literal["with_bos"]
     name: str
-    factors: list[dict[str, Any]]
+    token: str
+    state: str
+    process: dict[str, Any]
 
 
 class Mixture(Process, kind="mixture"):
@@ -62,13 +63,13 @@ class Mixture(Process, kind="mixture"):
 
     @checked
     def __init__(self, processes: Sequence[Process], weights: ArrayLike, *, name: str = "mixture") -> None:
-        self.components = parts = _validated_parts(processes, "mixture")
+        self.components = parts = validated_parts(processes, "mixture")
         self.weights = validated_distribution(weights, len(parts), "weights")
         if (self.weights == 0).any():
             raise ValueError(f"weights={self.weights.tolist()}: a component of weight 0 never occurs; leave it out.")
         tokens = tuple(dict.fromkeys(token for part in parts for token in part.tokens))
         ends = np.cumsum([part.n_states for part in parts]).tolist()
-        _check_size(name, len(tokens), ends[-1])
+        check_size(name, len(tokens), ends[-1])
         self._blocks = [slice(end - part.n_states, end) for end, part in zip(ends, parts, strict=True)]
         transitions = torch.zeros(len(tokens), ends[-1], ends[-1], dtype=torch.float64)
         for part, block in zip(parts, self._blocks, strict=True):
@@ -95,7 +96,7 @@ class Mixture(Process, kind="mixture"):
         self, beliefs: Float[Tensor, "*batch state"], component: int
     ) -> Float[Tensor, "*batch component_state"]:
         """The belief within the component of this index, as filtering by it alone gives it; 0 where it is ruled out."""
-        _check_index(component, len(self.components), f"{self.name} has components")
+        check_index(component, len(self.components), f"{self.name} has components")
         share = self.component_beliefs(beliefs)[..., component].unsqueeze(-1)
         within = beliefs[..., self._blocks[component]]
         return torch.where(share > self.negligible, within / share, 0.0)
@@ -120,106 +121,10 @@ class Mixture(Process, kind="mixture"):
         return f"{self.name}({', '.join(f'{weight:g} {part._call()}' for weight, part in parts)})"
 
 
-class Product(Process, kind="product"):
-    """Several processes in parallel, independently: a factored process.
-
-    A token is a tuple of the factors' tokens (`split_tokens`), numbered with the first factor's token most significant,
-    and so is a state. A belief is the product of the factors' beliefs (`factor_beliefs`).
-
-    Args:
-        processes: The factors, kept as `factors`.
-        name: What the product is called.
-
-    Raises:
-        ValueError: if there are no processes, or their matrices would not fit in memory.
-
-    Example:
-        >>> from msp_lens.processes.catalog import golden_mean, z1r
-        >>> both = product([z1r(p=0.5), golden_mean(p=0.5)])
-        >>> both.tokens
-        ('0,0', '0,1', '1,0', '1,1')
-        >>> both.factor_beliefs(both.initial, 1)
-        tensor([0.6667, 0.3333], dtype=torch.float64)
-    """
-
-    @checked
-    def __init__(self, processes: Sequence[Process], *, name: str = "product") -> None:
-        self.factors = parts = _validated_parts(processes, "product")
-        self.labels = part_labels(parts)
-        sizes = np.array([(part.n_tokens, part.n_states) for part in parts], dtype=object)
-        _check_size(name, *sizes.prod(axis=0))
-        weights = reduce(torch.kron, [part.right_eigenvector for part in parts])
-        super().__init__(
-            reduce(torch.kron, [part.transitions for part in parts]),
-            name=name,
-            states=[",".join(names) for names in itertools.product(*(part.states for part in parts))],
-            tokens=[",".join(names) for names in itertools.product(*(part.tokens for part in parts))],
-            initial=reduce(torch.kron, [part.initial for part in parts]),
-            right_eigenvector=weights if any(part.is_generalized for part in parts) else None,
-        )
-
-    @checked
-    def factor_beliefs(
-        self, beliefs: Float[Tensor, "*batch state"], factor: int
-    ) -> Float[Tensor, "*batch factor_state"]:
-        """The marginal belief about one factor: what filtering that factor's tokens alone gives."""
-        _check_index(factor, len(self.factors), f"{self.name} has factors")
-        marginal = beliefs.unflatten(-1, [part.n_states for part in self.factors])
-        # From the last axis to the first: once the axes behind it are summed out, the factor's own axis is the last.
-        for k in reversed(range(len(self.factors))):
-            if k != factor:
-                weights = self.factors[k].right_eigenvector.to(beliefs)
-                marginal = marginal.movedim(-1 if k > factor else -2, -1) @ weights
-        return marginal
-
-    def parts(self, beliefs: Float[Tensor, "*batch state"]) -> dict[str, Float[Tensor, "*batch part_state"]]:
-        """The belief about each factor, by `labels`."""
-        return {label: self.factor_beliefs(beliefs, k) for k, label in enumerate(self.labels)}
-
-    @checked
-    def split_tokens(self, tokens: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch factor"]:
-        """Each token as one token for each factor; an error for a token outside the vocabulary."""
-        outside = tokens[(tokens < 0) | (tokens >= self.n_tokens)]
-        if len(outside):
-            raise ValueError(f"Token {int(outside[0])}: the {self.n_tokens} tokens of {self.name} start at 0.")
-        return torch.stack(torch.unravel_index(tokens, [part.n_tokens for part in self.factors]), dim=-1)
-
-    @checked
-    def join_tokens(self, tokens: Int[Tensor, "*batch factor"]) -> Int[Tensor, "*batch"]:
-        """The token made of one token for each factor; an error if one is missing or outside its vocabulary."""
-        sizes = torch.tensor([part.n_tokens for part in self.factors], device=tokens.device)
-        if tokens.shape[-1] != len(sizes):
-            raise ValueError(f"The last axis has {tokens.shape[-1]} tokens; {self.name} has {len(sizes)} factors.")
-        outside = ((tokens < 0) | (tokens >= sizes)).nonzero()
-        if len(outside):
-            factor, token = int(outside[0, -1]), int(tokens[tuple(outside[0])])
-            raise ValueError(f"Token {token}: factor {factor} of {self.name} has tokens 0 to {int(sizes[factor]) - 1}.")
-        joined = torch.zeros_like(tokens[..., 0])
-        for factor, part in enumerate(self.factors):
-            joined = joined * part.n_tokens + tokens[..., factor]
-        return joined
-
-    def to_dict(self) -> dict:
-        """The factors, as JSON-ready values."""
-        return {"kind": "product", "name": self.name, "factors": [part.to_dict() for part in self.factors]}
-
-    @classmethod
-    def _from_parts(cls, definition: Mapping) -> Product:
-        fields = converted(definition, ProductFields, "definition")
-        return cls([Process._rebuilt(part) for part in fields["factors"]], name=fields["name"])
-
-    def _call(self) -> str:
-        return f"{self.name}({' × '.join(part._call() for part in self.factors)})"
-
-
 def part_labels(parts: Sequence[Process]) -> tuple[str, ...]:
     """The parts' names, numbered if two are alike."""
     names = [part.name for part in parts]
     return tuple(names if len(set(names)) == len(names) else [f"{name}_{k}" for k, name in enumerate(names)])
-
-
-# The names by which they are made.
-mixture, product = Mixture, Product
 
 
 @checked
@@ -252,13 +157,21 @@ def leaky(process: Process, epsilon: Share) -> Process:
     )
 
 
-@checked
-def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> Process:
+class WithBos(Process, kind="with_bos"):
     """The process preceded by a BOS token, which comes first and never again; the belief after it is the prior.
 
     BOS is the last token of the alphabet and the start state that emits it the last state, so the others keep their
-    numbers; `token` and `state` name them. The belief after BOS is the process's initial one, with a 0 for the start
-    state.
+    numbers. The belief after BOS is the process's initial one, with a 0 for the start state. The parts of the process
+    remain parts of this one.
+
+    Args:
+        process: What follows BOS, kept as `process`.
+        token: Name of the BOS token.
+        state: Name of the start state.
+        name: What the whole is called; by default the process's name with "_with_bos".
+
+    Raises:
+        ValueError: if the process has a token or state of these names.
 
     Example:
         >>> from msp_lens.processes.catalog import golden_mean
@@ -268,35 +181,127 @@ def with_bos(process: Process, *, token: str = "BOS", state: str = "START") -> P
         >>> process.sample(1, 4, seed=0)[0, 0]
         tensor(2)
     """
-    n_tokens, n_states = process.n_tokens, process.n_states
-    transitions = torch.zeros(n_tokens + 1, n_states + 1, n_states + 1, dtype=torch.float64)
-    transitions[:n_tokens, :n_states, :n_states] = process.transitions
-    transitions[n_tokens, n_states, :n_states] = process.initial
-    weights = torch.nn.functional.pad(process.right_eigenvector, (0, 1), value=1.0)
-    return Process(
-        transitions,
-        name=f"{process.name}_with_bos",
-        states=(*process.states, state),
-        tokens=(*process.tokens, token),
-        initial=[0.0] * n_states + [1.0],
-        parameters=process.parameters,
-        right_eigenvector=weights if process.is_generalized else None,
-    )
+
+    @checked
+    def __init__(self, process: Process, *, token: str = "BOS", state: str = "START", name: str | None = None) -> None:
+        self.process = process
+        self.is_generalized, self.parameters = process.is_generalized, process.parameters
+        self.name = f"{process.name}_with_bos" if name is None else name
+        self.states = validated_names([*process.states, state], process.n_states + 1, "states")
+        self.tokens = validated_names([*process.tokens, token], process.n_tokens + 1, "tokens")
+        one = torch.ones(1, dtype=torch.float64)
+        self.right_eigenvector = torch.cat([process.right_eigenvector, one])
+        self.initial = torch.cat([torch.zeros(process.n_states, dtype=torch.float64), one])
+
+    @property
+    def n_tokens(self) -> int:
+        """One more than those of the process."""
+        return self.process.n_tokens + 1
+
+    @property
+    def n_states(self) -> int:
+        """One more than those of the process."""
+        return self.process.n_states + 1
+
+    @cached_property
+    def transitions(self) -> Float64[Tensor, "token state state"]:
+        """The process's matrices, with the start state, and that of BOS."""
+        transitions = torch.zeros(self.n_tokens, self.n_states, self.n_states, dtype=torch.float64)
+        transitions[:-1, :-1, :-1] = self.process.transitions
+        transitions[-1, -1, :-1] = self.process.initial
+        return transitions
+
+    @cached_property
+    def state_transitions(self) -> Float64[Tensor, "state state"]:
+        """`P(go to j | in i)`; nothing leads back to the start state."""
+        begun = torch.cat([self.process.state_transitions, self.process.initial.unsqueeze(0)])
+        return torch.nn.functional.pad(begun, (0, 1))
+
+    @cached_property
+    def emissions(self) -> Float64[Tensor, "state token"]:
+        """`P(emit x | in i)`; only the start state emits BOS."""
+        emissions = torch.nn.functional.pad(self.process.emissions, (0, 1, 0, 1))
+        emissions[-1, -1] = 1.0
+        return emissions
+
+    @cached_property
+    def stationary(self) -> Float64[Tensor, "state"]:
+        """The process's own, in which the start state has no share."""
+        return torch.nn.functional.pad(self.process.stationary, (0, 1))
+
+    def bayes_step(
+        self, beliefs: Float64[Tensor, "row state"], tokens: Int[Tensor, "row"]
+    ) -> tuple[Float64[Tensor, "row state"], Float64[Tensor, "row"]]:
+        """The process's own step, or where the token is BOS, from the start state to the prior."""
+        is_bos, start = tokens == self.n_tokens - 1, beliefs[:, -1]
+        after, probabilities = self.process.bayes_step(beliefs[:, :-1], torch.where(is_bos, 0, tokens))
+        after = torch.where(is_bos.unsqueeze(1), self.process.initial, after)
+        probabilities = torch.where(is_bos, torch.where(start > self.negligible, start, 0.0), probabilities)
+        return _begun(after, probabilities), probabilities
+
+    def bayes_children(
+        self, beliefs: Float64[Tensor, "row state"]
+    ) -> tuple[Float64[Tensor, "row token state"], Float64[Tensor, "row token"]]:
+        """The process's own children, and the prior after BOS."""
+        after, probabilities = self.process.bayes_children(beliefs[:, :-1])
+        bos = torch.full((len(beliefs),), self.n_tokens - 1)
+        prior, start = self.bayes_step(beliefs, bos)
+        children = torch.cat([_begun(after, probabilities), prior.unsqueeze(1)], dim=1)
+        return children, torch.cat([probabilities, start.unsqueeze(1)], dim=1)
+
+    def _draw(self, n_words: int, length: int, generator: torch.Generator) -> Int[Tensor, "word pos"]:
+        bos = torch.full((n_words, 1), self.n_tokens - 1, device=generator.device)
+        return torch.cat([bos, self.process._draw(n_words, length - 1, generator)], dim=1) if length > 1 else bos
+
+    def parts(self, beliefs: Float[Tensor, "*batch state"]) -> dict[str, Float[Tensor, "*batch part_state"]]:
+        """The parts of the process; all are 0 before BOS."""
+        return self.process.parts(beliefs[..., :-1])
+
+    def to_dict(self) -> dict:
+        """The process and the names of BOS and the start state, as JSON-ready values."""
+        names = {"name": self.name, "token": self.tokens[-1], "state": self.states[-1]}
+        return {"kind": "with_bos", **names, "process": self.process.to_dict()}
+
+    @classmethod
+    def _from_parts(cls, definition: Mapping) -> WithBos:
+        fields = converted(definition, WithBosFields, "definition")
+        process = Process._rebuilt(fields["process"])
+        return cls(process, token=fields["token"], state=fields["state"], name=fields["name"])
+
+    def _identity(self) -> dict[str, Any]:
+        if type(self.process)._identity is Process._identity:
+            return super()._identity()
+        return {"bos": self.process.fingerprint, "token": self.tokens[-1], "state": self.states[-1]}
 
 
-def _validated_parts(parts: Sequence[Process], whole: str) -> tuple[Process, ...]:
+def _begun(
+    beliefs: Float64[Tensor, "*row state"], probabilities: Float64[Tensor, "*row"]
+) -> Float64[Tensor, "*row state_1"]:
+    """Beliefs with a 0 for the start state, NaN where the token is impossible."""
+    padded = torch.nn.functional.pad(beliefs, (0, 1))
+    return torch.where(probabilities.unsqueeze(-1) > 0, padded, torch.nan)
+
+
+# The names by which they are made.
+mixture, with_bos = Mixture, WithBos
+
+
+def validated_parts(parts: Sequence[Process], whole: str) -> tuple[Process, ...]:
+    """The parts, if there are any."""
     if not parts:
         raise ValueError(f"{whole}([]): give at least one process.")
     return tuple(parts)
 
 
-def _check_size(name: str, n_tokens: int, n_states: int) -> None:
+def check_size(name: str, n_tokens: int, n_states: int) -> None:
+    """Raise `ValueError` unless the matrices of so many states and tokens fit in 1 GiB."""
     most = 2**27  # 1 GiB
     if n_tokens * n_states**2 > most:
         size = f"{n_tokens} matrices of {n_states} × {n_states} states, more than {most} entries in all"
         raise ValueError(f"{name} would have {size}: use fewer or smaller processes.")
 
 
-def _check_index(index: int, count: int, what: str) -> None:
+def check_index(index: int, count: int, what: str) -> None:
+    """Raise `ValueError` unless there is something of this index."""
     if not 0 <= index < count:
         raise ValueError(f"{index}: {what} 0 to {count - 1}.")

@@ -25,7 +25,7 @@ from torch import Tensor
 from msp_lens._checks import Count, Seed, check_memory, checked, converted, value_errors
 from msp_lens._files import parsed_json
 from msp_lens._random import resolve_generator
-from msp_lens.processes.bayes import bayes_step
+from msp_lens.processes.bayes import bayes_children, bayes_step
 from msp_lens.processes.chains import (
     Degeneracy,
     StateClass,
@@ -103,6 +103,13 @@ class Process:
 
     _kinds: ClassVar[dict[str, type[Process]]] = {}
 
+    # Set below; processes made of others may have properties instead, computed when they are first asked for.
+    transitions: cached_property[Float64[Tensor, "token state state"]]
+    initial: cached_property[Float64[Tensor, "state"]]
+    right_eigenvector: cached_property[Float64[Tensor, "state"]]
+    states: cached_property[tuple[str, ...]]
+    tokens: cached_property[tuple[str, ...]]
+
     @checked
     def __init__(
         self,
@@ -117,18 +124,16 @@ class Process:
         generalized: bool = False,
     ) -> None:
         self.is_generalized = generalized or right_eigenvector is not None
-        self.transitions: Float64[Tensor, "token state state"] = validated_transitions(
-            transitions, generalized=self.is_generalized
-        )
+        self.transitions = validated_transitions(transitions, generalized=self.is_generalized)
         self.name = name
         self.parameters = plain_parameters(parameters or {})
         self.states = validated_names(states, self.n_states, "states")
         self.tokens = validated_names(tokens, self.n_tokens, "tokens")
-        self.right_eigenvector: Float64[Tensor, "state"] = torch.ones(self.n_states, dtype=torch.float64)
+        self.right_eigenvector = torch.ones(self.n_states, dtype=torch.float64)
         if self.is_generalized:
             self.right_eigenvector = validated_right_eigenvector(self.transitions, right_eigenvector)
         if initial is None:
-            self.initial: Float64[Tensor, "state"] = self.stationary
+            self.initial = self.stationary
         elif self.is_generalized:
             self.initial = normalized_initial(initial, self.right_eigenvector)
         else:
@@ -238,6 +243,21 @@ class Process:
         seen = matrix_rank(reach @ emissions) - 1
         return Degeneracy(self.name, self.n_states, matrix_rank(emissions), len(reach) - 1, seen)
 
+    def bayes_step(
+        self, beliefs: Float64[Tensor, "row state"], tokens: Int[Tensor, "row"]
+    ) -> tuple[Float64[Tensor, "row state"], Float64[Tensor, "row"]]:
+        """The belief after one token each, and the probability that the belief before gave it; NaN and 0 if impossible.
+
+        Everything that follows beliefs takes this step or `bayes_children`.
+        """
+        return bayes_step(beliefs, tokens, self.transitions, self.right_eigenvector, negligible=self.negligible)
+
+    def bayes_children(
+        self, beliefs: Float64[Tensor, "row state"]
+    ) -> tuple[Float64[Tensor, "row token state"], Float64[Tensor, "row token"]]:
+        """The belief after every token, and the probability of each; NaN and 0 where a token is impossible."""
+        return bayes_children(beliefs, self.transitions, self.right_eigenvector, negligible=self.negligible)
+
     def read_words(self, words: Words, *, what: str = "words") -> Int[Tensor, "word pos"]:
         """Words in any container, or as text, as token numbers; errors call them `what`. See `words.read_words`.
 
@@ -262,9 +282,7 @@ class Process:
         log_probability = torch.zeros(len(words), dtype=torch.float64)
         for tokens in words.T:
             # After an impossible token the belief is NaN, and every later token has probability 0.
-            beliefs, probability = bayes_step(
-                beliefs, tokens, self.transitions, self.right_eigenvector, negligible=self.negligible
-            )
+            beliefs, probability = self.bayes_step(beliefs, tokens)
             log_probability += probability.log()
         return log_probability
 
@@ -292,7 +310,9 @@ class Process:
         """
         what = f"{n_words} words of {length} tokens"
         check_memory(what, 8 * n_words * length, "Draw fewer or shorter words.")
-        generator = resolve_generator(seed, generator)
+        return self._draw(n_words, length, resolve_generator(seed, generator))
+
+    def _draw(self, n_words: int, length: int, generator: torch.Generator) -> Int[Tensor, "word pos"]:
         if self.is_generalized:
             matrices = self.transitions, self.initial, self.right_eigenvector
             return sample_by_filtering(*matrices, n_words, length, generator, negligible=self.negligible)
@@ -385,11 +405,15 @@ class Process:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that identify the process, whatever its name and parameters."""
-        identity = {key: value for key, value in Process.to_dict(self).items() if key not in ("name", "parameters")}
         # To 12 decimals: the last bits of a stationary distribution differ between machines' LAPACKs. A number that has
         # a 5 behind them, such as 2^-13, is not left to these bits. Adding 0 turns -0.0 into 0.0.
-        rounded = json.loads(json.dumps(identity), parse_float=lambda number: round(float(number) + 1e-14, 12) + 0.0)
+        identity = json.dumps(self._identity())
+        rounded = json.loads(identity, parse_float=lambda number: round(float(number) + 1e-14, 12) + 0.0)
         return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells the process from others, as JSON-ready values."""
+        return {key: value for key, value in Process.to_dict(self).items() if key not in ("name", "parameters")}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Process) and self.fingerprint == other.fingerprint

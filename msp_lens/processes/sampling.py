@@ -76,12 +76,17 @@ def sample_by_filtering(
         every = torch.arange(len(chunk), device=device)
         for position in range(length):
             children, probabilities = bayes_children(belief, transitions, right_eigenvector, negligible=negligible)
-            cumulative = _cumulative(probabilities / probabilities.sum(dim=1, keepdim=True))
-            uniform = torch.rand(len(chunk), 1, dtype=torch.float64, device=device, generator=generator)
-            token = (uniform >= cumulative).sum(dim=1)
+            token = draw_outcomes(probabilities, generator)
             belief = children[every, token]
             chunk[:, position] = token
     return words
+
+
+def draw_outcomes(probabilities: Float64[Tensor, "row outcome"], generator: torch.Generator) -> Int[Tensor, "row"]:
+    """An outcome for each row in proportion to its probability, on the generator's device, where these are too."""
+    cumulative = _cumulative(probabilities / probabilities.sum(dim=1, keepdim=True))
+    uniform = torch.rand(len(cumulative), 1, dtype=torch.float64, device=cumulative.device, generator=generator)
+    return (uniform >= cumulative).sum(dim=1)
 
 
 def _cumulative(probabilities: Float64[Tensor, "row outcome"]) -> Float64[Tensor, "row outcome"]:

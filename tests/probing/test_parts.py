@@ -16,7 +16,7 @@ import msp_lens as msp
 from msp_lens.data import all_words
 from msp_lens.models.build import weights
 from msp_lens.probing import batch_rows, probe_rows
-from msp_lens.probing.parts import constrained_parts, differs, shuffled_values
+from msp_lens.probing.parts import constrained_parts, cost_of_not_knowing, differs, process_parts, shuffled_values
 
 N_CTX = 4
 
@@ -331,6 +331,24 @@ def test_where_attention_alone_gives_the_belief_there_is_no_such_rival():
     assert list(report.parts) == ["golden_mean"]
     has_rival = differs(words.prefix_beliefs, rival, weights)
     assert ("constrained belief" in report.parts["golden_mean"].controls.names) == has_rival
+
+
+def test_bos_takes_nothing_from_the_parts():
+    coins = msp.processes.mixture([msp.processes.coin(p=0.1), msp.processes.coin(p=0.8)], [0.5, 0.5])
+    begun = msp.processes.with_bos(coins)
+    assert [(each.name, each.states) for each in process_parts(begun)] == [("component", coins.labels)]
+    before, after = cost_of_not_knowing(coins, 3), cost_of_not_knowing(begun, 4)
+    assert before is not None
+    assert after is not None
+    torch.testing.assert_close(after[1:], before)
+    assert float(after[0]) == pytest.approx(
+        float(
+            (
+                msp.beliefs.myopic_entropies(coins, 1)
+                - coins.weights @ torch.stack([msp.beliefs.myopic_entropies(each, 1)[0] for each in coins.components])
+            )[0]
+        )
+    )
 
 
 def test_parts_and_rivals_under_a_token_map(pair):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msp_lens as msp
-from msp_lens.processes.compose import Mixture, Product
+from msp_lens.processes import Factored, Mixture
 from tests import brute_force
 
 small = brute_force.random_processes(max_states=3, max_tokens=2)
@@ -201,6 +201,7 @@ def test_leaky():
         msp.rrxor,
         msp.processes.bloch_walk,
         lambda: msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [0.5, 0.5]),
+        lambda: msp.processes.product([msp.processes.coin(), msp.processes.z1r()]),
     ],
 )
 def test_bos_carries_the_prior(build):
@@ -252,7 +253,7 @@ def test_round_trip_through_json_is_exact(process):
     if isinstance(process, Mixture):
         assert copy.components == process.components
         assert torch.equal(copy.weights, process.weights)
-    if isinstance(process, Product):
+    if isinstance(process, Factored):
         assert copy.factors == process.factors
 
 
@@ -267,7 +268,7 @@ def test_reprs_name_the_parts():
     ("make", "error", "message"),
     [
         (lambda: msp.processes.mixture([], []), ValueError, "give at least one process"),
-        (lambda: msp.processes.product([]), ValueError, "give at least one process"),
+        (lambda: msp.processes.product([]), ValueError, "0 factors: give at least one process"),
         (
             lambda: msp.processes.mixture([msp.processes.coin(), msp.processes.z1r()], [0.5]),
             ValueError,
@@ -289,7 +290,7 @@ def test_reprs_name_the_parts():
             "weight 0 never occurs; leave it out",
         ),
         (
-            lambda: msp.processes.product([msp.mess3()] * 7),
+            lambda: msp.processes.product([msp.mess3()] * 7).transitions,
             ValueError,
             "2187 matrices of 2187 × 2187 states, .* use fewer",
         ),
@@ -305,7 +306,7 @@ def test_reprs_name_the_parts():
             ValueError,
             r"sparsity=1\.5: give a number from 0 to 1",
         ),
-        (lambda: msp.Process.from_dict({"kind": "melange"}), ValueError, "'melange'.*mixture, product"),
+        (lambda: msp.Process.from_dict({"kind": "melange"}), ValueError, "'melange'.*factored, mixture, with_bos"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, error, message):
@@ -328,6 +329,50 @@ def test_parts_that_are_not_there_are_refused():
         joint.join_tokens(torch.tensor([[0, 1], [0, 2]]))
     with pytest.raises(ValueError, match="last axis has 3 tokens; product has 2 factors"):
         joint.join_tokens(torch.tensor([[0, 1, 0]]))
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        msp.processes.mixture([msp.processes.coin(p=0.1), msp.processes.coin(p=0.6)], [0.25, 0.75]),
+        msp.processes.product([msp.processes.z1r(), msp.processes.golden_mean(p=0.5)]),
+        Factored([msp.processes.coin(p=0.5), [msp.processes.bloch_walk()] * 2], parents="chain", noise=0.1),
+    ],
+    ids=lambda process: process.name,
+)
+def test_what_follows_bos_keeps_its_parts_and_takes_the_same_steps(process):
+    begun = msp.processes.with_bos(process)
+    plain = msp.Process(
+        begun.transitions,
+        initial=begun.initial,
+        right_eigenvector=begun.right_eigenvector if begun.is_generalized else None,
+        states=begun.states,
+        tokens=begun.tokens,
+    )
+    for name in ("emissions", "state_transitions", "stationary"):
+        if name != "stationary" or not isinstance(process, Mixture):
+            torch.testing.assert_close(getattr(begun, name), getattr(plain, name), rtol=0, atol=1e-12)
+    words = begun.sample(30, 4, seed=0)
+    beliefs = msp.filter_beliefs(begun, words)
+    torch.testing.assert_close(beliefs, msp.filter_beliefs(plain, words), rtol=0, atol=1e-12)
+    before = torch.cat([begun.initial.unsqueeze(0), beliefs[:, 0], beliefs[:, -1]])
+    for found, expected in zip(begun.bayes_children(before), plain.bayes_children(before), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12, equal_nan=True)
+    inside = process.parts(msp.filter_beliefs(process, words[:, 1:]))
+    assert list(begun.parts(beliefs)) == list(inside)
+    for label, part in begun.parts(beliefs).items():
+        torch.testing.assert_close(part[:, 1:], inside[label], rtol=0, atol=1e-12)
+        torch.testing.assert_close(part[0, 0], process.parts(process.initial)[label], rtol=0, atol=1e-12)
+    copy = msp.Process.from_json(begun.to_json())
+    assert (type(copy), copy.process, copy.tokens, copy) == (type(begun), process, begun.tokens, begun)
+    torch.testing.assert_close(
+        msp.beliefs.myopic_entropies(begun, 3), msp.beliefs.myopic_entropies(plain, 3), rtol=0, atol=1e-10
+    )
+
+
+def test_a_process_with_bos_read_from_an_older_file_is_the_same():
+    begun = msp.processes.with_bos(msp.processes.z1r())
+    assert msp.Process(begun.transitions, initial=begun.initial, states=begun.states, tokens=begun.tokens) == begun
 
 
 def test_parts_are_what_each_says_by_itself():

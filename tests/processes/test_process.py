@@ -280,8 +280,11 @@ def test_a_damaged_definition_is_refused_or_is_another_process(definition, data)
         ('{"transitions": [[[1]]], "parameters": {"p": "x"}}', r"parameters\['p'\]='x': give a number"),
         ('{"kind": []}', r"definition.kind=\[\]: give text"),
         ('{"kind": "blend"}', "'blend' is not a kind of process"),
-        ('{"kind": "product", "name": "p", "factors": [3]}', r"factors\[0\]=3: give a mapping"),
-        ('{"kind": "product", "name": "p"}', r"factors=.missing.: this field is required"),
+        (
+            '{"kind": "factored", "name": "p", "factors": [[3]], "parents": [[]], "noise": 0}',
+            r"factors\[0\]\[0\]=3: give a",
+        ),
+        ('{"kind": "factored", "name": "p"}', r"factors=.missing.: this field is required"),
         ("[" * 100_000, "is not valid JSON"),
     ],
 )
@@ -293,7 +296,7 @@ def test_what_is_no_definition_is_refused_by_its_field(text, message):
 def test_a_definition_may_not_be_nested_without_end():
     definition = msp.processes.coin().to_dict()
     for _ in range(3_000):
-        definition = {"kind": "product", "name": "p", "factors": [definition]}
+        definition = {"kind": "factored", "name": "p", "factors": [[definition]], "parents": [[]], "noise": 0.0}
     with pytest.raises(ValueError, match="too deep"):
         msp.Process.from_dict(definition)
 
