@@ -272,7 +272,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     **{name: lambda: 1 for name in ("rank", "steps", "seed")},
     **{name: lambda: 2 for name in ("d_vocab", "n_symbols")},
     "n_points": lambda: 300,
-    "layer": lambda: 0,
+    **{name: lambda: 0 for name in ("layer", "lag")},
     "site": lambda: SITE,
     "sites": lambda: SITE,
     "weighting": lambda: "probability",

@@ -21,6 +21,7 @@ from msp_lens.beliefs.information import (
 from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
 from msp_lens.beliefs.nearest import nearest_belief, nearest_distribution
 from msp_lens.beliefs.presentation import Presentation, presentation
+from msp_lens.beliefs.smoothing import smoothed_beliefs
 from msp_lens.beliefs.trajectories import continuations, draw_tokens, filter_from, follow
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "optimal_losses",
     "presentation",
     "regret_floor",
+    "smoothed_beliefs",
     "statistical_complexity",
     "synchronization",
     "walk_levels",

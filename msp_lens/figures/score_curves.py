@@ -262,6 +262,63 @@ def plot_attention_by_lag(
     return finished(figure, look)
 
 
+@checked
+def plot_beyond_belief(
+    lags: Sequence[int],
+    curves: Mapping[str, Curves],
+    regrets: Mapping[str, tuple[float | Any, float | Any]],
+    *,
+    alone: float | Any,
+    worth: float | Any,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Partial R² of the past over lag, a panel for each kind of thing, and what erasing all of it costs at each site.
+
+    Args:
+        lags: How many tokens ago.
+        curves: For each kind of thing, a curve for each site; NaN leaves a gap.
+        regrets: For each site, the regret with it erased, and with as many random directions erased; nats.
+        alone: The regret of the network left alone.
+        worth: The regret of a predictor without context.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if there is no kind, site or lag, or not a value for each lag.
+    """
+    one_for_each(curves=curves)
+    one_for_each(regrets=regrets)
+    for sites in curves.values():
+        one_for_each(lags=lags, **{f"the curve of {name!r}": values for name, values in sites.items()})
+    figure, (*panels, costs), look = new_figure(4.2 * (len(curves) + 1), 3.8, theme, columns=len(curves) + 1)
+    for axis, (kind, sites) in zip(panels, curves.items(), strict=True):
+        colors = ordered_colors(len(sites), look)
+        for index, ((name, values), color) in enumerate(zip(sites.items(), colors, strict=True)):
+            style = {"marker": marker(index), "markersize": 5, "color": color}
+            axis.plot(lags, drawable(values), label=series_label(name), **style)
+        axis.axhline(0, color=look.faint, linewidth=0.8)
+        axis.set(xlabel="tokens ago", ylabel="partial R², held out", title=f"The {kind}, given the belief", xticks=lags)
+        say_if_empty(axis, *(drawable(values) for values in sites.values()))
+        axis.legend(frameon=False, fontsize=8)
+    place, heights = np.arange(len(regrets)), drawable(list(regrets.values()))
+    for index, name in enumerate(("erased", "as many at random")):
+        costs.plot(place + 0.1 * (2 * index - 1), heights[:, index], marker(index), color=look.color(index), label=name)
+    levels = drawable([alone, worth])
+    for level, name, dashes in zip(levels, ("left alone", "without context"), ("--", ":"), strict=True):
+        if level > 0:
+            costs.axhline(level, color=look.ink, linestyle=dashes, linewidth=1, label=name)
+    known = np.array([*heights.flatten(), *levels])
+    known = known[known > 0]
+    if len(known):
+        # Two decades at least: a small change should look small.
+        costs.set_yscale("log", nonpositive="mask")
+        costs.set_ylim(known.min() / 2, max(known.max() * 2, 100 * known.min()))
+    costs.set(ylabel="regret (nats)", title="Erased beyond the belief", xlim=(-0.5, len(regrets) - 0.5))
+    costs.set_xticks(place, list(regrets), rotation=25 if len(regrets) > 3 else 0)
+    say_if_empty(costs, heights.flatten())
+    legend_beside(costs)
+    return finished(figure, look)
+
+
 def scale_r2(axis: Axes, values: Values) -> None:
     """Fit the axis to the scores, and stretch it toward 1 where they come near it."""
     # No score is above 1 but by rounding.

@@ -2,5 +2,17 @@
 
 from msp_lens.representation.attention_by_lag import attention_by_lag
 from msp_lens.representation.attention_report import AttentionByLag, HeadAttention, NetworkAttention, SiteReading
+from msp_lens.representation.inert_past import beyond_belief
+from msp_lens.representation.past_report import BeyondBelief, Decodable, Erased
 
-__all__ = ["AttentionByLag", "HeadAttention", "NetworkAttention", "SiteReading", "attention_by_lag"]
+__all__ = [
+    "AttentionByLag",
+    "BeyondBelief",
+    "Decodable",
+    "Erased",
+    "HeadAttention",
+    "NetworkAttention",
+    "SiteReading",
+    "attention_by_lag",
+    "beyond_belief",
+]

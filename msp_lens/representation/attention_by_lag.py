@@ -26,17 +26,17 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from msp_lens._checks import Count, Seed, checked
 from msp_lens.beliefs.constrained import attention_heads_needed, constrained_beliefs, decay_rates
-from msp_lens.data import BeliefDataset, LabelledTokens, words
+from msp_lens.data import BeliefDataset, LabelledTokens
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
 from msp_lens.models.attention import attention_layers, output_weights, stream_attention
-from msp_lens.models.hooked import HookedModel, check_fits, site_index, word_length
+from msp_lens.models.hooked import HookedModel, site_index
 from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells
 from msp_lens.probing.controls import untrained_twins
@@ -77,15 +77,10 @@ def attention_by_lag(
         ValueError: if the model does not fit the words or has no attention to read; if words have fewer than four
             tokens, or a symbol is not one token to the model; if no twin can be built from the model's config.
     """
-    if isinstance(data, BeliefDataset):
-        dataset = data
-    else:
-        n_ctx = word_length(model, None, otherwise="a dataset: msp.words(process, n_ctx=…)")
-        dataset = words(data, n_ctx=n_ctx, max_words=n_words, seed=seed)
+    dataset, described = folded.words_of(data, model, n_words, seed)
     process = dataset.process
-    check_fits(model, process, dataset.n_ctx, token_map=dataset.token_map)
     layers = attention_layers(model)
-    _columns(dataset)
+    _check_length(dataset)
     twins = untrained_twins(model, untrained, [f"blocks.{layer}.hook_attn_out" for layer in layers], seed=seed)
     evidence, asked = _evidence(process, dataset.n_ctx)
     additive = constrained_beliefs(process, dataset.tokens)
@@ -101,33 +96,25 @@ def attention_by_lag(
             heads += _heads(network, dataset, layer, cells[_after_attention(network, layer)], evidence, batch_size)
         return NetworkAttention(name, tuple(heads), tuple(_site_reading(site, each) for site, each in cells.items()))
 
-    count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
     return AttentionByLag(
         trained=measured(model, TRAINED),
         untrained=tuple(measured(twin, name) for name, twin in twins),
         rates=decay_rates(process),
         heads_needed=attention_heads_needed(process),
         asked=asked,
-        description=f"{process.name}, {count} of {dataset.n_ctx} tokens, weighted by probability; R² held out by "
-        f"prefix in {n_folds} folds, at positions with enough prefixes for a map of their own.",
+        description=f"{described}; R² held out by prefix in {n_folds} folds, at positions with prefixes enough for a "
+        "map of their own.",
     )
 
 
-def _columns(dataset: BeliefDataset) -> tuple[Int[Tensor, "word column"], Int[Tensor, "pos"]]:
-    """The words as the model reads them, and the column of each symbol; `ValueError` if these differ between words."""
-    tokens, columns = dataset.encoded()
-    token_map = dataset.token_map
-    if token_map is not None and (token_map.separator or any(len(ids) > 1 for ids in token_map.symbols)):
-        raise ValueError(
-            f"{token_map!r} writes symbols with several tokens or separators, and attention is between tokens: give "
-            "a map with one token for each symbol."
-        )
+def _check_length(dataset: BeliefDataset) -> None:
+    """Raise `ValueError` if words are too short for a decay, or a symbol has no column of its own."""
     # The first column is kept apart.
+    tokens, _ = folded.symbol_columns(dataset)
     if tokens.shape[1] < _SHORTEST:
         raise ValueError(
             f"Words have {tokens.shape[1]} tokens: a decay shows in words of at least {_SHORTEST}. Give longer words."
         )
-    return tokens, columns[0]
 
 
 def _evidence(process: Process, n_ctx: int) -> tuple[Float64[Tensor, "token state"], Float64[Tensor, "lag"]]:
@@ -176,9 +163,9 @@ def _heads(
     batch_size: int | None,
 ) -> list[HeadAttention]:
     """Each head of a layer, then all of them together."""
-    _, columns = _columns(dataset)
+    _, columns = folded.symbol_columns(dataset)
     (after,) = set(cells.whole.blocks) - {CONSTRAINED, BELIEF}
-    within = folded.within_positions(cells)
+    within = folded.within_positions(folded.at_positions(cells))
     read = folded.SOLVER.solve(folded.SOLVER.decompose(within, after), CONSTRAINED).weights
     sums = _sums(model, dataset, layer, read, evidence, batch_size)
     # The first column takes what a softmax leaves over, whether it is a symbol or a start token.
@@ -216,7 +203,7 @@ def _sums(
     Of the pattern; of what values add at each key, read as a belief; of the pattern times the product of that with what
     the key's token says, and times what it says; and of what values add for each token, after the first symbol.
     """
-    tokens, columns = _columns(dataset)
+    tokens, columns = folded.symbol_columns(dataset)
     written, says, n_tokens = output_weights(model, layer).double(), evidence[dataset.tokens], len(evidence)
     sums: dict[str, Tensor] = {}
     for batch in stream_attention(model, tokens, layer, batch_size=batch_size):

@@ -9,22 +9,22 @@ position, as a softmax over more and more tokens does, what a position holds is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens.data import LabelledTokens
+from msp_lens.data import BeliefDataset, LabelledTokens, words
 from msp_lens.data.splits import deal
-from msp_lens.models.hooked import HookedModel
-from msp_lens.models.sites import site_label
+from msp_lens.models.hooked import HookedModel, check_fits, word_length
 from msp_lens.moments import Moments, MomentsGrid, Ridge
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import merge_all
-from msp_lens.moments.solve import mean_squared_errors, variances
+from msp_lens.moments.solve import LinearMap, mean_squared_errors, variances
 from msp_lens.moments.solvers import Solver
 from msp_lens.probing.rows import model_rows
+from msp_lens.processes.process import Process
 
 # Distinct prefixes for each feature from which a position is read by itself.
 _ROWS_PER_FEATURE = 3
@@ -93,31 +93,84 @@ def held_out_r2_by_position(cells: Cells, site: str, target: str, *, solver: Sol
 
 def positions_read(cells: Cells, site: str) -> list[list[Moments]]:
     """The folds of each position that has prefixes enough to be read by itself."""
-    found = []
-    for position in zip(*cells.by_fold_and_position, strict=True):
-        parts = [part for part in position if part.weight > 0]
-        enough = _ROWS_PER_FEATURE * parts[0].blocks[site] if parts else math.inf
-        if len(parts) > 1 and sum(part.n for part in parts) >= enough:
-            found.append(parts)
-    return found
+    return positions_with(cells, _ROWS_PER_FEATURE * cells.whole.blocks[site])
 
 
-def within_positions(cells: Cells) -> Moments:
+def positions_with(cells: Cells, n_prefixes: int) -> list[list[Moments]]:
+    """The folds of each position that has this many distinct prefixes, and some in two folds at least."""
+    by_position = [[part for part in each if part.weight > 0] for each in zip(*cells.by_fold_and_position, strict=True)]
+    return [parts for parts in by_position if len(parts) > 1 and sum(part.n for part in parts) >= n_prefixes]
+
+
+def at_positions(cells: Cells) -> list[Moments]:
+    """The moments of each position, all folds together."""
+    return [merge_all(list(each)) for each in zip(*cells.by_fold_and_position, strict=True)]
+
+
+def within_positions(positions: Sequence[Moments]) -> Moments:
     """The moments of rows about the mean of their own position: what varies from prefix to prefix, not by position."""
-    whole = cells.whole
-    at_each = [merge_all(list(position)) for position in zip(*cells.by_fold_and_position, strict=True)]
-    scatter = torch.stack([part.scatter for part in at_each]).sum(dim=0)
-    mean = torch.zeros_like(whole.mean)
+    whole = merge_all(positions)
+    scatter = torch.stack([part.scatter for part in positions]).sum(dim=0)
     known = {"n": whole.n, "weight": whole.weight, "rounding": whole.rounding}
-    return Moments.of(whole.blocks, mean=mean, scatter=scatter, **known)
+    return Moments.of(whole.blocks, mean=torch.zeros_like(whole.mean), scatter=scatter, **known)
+
+
+def errors_within_positions(
+    positions: Sequence[Sequence[Moments]], features: Sequence[str], targets: Sequence[str], *, solver: Solver = SOLVER
+) -> Float64[Tensor, "target"]:
+    """Squared errors of one map of what varies within positions, with a mean for each position, held out by fold.
+
+    `positions` are the folds of each position, as `positions_read` gives them. Without features they are the errors of
+    the means alone. Errors are summed over rows by their weight, for each column of the targets.
+    """
+    n_folds = max(len(parts) for parts in positions)
+    errors = torch.zeros(sum(positions[0][0].blocks[target] for target in targets), dtype=torch.float64)
+    for k in range(n_folds):
+        rest = [merge_all([part for j, part in enumerate(parts) if j != k]) for parts in positions]
+        if features:
+            weights = solver.solve(solver.decompose(within_positions(rest), list(features)), list(targets)).weights
+        else:
+            weights = torch.zeros(0, len(errors), dtype=torch.float64)
+        for parts, known in zip(positions, rest, strict=True):
+            if k < len(parts):
+                read = known.block_mean(features) @ weights if features else 0.0
+                fitted = LinearMap(weights, known.block_mean(targets) - read, len(weights))
+                errors += parts[k].weight * _errors(fitted, parts[k], features, targets)
+    return errors
+
+
+def _errors(
+    fitted: LinearMap, moments: Moments, features: Sequence[str], targets: Sequence[str]
+) -> Float64[Tensor, "target"]:
+    if features:
+        return mean_squared_errors(fitted, moments, list(features), list(targets))
+    return variances(moments, list(targets)) + (moments.block_mean(targets) - fitted.bias) ** 2
+
+
+def symbol_columns(dataset: BeliefDataset) -> tuple[Int[Tensor, "word column"], Int[Tensor, "pos"]]:
+    """The words as the model reads them, and the column of each symbol; `ValueError` if these differ between words."""
+    tokens, columns = dataset.encoded()
+    token_map = dataset.token_map
+    if token_map is not None and (token_map.separator or any(len(ids) > 1 for ids in token_map.symbols)):
+        raise ValueError(
+            f"{token_map!r} writes symbols with several tokens or separators, so that they have no columns of their "
+            "own: give a map with one token for each symbol."
+        )
+    return tokens, columns[0]
+
+
+def words_of(data: Process | BeliefDataset, model: HookedModel, n_words: int, seed: int) -> tuple[BeliefDataset, str]:
+    """The words to average over, checked to fit the model, and what they are in words."""
+    dataset = data
+    if not isinstance(dataset, BeliefDataset):
+        n_ctx = word_length(model, None, otherwise="a dataset: msp.words(process, n_ctx=…)")
+        dataset = words(dataset, n_ctx=n_ctx, max_words=n_words, seed=seed)
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map)
+    count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
+    return dataset, f"{dataset.process.name}, {count} of {dataset.n_ctx} tokens, weighted by probability"
 
 
 def cumulated_variance(moments: Moments, site: str, most: int = 6) -> Float64[Tensor, "component"]:
     """The share of a site's variance in its first 1, 2, … principal components."""
     eigenvalues = torch.linalg.eigvalsh(moments.covariance(site, site)).flip(0).clamp(min=0)
     return (eigenvalues.cumsum(dim=0) / eigenvalues.sum())[:most]
-
-
-def labels_of(sites: Sequence[str]) -> Mapping[str, str]:
-    """Each site's short label."""
-    return {site: site_label(site) for site in sites}

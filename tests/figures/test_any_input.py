@@ -23,7 +23,14 @@ from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plo
 from msp_lens.figures.graphs import plot_generator, plot_presentation
 from msp_lens.figures.interactive import explore_beliefs
 from msp_lens.figures.movie import Movie, Progress, beliefs_movie
-from msp_lens.figures.score_curves import plot_attention_by_lag, plot_crossover, plot_distances, plot_parts, plot_r2
+from msp_lens.figures.score_curves import (
+    plot_attention_by_lag,
+    plot_beyond_belief,
+    plot_crossover,
+    plot_distances,
+    plot_parts,
+    plot_r2,
+)
 from msp_lens.figures.simplex import plot_beliefs, plot_positions
 from msp_lens.figures.tokens import Html, attention_view, belief_view, readout_view, word_view
 
@@ -54,7 +61,7 @@ def of_numbers(name, v):
     """All figures of numbers, with these values in every place that takes some."""
     places = list(range(1, len(v) + 1))
     tokens = [100 * place for place in places]
-    labels = [f"{name}{place}" for place in places]
+    labels, ends = [f"{name}{place}" for place in places], ([*v, NAN][0], [NAN, *v][-1])
     yield lambda: plot_training(tokens, v, v)
     yield lambda: plot_training(v, v)
     yield lambda: plot_regret(v, v)
@@ -73,7 +80,10 @@ def of_numbers(name, v):
     yield lambda: plot_inference(v, 0.1, 1, dict(zip(places, v, strict=True)), chosen=1, ylabel=name)
     yield lambda: plot_inferred(tokens, v, v, v, {1: v, 2: v}, is_trusted=[True] * len(v), counted=name)
     yield lambda: plot_r2(places, {name: v}, xlabel=name, title=name, ylabel=name)
-    yield lambda: plot_attention_by_lag({name: v}, {name: v}, v, dict.fromkeys(labels, (v[0], v[-1])), rate=v[0])
+    yield lambda: plot_attention_by_lag({name: v}, {name: v}, v, dict.fromkeys(labels, ends), rate=ends[0])
+    pairs = dict(zip(labels, zip(v, v[::-1], strict=True), strict=True))
+    kinds = {name: {name: v}, "other": {name: v, "other": v}}
+    yield lambda: plot_beyond_belief(places, kinds, pairs, alone=ends[0], worth=ends[1])
     yield lambda: plot_attention_by_lag({name: v, "other": v}, {}, v, {name: (0.5, 0.4)})
     yield lambda: plot_crossover(places, {name: v}, dict(zip(labels, v, strict=True)))
     yield lambda: plot_distances(
