@@ -247,19 +247,61 @@ def plot_attention_by_lag(
     middle.plot(lags, drawable(asked), color=look.ink, linestyle="--", linewidth=1.2, label="asked for")
     middle.set(xlabel="lag", ylabel="added, per unit of evidence", title="Effective attention", xticks=lags)
     middle.legend(frameon=False, fontsize=8)
-    place, scores = np.arange(len(sites)), drawable(list(sites.values()))
-    for index, name in enumerate(("constrained beliefs", "true beliefs")):
-        at = place + 0.1 * (2 * index - 1)
-        right.plot(at, scores[:, index], marker(index), color=look.color(index), markersize=7, label=name)
-    scale_r2(right, scores.flatten().tolist())
+    _compare(right, sites, ("constrained beliefs", "true beliefs"), look)
     right.set(ylabel="R², held out, each position by itself", title="Which beliefs each site follows")
-    right.set_xticks(place, list(sites), rotation=25 if len(sites) > 4 else 0)
-    right.set_xlim(-0.5, len(sites) - 0.5)
-    right.grid(axis="y", color=look.faint, linewidth=0.4)
     right.legend(frameon=False, fontsize=8)
-    for axis, values in ((left, attention.values()), (middle, [asked, *effective.values()]), (right, [scores])):
+    for axis, values in ((left, attention.values()), (middle, [asked, *effective.values()]), (right, sites.values())):
         say_if_empty(axis, *(drawable(each).flatten() for each in values))
     return finished(figure, look)
+
+
+@checked
+def plot_compared(
+    sites: Mapping[str, Sequence[float | Any]],
+    names: Sequence[str],
+    *,
+    intervals: Mapping[str, Sequence[tuple[float | Any, float | Any]]] | None = None,
+    ylabel: str,
+    title: str = "",
+    theme: ThemeName = "light",
+) -> Figure:
+    """Several R² of each site side by side, one for each of the names, with the ends of their intervals if given.
+
+    Raises:
+        ValueError: if there is no site, or not a score and an interval for each name.
+    """
+    one_for_each(sites=sites)
+    one_for_each(names=names, **{f"sites[{name!r}]": values for name, values in sites.items()})
+    figure, (axis,), look = new_figure(max(6.4, 1.3 * len(sites) + 3), 3.8, theme)
+    _compare(axis, sites, names, look, intervals)
+    axis.set(ylabel=ylabel, title=title)
+    say_if_empty(axis, *(drawable(values) for values in sites.values()))
+    legend_beside(axis)
+    return finished(figure, look)
+
+
+def _compare(
+    axis: Axes,
+    sites: Mapping[str, Sequence[float | Any]],
+    names: Sequence[str],
+    look: Theme,
+    intervals: Mapping[str, Sequence[tuple[float | Any, float | Any]]] | None = None,
+) -> None:
+    """A dot for each name at each site."""
+    place, scores = np.arange(len(sites)), drawable(list(sites.values()))
+    shown = scores.flatten().tolist()
+    for index, name in enumerate(names):
+        at = place + 0.2 * (index - (len(names) - 1) / 2)
+        if intervals is not None:
+            low, high = drawable([intervals[site][index] for site in sites]).T
+            reach = np.clip(np.nan_to_num([scores[:, index] - low, high - scores[:, index]]), 0, None)
+            axis.errorbar(at, scores[:, index], yerr=reach, fmt="none", ecolor=look.soft, elinewidth=1, capsize=2)
+            shown += [*low.tolist(), *high.tolist()]
+        axis.plot(at, scores[:, index], marker(index), color=look.color(index), markersize=7, label=series_label(name))
+    scale_r2(axis, shown)
+    axis.set_xticks(place, list(sites), rotation=25 if len(sites) > 4 else 0)
+    axis.set_xlim(-0.5, len(sites) - 0.5)
+    axis.grid(axis="y", color=look.faint, linewidth=0.4)
 
 
 @checked

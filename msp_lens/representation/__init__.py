@@ -2,12 +2,15 @@
 
 from msp_lens.representation.attention_by_lag import attention_by_lag
 from msp_lens.representation.attention_report import AttentionByLag, HeadAttention, NetworkAttention, SiteReading
+from msp_lens.representation.curvature import Curvature, CurvedBeliefs, curved_beliefs
 from msp_lens.representation.inert_past import beyond_belief
 from msp_lens.representation.past_report import BeyondBelief, Decodable, Erased
 
 __all__ = [
     "AttentionByLag",
     "BeyondBelief",
+    "Curvature",
+    "CurvedBeliefs",
     "Decodable",
     "Erased",
     "HeadAttention",
@@ -15,4 +18,5 @@ __all__ = [
     "SiteReading",
     "attention_by_lag",
     "beyond_belief",
+    "curved_beliefs",
 ]

@@ -26,6 +26,7 @@ from msp_lens.figures.movie import Movie, Progress, beliefs_movie
 from msp_lens.figures.score_curves import (
     plot_attention_by_lag,
     plot_beyond_belief,
+    plot_compared,
     plot_crossover,
     plot_distances,
     plot_parts,
@@ -82,6 +83,9 @@ def of_numbers(name, v):
     yield lambda: plot_r2(places, {name: v}, xlabel=name, title=name, ylabel=name)
     yield lambda: plot_attention_by_lag({name: v}, {name: v}, v, dict.fromkeys(labels, ends), rate=ends[0])
     pairs = dict(zip(labels, zip(v, v[::-1], strict=True), strict=True))
+    spans = {label: [(x, y), (y, x)] for label, (x, y) in pairs.items()}
+    yield lambda: plot_compared(pairs, [name, "other"], ylabel=name, title=name)
+    yield lambda: plot_compared(pairs, [name, "other"], intervals=spans, ylabel=name)
     kinds = {name: {name: v}, "other": {name: v, "other": v}}
     yield lambda: plot_beyond_belief(places, kinds, pairs, alone=ends[0], worth=ends[1])
     yield lambda: plot_attention_by_lag({name: v, "other": v}, {}, v, {name: (0.5, 0.4)})
