@@ -212,6 +212,10 @@ SITE = "blocks.0.hook_resid_post"
 GOOD: dict[str, Callable[[], Any]] = {
     "process": msp.processes.z1r,
     "world": lambda: msp.processes.product([msp.processes.z1r()]),
+    "two factors": lambda: msp.processes.product([msp.processes.coin(p=0.5), msp.processes.z1r()]),
+    "network of two factors": lambda: msp.build_model(
+        msp.ModelConfig(d_vocab=4, n_layers=1, d_model=8, n_ctx=4), seed=1
+    ),
     "factors": lambda: [good("process"), good("process")],
     "factor": lambda: 0,
     "model": network,
@@ -288,6 +292,13 @@ OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "encode": {"words": lambda: torch.tensor([[0, 1]])},
     "emergence": {"run": lambda: []},
     "editing": {"edits": dict},
+    "crosstalk": {
+        "world": lambda: good("two factors"),
+        "model": lambda: good("network of two factors"),
+        "probes": lambda: msp.probe(
+            good("network of two factors"), good("two factors"), controls=False, progress=False
+        ),
+    },
     "reading_symbols": {"token_map": lambda: msp.TokenMap(symbols=(0, 1))},
     **{
         name: {"words": lambda: msp.inference.process_words(good("process"), 4)}

@@ -20,6 +20,7 @@ from msp_lens.figures.style import (
     Theme,
     ThemeName,
     Values,
+    draw_curve,
     drawable,
     finished,
     legend_beside,
@@ -358,6 +359,57 @@ def plot_beyond_belief(
     costs.set_xticks(place, list(regrets), rotation=25 if len(regrets) > 3 else 0)
     say_if_empty(costs, heights.flatten())
     legend_beside(costs)
+    return finished(figure, look)
+
+
+@checked
+def plot_factor_geometry(
+    explained: Curves,
+    predicted: Curves,
+    sites: Sequence[str],
+    overlaps: Curves,
+    *,
+    chance: Values,
+    share: float = 0.95,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Left, the share of variance in the first principal components; right, the overlap of factors' subspaces by site.
+
+    Args:
+        explained: For each network, the cumulated shares.
+        predicted: The same of beliefs, drawn broken.
+        sites: Labels of the sites.
+        overlaps: For each network, the mean overlap at each site.
+        chance: That of random subspaces, at each site.
+        share: The share whose number of components is compared, drawn as a line.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if there is no network or site, or not an overlap for each site.
+    """
+    one_for_each(explained=explained)
+    one_for_each(sites=sites, chance=chance, **{f"overlaps[{name!r}]": values for name, values in overlaps.items()})
+    figure, (left, right), look = new_figure(10.5, 3.8, theme, columns=2)
+    for index, (name, values) in enumerate(explained.items()):
+        heights, label = drawable(values), series_label(name)
+        draw_curve(left, list(range(1, len(heights) + 1)), heights, color=look.color(index), label=label)
+    for (name, values), style in zip(predicted.items(), ("--", ":", "-."), strict=False):
+        heights = drawable(values)
+        places = list(range(1, len(heights) + 1))
+        draw_curve(left, places, heights, color=look.ink, linestyle=style, label=f"predicted: {name}")
+    left.axhline(share, color=look.faint, linewidth=1)
+    most = max(
+        (int((drawable(values) < 0.99).sum()) for values in (*explained.values(), *predicted.values())), default=1
+    )
+    left.set(xlabel="principal components", ylabel="share of the variance", xlim=(0.5, most + 1.5), ylim=(0, 1.02))
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    for index, (name, values) in enumerate(overlaps.items()):
+        style: Any = {"color": look.color(index), "marker": marker(index), "label": series_label(name)}
+        right.plot(range(len(sites)), drawable(values), **style)
+    right.plot(range(len(sites)), chance, color=look.ink, linestyle=":", label="random subspaces")
+    right.set_xticks(range(len(sites)), list(sites), rotation=45, ha="right")
+    right.set(yscale="log", ylabel="overlap of factors' subspaces")
+    legend_beside(right)
     return finished(figure, look)
 
 

@@ -244,22 +244,22 @@ def _table(
             compared = [quantities, *(measured[site, span, name, 1.0] for name in ("placebo", "donor"))]
             recovered, placebo, donor = (ratio(left_alone[0] - each[0, :, after], left_alone[0]) for each in compared)
             gain = donor[0] - placebo[0]
-            acts = acts_on_belief(_mean(left_alone[1])[0], _mean(left_alone[0])[0])
+            acts = acts_on_belief(mean_and_error(left_alone[1])[0], mean_and_error(left_alone[0])[0])
             surely = acts and gain > 2 * math.hypot(placebo[1], donor[1])
             row = {"site": site, "edit": edit, "strength": strength, "span": span, "after": after}
-            row["kl_to_target"], row["kl_to_target_error"] = _mean(to_target)
-            row["kl_to_actual"], row["kl_to_actual_error"] = _mean(to_actual)
+            row["kl_to_target"], row["kl_to_target_error"] = mean_and_error(to_target)
+            row["kl_to_actual"], row["kl_to_actual_error"] = mean_and_error(to_actual)
             row["recovery"], row["recovery_error"] = recovered
             row["above_placebo"] = (recovered[0] - placebo[0]) / gain if surely else math.nan
             row["displacement"], row["displacement_error"] = ratio(moved, way)
             # As much of a placebo, on the same words.
-            excess, error = _mean(to_target - measured[site, span, "placebo", strength][0, :, after])
+            excess, error = mean_and_error(to_target - measured[site, span, "placebo", strength][0, :, after])
             row["worse_than_placebo"] = edit in writing and excess > 2 * error
             records.append(row | {"n": len(to_target)})
     return pd.DataFrame(records)
 
 
-def _mean(values: Float64[Tensor, "word"]) -> tuple[float, float]:
+def mean_and_error(values: Float64[Tensor, "word"]) -> tuple[float, float]:
     """The mean over the words that have a value, and its standard error."""
     known = values[~values.isnan()]
     return float(known.mean()), float(known.std()) / len(known) ** 0.5 if len(known) > 1 else math.nan

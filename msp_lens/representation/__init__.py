@@ -2,7 +2,9 @@
 
 from msp_lens.representation.attention_by_lag import attention_by_lag
 from msp_lens.representation.attention_report import AttentionByLag, HeadAttention, NetworkAttention, SiteReading
+from msp_lens.representation.crosstalk import crosstalk
 from msp_lens.representation.curvature import Curvature, CurvedBeliefs, curved_beliefs
+from msp_lens.representation.factor_geometry import FactorGeometry, Predicted, SiteFactors, factor_geometry
 from msp_lens.representation.inert_past import beyond_belief
 from msp_lens.representation.past_report import BeyondBelief, Decodable, Erased
 
@@ -13,10 +15,15 @@ __all__ = [
     "CurvedBeliefs",
     "Decodable",
     "Erased",
+    "FactorGeometry",
     "HeadAttention",
     "NetworkAttention",
+    "Predicted",
+    "SiteFactors",
     "SiteReading",
     "attention_by_lag",
     "beyond_belief",
+    "crosstalk",
     "curved_beliefs",
+    "factor_geometry",
 ]
