@@ -405,12 +405,22 @@ def plot_factor_geometry(
     left.legend(frameon=False, fontsize=8, loc="lower right")
     for index, (name, values) in enumerate(overlaps.items()):
         style: Any = {"color": look.color(index), "marker": marker(index), "label": series_label(name)}
-        right.plot(range(len(sites)), drawable(values), **style)
-    right.plot(range(len(sites)), chance, color=look.ink, linestyle=":", label="random subspaces")
+        right.plot(range(len(sites)), _between_0_and_1(values), **style)
+    right.plot(range(len(sites)), _between_0_and_1(chance), color=look.ink, linestyle=":", label="random subspaces")
     right.set_xticks(range(len(sites)), list(sites), rotation=45, ha="right")
-    right.set(yscale="log", ylabel="overlap of factors' subspaces")
+    right.set_ylabel("overlap of factors' subspaces")
+    shown = np.concatenate([_between_0_and_1(values) for values in (chance, *overlaps.values())])
+    if np.isfinite(shown).any():
+        right.set(yscale="log", ylim=(0.5 * np.nanmin(shown), 1.5))
+    say_if_empty(right, shown)
     legend_beside(right)
     return finished(figure, look)
+
+
+def _between_0_and_1(values: Values) -> np.ndarray:
+    """The values that a logarithmic axis of shares has a place for; the others leave gaps."""
+    heights = drawable(values)
+    return np.where((heights > 1e-30) & (heights <= 1), heights, np.nan)
 
 
 def scale_r2(axis: Axes, values: Values) -> None:

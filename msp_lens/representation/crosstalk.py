@@ -149,7 +149,7 @@ class _Swap:
     words: Int[Tensor, "word pos"]
     donors: Int[Tensor, "word pos"]
     target: Float64[Tensor, "word part_state"]
-    optimum: list[Float64[Tensor, "word factor_token"]]
+    optimum: list[Float64[Tensor, "word _"]]
 
 
 def _swap(world: Factored, factor: int, words: Int[Tensor, "word pos"], generator: torch.Generator) -> _Swap:
@@ -161,7 +161,7 @@ def _swap(world: Factored, factor: int, words: Int[Tensor, "word pos"], generato
 
 def _predictions(
     model: HookedModel, world: Factored, probes: Sequence[BeliefProbe], swap: _Swap, seed: int, batch_size: int | None
-) -> dict[tuple[str, str], list[Float64[Tensor, "word factor_token"]]]:
+) -> dict[tuple[str, str], list[Float64[Tensor, "word _"]]]:
     """What the model says of each factor's next token after each edit of each site."""
     position, sites = swap.words.shape[1] - 1, [probe.sites[0] for probe in probes]
     sources = [derived_generator(seed, "crosstalk", swap.factor, probe.label) for probe in probes]

@@ -29,6 +29,7 @@ from msp_lens.figures.score_curves import (
     plot_compared,
     plot_crossover,
     plot_distances,
+    plot_factor_geometry,
     plot_parts,
     plot_r2,
 )
@@ -89,6 +90,7 @@ def of_numbers(name, v):
     kinds = {name: {name: v}, "other": {name: v, "other": v}}
     yield lambda: plot_beyond_belief(places, kinds, pairs, alone=ends[0], worth=ends[1])
     yield lambda: plot_attention_by_lag({name: v, "other": v}, {}, v, {name: (0.5, 0.4)})
+    yield lambda: plot_factor_geometry({name: v, "other": v}, {name: v}, labels, {name: v}, chance=v)
     yield lambda: plot_crossover(places, {name: v}, dict(zip(labels, v, strict=True)))
     yield lambda: plot_distances(
         np.array(v), {name: (np.array(v), None if np.isnan(v[:1]).any() else v[0])}, ylabel=name
