@@ -23,7 +23,7 @@ from torch import Tensor
 from msp_lens._checks import Above, Below, Count, check_memory, checked
 from msp_lens._values import Value
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, by_first_appearance, equal_beliefs
-from msp_lens.figures.labels import subscript
+from msp_lens.figures.placement import subscript
 from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from matplotlib.patches import Ellipse, FancyArrowPatch
 from matplotlib.path import Path
 
 from msp_lens._checks import checked
-from msp_lens.figures.labels import Box, first_free, text_box
-from msp_lens.figures.layouts import layered_layout, spring_layout
+from msp_lens.figures.placement import Box, first_free, layered_layout, spring_layout, text_box
 from msp_lens.figures.style import (
     LONGEST_LINE,
     LONGEST_NAME,

@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from msp_lens._checks import Count, checked
-from msp_lens.figures.labels import Box, around, first_free, subscript, text_box
+from msp_lens.figures.placement import Box, around, first_free, subscript, text_box
 from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
 from msp_lens.figures.style import (
     LONGEST_NAME,

@@ -224,7 +224,7 @@ class AttentionPlots:
 
     def __call__(self, *, theme: ThemeName = "light") -> Figure:
         """Attention by lag, the effective attention beside what is asked for, and what each site follows."""
-        from msp_lens.figures.score_curves import plot_attention_by_lag
+        from msp_lens.figures.representation_curves import plot_attention_by_lag
 
         found, trained = self.found, self.found.trained
         attention = {head.head: head.attention.tolist() for head in trained.heads if not head.is_together}

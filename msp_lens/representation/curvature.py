@@ -146,7 +146,7 @@ class CurvaturePlots:
 
     def __call__(self, *, theme: ThemeName = "light") -> Figure:
         """Held-out R² of both read-outs at each site, with their intervals."""
-        from msp_lens.figures.score_curves import plot_compared
+        from msp_lens.figures.representation_curves import plot_compared
 
         scores = {each.site: (each.linear.r2, each.curved.r2) for each in self.found.sites}
         intervals = {each.site: (each.linear.r2_interval, each.curved.r2_interval) for each in self.found.sites}

@@ -192,7 +192,7 @@ class FactorGeometry(Value, TableView):
 
     def plot(self, *, theme: ThemeName = "light") -> Figure:
         """The variance that components explain at the last site, beside the predictions; and overlaps by site."""
-        from msp_lens.figures.score_curves import plot_factor_geometry
+        from msp_lens.figures.representation_curves import plot_factor_geometry
 
         labels = list(dict.fromkeys(each.site for each in self.sites))
         last = [each for each in self.sites if each.site == labels[-1]]

@@ -163,7 +163,7 @@ class PastPlots:
 
     def __call__(self, *, theme: ThemeName = "light") -> Figure:
         """Partial R² over lag at each site, and regret with it erased beside as many random directions."""
-        from msp_lens.figures.score_curves import plot_beyond_belief
+        from msp_lens.figures.representation_curves import plot_beyond_belief
 
         found = self.found
         curves: dict[str, dict[str, list[float]]] = {}

@@ -23,13 +23,15 @@ from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plo
 from msp_lens.figures.graphs import plot_generator, plot_presentation
 from msp_lens.figures.interactive import explore_beliefs
 from msp_lens.figures.movie import Movie, Progress, beliefs_movie
-from msp_lens.figures.score_curves import (
+from msp_lens.figures.representation_curves import (
     plot_attention_by_lag,
     plot_beyond_belief,
     plot_compared,
+    plot_factor_geometry,
+)
+from msp_lens.figures.score_curves import (
     plot_crossover,
     plot_distances,
-    plot_factor_geometry,
     plot_parts,
     plot_r2,
 )

@@ -8,8 +8,7 @@ from matplotlib.patches import Ellipse, FancyArrowPatch
 
 import msp_lens as msp
 from msp_lens.figures.graphs import plot_presentation
-from msp_lens.figures.labels import Box, around, first_free, spread_out
-from msp_lens.figures.layouts import crossings, layered_layout, spring_layout
+from msp_lens.figures.placement import Box, around, crossings, first_free, layered_layout, spread_out, spring_layout
 
 GENERATORS = [
     *(
