@@ -13,6 +13,7 @@ Memory is that of one matrix, however many rows there are.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -157,12 +158,13 @@ class Moments:
 
     def columns(self, names: str | Sequence[str]) -> Int[Tensor, "column"]:
         """The indices of the columns of one or several blocks, in the order given; `KeyError` if there is none."""
-        starts = dict(zip(self.blocks, torch.tensor([0, *self.blocks.values()]).cumsum(0).tolist(), strict=False))
+        starts = dict(zip(self.blocks, itertools.accumulate(self.blocks.values(), initial=0), strict=False))
         wanted = (names,) if isinstance(names, str) else names
         for name in wanted:
             if name not in self.blocks:
                 raise KeyError(f"No block {name!r} in these moments; they have {', '.join(self.blocks)}.")
-        return torch.cat([torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted])
+        found = [torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def select(self, names: Sequence[str]) -> Moments:
         """The moments of these blocks alone, in the order given; `KeyError` if there is no such block."""
