@@ -265,7 +265,7 @@ def label_rows(
         prior_weight: How much the prior's row counts.
         description: What else to say about where the rows come from.
         classes: The names of the classes of one-hot targets.
-        undefined: The prefixes where a target has no value, by its name; the prior always has one.
+        undefined: The prefixes where a target has no value, by its name; before any symbol it has none if that is 0.
     """
     words, symbols = (is_row & position_mask(dataset.positions, dataset.tokens)).nonzero(as_tuple=True)
     labels = {name: values[dataset.prefix_ids[words, symbols]] for name, values in targets.items()}
@@ -277,7 +277,7 @@ def label_rows(
         if missing := sorted(targets.keys() - prior.keys()):
             raise ValueError(f"include_prior=True, but {missing} have no value before the first symbol: leave it out.")
         labels = {name: torch.cat([prior[name].unsqueeze(0), values]) for name, values in labels.items()}
-        missing_rows = {name: torch.cat([gone.new_zeros(1), gone]) for name, gone in missing_rows.items()}
+        missing_rows = {name: torch.cat([(prior[name] == 0).all()[None], gone]) for name, gone in missing_rows.items()}
         prior_row = (0, -1, len(token_map.start) - 1, prior_weight, int(groups.max()) + 1)
         words, symbols, columns, row_weights, row_groups = (
             torch.cat([rest.new_tensor([first]), rest])

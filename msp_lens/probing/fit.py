@@ -20,6 +20,7 @@ from msp_lens.beliefs import constrained_beliefs
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
+from msp_lens.data.row_positions import position_mask
 from msp_lens.data.splits import Split, as_split, labelled_rows, split_rows
 from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.model_files import model_fingerprint
@@ -33,7 +34,15 @@ from msp_lens.probing.controls import Controls, ControlScore, TokenWindows, untr
 from msp_lens.probing.cross_validation import CONSTRAINED, NEXT_TOKEN, Target
 from msp_lens.probing.fit_rows import check_concatenate, fit_report
 from msp_lens.probing.one_pass import ClassRows, Observer, strata_of
-from msp_lens.probing.parts import Part, constrained_parts, differs, process_parts, shuffled_values, undefined_rows
+from msp_lens.probing.parts import (
+    Part,
+    constrained_parts,
+    differs,
+    part_tokens,
+    process_parts,
+    shuffled_values,
+    undefined_rows,
+)
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.rows import RowBatch, model_rows
 from msp_lens.processes.process import Process
@@ -216,16 +225,18 @@ def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, con
     parts, before = process_parts(process), process.parts(process.initial)
     for part in parts:
         targets[part.target.block], prior[part.target.block] = dataset.prefix_parts[part.name], before[part.name]
-    read = [Target(), *(part.target for part in parts)]
-    undefined = {each.block: gone for each in read if (gone := undefined_rows(targets[each.block])).any()}
+    read = {None: Target()} | {part.name: part.target for part in parts}
+    gone = {each.block: undefined_rows(targets[each.block]) for each in read.values()}
+    undefined = {block: rows for block, rows in gone.items() if rows.any() or undefined_rows(prior[block])}
     windows = []
     if controls:
         generator = torch.Generator().manual_seed(seed)
-        for each in read:
+        for name, each in read.items():
             values = targets[each.block]
             targets[each.shuffled] = shuffled_values(values, generator=generator)
             prior[each.shuffled] = prior[each.block]
-            windows.append(TokenWindows(dataset.tokens, process.n_tokens, n_targets=values.shape[1], target=each.block))
+            own = (dataset.tokens, process.n_tokens) if name is None else part_tokens(process, name, dataset.tokens)
+            windows.append(TokenWindows(*own, n_targets=values.shape[1], target=each.block))
         for values in (targets, prior):
             values[NEXT_TOKEN] = next_token_probabilities(process, values[BELIEF])
         constrained = _constrained(dataset, parts, targets, weighting)
@@ -245,6 +256,7 @@ def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, con
             "draw_seed": dataset.seed,
             "own_dataset": not dataset.is_population and dataset.seed is None,
             "unused_tokens": [process.tokens[token] for token in _unused(dataset)],
+            "always_first": _always_first(dataset),
         },
         windows=windows,
         regret=_Regret(dataset) if token_map is None or token_map.predicts_symbols else None,
@@ -272,6 +284,14 @@ def _unused(dataset: BeliefDataset) -> list[int]:
     """The tokens that occur in none of the words."""
     counts = torch.bincount(dataset.tokens.flatten(), minlength=dataset.process.n_tokens)
     return (counts == 0).nonzero().flatten().tolist()
+
+
+def _always_first(dataset: BeliefDataset) -> str | None:
+    """The token that all words begin with, if there is one and the position after it is a row."""
+    first = dataset.tokens[:, 0]
+    if not bool((first == first[0]).all()) or not bool(position_mask(dataset.positions, dataset.tokens)[0, 0]):
+        return None
+    return dataset.process.tokens[int(first[0])]
 
 
 def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from msp_lens.beliefs.information import optimal_losses
@@ -76,6 +76,26 @@ def _state_names(process: Process) -> dict[str, tuple[str, ...]]:
     if isinstance(process, Factored):
         return {label: part.states for label, part in zip(process.labels, process.factors, strict=True)}
     return {}
+
+
+def part_tokens(process: Process, name: str, tokens: Int[Tensor, "word pos"]) -> tuple[Int[Tensor, "word pos"], int]:
+    """The tokens that the belief about a part depends on, as one token each, and the size of their alphabet.
+
+    Without noise these are a factor's own and its parents'; of other parts, all. A window of them is a stricter control
+    than one of joint tokens, as it has fewer categories to fill.
+    """
+    if isinstance(process, WithBos):
+        is_bos = tokens == process.n_tokens - 1
+        own, n_tokens = part_tokens(process.process, name, torch.where(is_bos, 0, tokens))
+        return torch.where(is_bos, n_tokens, own), n_tokens + 1
+    if not isinstance(process, Factored) or process.noise:
+        return tokens, process.n_tokens
+    factor = process.labels.index(name)
+    split, own, n_tokens = process.split_tokens(tokens), torch.zeros_like(tokens), 1
+    for member in sorted({factor, *process.parents[factor]}):
+        size = process.factors[member].n_tokens
+        own, n_tokens = own * size + split[..., member], n_tokens * size
+    return own, n_tokens
 
 
 def undefined_rows(values: Float64[Tensor, "prefix part_state"]) -> Bool[Tensor, "prefix"]:

@@ -54,6 +54,13 @@ def probe_notes(
     if given.get("unused_tokens"):
         names = ", ".join(given["unused_tokens"])
         lines.append(f"Never emitted in these words: {names}. Nothing here says what the network does there.")
+    if given.get("always_first") is not None:
+        n_ctx = given["n_ctx"]
+        lines.append(
+            f"All words begin with {given['always_first']}: the belief after it is a single row, of 1/{n_ctx} of the "
+            "weight by probability, and is read by extrapolation where it is held out. To leave it out: "
+            f"data=msp.words(process, n_ctx={n_ctx}, positions=slice(1, None))."
+        )
     if classes is not None:
         lines.append(classes.best_note())
     lines += _regret_notes(regret)

@@ -383,6 +383,7 @@ class _SavedProvenance(_AlwaysSaved, total=False):
     target: str
     groups: str
     classes: list[str] | None
+    always_first: str | None
     part: str
     part_states: list[str] | None
     parts_left_out: list[str]

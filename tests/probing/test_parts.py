@@ -172,11 +172,13 @@ def test_networks_that_read_one_factor_or_learned_nothing_do_not_pass(pair):
     for each in found.parts.values():
         assert {control.name for control in each.controls if control.kind == "untrained"} == {"untrained 1"}
         assert max(each.skill(label) for label in each) < 0
+    untrained = {name: each["0_post"].scores.held_out.r2 for name, each in found.parts.items()}
     found = msp.probe(erasing_second(trained, random), words, **options)
-    assert found.parts["mess3_0"]["0_post"].scores.held_out.r2 > 0.98
-    assert found.parts["mess3_0"].skill("0_post") > 0.3
-    assert found.parts["mess3_1"]["0_post"].scores.held_out.r2 < 0.05
-    assert found.parts["mess3_1"].skill("0_post") < 0
+    first, second = found.parts["mess3_0"], found.parts["mess3_1"]
+    assert first["0_post"].scores.held_out.r2 > 0.98 > first.controls.select("window 2").held_out.r2
+    assert first["0_post"].scores.held_out.r2 > untrained["mess3_0"] + 0.1
+    assert second["0_post"].scores.held_out.r2 < 0.05 < untrained["mess3_1"]
+    assert second.skill("0_post") < 0
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +391,53 @@ def test_own_rows_with_parts():
     assert report.parts["b"]["h"].scores.held_out.r2 < 0.05
     assert math.isclose(report["h"].scores.held_out.r2, 0.5, abs_tol=0.1)
     assert report.parts["a"].controls.select("belief about b").held_out.r2 < 0.05
+
+
+def test_a_bos_token_keeps_the_parts_and_is_named_in_a_note():
+    process = msp.processes.with_bos(msp.processes.mixture([msp.mess3(), msp.processes.z1r()], [0.5, 0.5]))
+    config = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=5)
+    model = msp.build_model(config, seed=0)
+    report = msp.probe(model, process, sites="0_post", progress=False)
+    assert list(report.parts) == ["component", "mess3", "z1r"]
+    assert list(report.parts["component"].by_state().columns) == ["mess3", "z1r"]
+    assert any("All words begin with BOS" in line and "positions=slice(1, None)" in line for line in report.summary())
+    # Every token but the first is predicted by the components, each behind a BOS of its own.
+    inner = msp.beliefs.optimal_losses
+    mixed, apart = inner(process, 5), [inner(msp.processes.with_bos(each), 5) for each in process.process.components]
+    torch.testing.assert_close(report.regret_to_oracle, report.regret + mixed - 0.5 * (apart[0] + apart[1]))
+    words = msp.words(process, n_ctx=5, positions=slice(1, None))
+    later = msp.probe(model, words, sites="0_post", progress=False)
+    assert not any("All words begin with" in line for line in later.summary())
+    # Read through a token map of its own, also before the BOS token, where no part has a belief.
+    mapped = replace(words, positions=None, token_map=msp.TokenMap(range(6), prompt=(6,), include_prior=True))
+    model = msp.build_model(replace(config, d_vocab=7, n_ctx=6), seed=0)
+    found = msp.probe(model, mapped, sites="0_post", progress=False)
+    assert found["0_post"].scores.in_sample.n == mapped.n_prefixes + 1
+    assert found.parts["component"]["0_post"].scores.in_sample.n == mapped.n_prefixes
+
+
+def test_windows_of_a_factor_are_of_the_tokens_that_its_belief_depends_on():
+    """Of a chain: the first factor's own tokens; of the second, both factors'."""
+    calm, wild = msp.mess3(x=0.05, a=0.85), msp.mess3(x=0.3, a=0.6)
+    coin = msp.processes.golden_mean(p=0.5)
+    chain = msp.processes.Factored([coin, [calm, wild]], parents="chain")
+    model = msp.build_model(msp.ModelConfig(d_vocab=6, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=3), seed=0)
+    words = all_words(chain, 3)
+    report = msp.probe(model, words, sites="0_post", progress=False)
+    first = chain.split_tokens(words.tokens)[..., 0]
+    shares = words.prefix_weights("probability")
+    for name, tokens in (("golden_mean", first), ("mess3", words.tokens)):
+        found = report.parts[name].controls.select("window 2").in_sample.r2
+        seen = torch.stack([tokens, tokens.roll(1, dims=1)], dim=-1)
+        seen[:, 0, 1] = -1
+        category = torch.empty(words.n_prefixes, 2, dtype=torch.int64)
+        category[words.prefix_ids[words.is_first]] = seen[words.is_first]
+        _, category = category.unique(dim=0, return_inverse=True)
+        values = words.prefix_parts[name]
+        sums = torch.zeros(int(category.max()) + 1, values.shape[1], dtype=torch.float64)
+        weight = torch.zeros(len(sums), dtype=torch.float64).index_add_(0, category, shares)
+        means = sums.index_add_(0, category, values * shares[:, None]) / weight[:, None]
+        spread = shares @ (values - shares @ values) ** 2
+        assert found == pytest.approx(1 - float((shares @ (values - means[category]) ** 2).sum() / spread.sum()))
+    # The child's own tokens alone would say less.
+    assert report.parts["mess3"].controls.select("window 3").in_sample.r2 == pytest.approx(1)
