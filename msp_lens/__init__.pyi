@@ -22,7 +22,7 @@ from .experiments import Study, SweepResult, run, sweep
 from .formation import Emergence, emergence
 from .inference import Inference, infer
 from .interventions import InterventionReport, applying, intervene, necessity, persistence
-from .models import ModelConfig, build_model, find_sites, load_checkpoint, load_weights, save_checkpoint
+from .models import ModelConfig, build_model, find_sites, load_checkpoint, load_model, save_checkpoint
 from .moments import BeliefRegressor, RandomProjection, Ridge
 from .probing import BeliefProbe, ProbeReport, Split, probe, probe_rows
 from .processes import Process, mess3, rrxor
@@ -64,7 +64,7 @@ __all__ = [
     "intervene",
     "interventions",
     "load_checkpoint",
-    "load_weights",
+    "load_model",
     "mess3",
     "models",
     "moments",

@@ -58,7 +58,7 @@ def published_model():
     from safetensors.torch import load_file
 
     model = msp.build_model(json.loads((ORACLE / "config.json").read_text())["model"])
-    msp.load_weights(model, load_file(ORACLE / "model.safetensors"))
+    msp.models.load_weights(model, load_file(ORACLE / "model.safetensors"))
     return model
 
 

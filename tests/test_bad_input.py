@@ -269,7 +269,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "optimal": distributions,
     "log_predicted": lambda: distributions().log(),
     "symbols": lambda: (0, 1),
-    **{name: lambda: "nowhere" for name in ("path", "folder", "out", "run")},
+    **{name: lambda: "nowhere" for name in ("path", "name_or_path", "folder", "out", "run")},
     **{
         name: lambda: 2 for name in ("length", "depth", "position", "width", "n_words", "n_ctx", "n_tokens", "n_states")
     },

@@ -5,6 +5,7 @@ from msp_lens.models.attention import AttentionBatch, attention_layers, output_w
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.holding import holding
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
+from msp_lens.models.loading import load_model
 from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from msp_lens.models.positions import writing
 from msp_lens.models.sites import Site, Sites, site_label
@@ -26,6 +27,7 @@ __all__ = [
     "find_sites",
     "holding",
     "load_checkpoint",
+    "load_model",
     "load_weights",
     "model_fingerprint",
     "output_weights",

@@ -14,7 +14,7 @@ import math
 import platform
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -36,6 +36,7 @@ from msp_lens.models.architecture import (
 from msp_lens.models.conversion import DERIVED_BUFFERS, converted_weights
 from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel
+from msp_lens.models.state_dicts import rotary_angles
 
 # The global generator and the default dtype are the process's: one thread builds at a time.
 _BUILDING = threading.Lock()
@@ -135,12 +136,12 @@ def build_model(
         raise TypeError(f"config={config!r}: give a ModelConfig, a mapping or a config of TransformerLens's.")
     fields = dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
     if isinstance(config, Mapping):
-        _check_known(fields)
+        check_known(fields)
     fields |= checked_architecture(fields, "config")
     _check_sizes(fields)
     dtype = getattr(torch, plain(fields.get("dtype") or "float32"))
     fields["dtype"] = dtype
-    with _seeded(seed, dtype):
+    with building(seed, dtype):
         if HUGGING_FACE in fields:
             model = hugging_face.build(fields[HUGGING_FACE], dtype)
         else:
@@ -150,7 +151,7 @@ def build_model(
 
 
 @contextmanager
-def _seeded(seed: int, dtype: torch.dtype) -> Iterator[None]:
+def building(seed: int, dtype: torch.dtype) -> Iterator[None]:
     """The process's random state begins at the seed, and modules are ordinary ones; afterwards all is as it was."""
     with (
         _BUILDING,
@@ -159,7 +160,9 @@ def _seeded(seed: int, dtype: torch.dtype) -> Iterator[None]:
         torch.enable_grad(),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", message="HookedTransformer is deprecated", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"HookedTransformer(\.from_pretrained)? is deprecated", category=DeprecationWarning
+        )
         before = torch.get_default_dtype()
         try:
             torch.set_default_dtype(torch.float32)
@@ -169,7 +172,7 @@ def _seeded(seed: int, dtype: torch.dtype) -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-def _check_known(fields: Mapping[str, Any]) -> None:
+def check_known(fields: Mapping[str, Any]) -> None:
     """Raise `ValueError` if no version of TransformerLens has a field of this name."""
     known = {*ARCHITECTURE, HUGGING_FACE, *_NAMES, *_parameters(_bridge_config())}
     for name in fields:
@@ -272,7 +275,10 @@ def weights(model: HookedModel) -> dict[str, Tensor]:
 
 @checked
 def load_weights(model: HookedModel, state: Mapping[str, Any]) -> None:
-    """Load a state dict of either TransformerLens version into the model.
+    """Load a state dict of any TransformerLens version into a model that you have.
+
+    `load_model` builds the model, too, from what the weights show; `load_checkpoint` reads a file that msp_lens saved,
+    with its process.
 
     Args:
         model: A model of the same architecture. A bridge takes a HookedTransformer's weights, too.
@@ -281,21 +287,24 @@ def load_weights(model: HookedModel, state: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: if this is no state dict.
-        ValueError: if weights are missing, left over, of another shape, complex, NaN or infinite. The model is
-            unchanged.
+        ValueError: if weights are missing, left over, of another shape (the message names each), complex, NaN or
+            infinite, or were trained with other rotary angles. The model is unchanged.
     """
     module = cast(Any, unwrapped(model))
-    tensors = _state_tensors(state)
+    everything = state_tensors(state)
+    tensors = {name: each for name, each in everything.items() if not name.endswith(DERIVED_BUFFERS)}
     expected = weights(model)
     if "embed.W_E" in tensors and "embed.W_E" not in expected:
         tensors = converted_weights(tensors, module.cfg)
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    misshapen = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
-    if missing or unexpected or misshapen:
+        # A bridge's gated MLP has no biases; those of most models are zero.
+        idle = {name for name in tensors.keys() - expected.keys() if name.endswith((".in.bias", ".out.bias"))}
+        tensors = {name: each for name, each in tensors.items() if name not in idle or bool(each.any())}
+    if misfits := _misfits(tensors, expected):
         raise ValueError(
-            f"These weights do not fit this model: missing {missing[:3]}, left over {unexpected[:3]}, of another shape "
-            f"{misshapen[:3]}. Build the model with the config that the weights were saved with."
+            f"These weights do not fit this model: {'; '.join(misfits)}. Build the model with the config that the "
+            "weights were saved with."
         )
+    _check_rotation(everything, module)
     for name, tensor in tensors.items():
         if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
             what = "complex numbers" if tensor.is_complex() else "NaN or infinity"
@@ -303,17 +312,50 @@ def load_weights(model: HookedModel, state: Mapping[str, Any]) -> None:
     module.load_state_dict(tensors, strict=False)
 
 
-def _state_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors under the names that the model itself has for them, without derived buffers."""
+def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What does not match, tensor by tensor: missing, left over, or of another shape than the model's."""
+    shapes = {name: (tuple(tensors[name].shape), tuple(expected[name].shape)) for name in expected if name in tensors}
+    found = {
+        "missing": [name for name in expected if name not in tensors],
+        "left over": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {has}, the model's {wants}" for name, (has, wants) in shapes.items() if has != wants
+        ],
+    }
+    return [f"{what} ({len(names)}): {listed(names)}" for what, names in found.items() if names]
+
+
+def listed(names: Sequence[str], most: int = 24) -> str:
+    """The names, but not more than can be read."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _check_rotation(state: Mapping[str, Tensor], module: Any) -> None:
+    """Raise `ValueError` if angles beside the weights are not the model's own, which it keeps."""
+    own, config = module.state_dict(), cast(Any, getattr(module, "cfg", None))
+    for name, table in state.items():
+        part = name.rpartition(".")[2]
+        if part not in ("rotary_sin", "rotary_cos") or getattr(config, "rotary_dim", None) is None:
+            continue
+        sizes = config.n_ctx, config.rotary_dim, config.rotary_base
+        expected = rotary_angles(*sizes, adjacent=bool(config.rotary_adjacent_pairs))[part == "rotary_cos"]
+        expected = own.get(name, expected)
+        if table.shape != expected.shape or not torch.allclose(table.double(), expected.double(), rtol=0, atol=2e-2):
+            told = f"{name} is not what the model has with rotary_base={config.rotary_base} and n_ctx={config.n_ctx}"
+            raise ValueError(f"These weights do not fit this model: {told}. Build it with the config of the weights.")
+
+
+def state_tensors(state: Mapping[str, Any], where: str = "state") -> dict[str, Tensor]:
+    """The tensors of a state dict, buffers included, under the names that the model itself has for them."""
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         try:
             tensors[str(name)] = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(
-                f"state[{name!r}] is a {type(value).__name__}: give tensors by name, as model.state_dict() does."
+                f"{where}[{name!r}] is a {type(value).__name__}: give tensors by name, as model.state_dict() does."
             ) from None
-    return {name: tensor for name, tensor in own_names(tensors).items() if not name.endswith(DERIVED_BUFFERS)}
+    return own_names(tensors)
 
 
 def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

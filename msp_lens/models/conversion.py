@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Buffers in a HookedTransformer's state that its config determines.
-DERIVED_BUFFERS = (".attn.mask", ".attn.IGNORE")
+DERIVED_BUFFERS = (".attn.mask", ".attn.IGNORE", ".attn.rotary_sin", ".attn.rotary_cos")
 
 _Convert = Callable[[Tensor], Tensor]
 
@@ -69,6 +70,21 @@ def converted_weights(state: Mapping[str, Tensor], config: Any) -> dict[str, Ten
             if tensor.shape[0] != n_heads or tensor.shape[1 if ending == "W_O" else -1] != d_head:
                 told = f"{name} has shape {tuple(tensor.shape)}, and the model {n_heads} heads of {d_head}"
                 raise ValueError(f"These weights do not fit this model: {told}. Build it with their own config.")
+        if re.fullmatch("_?[Wb]_[QK]", ending):
+            tensor = _in_adjacent_pairs(tensor, config)
         new_ending, convert = matching[0]
         found[f"{stem}.{new_ending}"] = convert(tensor).contiguous()
     return found
+
+
+def _in_adjacent_pairs(tensor: Tensor, config: Any) -> Tensor:
+    """Queries' or keys' weights `[…, d_head]` for a bridge, which rotates features 2i and 2i + 1 together.
+
+    A HookedTransformer rotates i and i + rotary_dim / 2, unless its config has `rotary_adjacent_pairs`. The features of
+    queries and keys in one order are as good as in another: scores are sums over them.
+    """
+    if config.positional_embedding_type != "rotary" or getattr(config, "rotary_adjacent_pairs", False):
+        return tensor
+    width = config.rotary_dim or config.d_head
+    order = torch.arange(width).reshape(2, -1).T.flatten()
+    return torch.cat([tensor[..., order], tensor[..., width:]], dim=-1)

@@ -152,14 +152,17 @@ def load_checkpoint(
     process: Process | None = None,
     device: str | torch.device = "cpu",
 ) -> Checkpoint:
-    """Load a model saved by `save_checkpoint` under either TransformerLens version, from a file or a run's folder.
+    """Load a model that msp_lens saved, with its process, under either TransformerLens version.
+
+    For models from elsewhere, by name or without a config, there is `load_model`; for weights alone, to go into a model
+    that you have, `load_weights`.
 
     Under TransformerLens 4, a HookedTransformer's weights are converted exactly to a bridge's; a bridge's weights
     give a bridge under TransformerLens 3, too. The model's numbers keep their dtype. No code in a file is run, and no
     hub is asked.
 
     Args:
-        path: The file, or the folder of a run.
+        path: The file of `save_checkpoint`, or the folder of a run.
         config: For a safetensors file that msp_lens did not write, a plain state dict of TransformerLens's: a
             `ModelConfig`, a mapping or a config of TransformerLens's, or a JSON file that holds one, by itself or
             under `"model"`.
@@ -181,20 +184,23 @@ def load_checkpoint(
     path = _model_file(path)
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(
-            f"{path} is not a safetensors file, and other files are never unpickled: in code that you trust, read its "
-            "state dict with torch.load, and give that to load_weights(model, state)."
+            f"{path} is not a safetensors file, and other files are never unpickled. Convert it once, if you trust it: "
+            f"{converting(path)}."
         )
     state, header = read_tensors(path)
     if HEADER not in header:
         if config is None:
-            raise ValueError(f"{path} was not saved by msp_lens: give the model's config=, too.")
+            raise ValueError(
+                f"{path} was not saved by msp_lens: give the model's config=, too, or use load_model, which reads it "
+                "off the weights."
+            )
         return _foreign(path, state, config, process, device)
     if config is not None or process is not None:
         raise ValueError(f"{path} says itself what it holds: leave out config= and process=.")
     description = cast(Description, read_entry(header, HEADER, Description, path))
     if state_fingerprint(state) != description["fingerprint"]:
         raise ValueError(f"{path} is damaged: its weights do not match their fingerprint. Copy or train it again.")
-    model = _restored(path, description["model"], state, device)
+    model = restored(path, description["model"], state, device)
     saved = description["process"]
     try:
         of = Process.from_dict(saved) if saved else None
@@ -205,6 +211,15 @@ def load_checkpoint(
 
 def _foreign(path: Path, state: Mapping[str, Tensor], config: Any, process: Process | None, device: Any) -> Checkpoint:
     """The model of a plain state dict."""
+    model = restored(path, config_of(config), own_names(state), device)
+    return Checkpoint(model, process, {}, model_fingerprint(model))
+
+
+def config_of(config: Any) -> Mapping[str, Any]:
+    """The fields of a config in any form: a `ModelConfig`, a mapping, a config of TransformerLens's, or a JSON file.
+
+    It raises `TypeError` if it is none of these.
+    """
     if isinstance(config, str | Path):
         config = read_json(Path(config).expanduser(), Mapping[str, Any])
         config = config.get("model", config)
@@ -212,12 +227,10 @@ def _foreign(path: Path, state: Mapping[str, Tensor], config: Any, process: Proc
         raise TypeError(
             f"config={config!r}: give a ModelConfig, a mapping, a JSON file or a config of TransformerLens's."
         )
-    fields = config if isinstance(config, Mapping) else config.to_dict()
-    model = _restored(path, fields, own_names(state), device)
-    return Checkpoint(model, process, {}, model_fingerprint(model))
+    return config if isinstance(config, Mapping) else config.to_dict()
 
 
-def _restored(path: Path, fields: Any, state: Mapping[str, Tensor], device: str | torch.device) -> HookedModel:
+def restored(path: Path | str, fields: Any, state: Mapping[str, Tensor], device: str | torch.device) -> HookedModel:
     """The model that the fields describe, with these weights and of their dtype, in evaluation mode."""
     found = fitting_architecture(fields, state, path)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
@@ -229,6 +242,15 @@ def _restored(path: Path, fields: Any, state: Mapping[str, Tensor], device: str 
         raise ValueError(f"{path}: {error}") from error
     model.train(False)
     return model
+
+
+def converting(path: Path) -> str:
+    """The line of Python that converts a pickled state dict."""
+    name = path.stem or "model"
+    return (
+        f"safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True, map_location='cpu'), "
+        f"'{name}.safetensors')"
+    )
 
 
 def _model_file(path: str | Path) -> Path:

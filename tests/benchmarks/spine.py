@@ -31,7 +31,7 @@ def mess3_model():
     from safetensors.torch import load_file
 
     model = msp.build_model(json.loads((ORACLE / "config.json").read_text())["model"])
-    msp.load_weights(model, load_file(ORACLE / "model.safetensors"))
+    msp.models.load_weights(model, load_file(ORACLE / "model.safetensors"))
     return model
 
 

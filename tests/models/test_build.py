@@ -74,11 +74,11 @@ def test_weights_must_all_find_their_place():
     name = next(iter(state))
     before = {key: tensor.clone() for key, tensor in state.items()}
     with pytest.raises(ValueError, match="missing"):
-        msp.load_weights(model, {key: torch.ones_like(tensor) for key, tensor in state.items() if key != name})
+        msp.models.load_weights(model, {key: torch.ones_like(tensor) for key, tensor in state.items() if key != name})
     with pytest.raises(ValueError, match="left over"):
-        msp.load_weights(model, state | {"extra": torch.zeros(1)})
+        msp.models.load_weights(model, state | {"extra": torch.zeros(1)})
     with pytest.raises(ValueError, match="another shape"):
-        msp.load_weights(model, state | {name: torch.zeros(1)})
+        msp.models.load_weights(model, state | {name: torch.zeros(1)})
     assert all(torch.equal(tensor, before[key]) for key, tensor in weights(model).items()), "half loaded"
 
 
@@ -131,7 +131,7 @@ def test_a_bridge_takes_the_weights_of_a_hooked_transformer(more):
         for weight in hooked.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     bridge = msp.build_model(CONFIG.to_dict() | more, bridge=True)
-    msp.load_weights(bridge, hooked.state_dict())
+    msp.models.load_weights(bridge, hooked.state_dict())
     torch.testing.assert_close(bridge(TOKENS), hooked(TOKENS), rtol=1e-5, atol=1e-5)
 
 
@@ -152,9 +152,11 @@ def test_weights_of_other_heads_or_of_more_than_a_bridge_has_are_refused():
     bridge = msp.build_model(CONFIG, bridge=True)
     state = {"embed.W_E": torch.zeros(3, 16), "blocks.0.attn.W_Q": torch.zeros(4, 16, 4)}
     with pytest.raises(ValueError, match=r"W_Q has shape \(4, 16, 4\), and the model 2 heads of 8"):
-        msp.load_weights(bridge, state)
-    with pytest.raises(ValueError, match=r"nothing like the weights 'blocks\.0\.attn\.rotary_sin'"):
-        msp.load_weights(bridge, {"embed.W_E": torch.zeros(3, 16), "blocks.0.attn.rotary_sin": torch.zeros(4, 4)})
+        msp.models.load_weights(bridge, state)
+    with pytest.raises(ValueError, match=r"nothing like the weights 'blocks\.0\.attn\.rel_pos_bias'"):
+        msp.models.load_weights(
+            bridge, {"embed.W_E": torch.zeros(3, 16), "blocks.0.attn.rel_pos_bias": torch.zeros(4, 4)}
+        )
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1j])
@@ -163,12 +165,12 @@ def test_weights_that_are_no_numbers_are_refused(wrong):
     state = weights(model)
     name = next(iter(state))
     with pytest.raises(ValueError, match=rf"{name}' hold (complex numbers|NaN or infinity)"):
-        msp.load_weights(model, state | {name: state[name] + wrong})
+        msp.models.load_weights(model, state | {name: state[name] + wrong})
 
 
 def test_a_state_may_hold_arrays_and_no_other_things():
     model, other = msp.build_model(CONFIG, seed=1), msp.build_model(CONFIG, seed=2)
-    msp.load_weights(model, {name: tensor.numpy() for name, tensor in weights(other).items()})
+    msp.models.load_weights(model, {name: tensor.numpy() for name, tensor in weights(other).items()})
     assert torch.equal(model(TOKENS), other(TOKENS))
     with pytest.raises(TypeError, match=r"state\['optimizer'\] is a dict: give tensors by name"):
-        msp.load_weights(model, {"optimizer": {"lr": 1}})
+        msp.models.load_weights(model, {"optimizer": {"lr": 1}})

@@ -248,4 +248,4 @@ class TestForeignCheckpoints:
         with pytest.raises(ValueError, match=r"x\.pt is not a safetensors file.*never unpickled"):
             msp.load_checkpoint(tmp_path / "x.pt")
         with pytest.raises(TypeError, match=r"state='x\.pt': give a mapping"):
-            msp.load_weights(small_model, "x.pt")
+            msp.models.load_weights(small_model, "x.pt")

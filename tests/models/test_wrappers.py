@@ -74,7 +74,7 @@ def test_a_wrapped_models_checkpoint_is_the_models(small_model, tmp_path, wrap):
     assert model_fingerprint(wrapped) == fingerprint
     loaded = msp.load_checkpoint(msp.save_checkpoint(tmp_path, wrapped))
     assert loaded.fingerprint == fingerprint
-    msp.load_weights(wrapped, {"_orig_mod." + name: each for name, each in small_model.state_dict().items()})
+    msp.models.load_weights(wrapped, {"_orig_mod." + name: each for name, each in small_model.state_dict().items()})
 
 
 def test_the_users_own_compiler_setting_is_kept(small_model):

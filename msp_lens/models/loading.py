@@ -1,0 +1,247 @@
+"""Load a trained model, whatever it comes as: a name, a folder, a file, or somebody else's state dict."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from msp_lens._checks import checked
+from msp_lens._files import read_header, read_json, read_tensors
+from msp_lens.models import hugging_face
+from msp_lens.models.architecture import checked_architecture
+from msp_lens.models.build import building, check_known, has_hooked_transformer, listed, state_tensors
+from msp_lens.models.hooked import HookedModel
+from msp_lens.models.model_files import HEADER, MODEL_FILE, config_of, converting, load_checkpoint, restored
+from msp_lens.models.state_dicts import completed_architecture, shown_architecture
+
+# What the hub has under these names are state dicts of a HookedTransformer.
+_OF_TRANSFORMER_LENS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th")
+
+
+@checked
+def load_model(
+    name_or_path: str | Path | Mapping[str, Any],
+    *,
+    config: Mapping[str, Any] | str | Path | Any = None,
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None,
+    device: str | torch.device = "cpu",
+    device_map: str | Mapping[str, Any] | None = None,
+) -> HookedModel:
+    """Load a trained model in evaluation mode, under either TransformerLens version.
+
+    This is the road to a model from elsewhere. `load_checkpoint` reads what msp_lens saved, with the process, and
+    `load_weights` puts weights into a model that you have built. Nothing is unpickled, no code in a file or repository
+    is run, and a hub is asked only for a name. `check_model` then tells whether the model can be read and edited.
+
+    Args:
+        name_or_path: One of
+
+            - a file or run's folder of msp_lens's;
+            - a folder of Hugging Face's, `config.json` and safetensors, of any architecture that TransformerLens has
+              a bridge for; the tokenizer, if there is one, comes along;
+            - a GGUF file (it takes the package `gguf`), whose weights become ordinary numbers;
+            - a state dict of a `HookedTransformer` of any version of TransformerLens's or of a native bridge, as a
+              safetensors file or as a mapping of tensors by name. Names, shapes and buffers show the architecture, or
+              a `config.json` beside the file says it. What they do not show has TransformerLens's defaults (causal
+              attention, for one); a warning tells of an assumed activation function (`"relu"`) or normalization
+              (`"LNPre"`, if there are no weights of any);
+            - a name, such as `"gpt2"` or `"attn-only-1l"`, if there is no file or folder of that name.
+        config: For a state dict, what its weights do not show, or all: a mapping such as `{"act_fn": "gelu"}`, a
+            `ModelConfig`, a config of TransformerLens's, or a JSON file with one, by itself or under `"model"`.
+        dtype: The numbers' type; by default as they were saved.
+        device: Where to put the model.
+        device_map: For a network of Hugging Face's that is too large for one device, which parts go where, as in
+            `from_pretrained`; instead of `device`.
+
+    Raises:
+        FileNotFoundError: if there is no such file, and no such name that can be had.
+        ValueError: if a file is damaged or pickled, or weights are missing, left over or of another shape; the message
+            names each. A network of Hugging Face's may have tensors left over, of which a warning tells.
+        ImportError: if there is no `gguf` to read a GGUF file with.
+    """
+    if isinstance(name_or_path, Mapping):
+        _check_one_device(device_map, "a state dict")
+        return _as_dtype(_of_state(name_or_path, "name_or_path", config, device), dtype)
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        return _named(str(name_or_path), config=config, dtype=dtype, device=device, device_map=device_map)
+    file = _file_in(path) if path.is_dir() else path
+    if file.is_dir() or file.suffix == ".gguf":
+        _refuse_config(config, file)
+        where, gguf_file = (str(file), None) if file.is_dir() else (str(file.parent), file.name)
+        return _hugging_face(where, gguf_file, dtype=dtype, device=device, device_map=device_map, is_local=True)
+    if file.suffix != ".safetensors":
+        raise ValueError(
+            f"{file} is not a safetensors or GGUF file, and other files are never unpickled. Convert it once, if you "
+            f"trust it: {converting(file)}."
+        )
+    _check_one_device(device_map, str(file))
+    if HEADER in read_header(file):
+        _refuse_config(config, file)
+        return _as_dtype(load_checkpoint(file, device=device).model, dtype)
+    state, _ = read_tensors(file)
+    beside = file.parent / "config.json"
+    if config is None and beside.is_file():
+        config = read_json(beside, Mapping[str, Any])
+        if _is_hugging_face(config) and not {"embed.W_E", "embed.weight"} & state.keys():
+            return load_model(file.parent, dtype=dtype, device=device)
+    return _as_dtype(_of_state(state, str(file), config, device), dtype)
+
+
+def _file_in(folder: Path) -> Path:
+    """The one file in the folder that holds a model; the folder itself, if it is one of Hugging Face's."""
+    names = sorted(each.name for each in folder.iterdir() if each.is_file())
+    of = {suffix: [name for name in names if name.endswith(suffix)] for suffix in (".safetensors", ".gguf")}
+    if MODEL_FILE in names and HEADER in read_header(folder / MODEL_FILE):
+        return folder / MODEL_FILE
+    described = _is_hugging_face(read_json(folder / "config.json", Any)) if "config.json" in names else False
+    if described and of[".safetensors"]:
+        return folder
+    for found in of.values():
+        if len(found) == 1:
+            return folder / found[0]
+        if found:
+            raise ValueError(f"{folder} holds {listed(found)}: give the path of one of them.")
+    if pickled := [name for name in names if name.endswith(_PICKLED)]:
+        remedy = f"convert them once, if you trust them: {converting(folder / pickled[0])}"
+        if described:
+            remedy = f"convert it once, if you trust it: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+            remedy += ".save_pretrained('converted', safe_serialization=True)"
+        raise ValueError(f"{folder} holds only pickled weights ({listed(pickled)}), which are never loaded: {remedy}.")
+    raise FileNotFoundError(
+        f"{folder} holds no model: give a folder with safetensors or a GGUF file. To load a model of this name from a "
+        "hub, call from another folder."
+    )
+
+
+def _is_hugging_face(config: Any) -> bool:
+    return isinstance(config, Mapping) and ("model_type" in config or "architectures" in config)
+
+
+def _of_state(state: Mapping[str, Any], where: str, config: Any, device: Any) -> HookedModel:
+    """The model of a plain state dict, whose architecture is read off it as far as the config does not say it."""
+    tensors = state_tensors(state, where)
+    fields = {} if config is None else config_of(config)
+    if isinstance(config, Mapping) and not _is_hugging_face(config):
+        check_known(fields)
+    given = checked_architecture(fields, "config")
+    shown = shown_architecture(tensors, given, where)
+    complete, assumed = completed_architecture(shown, given, where)
+    model = restored(where, complete, tensors, device)
+    if assumed:
+        message = f"The weights do not show everything: assumed {' and '.join(assumed)}. Else give config={{…}}."
+        warnings.warn(message, stacklevel=4)
+    return model
+
+
+def _named(name: str, *, config: Any, dtype: str | None, device: Any, device_map: Any) -> HookedModel:
+    """The model that TransformerLens or the hub has under a name."""
+    rule = "give a file, a folder, or a name such as 'gpt2'"
+    is_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) is not None
+    if not is_name or name.endswith((".safetensors", ".gguf", ".json", *_PICKLED)):
+        raise FileNotFoundError(f"name_or_path={name!r}: there is no such file or folder, and it is no name; {rule}.")
+    _refuse_config(config, name)
+    from transformer_lens.supported_models import MODEL_ALIASES
+
+    official = next((each for each, aliases in MODEL_ALIASES.items() if name in aliases), name)
+    try:
+        if not official.startswith(_OF_TRANSFORMER_LENS):
+            return _hugging_face(official, None, dtype=dtype, device=device, device_map=device_map, is_local=False)
+        _check_one_device(device_map, name)
+        with building(0, torch.float32), _unpickling_tensors_only():
+            model = _of_transformer_lens(official)
+    # Whatever the hub's client, its cache and the network do not have.
+    except (OSError, ConnectionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(
+            f"name_or_path={name!r}: there is no such file or folder here, and it could not be had from the Hugging "
+            f"Face hub ({reason[:200]}). Check the name. Without a network, copy the model's folder here, with its "
+            "config.json and safetensors, and give its path."
+        ) from error
+    module: Any = cast(Any, model).to(device, print_details=False)
+    module.train(False)
+    return _as_dtype(module, dtype)
+
+
+def _of_transformer_lens(name: str) -> Any:
+    """A model that was trained as a HookedTransformer, without any processing of its weights."""
+    if has_hooked_transformer():
+        from transformer_lens import HookedTransformer
+
+        return HookedTransformer.from_pretrained_no_processing(name, device="cpu")
+    from transformer_lens.model_bridge import sources
+
+    return cast(Any, sources).boot_tl_legacy(name, device="cpu")
+
+
+@contextmanager
+def _unpickling_tensors_only() -> Iterator[None]:
+    """`torch.load` reads nothing but tensors: TransformerLens 3 would unpickle whatever is there."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _hugging_face(
+    where: str, gguf_file: str | None, *, dtype: str | None, device: Any, device_map: Any, is_local: bool
+) -> HookedModel:
+    if gguf_file and importlib.util.find_spec("gguf") is None:
+        raise ImportError(f"{Path(where) / gguf_file}: it takes a package to read GGUF files. Do `pip install gguf`.")
+    kind = getattr(torch, dtype) if dtype else None
+    try:
+        with building(0, torch.float32), _without_progress_bars():
+            model, left_over = hugging_face.load(
+                where, gguf_file=gguf_file, dtype=kind, device_map=device_map, is_local=is_local
+            )
+    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        told = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip().rstrip(".")
+        raise ValueError(
+            f"{Path(where) / (gguf_file or '') if is_local else where}: {told}. Check that the files are whole and "
+            "belong together, and that TransformerLens has a bridge for this architecture."
+        ) from error
+    if left_over:
+        warnings.warn(f"{where}: no place in the model for {listed(left_over)}: left out.", stacklevel=4)
+    return model if device_map is not None else cast(Any, model).to(device, print_details=False)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def _refuse_config(config: Any, what: Any) -> None:
+    if config is not None:
+        raise ValueError(f"{what} says itself what it is: leave out config=.")
+
+
+def _check_one_device(device_map: Any, what: str) -> None:
+    if device_map is not None:
+        raise ValueError(f"device_map={device_map!r}: {what} goes to one device. Give device= instead.")
+
+
+def _as_dtype(model: Any, dtype: str | None) -> HookedModel:
+    return model if dtype is None else model.to(getattr(torch, dtype), print_details=False)

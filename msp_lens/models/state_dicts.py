@@ -1,0 +1,182 @@
+"""What a plain state dict says of its model: the architecture, as far as names, shapes and buffers show it.
+
+The weights are those of a `HookedTransformer`, as any version of TransformerLens saved them, or of a native bridge.
+Among a HookedTransformer's are buffers of attention: rotary angles, which show their base, and up to TransformerLens
+3.8 the mask, which shows how far attention goes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_Shapes = Mapping[str, tuple[int, ...]]
+
+# What is assumed where nothing shows it: a model without weights in its LayerNorms has most likely had them folded into
+# the next layer's, as TransformerLens does.
+_ASSUMED = {"act_fn": "relu", "normalization_type": "LNPre"}
+
+
+def shown_architecture(tensors: Mapping[str, Tensor], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a config that the weights show, under TransformerLens's names.
+
+    It raises `ValueError` if these are no such weights, or those of a bridge and `given` does not say how many heads
+    they are of.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if "embed.weight" in shapes:
+        shapes = _of_a_bridge(shapes, given, where)
+    needed = {"embed.W_E": 2, "unembed.W_U": 2, "blocks.0.attn.W_Q": 3}
+    if missing := [name for name, n_axes in needed.items() if len(shapes.get(name, ())) != n_axes]:
+        found = ", ".join(sorted(map(str, tensors))[:3]) or "nothing"
+        raise ValueError(
+            f"{where}: these are no weights of a HookedTransformer or a native bridge, which have {missing[0]}; here "
+            f"are {found}. Of a network of Hugging Face's, give the folder with its config.json; build any other "
+            "yourself and use load_weights(model, state)."
+        )
+    (d_vocab, d_model), (_, d_vocab_out) = shapes["embed.W_E"], shapes["unembed.W_U"]
+    n_layers = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"blocks\.(\d+)\.", name)))
+    fields: dict[str, Any] = {"d_vocab": d_vocab, "d_model": d_model, "n_layers": n_layers}
+    fields |= {"d_vocab_out": d_vocab_out} if d_vocab_out != d_vocab else {}
+    first = {name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
+    fields |= _attention(first) | _mlp(first) | _normalization(first, shapes)
+    return fields | _masking(tensors, n_layers) | _positions(tensors, shapes)
+
+
+def completed_architecture(
+    shown: Mapping[str, Any], given: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """What the weights show and the caller gave, together, and what is assumed, since neither says it.
+
+    It raises `ValueError` if they differ in what would be wrong without a trace, or if neither says what nobody could
+    assume. Sizes that differ show when the weights are loaded.
+    """
+    for name in ("attn_types", "window_size", "rotary_base", "rotary_adjacent_pairs"):
+        if name in shown and given.get(name, shown[name]) != shown[name]:
+            told = f"config says {name}={given[name]!r}, and the buffers beside the weights {shown[name]!r}"
+            raise ValueError(f"{where}: {told}. Leave it out of config.")
+    fields = {**shown, **given}
+    # What else there is to say of them is not in the weights.
+    needed = ["n_ctx", "positional_embedding_type", *["experts_per_token"] * ("num_experts" in shown)]
+    if missing := [name for name in needed if fields.get(name) is None]:
+        example = ", ".join(f'"{name}": …' for name in missing)
+        raise ValueError(f"{where}: the weights do not show {' and '.join(missing)}. Give config={{{example}}}.")
+    needed = ["normalization_type", *["act_fn"] * (not fields.get("attn_only"))]
+    assumed = {name: _ASSUMED[name] for name in needed if name not in fields}
+    return fields | assumed, [f"{name}={value!r}" for name, value in assumed.items()]
+
+
+def _of_a_bridge(shapes: _Shapes, given: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a native bridge's weights as a HookedTransformer has them."""
+    width = shapes.get("blocks.0.attn.q.weight", (0,))[0]
+    n_heads = given.get("n_heads") or width // (given.get("d_head") or width + 1)
+    if not n_heads or width % n_heads:
+        raise ValueError(
+            f"{where}: a bridge's weights do not show how many heads they are of ({width} numbers side by side). Give "
+            'config={"n_heads": …}.'
+        )
+    d_head, found = width // n_heads, {}
+    for name, shape in shapes.items():
+        stem, _, kind = name.rpartition(".")
+        module = stem.rpartition(".")[2]
+        if module in ("q", "k", "v"):
+            stem = stem.removesuffix(f".{module}")
+            n_shared = shape[0] // d_head
+            # Keys and values shared by several heads have an underscore.
+            letter = f"{'_' * (n_shared < n_heads)}{'W' if kind == 'weight' else 'b'}_{module.upper()}"
+            found[f"{stem}.{letter}"] = (n_shared, *shape[1:], d_head)
+        elif module in ("in", "out", "gate"):
+            found[f"{stem.removesuffix(f'.{module}')}.{'W' if kind == 'weight' else 'b'}_{module}"] = shape[::-1]
+        else:
+            renamed = {"embed": "W_E", "pos_embed": "W_pos", "unembed": "W_U"} if kind == "weight" else {}
+            ending = renamed.get(name.removesuffix(".weight"), kind[0])
+            found[f"{stem}.{ending}"] = shape[::-1] if ending == "W_U" else shape
+    return found
+
+
+def _attention(first: _Shapes) -> dict[str, Any]:
+    n_heads, _, d_head = first["attn.W_Q"]
+    fields: dict[str, Any] = {"n_heads": n_heads, "d_head": d_head}
+    if "attn._W_K" in first:
+        fields["n_key_value_heads"] = first["attn._W_K"][0]
+    if any(name.startswith("attn.q_norm") for name in first):
+        fields["use_qk_norm"] = True
+    return fields
+
+
+def _mlp(first: _Shapes) -> dict[str, Any]:
+    experts = {found[1] for name in first if (found := re.match(r"mlp\.experts\.(\d+)\.", name))}
+    if experts:
+        # Those of several experts are ordinary linear layers.
+        return {"num_experts": len(experts), "d_mlp": first["mlp.experts.0.W_in.weight"][0]}
+    if "mlp.W_in" not in first:
+        return {"attn_only": True}
+    fields: dict[str, Any] = {"d_mlp": first["mlp.W_in"][1]}
+    fields |= {"gated_mlp": True} if "mlp.W_gate" in first else {}
+    return fields | ({"act_fn": "solu_ln"} if "mlp.ln.w" in first else {})
+
+
+def _normalization(first: _Shapes, shapes: _Shapes) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if "ln1.w" in first:
+        fields["normalization_type"] = "LN" if "ln1.b" in first else "RMS"
+    if "ln1_post.w" in first:
+        fields["use_normalization_before_and_after"] = True
+    if "ln1.b" in first and "ln_final.w" in shapes and "ln_final.b" not in shapes:
+        fields["final_rms"] = True
+    return fields | ({"post_embedding_ln": True} if "embed.ln.w" in shapes else {})
+
+
+def _masking(tensors: Mapping[str, Tensor], n_layers: int) -> dict[str, Any]:
+    """How far attention goes, by the masks, if they were saved. They are causal even if attention is not."""
+    masks = [tensors.get(f"blocks.{layer}.attn.mask", torch.empty(0)) for layer in range(n_layers)]
+    if any(mask.numel() == 0 for mask in masks):
+        return {}
+    n_ctx, reached = len(masks[0]), [int(mask[-1].sum()) for mask in masks]
+    if min(reached) == n_ctx:
+        return {"n_ctx": n_ctx}
+    kinds = ["local" if each < n_ctx else "global" for each in reached]
+    return {"n_ctx": n_ctx, "use_local_attn": True, "window_size": min(reached), "attn_types": kinds}
+
+
+def _positions(tensors: Mapping[str, Tensor], shapes: _Shapes) -> dict[str, Any]:
+    if "pos_embed.W_pos" in shapes:
+        return {"n_ctx": shapes["pos_embed.W_pos"][0], "positional_embedding_type": "standard"}
+    sine, cosine = (tensors.get(f"blocks.0.attn.rotary_{part}") for part in ("sin", "cos"))
+    if sine is None or cosine is None:
+        return {}
+    n_ctx, rotary_dim = sine.shape
+    fields = {"n_ctx": n_ctx, "positional_embedding_type": "rotary", "rotary_dim": rotary_dim}
+    return fields | _rotation(sine.double(), cosine.double())
+
+
+def _rotation(sine: Tensor, cosine: Tensor) -> dict[str, Any]:
+    """The base of the angles and how they are laid out, if they are plain: nothing of rescaled ones."""
+    n_ctx, rotary_dim = sine.shape
+    if n_ctx < 2 or rotary_dim < 4:
+        return {}
+    angles = torch.atan2(sine[1], cosine[1])
+    adjacent = bool(torch.isclose(angles[0], angles[1]))
+    # Angle i at position 1 is base^(-2i / rotary_dim).
+    base = float(angles[-1]) ** (-rotary_dim / (rotary_dim - 2))
+    base = round(base) if math.isclose(base, round(base), rel_tol=1e-4) else base
+    found = {"rotary_base": base, "rotary_adjacent_pairs": adjacent}
+    expected = rotary_angles(n_ctx, rotary_dim, base, adjacent=adjacent)
+    close = all(torch.allclose(*pair, rtol=0, atol=1e-3) for pair in zip(expected, (sine, cosine), strict=True))
+    return found if close else {}
+
+
+def rotary_angles(n_ctx: int, rotary_dim: int, base: float, *, adjacent: bool) -> tuple[Tensor, Tensor]:
+    """Sines and cosines of the plain rotary angles, `[n_ctx, rotary_dim]`, as a HookedTransformer lays them out.
+
+    Source: Su et al. 2021 (arXiv 2104.09864), equation 15.
+    """
+    frequencies = base ** (-torch.arange(rotary_dim // 2, dtype=torch.float64) * 2 / rotary_dim)
+    angles = torch.arange(n_ctx, dtype=torch.float64)[:, None] * frequencies
+    angles = angles.repeat_interleave(2, dim=1) if adjacent else angles.repeat(1, 2)
+    return angles.sin(), angles.cos()
