@@ -2,21 +2,21 @@
 
 A checkpoint may come from anywhere, and TransformerLens acts on its config: a `tokenizer_name` loads a tokenizer, with
 `trust_remote_code` by running its code. So only the fields below are read, each with its type and range, and sizes are
-compared with the tensors that the file really holds before anything is allocated.
+compared with the tensors that the file really holds before anything is allocated. The same goes for networks of Hugging
+Face's within a bridge, of which GPT-2 and Llama can be described and built anew, without a hub.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msp_lens._checks import AtLeast, Between, Count, converted
-from msp_lens.models import hugging_face
+from msp_lens._checks import AtLeast, Between, Count, Share, converted
 
 # The key under which a network of Hugging Face's within a bridge is described.
 HUGGING_FACE = "hugging_face"
@@ -60,6 +60,56 @@ ARCHITECTURE: Mapping[str, Any] = {
     "init_mode": Literal["gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP"],
     "dtype": Literal["float32", "float64", "bfloat16", "float16"],
 }
+_TOKEN = Optional[Annotated[int, AtLeast(0)]]  # noqa: UP045 (an annotation that is a value)
+_OPTIONAL_SIZE = Optional[Count]  # noqa: UP045
+_ACTIVATION = Literal["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"]
+_TOKENS = {"bos_token_id": _TOKEN, "eos_token_id": _TOKEN, "pad_token_id": _TOKEN}
+_ROTATION = Mapping[str, _NUMBER | bool | list[_NUMBER] | Literal["default", "linear", "dynamic", "llama3", "yarn"]]
+
+# By the class of the network: the fields of its config and what they may hold.
+_NETWORK_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "GPT2LMHeadModel": {
+        **dict.fromkeys(("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"), Count),
+        "n_inner": _OPTIONAL_SIZE,
+        "activation_function": _ACTIVATION,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), Share),
+        **dict.fromkeys(("layer_norm_epsilon", "initializer_range"), _NUMBER),
+        **dict.fromkeys(("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"), bool),
+        "tie_word_embeddings": bool,
+        **_TOKENS,
+    },
+    "LlamaForCausalLM": {
+        **dict.fromkeys(("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"), Count),
+        **dict.fromkeys(("max_position_embeddings", "intermediate_size"), Count),
+        **dict.fromkeys(("num_key_value_heads", "head_dim"), _OPTIONAL_SIZE),
+        "hidden_act": _ACTIVATION,
+        "attention_dropout": Share,
+        **dict.fromkeys(("rms_norm_eps", "initializer_range"), _NUMBER),
+        **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings"), bool),
+        "rope_parameters": _ROTATION,
+        **_TOKENS,
+    },
+}
+# TransformerLens's names of the sizes.
+_NETWORK_SIZES = {
+    "GPT2LMHeadModel": {
+        **{"n_layers": "n_layer", "d_model": "n_embd", "n_heads": "n_head"},
+        **{"d_vocab": "vocab_size", "n_ctx": "n_positions", "d_mlp": "n_inner"},
+    },
+    "LlamaForCausalLM": {
+        **{"n_layers": "num_hidden_layers", "d_model": "hidden_size", "n_heads": "num_attention_heads"},
+        **{"d_vocab": "vocab_size", "n_ctx": "max_position_embeddings", "d_mlp": "intermediate_size"},
+        **{"n_key_value_heads": "num_key_value_heads", "d_head": "head_dim"},
+    },
+}
+# What says nothing about the function that a network computes.
+_BESIDE = (  # noqa: SIM905 (words are easier to read)
+    "architectures dtype transformers_version use_cache model_type _name_or_path pretraining_tp return_dict "
+    "output_hidden_states output_attentions id2label label2id problem_type summary_type summary_use_proj "
+    "summary_activation summary_proj_to_labels summary_first_dropout chunk_size_feed_forward is_encoder_decoder "
+    "add_cross_attention task_specific_params n_ctx gradient_checkpointing _model_name_or_path"
+).split()
+
 # The longest context that no tensor needs to show: a model makes a mask of one boolean for each pair of positions.
 _LONGEST = 2**13
 
@@ -94,7 +144,7 @@ def checked_architecture(fields: Mapping[str, Any], where: str) -> dict[str, Any
             value = plain(value) if isinstance(value, torch.dtype) else value
             found[name] = converted(value, annotation, f"{where}.{name}")
     if fields.get(HUGGING_FACE) is not None:
-        found[HUGGING_FACE] = hugging_face.checked_description(fields[HUGGING_FACE], f"{where}.{HUGGING_FACE}")
+        found[HUGGING_FACE] = _checked_network(fields[HUGGING_FACE], f"{where}.{HUGGING_FACE}")
     return found
 
 
@@ -125,7 +175,7 @@ def fitting_architecture(fields: Mapping[str, Any], tensors: Mapping[str, Tensor
         raise refuse(f"model.{missing[0]} is missing")
     sizes = found
     if HUGGING_FACE in found:
-        sizes = hugging_face.sizes(found[HUGGING_FACE])
+        sizes = _network_sizes(found[HUGGING_FACE])
         for name in _SIZES:
             if sizes[name] != found[name]:
                 raise refuse(f"model.{name} is both {found[name]} and {sizes[name]}")
@@ -150,3 +200,73 @@ def least_weights(sizes: Mapping[str, Any]) -> int:
     positions = sizes["n_ctx"] if sizes.get("positional_embedding_type", "standard") == "standard" else 0
     buckets = (sizes.get("relative_attention_num_buckets") or 0) * n_heads
     return sizes["n_layers"] * (attention + mlp) + (vocabulary + positions) * d_model + buckets
+
+
+def network_description(model: Any) -> dict[str, Any] | None:
+    """What `build` builds the network within a bridge from; `None` for any other model.
+
+    It raises `ValueError` if the network is of another kind, or its config holds what can't be described.
+    """
+    architecture = getattr(getattr(model, "cfg", None), "architecture", None)
+    if architecture in (None, "TransformerLensNative"):
+        return None
+    own = "save its weights with its own save_pretrained"
+    if architecture not in _NETWORK_FIELDS:
+        known = " and ".join(_NETWORK_FIELDS)
+        raise ValueError(f"The bridge holds a {architecture}, and only {known} can be built from a file: {own}.")
+    config = model.original_model.config
+    fields, known = config.to_dict(), _NETWORK_FIELDS[architecture]
+    if more := sorted(name for name in fields if name not in known and name not in _BESIDE and fields[name]):
+        raise ValueError(f"The config of the {architecture} has {', '.join(more)}, which a file can't say: {own}.")
+    kept = {name: fields[name] for name in known if name in fields}
+    return {"architecture": architecture, "attention": config._attn_implementation, "fields": kept}
+
+
+def _checked_network(description: Any, where: str) -> dict[str, Any]:
+    """The description with every field checked, and no others; the errors of `converted`."""
+    description = converted(description, Mapping[str, Any], where)
+    architecture = converted(description.get("architecture"), Literal[tuple(_NETWORK_FIELDS)], f"{where}.architecture")
+    attention = converted(description.get("attention"), Literal["eager", "sdpa"], f"{where}.attention")
+    given, known = (
+        converted(description.get("fields"), Mapping[str, Any], f"{where}.fields"),
+        _NETWORK_FIELDS[architecture],
+    )
+    required = {name for name, annotation in known.items() if annotation == Count}
+    fields = {
+        name: converted(given.get(name), known[name], f"{where}.fields.{name}")
+        for name in known
+        if name in given or name in required
+    }
+    width, n_heads = (fields[_NETWORK_SIZES[architecture][size]] for size in ("d_model", "n_heads"))
+    if width % n_heads:
+        raise ValueError(f"{where}.fields: a width of {width} does not divide into {n_heads} heads.")
+    for name in _TOKENS:
+        if (fields.get(name) or 0) >= fields["vocab_size"]:
+            raise ValueError(f"{where}.fields.{name}={fields[name]}: give a token below {fields['vocab_size']}.")
+    return {"architecture": architecture, "attention": attention, "fields": fields}
+
+
+def _network_sizes(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes in a checked description, under TransformerLens's names."""
+    architecture, fields = description["architecture"], description["fields"]
+    found = {size: fields[name] for size, name in _NETWORK_SIZES[architecture].items() if fields.get(name) is not None}
+    found.setdefault("d_head", found["d_model"] // found["n_heads"])
+    return found | {"positional_embedding_type": "standard" if architecture == "GPT2LMHeadModel" else "rotary"}
+
+
+def build_network(description: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """A bridge around a new network of a checked description, with weights drawn from the global generator."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    if description["architecture"] == "GPT2LMHeadModel":
+        from transformers import GPT2Config as Config
+        from transformers import GPT2LMHeadModel as Network
+    else:
+        from transformers import LlamaConfig as Config
+        from transformers import LlamaForCausalLM as Network
+
+    options: dict[str, Any] = {**description["fields"], "attn_implementation": description["attention"]}
+    config: Any = Config(**options)
+    network: Any = Network(config)
+    network = network.to(dtype).train(False)
+    return build_bridge_from_module(network, description["architecture"], hf_config=config, dtype=dtype)

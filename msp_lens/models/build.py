@@ -23,20 +23,20 @@ import torch
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, check_memory, checked
-from msp_lens.models import hugging_face
 from msp_lens.models.architecture import (
     ARCHITECTURE,
     HUGGING_FACE,
     ActivationFunction,
     Normalization,
+    build_network,
     checked_architecture,
     least_weights,
+    network_description,
     plain,
 )
-from msp_lens.models.conversion import DERIVED_BUFFERS, converted_weights
 from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel
-from msp_lens.models.state_dicts import rotary_angles
+from msp_lens.models.state_dicts import DERIVED_BUFFERS, converted_weights, rotary_angles
 
 # The global generator and the default dtype are the process's: one thread builds at a time.
 _BUILDING = threading.Lock()
@@ -143,7 +143,7 @@ def build_model(
     fields["dtype"] = dtype
     with building(seed, dtype):
         if HUGGING_FACE in fields:
-            model = hugging_face.build(fields[HUGGING_FACE], dtype)
+            model = build_network(fields[HUGGING_FACE], dtype)
         else:
             model = _built(fields, as_bridge=not has_hooked_transformer() if bridge is None else bridge)
     module: Any = model.to(dtype, print_details=False)
@@ -253,7 +253,7 @@ def config_fields(model: HookedModel) -> dict[str, Any]:
     found = {name: fields[name] for name in ARCHITECTURE if name in fields}
     dtypes = [each.dtype for each in module.parameters() if each.is_floating_point()]
     found |= {"dtype": dtypes[0]} if dtypes else {}
-    described = hugging_face.description_of(module)
+    described = network_description(module)
     return plain(found | ({HUGGING_FACE: described} if described else {}))
 
 

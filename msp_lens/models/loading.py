@@ -15,7 +15,6 @@ import torch
 
 from msp_lens._checks import checked
 from msp_lens._files import read_header, read_json, read_tensors
-from msp_lens.models import hugging_face
 from msp_lens.models.architecture import checked_architecture
 from msp_lens.models.build import building, check_known, has_hooked_transformer, listed, state_tensors
 from msp_lens.models.hooked import HookedModel
@@ -25,6 +24,9 @@ from msp_lens.models.state_dicts import completed_architecture, shown_architectu
 # What the hub has under these names are state dicts of a HookedTransformer.
 _OF_TRANSFORMER_LENS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".th")
+
+# What a folder with a tokenizer has at least one of.
+_OF_A_TOKENIZER = re.compile(r"tokenizer.*\.json|vocab\..*|merges\.txt|.*\.model|tekken\.json")
 
 
 @checked
@@ -206,7 +208,7 @@ def _hugging_face(
     kind = getattr(torch, dtype) if dtype else None
     try:
         with building(0, torch.float32), _without_progress_bars():
-            model, left_over = hugging_face.load(
+            model, left_over = _network(
                 where, gguf_file=gguf_file, dtype=kind, device_map=device_map, is_local=is_local
             )
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
@@ -218,6 +220,75 @@ def _hugging_face(
     if left_over:
         warnings.warn(f"{where}: no place in the model for {listed(left_over)}: left out.", stacklevel=4)
     return model if device_map is not None else cast(Any, model).to(device, print_details=False)
+
+
+def _network(
+    where: str, *, gguf_file: str | None, dtype: torch.dtype | None, device_map: Any, is_local: bool
+) -> tuple[Any, list[str]]:
+    """A bridge around a trained network, and the names of tensors that have no place in it.
+
+    No code in a folder or repository is run, and nothing is unpickled.
+
+    Args:
+        where: A folder, or a name on the hub.
+        gguf_file: The name of the GGUF file there; by default its config and safetensors are read.
+        dtype: The weights' dtype; by default as they were saved.
+        device_map: Which parts go to which device, as in `from_pretrained`.
+        is_local: Whether no hub may be asked.
+
+    Raises:
+        OSError: if it is not there.
+        ValueError, KeyError: if there is no such architecture, or weights are missing or of another shape.
+    """
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources.transformers import (
+        determine_architecture_from_hf_config,
+        get_hf_model_class_for_architecture,
+    )
+    from transformers import AutoConfig
+
+    source: dict[str, Any] = {"local_files_only": is_local, "trust_remote_code": False}
+    source |= {"gguf_file": gguf_file} if gguf_file else {}
+    config: Any = AutoConfig.from_pretrained(where, **source)
+    architecture = determine_architecture_from_hf_config(config)
+    options = {"attn_implementation": "eager", "device_map": device_map, "dtype": dtype or "auto"} | source
+    options |= {} if gguf_file else {"use_safetensors": True}
+    kind: Any = get_hf_model_class_for_architecture(architecture)
+    network, told = kind.from_pretrained(
+        where, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    misshapen = [f"{name} {tuple(has)}, the model's {tuple(wants)}" for name, has, wants in told["mismatched_keys"]]
+    misfits = {"missing": sorted(told["missing_keys"]), "of another shape": sorted(misshapen)}
+    if wrong := [f"{what} ({len(names)}): {', '.join(names[:24])}" for what, names in misfits.items() if names]:
+        raise ValueError(f"the weights do not fit the config: {'; '.join(wrong)}")
+    if gguf_file and hasattr(network.config, "quantization_config"):
+        # The weights are ordinary numbers now.
+        del network.config.quantization_config
+    if getattr(config, "pad_token_id", None) is None:
+        ends = getattr(config, "eos_token_id", None)
+        config.pad_token_id = ends[0] if isinstance(ends, list) and ends else ends
+    # Transformers makes an empty tokenizer out of nothing.
+    has_tokenizer = gguf_file or not is_local or any(map(_OF_A_TOKENIZER.fullmatch, os.listdir(where)))
+    tokenizer = _tokenizer(where, source) if has_tokenizer else None
+    bridge = build_bridge_from_module(
+        network.train(False), architecture, hf_config=config, tokenizer=tokenizer, model_name=where
+    )
+    return bridge, sorted(told["unexpected_keys"])
+
+
+def _tokenizer(where: str, source: Mapping[str, Any]) -> Any:
+    """The tokenizer that is there, as TransformerLens wants it, with its BOS token first; `None` if there is none."""
+    from transformers import AutoTokenizer
+
+    for options in ({"add_bos_token": True}, {}):
+        try:
+            return AutoTokenizer.from_pretrained(where, **options, **source)
+        except ValueError:
+            # Without a BOS token there is none to add.
+            continue
+        except (OSError, KeyError, ImportError, TypeError):
+            return None
+    return None
 
 
 @contextmanager

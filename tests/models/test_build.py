@@ -5,7 +5,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.models.build import config_fields, has_hooked_transformer, weights
-from msp_lens.models.conversion import converted_weights
+from msp_lens.models.state_dicts import converted_weights
 
 TOKENS = torch.tensor([[0, 1, 2, 0, 1]])
 CONFIG = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=5)
