@@ -214,6 +214,9 @@ def probe(
     untrained: Annotated[
         int, typer.Option(min=0, help="Number of untrained twins of the model to probe as controls.")
     ] = 0,
+    part: Annotated[
+        str | None, typer.Option(help="Show what reads this part of the belief: a factor, a component or 'component'.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(parser=expanded, help="Save the report to this file, for ProbeReport.load.")
     ] = None,
@@ -230,6 +233,7 @@ def probe(
     with command(debug, plot):
         from msp_lens.moments import ReducedRank
         from msp_lens.probing import probe as probe_model
+        from msp_lens.probing.parts import process_parts
 
         with usage(device=device, out=out):
             if (rank is not None) != (solver == "reduced_rank"):
@@ -238,12 +242,17 @@ def probe(
                 )
             solves = solver if rank is None else ReducedRank(rank)
         loaded, chosen = named_model(model, process, param, device, site)
+        with usage():
+            names = [each.name for each in process_parts(chosen)] if part is not None else []
+            if part not in (None, *names):
+                raise ValueError(f"--part {part}: {chosen.name} has {', '.join(names) or 'no parts'}.")
         options = options_of_run(model, weighting, seed) | {"split": split, "solver": solves}
         options |= {"untrained": untrained, "progress": is_watched()}
         report = probe_model(loaded.model, chosen, sites=chosen_sites(site), **options)
         if out is not None:
             report.save(out)
-        show(report, report.to_dict(), as_json, plot)
+        shown = report if part is None else report.parts[part]
+        show(shown, shown.to_dict(), as_json, plot)
 
 
 @app.command()

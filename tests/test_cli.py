@@ -93,6 +93,18 @@ def test_a_trained_model_is_asked_for_its_world(trained, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_one_part_of_the_belief_is_shown(tmp_path):
+    process = msp.processes.mixture([msp.processes.golden_mean(), msp.processes.z1r()], [0.5, 0.5])
+    model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=5), seed=0)
+    path = tmp_path / "mixture"
+    msp.save_checkpoint(path, model, process=process)
+    result = call_here("probe", path, "--site", "0_post", "--part", "component", "--json")
+    found = json.loads(result.stdout)
+    expected = msp.probe(model, process, sites="0_post", progress=False).parts["component"].to_dict()
+    assert found["provenance"]["part"] == "component"
+    assert found["sites"][0]["R² held out"] == pytest.approx(expected["sites"][0]["R² held out"])
+
+
 def test_checkpoints_are_probed(trained, tmp_path):
     result = call_here("emergence", trained[0], "-s", "3_post", "--gif", tmp_path / "forming.gif", "--json")
     assert result.exit_code == 0, result.stderr
@@ -171,6 +183,7 @@ def test_theory_is_told_and_drawn(tmp_path):
         (["probe", "{trained}", "--plot", "/nowhere/fractal.png"], "there is no folder /nowhere"),
         (["probe", "{trained}", "--out", "/nowhere/report"], "--out /nowhere/report: there is no folder /nowhere"),
         (["probe", "{trained}", "--out", "{trained}"], "is a folder: give the name of a file"),
+        (["probe", "{trained}", "--part", "factor"], "--part factor: z1r has no parts"),
         (["probe", "{trained}", "--device", "gpu"], "--device 'gpu': give a device"),
         (["intervene", "{trained}", "--edit", "zap"], "zap"),
         (["intervene", "{trained}", "--target", "zap"], "zap"),

@@ -68,6 +68,12 @@ def report() -> msp.ProbeReport:
     return msp.probe(model(), msp.processes.z1r(), progress=False)
 
 
+def report_with_parts() -> msp.ProbeReport:
+    """A report on a mixture, with what reads its parts."""
+    process = msp.processes.mixture([msp.processes.golden_mean(), msp.processes.coin()], [0.5, 0.5])
+    return msp.probe(model(), process, sites="0_post", progress=False)
+
+
 def trained(folder: Path, **options: Any) -> msp.TrainingRun:
     """A short training with checkpoints."""
     config = msp.TrainingConfig(steps=3, batch_size=4, warmup_steps=1, log_every=1, save_every=1, **options)
@@ -133,8 +139,8 @@ READERS = {
     ),
     "report": Reader(
         "report.safetensors",
-        lambda path: report().save(path / "report.safetensors"),
-        lambda path: str(msp.ProbeReport.load(path / "report.safetensors")),
+        lambda path: report_with_parts().save(path / "report.safetensors"),
+        lambda path: str(msp.ProbeReport.load(path / "report.safetensors").by_part()),
     ),
     "moments": Reader("moments.safetensors", moments, lambda path: Moments.load(path / "moments.safetensors")),
     "pass": Reader(

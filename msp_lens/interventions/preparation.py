@@ -111,6 +111,11 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
     fingerprint = model_fingerprint(model)
     for probe in chosen:
         known = probe.provenance.get
+        if (part := known("part")) is not None:
+            raise ValueError(
+                f"{probe!r} reads {part!r}, a part of the belief, and experiments write whole beliefs: give the report "
+                "itself, or write the part yourself: `with probe.steer(model, belief):` around model(tokens)."
+            )
         is_of_beliefs = known("source") != "tokens" or probe.n_states == process.n_states
         if known("target") not in (None, BELIEF) or not is_of_beliefs:
             raise ValueError(
