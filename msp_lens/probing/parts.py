@@ -98,7 +98,7 @@ def part_tokens(process: Process, name: str, tokens: Int[Tensor, "word pos"]) ->
     return own, n_tokens
 
 
-def undefined_rows(values: Float64[Tensor, "prefix part_state"]) -> Bool[Tensor, "prefix"]:
+def undefined_rows(values: Float64[Tensor, "*prefix part_state"]) -> Bool[Tensor, "*prefix"]:
     """Where there is no belief: a distribution is never 0 everywhere."""
     return (values == 0).all(dim=-1)
 
@@ -113,8 +113,8 @@ def shuffled_values(
 
 
 def constrained_parts(
-    process: Process, beliefs: Float64[Tensor, "prefix state"], constrained: Float64[Tensor, "prefix state"]
-) -> dict[str, Float64[Tensor, "prefix part_state"]]:
+    process: Process, beliefs: Float64[Tensor, "prefix state"], constrained: Float64[Tensor, "*batch state"]
+) -> dict[str, Float64[Tensor, "*batch part_state"]]:
     """The constrained beliefs of those parts that are a linear function of the whole belief."""
     some = beliefs[: min(64, len(beliefs))]
     ends, middle = process.parts(some), process.parts((some + some.flip(0)) / 2)

@@ -121,7 +121,7 @@ def test_a_part_has_a_decoder_of_its_own(report, pair):
 
 def test_experiments_that_write_whole_beliefs_refuse_the_probes_of_a_part(report, pair):
     with pytest.raises(ValueError, match="reads 'mess3_0', a part of the belief, and experiments write whole beliefs"):
-        msp.intervene(report.model, pair, probes=report.parts["mess3_0"].probes[0], progress=False)
+        msp.intervene(report.model, pair, probes=report.parts["mess3_0"].probes[0])
 
 
 def test_the_table_of_parts(report):
