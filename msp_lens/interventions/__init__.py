@@ -23,7 +23,7 @@ from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.menu import EDITS, Material
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
-from msp_lens.interventions.targets import TARGETS, Targets, nearest_words
+from msp_lens.interventions.targets import TARGETS, Targets, another_part, nearest_words
 
 __all__ = [
     "EDITS",
@@ -33,6 +33,7 @@ __all__ = [
     "InterventionReport",
     "Material",
     "Targets",
+    "another_part",
     "applying",
     "bayes_consistency",
     "belief_centroids",

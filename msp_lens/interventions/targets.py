@@ -52,6 +52,32 @@ def another_word(process: Process, words: Words, generator: torch.Generator) -> 
 
 
 @checked
+def another_part(process: Process, words: Words, generator: torch.Generator, *, part: str = "component") -> Targets:
+    """The belief with one part of it, such as which component it is, exchanged for that of another word.
+
+    The parts are those of `process.parts`. A component that the word itself rules out has no belief within: the other
+    word's is taken, and where it has none either, the belief before any token.
+
+    Raises:
+        KeyError: if the process has no such part.
+        ValueError: if the parts do not determine the belief, as in a noisy factored world.
+    """
+    others = process.sample(*words.shape, generator=generator).cpu()
+    actual, other = (filter_beliefs(process, each)[:, -1] for each in (words.cpu(), others))
+    held, new = process.parts(actual), process.parts(other)
+    if part not in held:
+        raise KeyError(f"{process!r} has no part {part!r}; its parts are {', '.join(held) or 'none'}.")
+    if not torch.allclose(process.join_parts(held), actual, rtol=0, atol=1e-9):
+        raise ValueError(f"{process!r}: beliefs about its parts hang together, so that none can be exchanged alone.")
+    before = process.parts(process.initial)
+    for name in held:
+        for instead in (new[name], before[name].expand_as(held[name])):
+            is_undefined = (held[name] == 0).all(dim=-1, keepdim=True)
+            held[name] = torch.where(is_undefined, instead, held[name])
+    return _with_nearest_donors(process, words, process.join_parts({**held, part: new[part]}))
+
+
+@checked
 def counterfactual(process: Process, words: Words, generator: torch.Generator, *, back: Count = 1) -> Targets:
     """The belief if the last token (or the `back`-th from the end) had been another, the rest of the word unchanged.
 
@@ -161,6 +187,7 @@ def emission_kernel(process: Process, words: Words, generator: torch.Generator) 
 
 TARGETS: Mapping[str, TargetMaker] = {
     "another word": another_word,
+    "component": another_part,
     "counterfactual": counterfactual,
     "vertex": vertex,
     "reachable": reachable,

@@ -106,6 +106,12 @@ class Mixture(Process, kind="mixture"):
         within = {label: self.state_beliefs(beliefs, k) for k, label in enumerate(self.labels)}
         return {"component": self.component_beliefs(beliefs)} | within
 
+    def join_parts(self, parts: Mapping[str, Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch state"]:
+        """The belief with these probabilities of the components and these beliefs within them; see `parts`."""
+        check_parts(parts, ("component", *self.labels), self.name)
+        shares = parts["component"].unsqueeze(-1)
+        return torch.cat([shares[..., k, :] * parts[label] for k, label in enumerate(self.labels)], dim=-1)
+
     def to_dict(self) -> dict:
         """The components and their weights, as JSON-ready values."""
         parts = [part.to_dict() for part in self.components]
@@ -125,6 +131,12 @@ def part_labels(parts: Sequence[Process]) -> tuple[str, ...]:
     """The parts' names, numbered if two are alike."""
     names = [part.name for part in parts]
     return tuple(names if len(set(names)) == len(names) else [f"{name}_{k}" for k, name in enumerate(names)])
+
+
+def check_parts(parts: Mapping[str, Tensor], needed: Sequence[str], name: str) -> None:
+    """Raise `KeyError` if one of these parts is missing."""
+    if missing := [part for part in needed if part not in parts]:
+        raise KeyError(f"parts has none named {missing[0]!r}: give {', '.join(needed)} of {name}.")
 
 
 @checked

@@ -30,7 +30,7 @@ from torch import Tensor
 from msp_lens._checks import Seed, Share, check_memory, checked, converted
 from msp_lens._random import resolve_generator
 from msp_lens.processes.bayes import normalized
-from msp_lens.processes.compose import check_index, check_size, part_labels, validated_parts
+from msp_lens.processes.compose import check_index, check_parts, check_size, part_labels, validated_parts
 from msp_lens.processes.factor_tables import FactorTables, Structure, connected, validated_parents
 from msp_lens.processes.process import Process
 from msp_lens.processes.words import Words
@@ -305,6 +305,11 @@ class Factored(Process, kind="factored"):
     def parts(self, beliefs: Float[Tensor, "*batch state"]) -> dict[str, Float[Tensor, "*batch part_state"]]:
         """The belief about each factor, by `labels`."""
         return {label: self.factor_beliefs(beliefs, k) for k, label in enumerate(self.labels)}
+
+    def join_parts(self, parts: Mapping[str, Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch state"]:
+        """The joint belief of independent beliefs about the factors, by `labels`."""
+        check_parts(parts, self.labels, self.name)
+        return self.join_beliefs([parts[label] for label in self.labels])
 
     def join_beliefs(self, beliefs: Sequence[Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch state"]:
         """The joint belief of independent beliefs about each factor, in their order: their outer product."""

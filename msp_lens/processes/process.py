@@ -175,6 +175,15 @@ class Process:
         """
         return {}
 
+    def join_parts(self, parts: Mapping[str, Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch state"]:
+        """The belief whose `parts` are these; an error for a process without parts.
+
+        Raises:
+            KeyError: if a part is missing.
+            ValueError: if the process has no parts.
+        """
+        raise ValueError(f"{self!r} has no parts: its belief is one. Mixtures and factored worlds have some.")
+
     @property
     def negligible(self) -> float:
         """The largest conditional token probability that counts as 0."""

@@ -7,7 +7,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.interventions import TARGETS, nearest_words
-from msp_lens.interventions.targets import counterfactual, emission_kernel, resolve_targets, vertex
+from msp_lens.interventions.targets import another_part, counterfactual, emission_kernel, resolve_targets, vertex
 from msp_lens.interventions.targets import given as given_belief
 from tests.brute_force import joint
 
@@ -32,6 +32,10 @@ def test_targets_are_beliefs_with_donors_as_long_as_the_words(process, name):
         with pytest.raises(ValueError, match="rank 3 of 3"):
             TARGETS[name](process, words, generator())
         return
+    if name == "component":
+        with pytest.raises(KeyError, match="has no part 'component'; its parts are none"):
+            TARGETS[name](process, words, generator())
+        return
     made = TARGETS[name](process, words, generator())
     assert len(made.words) == len(made.beliefs) == len(made.donors) > 0
     assert made.donors.shape[1] == 4
@@ -52,6 +56,37 @@ def test_targets_are_beliefs_with_donors_as_long_as_the_words(process, name):
         torch.testing.assert_close((led_to - made.beliefs).norm(dim=1), nearest, atol=1e-7, rtol=0)
     again = TARGETS[name](process, words, generator())
     assert torch.equal(again.beliefs, made.beliefs)
+
+
+def test_one_part_is_exchanged_and_the_others_stay():
+    mixture = msp.processes.mixture([msp.mess3(), msp.mess3(x=0.15, a=0.6)], [0.3, 0.7])
+    product = msp.processes.product([msp.mess3(), msp.processes.golden_mean(p=0.4)])
+    for process, part in ((mixture, "component"), (mixture, "mess3_0"), (product, "golden_mean")):
+        words, source = process.sample(20, 4, seed=1), generator(3)
+        others = process.sample(20, 4, generator=generator(3))
+        made = another_part(process, words, source, part=part)
+        held, new, found = (
+            process.parts(beliefs)
+            for beliefs in (*(msp.filter_beliefs(process, each)[:, -1] for each in (words, others)), made.beliefs)
+        )
+        for name in found:
+            torch.testing.assert_close(found[name], new[name] if name == part else held[name])
+    assert torch.equal(TARGETS["component"](mixture, words % 3, generator()).words, torch.arange(20))
+
+
+def test_a_component_that_is_ruled_out_has_the_others_belief_within():
+    coin, golden = msp.processes.coin(p=0.5), msp.processes.golden_mean(p=0.4)
+    process = msp.processes.mixture([coin, golden], [0.5, 0.5])
+    words = torch.tensor([[1, 1, 0]] * 30)
+    made = another_part(process, words, generator(1))
+    assert (made.beliefs.sum(dim=1) - 1).abs().max() < 1e-12
+    assert (process.parts(made.beliefs)["component"][:, 1] > 0).any()
+
+
+def test_parts_that_hang_together_are_not_exchanged():
+    noisy = msp.processes.Factored([msp.mess3(), msp.mess3()], noise=0.3)
+    with pytest.raises(ValueError, match="hang together"):
+        another_part(noisy, noisy.sample(5, 3, seed=0), generator(), part="mess3_0")
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
