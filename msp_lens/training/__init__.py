@@ -5,7 +5,7 @@ from msp_lens.training.config import TrainingConfig
 from msp_lens.training.loop import train
 from msp_lens.training.metrics import tensorboard_logger, wandb_logger
 from msp_lens.training.presets import PRESETS, Recipe, recipe
-from msp_lens.training.regret import regret_by_position
+from msp_lens.training.regret import outside_by_position, regret_by_position
 from msp_lens.training.training_run import TrainingRun, load_run
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingRun",
     "load_run",
+    "outside_by_position",
     "recipe",
     "regret_by_position",
     "saved_checkpoints",

@@ -8,6 +8,9 @@ possible word is visited, because the optimal next-token distribution stands in 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -18,6 +21,7 @@ from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits
+from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
 from msp_lens.processes.process import Process
 
 # Probabilities compared at once: 8 MB in float64.
@@ -30,20 +34,50 @@ def regret_by_position(
 ) -> Float64[Tensor, "pos"]:
     """E KL(optimal ‖ model) at each position, in nats; exact where the dataset is the population.
 
+    Through a token map, it is read from the model's whole vocabulary: probability that it gives to tokens that are no
+    symbols adds to its regret (`outside_by_position` says how much).
+
     Raises:
-        ValueError: if the model's vocabulary or context is too small, or symbols are not what it predicts, since the
-            token map spells one with several tokens or separates them.
+        ValueError: if the model's vocabulary or context is too small, or two symbols begin with the same token.
     """
-    token_map = dataset.token_map
-    check_fits(model, dataset.process, dataset.n_ctx, token_map=token_map, predicts=True)
-    if token_map is not None and not token_map.predicts_symbols:
-        raise ValueError(
-            "The model does not predict symbols: the token map needs symbols of one token and no separator."
-        )
+    model, plain = _reading(model, dataset)
     regret = torch.zeros(dataset.n_ctx, dtype=torch.float64)
-    for batch in stream_activations(model, dataset.encoded()[0], (), batch_size=batch_size, progress=progress):
-        regret += batch_regret(batch.output, dataset, batch.words)
+    for batch in stream_activations(model, dataset.tokens, (), batch_size=batch_size, progress=progress):
+        regret += batch_regret(batch.output, plain, batch.words)
     return regret
+
+
+@checked
+def outside_by_position(
+    model: HookedModel, dataset: BeliefDataset, *, batch_size: Count | None = None
+) -> Float64[Tensor, "pos"]:
+    """The part of the regret that is due to tokens which are no symbols, E -log P(any symbol), in nats.
+
+    It shows how far a model knows the alphabet; the rest of the regret, KL(optimal ‖ model's among the symbols), shows
+    how far it knows the process.
+
+    Raises:
+        ValueError: as for `regret_by_position`.
+
+    Example:
+        >>> from msp_lens.models.build import ModelConfig, build_model
+        >>> from msp_lens.processes import z1r
+        >>> outside_by_position(build_model(ModelConfig(d_vocab=2, n_ctx=3)), words(z1r(), n_ctx=3)).abs().max() < 1e-6
+        tensor(True)
+    """
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map, predicts=True)
+    token_map = dataset.token_map or TokenMap.identity(dataset.process.n_tokens)
+    reader = cast(HookedModel, SymbolReader(model, token_map))
+    outside = torch.zeros(dataset.n_ctx, dtype=torch.float64)
+    for batch in stream_activations(reader, dataset.tokens, (), batch_size=batch_size):
+        outside -= dataset.word_weights[batch.words] @ batch.output.cpu()[..., :-1].logsumexp(dim=-1)
+    return outside
+
+
+def _reading(model: HookedModel, dataset: BeliefDataset) -> tuple[HookedModel, BeliefDataset]:
+    """The model as it reads symbols, and the dataset for it."""
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map, predicts=True)
+    return reading_symbols(model, dataset.token_map), replace(dataset, token_map=None)
 
 
 def batch_regret(logits: Tensor, dataset: BeliefDataset, words: slice) -> Float64[Tensor, "pos"]:

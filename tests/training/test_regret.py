@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -76,12 +75,30 @@ def test_words_are_read_through_the_token_map(mess3):
     assert regret.tolist() == pytest.approx(expected, rel=1e-5)
     probed = msp.probe(model, dataset, sites="0_post", controls=False, progress=False)
     torch.testing.assert_close(probed.regret, regret)
-    for symbols, separator in (([5, 3, 7], [8]), ([5, [3, 4], 7], [])):
-        spaced = replace(dataset, token_map=msp.TokenMap(symbols, separator=separator))
-        with pytest.raises(ValueError, match="symbols of one token and no separator"):
-            msp.training.regret_by_position(model, spaced)
     with pytest.raises(ValueError, match=r"3 symbols are 5 tokens.*context of 4"):
         msp.training.regret_by_position(msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, n_ctx=4)), dataset)
+
+
+@pytest.mark.parametrize(("symbols", "separator"), [([5, 3, 7], [8, 1]), ([5, [3, 4], 7], [])])
+def test_regret_splits_into_the_alphabet_and_the_process(mess3, symbols, separator):
+    """By the definition, from the model's logits after each prefix and the separator."""
+    model = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=12), seed=1)
+    token_map = msp.TokenMap(symbols, separator=separator)
+    dataset = msp.words(mess3, n_ctx=3, token_map=token_map)
+    whole, within = [0.0] * 3, [0.0] * 3
+    for t in range(3):
+        for prefix, probability in brute_force.word_probabilities(mess3, t + 1).items():
+            read = [token for symbol in prefix for token in (*token_map.symbols[symbol], *separator)]
+            with torch.no_grad():
+                predicted = model(torch.tensor([read]))[0, -1].double().softmax(0)[[5, 3, 7]]
+            for symbol in range(3):
+                optimal = sum(brute_force.joint(mess3, (*prefix, symbol))) / probability
+                whole[t] += probability * optimal * math.log(optimal / predicted[symbol])
+                within[t] += probability * optimal * math.log(optimal / (predicted[symbol] / predicted.sum()))
+    regret = msp.training.regret_by_position(model, dataset, batch_size=5)
+    outside = msp.training.outside_by_position(model, dataset, batch_size=4)
+    assert regret.tolist() == pytest.approx(whole, rel=1e-5)
+    assert (regret - outside).tolist() == pytest.approx(within, rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
