@@ -32,6 +32,7 @@ from msp_lens.data import words as words_of
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.intervention_report import acts_on_belief
+from msp_lens.interventions.manifold import Cloud, cloud_words, numbered
 from msp_lens.interventions.menu import PLACEBOS, REFERENCES, Edits, Material, check_makes, resolve_edits
 from msp_lens.interventions.preparation import Probes, group_label, in_firing_order, single_site_probes
 from msp_lens.interventions.targets import AskedTargets, resolve_targets
@@ -151,6 +152,8 @@ class Engine:
         # Where the tokens that follow are impossible there is no actual belief, and what it implies is NaN.
         optima = [beliefs @ process.emissions for beliefs in (drawn.written, drawn.actual)]
         along_donors = follow(process, process.initial.expand(len(drawn.donors), -1), drawn.donors)[:, 1:]
+        cloud = self._cloud(drawn)
+        prefixes, donor_prefixes = (numbered(each, position) for each in (drawn.words, drawn.donors))
         # An edit away from no belief does nothing.
         actual = torch.where(drawn.actual.isnan(), drawn.written, drawn.actual)
 
@@ -162,29 +165,44 @@ class Engine:
         for rows in torch.arange(len(drawn.words)).split(words_per_batch(self.batch_size, drawn.words.shape[1])):
             donors_predict, donor = self._forward(drawn.donors[rows], sites)
             regrets.append(kl_divergence(along_donors[rows] @ process.emissions, donors_predict))
-            plain, held = self._forward(drawn.words[rows], [read_site])
+            plain, held = self._forward(drawn.words[rows], sites)
             before, written = self._read(held[read_site][:, later]), drawn.written[rows]
             way = written - before
             for group, span in itertools.product(groups, spans):
                 label, places = group_label(group), slice(position, position + span)
                 # Only the probe of a later site tells what became of an edit.
-                watched = [] if reader in group else [read_site]
+                reads, edited_sites = reader not in group, [probe.sites[0] for probe in group]
+                watched = [*edited_sites, *([read_site] if reads else [])]
                 known = (actual[rows, :span], drawn.wrong[rows, :span])
-                donated = [donor[probe.sites[0]][:, places] for probe in group]
+                donated = [donor[site][:, places] for site in edited_sites]
+                known_prefixes = prefixes[rows], donor_prefixes[rows]
+                null = cloud.distance(donor, edited_sites, places, *known_prefixes)
                 materials = [Material(*known, each, self.centroids) for each in donated]
                 for name, strength, edits in self._edits(group, materials, strengths, partial(source, label, span)):
                     predicted, after = plain, held
                     if name != "none":
                         with applying(self.model, edits, written[:, :span], position=places):
                             predicted, after = self._forward(drawn.words[rows], watched)
-                    read = self._read(after[read_site][:, later]) if watched else torch.full_like(way, math.nan)
+                    read = self._read(after[read_site][:, later]) if reads else torch.full_like(way, math.nan)
                     kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
-                    quantities = torch.stack([*kl, ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)])
+                    moved = ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)
+                    away = cloud.distance(after, edited_sites, places, *known_prefixes)
+                    quantities = torch.stack([*kl, *moved, away, null])
                     measured.setdefault((label, span, name, strength), []).append(quantities)
                     if name not in PLACEBOS and all(edit.writes for edit in edits):
                         writing.add(name)
         found = _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()}, writing)
         return found, torch.cat(regrets).nanmean(dim=0)
+
+    def _cloud(self, drawn: Draw) -> Cloud:
+        """Real activations at all sites, of words that were drawn."""
+        words = cloud_words(drawn.words, derived_generator(self.seed, "cloud", drawn.position))
+        sites, later = [probe.sites[0] for probe in self.probes], slice(drawn.position, None)
+        parts = [
+            self._forward(some, sites)[1] for some in words.split(words_per_batch(self.batch_size, words.shape[1]))
+        ]
+        held = {site: torch.cat([part[site][:, later].cpu().double() for part in parts]) for site in sites}
+        return Cloud(numbered(words, drawn.position), held)
 
     def _edits(
         self,
@@ -233,13 +251,13 @@ def _table(
 ) -> pd.DataFrame:
     """Averages over words, with standard errors, each compared with no edit, the placebo and the donor.
 
-    The quantities are KL to the target, KL to the actual optimum, displacement along the way, and the way squared;
-    `writing` names the edits that write the target.
+    The quantities are KL to the target, KL to the actual optimum, displacement along the way, the way squared, and the
+    distances of the edited activations and the donors' from real ones; `writing` names the edits that write the target.
     """
     records = []
     for (site, span, edit, strength), quantities in measured.items():
         for after in range(quantities.shape[2]):
-            to_target, to_actual, moved, way = quantities[:, :, after]
+            to_target, to_actual, moved, way, away, null = quantities[:, :, after]
             left_alone = measured[site, span, "none", 1.0][:, :, after]
             compared = [quantities, *(measured[site, span, name, 1.0] for name in ("placebo", "donor"))]
             recovered, placebo, donor = (ratio(left_alone[0] - each[0, :, after], left_alone[0]) for each in compared)
@@ -252,6 +270,9 @@ def _table(
             row["recovery"], row["recovery_error"] = recovered
             row["above_placebo"] = (recovered[0] - placebo[0]) / gain if surely else math.nan
             row["displacement"], row["displacement_error"] = ratio(moved, way)
+            known = ~(away + null).isnan()
+            off_manifold = ratio(away[known], null[known]) if known.any() else (math.nan, math.nan)
+            row["off_manifold"], row["off_manifold_error"] = off_manifold
             # As much of a placebo, on the same words.
             excess, error = mean_and_error(to_target - measured[site, span, "placebo", strength][0, :, after])
             row["worse_than_placebo"] = edit in writing and excess > 2 * error

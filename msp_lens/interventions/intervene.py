@@ -25,6 +25,7 @@ from msp_lens.interventions.intervention_report import (
     Layout,
     acts_on_belief,
     effect_text,
+    off_manifold_text,
     percent,
     worse_than_placebo,
 )
@@ -142,4 +143,5 @@ def _contrast(found: InterventionReport) -> list[str]:
     where = f"At {best['site']}, position {best['position']}"
     contrast = f"{where}, KL to the target and share recovered: {', '.join(numbers)}."
     place = {key: best[key] for key in ("site", "position", "target")}
-    return [contrast, *([effect_text(found, **place)] if edit == "steer" else [])]
+    effect = [effect_text(found, **place)] if edit == "steer" else []
+    return [contrast, *effect, off_manifold_text(found, **place)]

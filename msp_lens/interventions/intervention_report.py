@@ -64,6 +64,9 @@ class InterventionReport(Value, TableView):
       much of the placebo does, by more than two standard errors. Tables mark it with an asterisk.
     - `displacement`: how far along the way from the belief read to the target belief the edit moved the belief that a
       later site's own probe reads; NaN if no later site was read.
+    - `off_manifold`: how far the edited activations are from the nearest real ones, those of other words at the same
+      site and position, in units of a donor's distance: 1 if no farther than real ones, large if the edit leaves their
+      cloud. Several sites count by the sum of their distances. NaN where nothing was edited, or there is no other word.
     - `n`: words, each with its target.
 
     The other experiments describe their measures themselves.
@@ -384,6 +387,21 @@ def worse_than_placebo(found: InterventionReport) -> list[str]:
             sites.setdefault(row["edit"], {})[row["site"]] = None
     named = "; ".join(f"{edit} at {', '.join(where)}" for edit, where in sites.items())
     return [f"* Worse than the placebo by more than two standard errors: {named}."] if named else []
+
+
+def off_manifold_text(found: InterventionReport, **where: Any) -> str:
+    """A sentence on how far each edit at a place leaves the cloud of real activations."""
+    rows = [row for row in found.table.to_dict(orient="records") if row["strength"] == 1]
+    rows = [row for row in rows if all(row[key] == value for key, value in where.items())]
+    # The donor's distance is the unit.
+    far = [(row["edit"], row["off_manifold"]) for row in rows if row["edit"] != "donor"]
+    if not far or any(math.isnan(ratio) for _, ratio in far):
+        return "How far the edits leave the cloud of real activations is not known: too few words differ there."
+    told = ", ".join(f"{edit} {ratio:.2f}" for edit, ratio in far)
+    return (
+        f"Distance from the nearest real activation there, a donor's being 1 (off_manifold): {told}. Far off, an edit "
+        "may work as no word does."
+    )
 
 
 def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
