@@ -59,7 +59,7 @@ class Cloud:
         return found
 
 
-def cloud_words(tokens: Int[Tensor, "word pos"], generator: torch.Generator) -> Int[Tensor, "word pos"]:
+def cloud_words(tokens: Int[Tensor, "word pos"], generator: torch.Generator) -> Int[Tensor, "kept pos"]:
     """The distinct words, or so many of them as a cloud is made of."""
     distinct = tokens.unique(dim=0)
     order = torch.randperm(len(distinct), generator=generator)[:MOST_WORDS]

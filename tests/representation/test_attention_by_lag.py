@@ -47,7 +47,7 @@ def additive_network(process, patterns, signs=(1.0,)):
     state = {f"blocks.0.attn.{name}": tensor for name, tensor in attention.items()}
     state |= {"embed.W_E": eye[: n_tokens + 1], "pos_embed.W_pos": eye[position]}
     state |= {"unembed.W_U": torch.zeros(d_model, n_tokens + 1), "unembed.b_U": torch.zeros(n_tokens + 1)}
-    msp.load_weights(model, state)
+    msp.models.load_weights(model, state)
     return model, msp.words(process, n_ctx=N_CTX, token_map=msp.TokenMap.identity(n_tokens, bos=bos))
 
 
