@@ -160,7 +160,7 @@ def erasing_second(trained, model):
         for axis, size in enumerate(weights(model)[name].shape):
             tensor = tensor if tensor.shape[axis] == size else tensor.index_select(axis, first)
         loaded[name] = tensor
-    msp.load_weights(model, loaded)
+    msp.models.load_weights(model, loaded)
     return model
 
 
