@@ -22,8 +22,8 @@ from .experiments import Study, SweepResult, run, sweep
 from .formation import Emergence, emergence
 from .inference import Inference, infer
 from .interventions import InterventionReport, applying, intervene, necessity, persistence
-from .models import ModelConfig, build_model, find_sites, load_checkpoint, load_model, save_checkpoint
-from .moments import BeliefRegressor, RandomProjection, Ridge
+from .models import ModelConfig, build_model, check_model, find_sites, load_checkpoint, load_model, save_checkpoint
+from .moments import BeliefRegressor, Ridge
 from .probing import BeliefProbe, ProbeReport, Split, probe, probe_rows
 from .processes import Process, mess3, rrxor
 from .training import TrainingConfig, TrainingRun, train
@@ -41,7 +41,6 @@ __all__ = [
     "ModelConfig",
     "ProbeReport",
     "Process",
-    "RandomProjection",
     "Ridge",
     "Split",
     "Study",
@@ -52,6 +51,7 @@ __all__ = [
     "applying",
     "beliefs",
     "build_model",
+    "check_model",
     "data",
     "emergence",
     "experiments",

@@ -3,6 +3,7 @@
 from msp_lens.models.activations import ActivationBatch, stream_activations
 from msp_lens.models.attention import AttentionBatch, attention_layers, output_weights, stream_attention
 from msp_lens.models.build import ModelConfig, build_model, load_weights
+from msp_lens.models.checking import ModelCheck, check_causal, check_model
 from msp_lens.models.holding import holding
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
 from msp_lens.models.loading import load_model
@@ -16,12 +17,15 @@ __all__ = [
     "AttentionBatch",
     "Checkpoint",
     "HookedModel",
+    "ModelCheck",
     "ModelConfig",
     "Site",
     "Sites",
     "SymbolReader",
     "attention_layers",
     "build_model",
+    "check_causal",
+    "check_model",
     "editing",
     "evaluating",
     "find_sites",

@@ -71,18 +71,19 @@ def site_index(model: HookedModel) -> SiteIndex:
     """The sites of the model, from its own `hook_dict`; `TypeError` if it has none."""
     model = unwrapped(converted(model, HookedModel, "model"))
     places = {name: id(point) for name, point in model.hook_dict.items()}
-    if _config(model, "attn_only"):
+    if config_value(model, "attn_only"):
         # A HookedTransformer has these hooks all the same, and never reaches them.
         places = {name: place for name, place in places.items() if not name.endswith(_OF_MLP)}
     return SiteIndex(
         places,
-        n_heads=_config(model, "n_heads"),
+        n_heads=config_value(model, "n_heads"),
         # Without normalization, a bridge still has the hook, on a module that does nothing.
-        normalizes=_config(model, "normalization_type", "LN") is not None,
+        normalizes=config_value(model, "normalization_type", "LN") is not None,
     )
 
 
-def _config(model: HookedModel, name: str, default: Any = None) -> Any:
+def config_value(model: HookedModel, name: str, default: Any = None) -> Any:
+    """What the model's config says under a name, if it has one."""
     config = getattr(unwrapped(model), "cfg", None)
     return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
 
@@ -165,13 +166,13 @@ def check_fits_map(
             n_tokens = len(token_map.symbols)
             used = f"{emitter} emits {n_tokens}: build the model with d_vocab={n_tokens} or more."
         raise ValueError(f"The model's vocabulary has {d_vocab} tokens, {used}")
-    d_vocab_out = _config(model, "d_vocab_out")
+    d_vocab_out = config_value(model, "d_vocab_out")
     if predicts and d_vocab_out is not None and 0 < d_vocab_out < token_map.d_vocab:
         raise ValueError(
             f"The model predicts {d_vocab_out} tokens, and words of {emitter} have {token_map.d_vocab}: build it "
             f"with d_vocab_out={token_map.d_vocab} or more, or without d_vocab_out."
         )
-    if _config(model, "attention_dir", "causal") != "causal":
+    if config_value(model, "attention_dir", "causal") != "causal":
         raise ValueError(
             "The model's attention is bidirectional, so its activations depend on tokens that come later, and a belief "
             'is about those before: build it with attention_dir="causal".'
@@ -199,13 +200,13 @@ def check_reads_tokens(model: HookedModel, tokens: Int[Tensor, "word pos"]) -> N
 
 def vocabulary_size(model: HookedModel) -> int | None:
     """How many tokens the model reads, `cfg.d_vocab`, if it says so."""
-    size = _config(model, "d_vocab")
+    size = config_value(model, "d_vocab")
     return None if size is None else int(size)
 
 
 def context_length(model: HookedModel) -> int | None:
     """The longest word that the model reads, `cfg.n_ctx`, if it has one."""
-    longest = _config(model, "n_ctx")
+    longest = config_value(model, "n_ctx")
     return None if longest is None else int(longest)
 
 

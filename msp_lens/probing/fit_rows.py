@@ -229,7 +229,7 @@ def check_concatenate(value: Any) -> None:
     """Raise `TypeError` unless this says whether, or how reduced, sites are concatenated."""
     if not isinstance(value, bool | FeatureReduction):
         raise TypeError(
-            f"concatenate={value!r}: give True, False, or a reduction such as RandomProjection(64, seed=0)."
+            f"concatenate={value!r}: give True, False, or a reduction such as msp.moments.RandomProjection(64, seed=0)."
         )
 
 
