@@ -68,7 +68,7 @@ def bayes_consistency(
         ValueError: if an option is too small, a probe or the model does not fit, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
+    model, dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
     process = dataset.process
     if dataset.n_ctx < 2:
         raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
@@ -134,7 +134,7 @@ def prediction_consistency(
         A row for each site, mean KL in nats: `implied_to_model`, KL(implied ‖ model); `optimal_to_implied`;
         `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
     """
-    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
+    model, dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
     process = dataset.process
     chosen = in_firing_order(model, chosen)
     optimal = next_token_probabilities(process, dataset.beliefs)

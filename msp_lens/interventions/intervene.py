@@ -30,7 +30,7 @@ from msp_lens.interventions.intervention_report import (
     worse_than_placebo,
 )
 from msp_lens.interventions.menu import Edits
-from msp_lens.interventions.preparation import Probes, chosen_positions, process_of, untrained_end
+from msp_lens.interventions.preparation import Probes, chosen_positions, map_provenance, reading, untrained_end
 from msp_lens.interventions.targets import AskedTargets
 from msp_lens.models.hooked import HookedModel
 from msp_lens.processes.process import Process
@@ -77,7 +77,7 @@ def intervene(
             target is no belief, or the model does not fit the process.
         KeyError: if the model lacks a probe's site, or there is no edit or target of a name.
     """
-    process, n_ctx = process_of(model, data, probes)
+    model, process, n_ctx = reading(model, data, probes)
     wanted = chosen_positions(positions, n_ctx)
     scales = [float(each) for each in ([strengths] if isinstance(strengths, int | float) else strengths)]
     if not scales or not all(map(math.isfinite, scales)) or len(set(scales)) < len(scales):
@@ -97,7 +97,7 @@ def intervene(
     reader = chosen[-1].label if len(chosen) > 1 else None
     provenance = {"process": process.to_dict(), "n_words": n_words, "seed": seed, "positions": wanted}
     makers = {"edits": list(engine.edits), "targets": list(engine.targets)}
-    provenance |= {**makers, "strengths": scales, "reader": reader}
+    provenance |= {**makers, **map_provenance(model), "strengths": scales, "reader": reader}
     notes = [
         *dict.fromkeys(cautions),
         f"{n_words:,} words drawn from {process.name}, each with a target belief ({', '.join(engine.targets)}). "

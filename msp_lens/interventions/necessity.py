@@ -67,7 +67,7 @@ def necessity(
             fit the process, or the belief never changes.
         KeyError: if the model lacks a probe's site.
     """
-    dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
+    model, dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
         raise ValueError(
             f"{description}: the belief is the same after each of them, so nothing can be erased. Choose a "

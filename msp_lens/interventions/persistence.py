@@ -22,7 +22,7 @@ from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import Engine
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, worse_than_placebo
 from msp_lens.interventions.menu import Edits
-from msp_lens.interventions.preparation import Probes, chosen_positions, process_of, untrained_end
+from msp_lens.interventions.preparation import Probes, chosen_positions, map_provenance, reading, untrained_end
 from msp_lens.interventions.targets import AskedTargets
 from msp_lens.models.hooked import HookedModel, word_length
 from msp_lens.processes.process import Process
@@ -60,7 +60,7 @@ def persistence(
     Raises:
         ValueError, KeyError: as for `intervene`, and if no token follows the position.
     """
-    process, longest = process_of(model, data, probes)
+    model, process, longest = reading(model, data, probes)
     length = word_length(model, longest if n_ctx is None else n_ctx, otherwise="n_ctx=")
     default = max(0, min(length * 3 // 4, length - 2))
     (start,) = chosen_positions(default if position is None else position, length)
@@ -97,7 +97,7 @@ def persistence(
     options = {"shade": "recovery", "mark": "worse_than_placebo", "across": "after", "xlabel": "tokens after the edit"}
     layout = Layout(["site", "after", "edited"], "edit", "kl_to_target", title, chosen={}, **options)
     shown = {"after": sorted({0, 1, n_after})}
-    provenance = {"process": process.to_dict(), **chosen}
+    provenance = {"process": process.to_dict(), **chosen, **map_provenance(model)}
     found = InterventionReport(title, table, tuple(keys), notes, provenance, layout, shown)
     contrast, *rest = notes
     return replace(found, notes=(contrast, *worse_than_placebo(found), *rest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import check_position
+from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
@@ -28,47 +30,64 @@ Probes = ProbeReport | BeliefProbe | Sequence[BeliefProbe]
 
 def over_words(
     model: HookedModel, data: Process | BeliefDataset, probes: Probes, n_words: int, seed: int
-) -> tuple[BeliefDataset, list[BeliefProbe], str, dict[str, Any]]:
-    """What an experiment over whole words needs: the words, probes of single sites, a description and the provenance.
+) -> tuple[HookedModel, BeliefDataset, list[BeliefProbe], str, dict[str, Any]]:
+    """What an experiment over whole words needs.
+
+    That is the model as it reads symbols, the words, probes of single sites, a description and the provenance.
 
     A dataset is taken as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
     The model is not run. `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a
     site is missing.
     """
-    process, n_ctx = process_of(model, data, probes)
+    model, process, n_ctx = reading(model, data, probes)
     if isinstance(data, BeliefDataset):
-        dataset = data
+        dataset = replace(data, token_map=None)
     else:
         n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
         dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
     hooked.check_fits(model, process, dataset.n_ctx)
     count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
     sizes = {"words": len(dataset), "is_population": dataset.is_population}
-    provenance = {"process": process.to_dict(), **sizes, "seed": seed}
+    provenance = {"process": process.to_dict(), **sizes, "seed": seed, **map_provenance(model)}
     chosen = single_site_probes(model, process, probes)
-    return dataset, chosen, f"{process!r}; {count} of {dataset.n_ctx} tokens", provenance
+    return model, dataset, chosen, f"{process!r}; {count} of {dataset.n_ctx} tokens", provenance
 
 
-def process_of(model: HookedModel, data: Process | BeliefDataset, probes: Probes) -> tuple[Process, int | None]:
-    """The process, and the length of words: the dataset's, the model's context, or else that of the probes' words.
+def reading(
+    model: HookedModel, data: Process | BeliefDataset, probes: Probes
+) -> tuple[HookedModel, Process, int | None]:
+    """The model as it reads the process's symbols, the process, and the length of words.
 
-    `ValueError` for a token map.
+    The token map is the dataset's; of a process, the one that the probes were fitted through. The length is the
+    dataset's, that of the model's context, or else that of the probes' words.
     """
-    if not isinstance(data, BeliefDataset):
-        return data, hooked.context_length(model) or _words_length(probes)
-    if data.token_map is not None and not data.token_map.is_identity:
-        raise ValueError(
-            f"{data!r} has a token map, and experiments feed the model the symbols themselves: give a dataset without "
-            "one, or steer on the model's own tokens with probe.steer(model, belief, position=…)."
-        )
-    return data.process, data.n_ctx
+    if isinstance(data, BeliefDataset):
+        return reading_symbols(model, data.token_map), data.process, data.n_ctx
+    reader = reading_symbols(model, next(filter(None, map(_token_map, _listed(probes))), None))
+    return reader, data, hooked.context_length(reader) or _words_length(probes)
+
+
+def map_provenance(model: HookedModel) -> dict[str, Any]:
+    """The token map through which the model reads symbols, if there is one."""
+    return {"token_map": model.token_map.to_dict()} if isinstance(model, SymbolReader) else {}
+
+
+def _token_map(probe: BeliefProbe) -> TokenMap | None:
+    """The token map that a probe was fitted through; `None` if symbols are the model's tokens."""
+    saved = probe.provenance.get("token_map")
+    found = TokenMap.from_dict(saved) if saved is not None else None
+    return None if found is None or found.is_identity else replace(found, include_prior=False)
+
+
+def _listed(probes: Probes) -> list[BeliefProbe]:
+    if isinstance(probes, ProbeReport):
+        return list(probes.probes)
+    return [probes] if isinstance(probes, BeliefProbe) else list(probes)
 
 
 def _words_length(probes: Probes) -> int | None:
     """The length of the words that all the probes were fitted on, if they record any."""
-    chosen = probes.probes if isinstance(probes, ProbeReport) else probes
-    chosen = [chosen] if isinstance(chosen, BeliefProbe) else chosen
-    return min((each.provenance["n_ctx"] for each in chosen if "n_ctx" in each.provenance), default=None)
+    return min((each.provenance["n_ctx"] for each in _listed(probes) if "n_ctx" in each.provenance), default=None)
 
 
 def from_menu(menu: Mapping[str, Any], asked: str | Sequence[str] | Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -130,12 +149,21 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
                 f"{probe!r} was fitted on a model with other weights (fingerprint {known('model_fingerprint')}, this "
                 f"model's is {fingerprint}): probe this model first."
             )
-        if (token_map := known("token_map")) is not None and not TokenMap.from_dict(token_map).is_identity:
+        if (own := _token_map(probe)) != (used := _map_in_use(model)):
             raise ValueError(
-                f"{probe!r} was fitted through a token map, and experiments feed the model the symbols themselves: "
-                "steer it on the model's own tokens instead, with probe.steer(model, belief, position=…)."
+                f"{probe!r} was fitted on symbols read {_through(own)}, and this experiment reads them "
+                f"{_through(used)}: give a dataset with the probes' token map, msp.words(process, n_ctx=…, "
+                "token_map=…)."
             )
     return chosen
+
+
+def _map_in_use(model: HookedModel) -> TokenMap | None:
+    return replace(model.token_map, include_prior=False) if isinstance(model, SymbolReader) else None
+
+
+def _through(token_map: TokenMap | None) -> str:
+    return "as the model's tokens" if token_map is None else f"through {token_map}"
 
 
 def in_firing_order(model: HookedModel, probes: Sequence[BeliefProbe]) -> list[BeliefProbe]:

@@ -37,8 +37,10 @@ def holding(model: Any) -> Iterator[None]:
 
     The same thread may hold it again. Hold it, too, to call a model in one thread while another may read or edit it.
     """
+    model = unwrapped(model)
     with _GUARD:
-        lock = _LOCKS.setdefault(unwrapped(model), threading.RLock())
+        # A reader of symbols holds the model that it reads with.
+        lock = _LOCKS.setdefault(getattr(model, "held_as", model), threading.RLock())
     with lock, _EAGER:
         yield
 

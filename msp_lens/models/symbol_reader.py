@@ -79,6 +79,11 @@ class SymbolReader:
         # The last symbol is followed by a separator, after which the next is predicted.
         return self.token_map.longest_word(n_ctx - len(self.token_map.separator))
 
+    @property
+    def held_as(self) -> Any:
+        """What is held while the reader is read or edited: the model itself."""
+        return self.model
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's weights."""
         return self.model.parameters()

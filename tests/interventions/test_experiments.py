@@ -365,13 +365,6 @@ def test_numbers_too_small_are_refused_before_any_work(experiment, random_model,
         run(random_model, words, probes=random_report, n_words=0)
 
 
-def test_a_dataset_with_a_token_map_is_refused(random_model, random_report, mess3):
-    dataset = msp.words(mess3, n_ctx=5, token_map=msp.TokenMap([2, 0, 1]))
-    for experiment in (edits.intervene, edits.necessity):
-        with pytest.raises(ValueError, match="has a token map"):
-            experiment(random_model, dataset, probes=random_report)
-
-
 def test_bad_requests_are_refused(random_model, random_report, mess3):
     with pytest.raises(ValueError, match="position=4 is the last of 5"):
         msp.persistence(random_model, mess3, probes=random_report, position=4)

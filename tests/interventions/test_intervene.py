@@ -281,10 +281,3 @@ def test_the_error_of_a_ratio():
     assert sum(values) / 2000 == pytest.approx(0.3, abs=0.002)
     nothing = torch.zeros(5, dtype=torch.float64)
     assert all(math.isnan(number) for number in ratio(nothing, nothing))
-
-
-def test_a_probe_through_a_token_map_is_no_probe_of_the_symbols_themselves(mess3):
-    model = msp.build_model(msp.ModelConfig(d_vocab=9, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=5), seed=0)
-    report = msp.probe(model, msp.words(mess3, n_ctx=5, token_map=msp.TokenMap([5, 3, 7])), progress=False)
-    with pytest.raises(ValueError, match="was fitted through a token map"):
-        msp.intervene(model, mess3, probes=report)

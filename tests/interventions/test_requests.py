@@ -96,7 +96,7 @@ def test_what_does_not_belong_together_is_refused_before_the_model_runs(
     run, probe = EXPERIMENTS[experiment], random_report["0_post"]
     mapped = msp.words(mess3, n_ctx=5, token_map=msp.TokenMap([2, 0, 1]))
     for data, probes, error, match in (
-        (mapped, random_report, ValueError, "has a token map"),
+        (mapped, random_report, ValueError, "was fitted on symbols read as the model's tokens"),
         (mess3, [probe, probe], ValueError, r"two of them read blocks\.0\.hook_resid_post"),
         (mess3, random_report["concatenated"], ValueError, "reads 4 sites"),
         (msp.rrxor(), random_report, ValueError, "another process|vocabulary"),
@@ -128,7 +128,7 @@ def test_a_probe_of_another_model_or_process_is_refused(random_model, random_rep
     for wrong, match in (
         ({"process_fingerprint": "another"}, "was fitted on another process than .*mess3.*: fit it on this one"),
         ({"model_fingerprint": "another"}, f"fingerprint another, this model's is {own['model_fingerprint']}"),
-        ({"token_map": swapped}, "was fitted through a token map"),
+        ({"token_map": swapped}, "was fitted on symbols read through TokenMap"),
     ):
         with pytest.raises(ValueError, match=match):
             chosen(**own | wrong)
@@ -189,16 +189,18 @@ def test_entries_are_chosen_by_name():
 
 
 def test_words_are_a_datasets_or_those_of_the_models_context(random_model, random_report, mess3):
-    process, n_ctx = preparation.process_of(random_model, mess3, [random_report["0_post"]])
-    assert (process, n_ctx) == (mess3, 5)
+    assert preparation.reading(random_model, mess3, [random_report["0_post"]]) == (random_model, mess3, 5)
     renamed = msp.words(mess3, n_ctx=4, token_map=msp.TokenMap.identity(3))
-    assert preparation.process_of(random_model, renamed, [random_report["0_post"]]) == (mess3, 4)
-    found, probes, _, provenance = preparation.over_words(random_model, renamed, random_report["0_post"], 2, seed=9)
-    assert found is renamed
+    assert preparation.reading(random_model, renamed, [random_report["0_post"]]) == (random_model, mess3, 4)
+    model, found, probes, _, provenance = preparation.over_words(
+        random_model, renamed, random_report["0_post"], 2, seed=9
+    )
+    assert model is random_model
+    assert torch.equal(found.tokens, renamed.tokens)
     assert probes == [random_report["0_post"]]
     assert (provenance["words"], provenance["seed"]) == (81, 9)
     # Words are drawn from the seed, and as long as the model can read.
-    drawn = preparation.over_words(random_model, mess3, probes, 20, seed=9)[0]
+    drawn = preparation.over_words(random_model, mess3, probes, 20, seed=9)[1]
     assert torch.equal(drawn.tokens, msp.words(mess3, n_ctx=5, max_words=20, seed=9).tokens)
     with pytest.raises(ValueError, match="context"):
         preparation.over_words(random_model, msp.data.all_words(mess3, 6), probes, 20, seed=9)
