@@ -218,6 +218,8 @@ GOOD: dict[str, Callable[[], Any]] = {
     ),
     "factors": lambda: [good("process"), good("process")],
     "factor": lambda: 0,
+    "mixture": lambda: msp.processes.mixture([good("process")], [1.0]),
+    "n": lambda: 2,
     "model": network,
     "report": lambda: msp.probe(good("model"), good("process"), controls=False, progress=False),
     "data": lambda: good("dataset"),

@@ -18,6 +18,7 @@ from msp_lens.beliefs.information import (
     statistical_complexity,
     synchronization,
 )
+from msp_lens.beliefs.learning import LearningCurve, learning_curve
 from msp_lens.beliefs.mixed_states import Level, MixedStates, mixed_states, walk_levels
 from msp_lens.beliefs.nearest import nearest_belief, nearest_distribution
 from msp_lens.beliefs.presentation import Presentation, presentation
@@ -27,6 +28,7 @@ from msp_lens.beliefs.trajectories import continuations, draw_tokens, filter_fro
 __all__ = [
     "Description",
     "Dimension",
+    "LearningCurve",
     "Level",
     "Measure",
     "MixedStates",
@@ -50,6 +52,7 @@ __all__ = [
     "filter_from",
     "follow",
     "kl_divergence",
+    "learning_curve",
     "mixed_states",
     "myopic_entropies",
     "nearest_belief",

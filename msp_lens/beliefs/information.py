@@ -116,6 +116,8 @@ def first_entropies(process: Process, length: int, max_level: int) -> Float64[Te
     if isinstance(process, WithBos):
         rest = first_entropies(process.process, length - 1, max_level) if length > 1 else ONE[:0]
         return torch.cat([torch.zeros(1, dtype=torch.float64), rest])
+    if process.n_states == 1:  # Nothing is ever learned.
+        return _next_entropies(process, process.initial.unsqueeze(0)).expand(length)
     if (parts := _independent(process)) is not None:
         measured = {part: first_entropies(part, length, max_level) for part in set(parts)}
         known = min(map(len, measured.values()))

@@ -102,6 +102,42 @@ def plot_regret(regret: Values, floor: Values, *, theme: ThemeName = "light") ->
 
 
 @checked
+def plot_learning(
+    entropies: Values, oracle: Values, limit: Values = (), *, title: str = "", theme: ThemeName = "light"
+) -> Figure:
+    """What an observer of a mixture and one who knows the component lose at each token, and the difference; in nats.
+
+    `limit`, if given, is what the difference is compared with, 1/(2ℓ).
+
+    Raises:
+        ValueError: if there is no entropy, or not one of the oracle's, or of the limits given, for each.
+    """
+    one_for_each(entropies=entropies, oracle=oracle, **({"limit": limit} if len(limit) else {}))
+    place, informed, learning = np.arange(1, len(entropies) + 1), drawable(oracle), drawable(entropies)
+    figure, (losses, above), look = new_figure(10.4, 3.4, theme, columns=2)
+    losses.plot(place, learning, color=look.color(0), linewidth=1.6, label="observer of the mixture")
+    losses.plot(place, informed, color=look.color(1), linewidth=1.6, label="who knows the component")
+    losses.set(xlabel="token ℓ", ylabel="entropy of the token (nats)", title=title)
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses.legend(frameon=False, loc="best")
+    say_if_empty(losses, learning)
+    excess = learning - informed
+    excess = positive(np.where(excess > _NOTHING, excess, np.nan).tolist())
+    above.plot(place, excess, color=look.color(0), linewidth=1.6, label="excess")
+    if len(limit):
+        above.plot(place, positive(limit), color=look.soft, linewidth=1.2, linestyle="--", label="1/(2ℓ)")
+        above.legend(frameon=False, loc="best")
+    above.set(xlabel="token ℓ", ylabel="excess (nats)", xscale="log", title="What not knowing costs")
+    above.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    above.xaxis.set_major_formatter("{x:g}")
+    above.xaxis.set_minor_formatter(NullFormatter())
+    if np.isfinite(excess).any():
+        above.set_yscale("log")
+    say_if_empty(above, excess)
+    return finished(figure, look)
+
+
+@checked
 def plot_sites(
     labels: Sequence[str],
     held_out: Values,

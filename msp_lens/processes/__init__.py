@@ -4,6 +4,7 @@ from msp_lens.processes.bayes import bayes_children, bayes_step
 from msp_lens.processes.catalog import (
     bloch_walk,
     coin,
+    coins,
     days_of_week,
     even,
     frdn,
@@ -40,6 +41,7 @@ __all__ = [
     "build_process",
     "catalog_entry",
     "coin",
+    "coins",
     "days_of_week",
     "emission_rank",
     "even",

@@ -15,8 +15,8 @@ from typing import Annotated
 
 import torch
 
-from msp_lens._checks import AtLeast, check_memory, checked
-from msp_lens.processes.compose import leaky
+from msp_lens._checks import AtLeast, Count, check_memory, checked
+from msp_lens.processes.compose import Mixture, leaky
 from msp_lens.processes.process import Process
 from msp_lens.processes.registry import check_range, from_edges, named, refuse
 
@@ -124,6 +124,22 @@ def coin(p: float = 0.5) -> Process:
     """
     check_range("coin", "[0, 1]", PROBABILITY, p=p)
     return Process([[[p]], [[1 - p]]], name="coin", states=("C",), parameters={"p": p})
+
+
+@checked
+def coins(n: Count) -> Mixture:
+    """One of n coins, of biases p = 1/(n+1), 2/(n+1), …, n/(n+1), chosen once a word with equal probability.
+
+    It stands for a parameter to be learned in context: the optimal observer loses about 1/(2ℓ) nats more at the ℓ-th
+    token than one who knows the coin. See `beliefs.learning_curve`.
+
+    Source: arXiv 2505.18373.
+
+    Example:
+        >>> coins(3)
+        coins(0.333333 coin(p=0.25), 0.333333 coin(p=0.5), 0.333333 coin(p=0.75)): 3 states, 2 tokens
+    """
+    return Mixture([coin(p=k / (n + 1)) for k in range(1, n + 1)], [1 / n] * n, name="coins")
 
 
 @named(finite=False)

@@ -123,8 +123,10 @@ class Mixture(Process, kind="mixture"):
         return cls([Process._rebuilt(part) for part in fields["components"]], fields["weights"], name=fields["name"])
 
     def _call(self) -> str:
-        parts = zip(self.weights, self.components, strict=True)
-        return f"{self.name}({', '.join(f'{weight:g} {part._call()}' for weight, part in parts)})"
+        shown = [f"{weight:g} {part._call()}" for weight, part in zip(self.weights, self.components, strict=True)]
+        most = 8
+        shown = shown if len(shown) <= most else [*shown[:2], f"… {len(shown) - 3} more …", shown[-1]]
+        return f"{self.name}({', '.join(shown)})"
 
 
 def part_labels(parts: Sequence[Process]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from matplotlib import mathtext
 
-from msp_lens.figures.curves import plot_inference, plot_regret, plot_sites, plot_sweep, plot_training
+from msp_lens.figures.curves import plot_inference, plot_learning, plot_regret, plot_sites, plot_sweep, plot_training
 from msp_lens.figures.edit_bars import plot_edits, plot_heat_map, plot_strengths
 from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plot_regret_against_error, plot_use
 from msp_lens.figures.graphs import plot_generator, plot_presentation
@@ -69,6 +69,8 @@ def of_numbers(name, v):
     yield lambda: plot_training(tokens, v, v)
     yield lambda: plot_training(v, v)
     yield lambda: plot_regret(v, v)
+    yield lambda: plot_learning(v, v, v, title=name)
+    yield lambda: plot_learning(v, [0.0] * len(v))
     yield lambda: plot_sites(labels, v, v, v)
     yield lambda: plot_sites(labels, v, v, v, control=v, intervals=[(x, x) for x in v], rivals={name: v, "other": v})
     yield lambda: plot_parts(labels, {name: v, "other": v}, controls={name: v}, intervals={name: [(x, x) for x in v]})

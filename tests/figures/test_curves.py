@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from msp_lens.figures.curves import plot_inference, plot_regret, plot_sites
+from msp_lens.figures.curves import plot_inference, plot_learning, plot_regret, plot_sites
 from msp_lens.figures.edit_bars import plot_heat_map, plot_strengths
 from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_parts, plot_r2
 
@@ -78,6 +78,19 @@ def test_losses_are_the_floor_plus_the_regret():
     assert [bar.get_height() for bar in above.patches] == [0.01, 0.02]
     with pytest.raises(ValueError, match="regret has 2 entries and floor 1: give one for each"):
         plot_regret([0.01, 0.02], [0.9])
+
+
+def test_learning_is_the_excess_over_the_oracle():
+    figure = plot_learning([0.7, 0.65, 0.6], [0.7, 0.6, 0.58], [0.5, 0.25, 0.125], title="coins")
+    losses, above = figure.axes
+    assert [list(line.get_ydata()) for line in losses.lines] == [[0.7, 0.65, 0.6], [0.7, 0.6, 0.58]]
+    excess, limit = (list(line.get_ydata()) for line in above.lines)
+    assert np.isnan(excess[0]), "an excess of 0 has no place on a logarithmic axis"
+    assert excess[1:] == pytest.approx([0.05, 0.02])
+    assert limit == [0.5, 0.25, 0.125]
+    assert (above.get_xscale(), above.get_yscale(), losses.get_title()) == ("log", "log", "coins")
+    with pytest.raises(ValueError, match="entropies has 2 entries and oracle 1: give one for each"):
+        plot_learning([0.7, 0.6], [0.5])
 
 
 @pytest.mark.parametrize("values", [[0.2, 0.4, np.nan], [0.5, 0.99, 0.9999], [-30.0, 0.5, 1.0], [np.nan] * 3])
