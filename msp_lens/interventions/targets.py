@@ -55,8 +55,8 @@ def another_word(process: Process, words: Words, generator: torch.Generator) -> 
 def another_part(process: Process, words: Words, generator: torch.Generator, *, part: str = "component") -> Targets:
     """The belief with one part of it, such as which component it is, exchanged for that of another word.
 
-    The parts are those of `process.parts`. A component that the word itself rules out has no belief within: the other
-    word's is taken, and where it has none either, the belief before any token.
+    The parts are those of `process.parts`. A component that one of the words rules out has no belief within: the other
+    word's is taken.
 
     Raises:
         KeyError: if the process has no such part.
@@ -69,11 +69,13 @@ def another_part(process: Process, words: Words, generator: torch.Generator, *, 
         raise KeyError(f"{process!r} has no part {part!r}; its parts are {', '.join(held) or 'none'}.")
     if not torch.allclose(process.join_parts(held), actual, rtol=0, atol=1e-9):
         raise ValueError(f"{process!r}: beliefs about its parts hang together, so that none can be exchanged alone.")
-    before = process.parts(process.initial)
     for name in held:
-        for instead in (new[name], before[name].expand_as(held[name])):
-            is_undefined = (held[name] == 0).all(dim=-1, keepdim=True)
-            held[name] = torch.where(is_undefined, instead, held[name])
+        # What one of the words rules out is taken from the other; ruled out by both, it has no weight.
+        is_undefined, is_missing = ((each[name] == 0).all(dim=-1, keepdim=True) for each in (held, new))
+        held[name], new[name] = (
+            torch.where(is_undefined, new[name], held[name]),
+            torch.where(is_missing, held[name], new[name]),
+        )
     return _with_nearest_donors(process, words, process.join_parts({**held, part: new[part]}))
 
 

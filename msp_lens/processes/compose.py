@@ -271,6 +271,10 @@ class WithBos(Process, kind="with_bos"):
         """The parts of the process; all are 0 before BOS."""
         return self.process.parts(beliefs[..., :-1])
 
+    def join_parts(self, parts: Mapping[str, Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch state"]:
+        """The belief of the process with these parts, after BOS."""
+        return torch.nn.functional.pad(self.process.join_parts(parts), (0, 1))
+
     def to_dict(self) -> dict:
         """The process and the names of BOS and the start state, as JSON-ready values."""
         names = {"name": self.name, "token": self.tokens[-1], "state": self.states[-1]}

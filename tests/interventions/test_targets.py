@@ -61,7 +61,13 @@ def test_targets_are_beliefs_with_donors_as_long_as_the_words(process, name):
 def test_one_part_is_exchanged_and_the_others_stay():
     mixture = msp.processes.mixture([msp.mess3(), msp.mess3(x=0.15, a=0.6)], [0.3, 0.7])
     product = msp.processes.product([msp.mess3(), msp.processes.golden_mean(p=0.4)])
-    for process, part in ((mixture, "component"), (mixture, "mess3_0"), (product, "golden_mean")):
+    begun = msp.processes.with_bos(mixture)
+    for process, part in (
+        (mixture, "component"),
+        (mixture, "mess3_0"),
+        (product, "golden_mean"),
+        (begun, "component"),
+    ):
         words, source = process.sample(20, 4, seed=1), generator(3)
         others = process.sample(20, 4, generator=generator(3))
         made = another_part(process, words, source, part=part)
