@@ -68,6 +68,13 @@ def main():
             f"hmmlearn likelihood {hmmlearn:7.3f}   {difference:.0e} relative"
         )
 
+    print("\na world of 7 × mess3 (2,187 states and tokens), by factor: seconds")
+    world = msp.processes.product([msp.mess3(x=0.15, a=0.6)] * 7)
+    words, sampling = timed(lambda: world.sample(10_000, 10, seed=0))
+    _, filtering = timed(lambda: world.filter_factors(words))
+    _, entropies = timed(lambda: msp.beliefs.myopic_entropies(world, 10))
+    print(f"  10,000 × 10: sampled {sampling:.3f}   filtered {filtering:.3f}   ten entropies {entropies:.3f}")
+
     print("\nmixed states: seconds and nodes, merged; every word, plain numpy")
     for process, depths in ((msp.mess3(x=0.05, a=0.85), (6, 9, 12)), (msp.rrxor(), (10, 20, 100, 1000))):
         for depth in depths:
