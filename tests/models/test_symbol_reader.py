@@ -80,9 +80,11 @@ def test_where_the_vocabulary_is_the_alphabet_there_is_no_other_token(mess3, sma
 
 
 def test_its_sizes_are_in_symbols(model):
-    assert SymbolReader(model, MAPS["bos"]).cfg.n_ctx == 7
+    longest = model.cfg.n_ctx
+    assert SymbolReader(model, MAPS["bos"]).cfg.n_ctx == longest - 1
     reader = SymbolReader(model, MAPS["prompt and separator"])
-    assert (reader.cfg.d_vocab, reader.cfg.n_ctx) == (2, 3)
+    # Two tokens of the prompt, then each symbol with its separator.
+    assert (reader.cfg.d_vocab, reader.cfg.n_ctx) == (2, (longest - 2) // 2)
     assert reader(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 3)
     assert msp.models.find_sites(reader, "0_post") == (SITE,)
     assert msp.models.model_fingerprint(reader) == msp.models.model_fingerprint(model)
