@@ -14,8 +14,13 @@ UNCHECKED = inference test_demos.py experiments formation test_cli.py test_damag
 	page/test_page.py test_readme.py
 # What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
-	test_cli.py page/test_page.py experiments formation \
-	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py)
+	test_cli.py page/test_page.py experiments formation data \
+	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py) \
+	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py parts.py probe.py \
+	probe_plots.py probe_report.py windows.py) \
+	$(addprefix interventions/test_,edits.py experiments.py findings.py given_words.py inferred_process.py manifold.py \
+	published.py requests.py rrxor.py targets.py) \
+	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)
 
 .PHONY: demo test test-fast test-3 test-4 lint mutants benchmark clean
 
