@@ -291,7 +291,6 @@ OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "follow": {"tokens": lambda: torch.tensor([[0], [1]])},
     "filter_from": {"tokens": lambda: torch.tensor([[0], [1]])},
     "from_tokens": {"targets": lambda: torch.zeros(1, 2, 3)},
-    "chosen_log_probabilities": {"logits": lambda: torch.zeros(1, 2, 3)},
     "encode": {"words": lambda: torch.tensor([[0, 1]])},
     "emergence": {"run": lambda: []},
     "editing": {"edits": dict},

@@ -1,6 +1,6 @@
 """The one seam to TransformerLens: what a hooked model is, how to build, read, edit and save one."""
 
-from msp_lens.models.activations import ActivationBatch, chosen_log_probabilities, stream_activations
+from msp_lens.models.activations import ActivationBatch, stream_activations
 from msp_lens.models.attention import AttentionBatch, attention_layers, output_weights, stream_attention
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.checking import ModelCheck, check_causal, check_model
@@ -26,7 +26,6 @@ __all__ = [
     "build_model",
     "check_causal",
     "check_model",
-    "chosen_log_probabilities",
     "editing",
     "evaluating",
     "find_sites",

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -113,38 +112,3 @@ def _taken(site: Site, activation: Tensor, tokens: Int[Tensor, "batch pos"]) -> 
             f"{tuple(tokens.shape)}: choose a site with one activation for each word and position."
         )
     return features
-
-
-@checked
-def chosen_log_probabilities(
-    logits: Float[Tensor, "*batch token"], tokens: Int[Tensor, "*batch"], *, max_numbers: Count = 2**22
-) -> Float64[Tensor, "*batch"]:
-    """The log-probability of one chosen token for each row of logits, in float64, without a float64 copy of them all.
-
-    Args:
-        logits: Logits of any dtype, such as `[word, pos, d_vocab]`.
-        tokens: The chosen token of each row.
-        max_numbers: How many logits are held in float64 at once, at least a row of them.
-
-    Raises:
-        ValueError: if the shapes differ, or a token has no logit.
-
-    Example:
-        >>> chosen_log_probabilities(torch.zeros(2, 4), [0, 3]).exp().tolist()
-        [0.25, 0.25]
-    """
-    n_tokens = logits.shape[-1]
-    if logits.shape[:-1] != tokens.shape:
-        shapes = f"logits of shape {tuple(logits.shape)} and tokens of shape {tuple(tokens.shape)}"
-        raise ValueError(f"There are {shapes}: give one token for each row of logits.")
-    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < n_tokens):
-        raise ValueError(
-            f"tokens run from {int(tokens.min())} to {int(tokens.max())}: give those with logits, 0 to {n_tokens - 1}."
-        )
-    rows, chosen = logits.reshape(-1, n_tokens), tokens.reshape(-1, 1).to(logits.device)
-    size = max(1, max_numbers // max(1, n_tokens))
-    normalizers = [some.double().logsumexp(dim=1) for some in rows.split(size)]
-    found = (
-        rows.gather(1, chosen).squeeze(1).double() - torch.cat(normalizers) if len(rows) else rows.new_zeros(0).double()
-    )
-    return found.reshape(tokens.shape)

@@ -39,22 +39,3 @@ def test_a_site_that_is_never_reached_is_named(small_model, mess3):
     unused = next(name for name in small_model.hook_dict if name.endswith("hook_result"))
     with pytest.raises((ValueError, AssertionError), match="hook_result"):
         list(stream_activations(small_model, mess3.sample(2, 5, seed=0), unused))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("max_numbers", [1, 100, 2**22])
-def test_log_probabilities_of_chosen_tokens(dtype, max_numbers):
-    generator = torch.Generator().manual_seed(0)
-    logits = (30 * torch.randn(3, 5, 40, generator=generator)).to(dtype)
-    tokens = torch.randint(40, (3, 5), generator=generator)
-    expected = logits.double().log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
-    found = msp.models.chosen_log_probabilities(logits, tokens, max_numbers=max_numbers)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
-def test_log_probabilities_of_what_has_no_logit():
-    with pytest.raises(ValueError, match=r"tokens run from 0 to 4: give those with logits, 0 to 3"):
-        msp.models.chosen_log_probabilities(torch.zeros(2, 4), [0, 4])
-    # Where annotations are checked, the shapes are refused before.
-    with pytest.raises((ValueError, TypeError), match=r"(?i)one token for each row|type-check"):
-        msp.models.chosen_log_probabilities(torch.zeros(2, 4), [0])
