@@ -11,7 +11,8 @@ PLAIN = --doctest-modules --strict-markers
 # Whole experiments, and what is generated, killed or shown: what they call has its annotations checked in its own room.
 # The longest files come first, so that no core waits for the other at the end.
 UNCHECKED = inference test_demos.py experiments formation test_cli.py test_damaged_files.py test_bad_input.py \
-	figures/test_any_input.py interventions/test_requests.py page/test_page.py test_readme.py
+	figures/test_any_input.py interventions/test_requests.py \
+	interventions/test_token_maps.py page/test_page.py test_readme.py
 # What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
 	test_cli.py page/test_page.py experiments formation data \

@@ -187,7 +187,8 @@ class Engine:
                     kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
                     moved = ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)
                     away = cloud.distance(after, edited_sites, places, *known_prefixes)
-                    quantities = torch.stack([*kl, *moved, away, null])
+                    outside = -predicted[:, later].logsumexp(dim=-1)
+                    quantities = torch.stack([*kl, *moved, away, null, outside])
                     measured.setdefault((label, span, name, strength), []).append(quantities)
                     if name not in PLACEBOS and all(edit.writes for edit in edits):
                         writing.add(name)
@@ -251,13 +252,14 @@ def _table(
 ) -> pd.DataFrame:
     """Averages over words, with standard errors, each compared with no edit, the placebo and the donor.
 
-    The quantities are KL to the target, KL to the actual optimum, displacement along the way, the way squared, and the
-    distances of the edited activations and the donors' from real ones; `writing` names the edits that write the target.
+    The quantities are KL to the target, KL to the actual optimum, displacement along the way, the way squared, the
+    distances of the edited activations and the donors' from real ones, and -log P(any symbol); `writing` names the
+    edits that write the target.
     """
     records = []
     for (site, span, edit, strength), quantities in measured.items():
         for after in range(quantities.shape[2]):
-            to_target, to_actual, moved, way, away, null = quantities[:, :, after]
+            to_target, to_actual, moved, way, away, null, outside = quantities[:, :, after]
             left_alone = measured[site, span, "none", 1.0][:, :, after]
             compared = [quantities, *(measured[site, span, name, 1.0] for name in ("placebo", "donor"))]
             recovered, placebo, donor = (ratio(left_alone[0] - each[0, :, after], left_alone[0]) for each in compared)
@@ -276,8 +278,12 @@ def _table(
             # As much of a placebo, on the same words.
             excess, error = mean_and_error(to_target - measured[site, span, "placebo", strength][0, :, after])
             row["worse_than_placebo"] = edit in writing and excess > 2 * error
+            row["outside"] = mean_and_error(outside)[0]
             records.append(row | {"n": len(to_target)})
-    return pd.DataFrame(records)
+    table = pd.DataFrame(records)
+    # Where symbols are all the tokens there are, nothing is outside.
+    has_outside = any(row["outside"] > 1e-9 for row in records)
+    return table if has_outside else table.drop(columns="outside")
 
 
 def mean_and_error(values: Float64[Tensor, "word"]) -> tuple[float, float]:

@@ -109,11 +109,17 @@ def intervene(
         "else is used. One that fails may be the wrong edit: the pseudo-inverse makes the smallest change that the "
         "probe sees, the decoder (steer, patch) moves everything that varies with the belief.",
     ]
-    alone = table[table["edit"] == "none"]
+    alone = table.loc[table["edit"] == "none"]
     if not all(map(acts_on_belief, alone["kl_to_actual"], alone["kl_to_target"])):
         notes.append(
             "Left alone, the model is hardly nearer to the actual optimum than to the target's: it does not act on the "
             "belief (or the two beliefs predict alike), and recoveries mean nothing, whatever their sign."
+        )
+    if "outside" in table:
+        cost = nats_text(float(alone["outside"].to_numpy().mean()))
+        notes.append(
+            f"The model has other tokens than symbols. Left alone, that costs {cost} nats of each KL (outside: "
+            "-log P(any symbol)); kl_to_target - outside is the KL among the symbols."
         )
     if reader is not None:
         notes.append(f"Displacement is read at {reader}, by its own probe.")

@@ -67,6 +67,8 @@ class InterventionReport(Value, TableView):
     - `off_manifold`: how far the edited activations are from the nearest real ones, those of other words at the same
       site and position, in units of a donor's distance: 1 if no farther than real ones, large if the edit leaves their
       cloud. Several sites count by the sum of their distances. NaN where nothing was edited, or there is no other word.
+    - `outside`: -log P(any symbol), if the model has other tokens. The KLs are over its whole vocabulary; without this
+      much of them they are over the symbols alone.
     - `n`: words, each with its target.
 
     The other experiments describe their measures themselves.

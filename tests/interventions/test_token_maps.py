@@ -90,5 +90,10 @@ def test_an_edit_is_seen_by_the_prediction_after_the_separator(mess3):
     )
     with report["0_post"].steer(model, target, position=5):
         predicted = model(tokens)[:, -1].detach().double().log_softmax(dim=-1)[:, [5, 3, 7]]
+    among = predicted.log_softmax(dim=1)
+    within = float((optimum * (optimum.log() - among)).sum(dim=1).mean())
     expected = float((optimum * (optimum.log() - predicted)).sum(dim=1).mean())
-    assert found.select(edit="steer")["kl_to_target"] == pytest.approx(expected, rel=1e-9)
+    steered = found.select(edit="steer")
+    assert steered["kl_to_target"] == pytest.approx(expected, rel=1e-9)
+    assert steered["kl_to_target"] - steered["outside"] == pytest.approx(within, rel=1e-9)
+    assert any("other tokens than symbols" in note for note in found.notes)
