@@ -216,6 +216,9 @@ GOOD: dict[str, Callable[[], Any]] = {
     "network of two factors": lambda: msp.build_model(
         msp.ModelConfig(d_vocab=4, n_layers=1, d_model=8, n_ctx=4), seed=1
     ),
+    "report of two factors": lambda: msp.probe(
+        good("network of two factors"), good("two factors"), controls=False, progress=False
+    ),
     "factors": lambda: [good("process"), good("process")],
     "factor": lambda: 0,
     "mixture": lambda: msp.processes.mixture([good("process")], [1.0]),
@@ -297,9 +300,7 @@ OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "crosstalk": {
         "world": lambda: good("two factors"),
         "model": lambda: good("network of two factors"),
-        "probes": lambda: msp.probe(
-            good("network of two factors"), good("two factors"), controls=False, progress=False
-        ),
+        "probes": lambda: good("report of two factors"),
     },
     "reading_symbols": {"token_map": lambda: msp.TokenMap(symbols=(0, 1))},
     **{
