@@ -30,6 +30,9 @@ demo: .venv/installed
 
 test: lint test-3 test-4
 
+# One thread a worker, also in the processes that tests start: threads of two jobs on the same cores wait for each other.
+test-fast test-3 test-4: export OMP_NUM_THREADS = 1
+
 # For the inner loop: no slow tests, and no checks of annotated calls.
 test-fast: .venv/installed
 	.venv/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="$(PLAIN)"
