@@ -85,7 +85,7 @@ def test_a_network_with_a_short_context_is_not_believed():
 
 def test_rrxor_comes_back_as_it_is():
     process = msp.rrxor()
-    found = msp.infer(train(process, 700, 2048, 3e-3, **WIDE, n_ctx=10), n_states=[4, 5, 6], progress=False)
+    found = msp.infer(train(process, 700, 2048, 3e-3, **WIDE, n_ctx=10), n_states=[4, 5, 6], n_starts=8, progress=False)
     assert found.is_trusted, found.doubts
     assert found.n_states == 5
     beside = found.compare(process)
