@@ -194,6 +194,12 @@ def effective_dimension(covariance: Float64[Tensor, "feature feature"]) -> float
     return total**2 / squares if squares > 0 else math.nan
 
 
+def explained(covariance: Float64[Tensor, "feature feature"]) -> Float64[Tensor, "component"]:
+    """The share of the variance in the first principal component, the first two, …; empty if nothing varies."""
+    variances = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+    return variances.cumsum(0) / variances.sum() if float(variances.sum()) > 0 else variances[:0]
+
+
 def belief_angles(probes: Sequence[BeliefProbe]) -> pd.DataFrame:
     """The largest principal angle between the belief subspaces of each pair of sites, in degrees.
 

@@ -40,6 +40,7 @@ from msp_lens.models.hooked import HookedModel, site_index
 from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells
 from msp_lens.probing.controls import untrained_twins
+from msp_lens.probing.geometry import explained
 from msp_lens.processes.process import Process
 from msp_lens.representation import folded_moments as folded
 from msp_lens.representation.attention_decay import by_lag, fit_decay
@@ -150,7 +151,7 @@ def _site_reading(site: str, cells: Cells) -> SiteReading:
         belief=of_each(cells, site, BELIEF),
         constrained_everywhere=of_all(cells, site, CONSTRAINED),
         belief_everywhere=of_all(cells, site, BELIEF),
-        variance=folded.cumulated_variance(cells.whole, site),
+        variance=explained(cells.whole.covariance(site, site))[:6],
     )
 
 

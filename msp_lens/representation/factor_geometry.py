@@ -36,6 +36,7 @@ from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits, find_sites, word_length
 from msp_lens.models.sites import Sites, site_label
 from msp_lens.probing.controls import untrained_twins
+from msp_lens.probing.geometry import explained
 from msp_lens.processes.chains import matrix_rank
 from msp_lens.processes.factored import Factored
 
@@ -59,12 +60,6 @@ def n_components(covariance: Float64[Tensor, "feature feature"], share: float = 
     """
     spectrum = explained(covariance)
     return int((spectrum < share - 1e-9).sum()) + 1 if len(spectrum) else 0
-
-
-def explained(covariance: Float64[Tensor, "feature feature"]) -> Float64[Tensor, "component"]:
-    """The share of the variance in the first principal component, the first two, …; empty if nothing varies."""
-    variances = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
-    return variances.cumsum(0) / variances.sum() if float(variances.sum()) > 0 else variances[:0]
 
 
 def overlap(first: Float64[Tensor, "feature a"], second: Float64[Tensor, "feature b"]) -> float:

@@ -168,9 +168,3 @@ def words_of(data: Process | BeliefDataset, model: HookedModel, n_words: int, se
     check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map)
     count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
     return dataset, f"{dataset.process.name}, {count} of {dataset.n_ctx} tokens, weighted by probability"
-
-
-def cumulated_variance(moments: Moments, site: str, most: int = 6) -> Float64[Tensor, "component"]:
-    """The share of a site's variance in its first 1, 2, … principal components."""
-    eigenvalues = torch.linalg.eigvalsh(moments.covariance(site, site)).flip(0).clamp(min=0)
-    return (eigenvalues.cumsum(dim=0) / eigenvalues.sum())[:most]

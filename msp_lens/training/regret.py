@@ -40,9 +40,10 @@ def regret_by_position(
     Raises:
         ValueError: if the model's vocabulary or context is too small, or two symbols begin with the same token.
     """
-    model, plain = _reading(model, dataset)
+    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map, predicts=True)
+    reader, plain = reading_symbols(model, dataset.token_map), replace(dataset, token_map=None)
     regret = torch.zeros(dataset.n_ctx, dtype=torch.float64)
-    for batch in stream_activations(model, dataset.tokens, (), batch_size=batch_size, progress=progress):
+    for batch in stream_activations(reader, dataset.tokens, (), batch_size=batch_size, progress=progress):
         regret += batch_regret(batch.output, plain, batch.words)
     return regret
 
@@ -72,12 +73,6 @@ def outside_by_position(
     for batch in stream_activations(reader, dataset.tokens, (), batch_size=batch_size):
         outside -= dataset.word_weights[batch.words] @ batch.output.cpu()[..., :-1].logsumexp(dim=-1)
     return outside
-
-
-def _reading(model: HookedModel, dataset: BeliefDataset) -> tuple[HookedModel, BeliefDataset]:
-    """The model as it reads symbols, and the dataset for it."""
-    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map, predicts=True)
-    return reading_symbols(model, dataset.token_map), replace(dataset, token_map=None)
 
 
 def batch_regret(logits: Tensor, dataset: BeliefDataset, words: slice) -> Float64[Tensor, "pos"]:
