@@ -18,7 +18,7 @@ KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py t
 	test_cli.py page/test_page.py experiments formation data \
 	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py) \
 	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py parts.py probe.py \
-	probe_plots.py probe_report.py windows.py) \
+	probe_plots.py probe_report.py) controls/test_token_windows.py \
 	$(addprefix interventions/test_,edits.py experiments.py findings.py given_words.py inferred_process.py manifold.py \
 	published.py requests.py rrxor.py targets.py) \
 	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)

@@ -2,6 +2,7 @@
 
 from . import (
     beliefs,
+    controls,
     data,
     experiments,
     figures,
@@ -52,6 +53,7 @@ __all__ = [
     "beliefs",
     "build_model",
     "check_model",
+    "controls",
     "data",
     "emergence",
     "experiments",

@@ -24,6 +24,7 @@ FLOORS = (
     ("data",),
     ("models",),
     ("training",),
+    ("controls",),
     ("probing",),
     ("interventions",),
     ("representation",),

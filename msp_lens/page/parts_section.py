@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from msp_lens._tables import skill_text, to_html
-from msp_lens.probing.controls import interval_text, r2_text
+from msp_lens.controls.control_scores import interval_text, r2_text
 from msp_lens.probing.probe_report import ProbeReport
 
 

@@ -1,8 +1,9 @@
 """Read beliefs: rows of activations, probes fitted to them, their controls, and the report."""
 
+from msp_lens.controls.control_scores import Controls, ControlScore
+from msp_lens.controls.token_windows import TokenWindows
 from msp_lens.data.splits import Split
 from msp_lens.probing.belief_probe import BeliefProbe, TransferScore, read_beliefs, score_probe
-from msp_lens.probing.controls import Controls, ControlScore, TokenWindows
 from msp_lens.probing.fit import probe
 from msp_lens.probing.fit_rows import probe_rows
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry

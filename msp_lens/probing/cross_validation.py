@@ -18,13 +18,13 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Between, Count, Share
 from msp_lens._values import Value
+from msp_lens.controls.control_scores import ControlKind
 from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.scores import HeldOutScore, SavedHeldOut, SavedScore, Score, cell_errors, from_json, score_of
 from msp_lens.moments.solve import LinearMap, Spectrum, mean_squared_errors, variances
 from msp_lens.moments.solvers import OLS, Auto, PenaltyChoice, ReducedRank, Ridge, Solver, choose_penalties
-from msp_lens.probing.controls import ControlKind
 
 SHUFFLED = "shuffled belief"
 NEXT_TOKEN: ControlKind = "next token"

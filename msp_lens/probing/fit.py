@@ -18,6 +18,9 @@ from msp_lens._distributed import own_path, process_count, share, total
 from msp_lens._files import tensors_checksum
 from msp_lens.beliefs import constrained_beliefs
 from msp_lens.beliefs.filtering import next_token_probabilities
+from msp_lens.controls.control_scores import Controls, ControlScore
+from msp_lens.controls.token_windows import TokenWindows
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
 from msp_lens.data.row_positions import position_mask
@@ -30,7 +33,6 @@ from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solvers import Solver, as_solver
 from msp_lens.probing.belief_probe import BELIEF
-from msp_lens.probing.controls import Controls, ControlScore, TokenWindows, untrained_twins
 from msp_lens.probing.cross_validation import CONSTRAINED, NEXT_TOKEN, Target
 from msp_lens.probing.fit_rows import check_concatenate, fit_report
 from msp_lens.probing.one_pass import ClassRows, Observer, strata_of

@@ -11,6 +11,8 @@ import torch
 from tqdm.auto import tqdm
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens.controls.control_scores import ControlKind, Controls, ControlScore
+from msp_lens.controls.token_windows import TokenWindows
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
 from msp_lens.models.sites import site_label
@@ -21,7 +23,6 @@ from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solve import LinearMap
 from msp_lens.moments.solvers import OLS, Solver, as_solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
-from msp_lens.probing.controls import ControlKind, Controls, ControlScore, TokenWindows
 from msp_lens.probing.cross_validation import ProbeScores, Target, evaluate_all
 from msp_lens.probing.one_pass import EVERYTHING, Accumulator, ClassRows, Observer, Stratum, Sums, accumulate
 from msp_lens.probing.parts import Part

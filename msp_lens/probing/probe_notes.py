@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._tables import nats_text, skill_text
-from msp_lens.probing.controls import interval_text
+from msp_lens.controls.control_scores import interval_text
 from msp_lens.probing.probe_tables import ClassReadouts, ProbeTables
 from msp_lens.processes.process import Process
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from msp_lens._checks import checked
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import optimal_losses
+from msp_lens.controls.control_scores import ControlKind, Controls
 from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import read_beliefs
-from msp_lens.probing.controls import ControlKind, Controls
 from msp_lens.probing.parts import part_values
 from msp_lens.probing.probe_tables import ProbeTables
 from msp_lens.processes.process import Process

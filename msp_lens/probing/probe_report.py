@@ -19,12 +19,12 @@ from msp_lens._checks import Count, Seed, checked
 from msp_lens._files import check_tensors, parsed_json, read_entry, read_tensors, without_nan, write_tensors
 from msp_lens._tables import TableView, json_records
 from msp_lens._values import same_values
+from msp_lens.controls.control_scores import Controls, ControlScore, SavedControl, interval_text, r2_text
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.moments.scores import from_json
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.controls import Controls, ControlScore, SavedControl, interval_text, r2_text
 from msp_lens.probing.cross_validation import SavedProbe
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
 from msp_lens.probing.parts import cost_of_not_knowing

@@ -16,10 +16,10 @@ from msp_lens._checks import Share
 from msp_lens._files import check_tensors
 from msp_lens._tables import TableView, nats_text
 from msp_lens._values import Value
+from msp_lens.controls.control_scores import Controls, ControlScore
 from msp_lens.moments.logistic import ClassScore, LogisticMap, SavedClassScore
 from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, SavedHeldOut, SavedScore, Score, skill, skill_interval
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.controls import Controls, ControlScore
 
 
 class SavedIncrement(TypedDict):

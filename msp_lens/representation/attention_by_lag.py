@@ -32,6 +32,7 @@ from torch.nn.functional import one_hot
 
 from msp_lens._checks import Count, Seed, checked
 from msp_lens.beliefs.constrained import attention_heads_needed, constrained_beliefs, decay_rates
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
@@ -39,7 +40,6 @@ from msp_lens.models.attention import attention_layers, output_weights, stream_a
 from msp_lens.models.hooked import HookedModel, site_index
 from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells
-from msp_lens.probing.controls import untrained_twins
 from msp_lens.probing.geometry import explained
 from msp_lens.processes.process import Process
 from msp_lens.representation import folded_moments as folded

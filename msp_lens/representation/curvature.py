@@ -28,12 +28,13 @@ from msp_lens._checks import AtLeast, Count, Seed, check_finite, checked
 from msp_lens._random import derived_generator
 from msp_lens._tables import TableView
 from msp_lens._values import Value
+from msp_lens.controls.control_scores import interval_text, r2_text
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens
 from msp_lens.data.splits import CELLS_PER_FOLD, Folds, deal
 from msp_lens.models.hooked import HookedModel, find_sites
 from msp_lens.models.sites import Sites, site_label
 from msp_lens.moments.scores import CellErrors, HeldOutScore, bootstrap_interval
-from msp_lens.probing.controls import interval_text, r2_text, untrained_twins
 from msp_lens.probing.rows import CHECK_THE_MODEL, model_rows
 from msp_lens.processes.process import Process
 from msp_lens.representation import folded_moments as folded

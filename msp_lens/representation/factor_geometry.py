@@ -32,10 +32,10 @@ from msp_lens._random import derived_generator
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 from msp_lens.beliefs.filtering import filter_beliefs
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits, find_sites, word_length
 from msp_lens.models.sites import Sites, site_label
-from msp_lens.probing.controls import untrained_twins
 from msp_lens.probing.geometry import explained
 from msp_lens.processes.chains import matrix_rank
 from msp_lens.processes.factored import Factored

@@ -34,6 +34,7 @@ from torch.nn.functional import one_hot
 from msp_lens._checks import Count, Seed, checked
 from msp_lens._random import derived_generator
 from msp_lens.beliefs.smoothing import smoothed_beliefs
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
@@ -44,7 +45,6 @@ from msp_lens.models.sites import Sites, site_label
 from msp_lens.moments import Moments
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.solve import RANK_CUTOFF
-from msp_lens.probing.controls import untrained_twins
 from msp_lens.processes.process import Process
 from msp_lens.representation import folded_moments as folded
 from msp_lens.representation.past_report import BeyondBelief, Decodable, Erased

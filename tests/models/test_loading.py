@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import msp_lens as msp
 from msp_lens._files import read_tensors
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.models.build import config_fields, has_hooked_transformer, weights
-from msp_lens.probing.controls import untrained_twins
 
 TOKENS = torch.tensor([[0, 1, 2, 0, 1]])
 # `HookedTransformer.state_dict()` of TransformerLens 2.16.1, saved by itself, with what the model said of some tokens.

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import msp_lens as msp
 from msp_lens._files import read_header
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.models.build import config_fields, has_hooked_transformer, weights
 from msp_lens.models.model_files import check_restorable
-from msp_lens.probing.controls import untrained_twins
 from tests.hooked_models import Averager
 
 TOKENS = torch.tensor([[0, 1, 2, 0, 1]])

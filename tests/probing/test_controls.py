@@ -9,11 +9,12 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
+from msp_lens.controls.control_scores import Controls, ControlScore, interval_text, r2_text
+from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data.splits import deal, labelled_rows, split_rows
 from msp_lens.models.hooked import find_sites
 from msp_lens.moments import HeldOutScore, Score
 from msp_lens.probing import TokenWindows, probe_rows
-from msp_lens.probing.controls import Controls, ControlScore, interval_text, r2_text, untrained_twins
 from msp_lens.probing.parts import shuffled_values
 from msp_lens.probing.rows import model_rows
 from tests.hooked_models import TRANSFORMERS, build

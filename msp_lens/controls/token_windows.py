@@ -1,226 +1,58 @@
-"""Controls: what can be read where there is nothing to read, or without the network's training.
+"""Token windows: what the position and the last k tokens say of a target, without a network.
 
-- *Shuffled beliefs*: what a linear map memorizes.
-- *Windows*: what the position and the last k tokens say, without a network: a table of sums, filled in the same pass.
-- *Untrained twins*: what the architecture carries before it has learned anything.
-
-Rivals are no controls, but other accounts of what a trained network might represent: next-token probabilities, the
-constrained beliefs of one attention layer and, for a part of the belief, the beliefs about the other parts.
-
-In a table of windows a category c (a window, perhaps with the position) predicts its mean belief, b̄(c) = Σ w b / Σ w,
-as least squares on one-hot vectors would. Errors follow from sums alone,
+A category c (a window, perhaps with the position) predicts its mean target, b̄(c) = Σ w b / Σ w, as least squares on
+one-hot vectors would. The sums are a table, filled in the same pass as the moments. Errors follow from sums alone,
 
     Σ w |b - b̂(c)|² = Σ w |b|² - 2 b̂(c)·Σ w b + |b̂(c)|² Σ w.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Protocol, runtime_checkable
 
-import pandas as pd
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from msp_lens._distributed import process_count, total
-from msp_lens._tables import TableView
-from msp_lens._values import Value
+from msp_lens.controls.control_scores import ControlKind, ControlScore
 from msp_lens.data.labelled import BELIEF
-from msp_lens.models.build import build_model, config_fields, weights
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, find_sites, model_device
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.scores import CellErrors, HeldOutScore, SavedHeldOut, SavedScore, Score, score_of
+from msp_lens.moments.scores import CellErrors, score_of
 from msp_lens.moments.solve import least_squares, without_rounding
-from msp_lens.probing.rows import RowBatch
-
-ControlKind = Literal[
-    "position",
-    "window",
-    "positioned window",
-    "additive window",
-    "next token",
-    "constrained belief",
-    "other part",
-    "untrained",
-]
-# Other accounts of a trained network, by their kind.
-RIVAL_KINDS: tuple[ControlKind, ...] = ("next token", "constrained belief", "other part")
 
 
-class SavedControl(TypedDict):
-    """A `ControlScore` in a file."""
-
-    name: str
-    kind: ControlKind
-    site: str | None
-    in_sample: SavedScore
-    held_out: SavedHeldOut
-    length: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class ControlScore(Value):
-    """How well a control predicts the beliefs, on the same rows and folds as the probes.
-
-    Attributes:
-        name: The control's name in tables.
-        kind: What the control sees.
-        site: The label of the site it is compared with; `None` for all sites.
-        in_sample: Score on all rows.
-        held_out: Score by the same cross-validation.
-        length: Number of tokens in the window, for windows.
-    """
-
-    name: str
-    kind: ControlKind
-    site: str | None
-    in_sample: Score
-    held_out: HeldOutScore
-    length: int | None = None
+@runtime_checkable
+class WindowRows(Protocol):
+    """What windows read of a batch of rows, such as a `RowBatch`."""
 
     @property
-    def is_rival(self) -> bool:
-        """Whether it is another account of a trained network, not a control: skill leaves rivals out."""
-        return self.kind in RIVAL_KINDS
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Controls(Value, TableView, Sequence[ControlScore]):
-    """The controls of a report: a sequence, and a table.
-
-    Attributes:
-        scores: One score for each control, and for each site if the control has one score per site.
-    """
-
-    scores: tuple[ControlScore, ...] = ()
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.scores[index]
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def select(self, name: str, site: str | None = None) -> ControlScore:
-        """The score of one control.
-
-        Raises:
-            KeyError: if there is none with this name and site.
-        """
-        for each in self.scores:
-            if each.name == name and each.site in (None, site):
-                return each
-        raise KeyError(f"No control {name!r} for site {site!r}; there are {', '.join(self.names) or 'none'}.")
+    def targets(self) -> Mapping[str, Float64[Tensor, "row target"]]:
+        """Targets by name."""
+        ...
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the controls."""
-        return tuple(dict.fromkeys(each.name for each in self.scores))
+    def weights(self) -> Float64[Tensor, "row"]:
+        """How much each row counts."""
+        ...
 
     @property
-    def rivals(self) -> tuple[ControlScore, ...]:
-        """The scores of the rivals: how well each predicts the belief."""
-        return tuple(each for each in self.scores if each.is_rival)
+    def words(self) -> Int[Tensor, "row"]:
+        """The word that each row belongs to."""
+        ...
 
     @property
-    def rival(self) -> ControlScore | None:
-        """The score of next-token probabilities, if it was measured."""
-        return next((each for each in self.scores if each.kind == "next token"), None)
+    def positions(self) -> Int[Tensor, "row"]:
+        """The position in the word of the last token seen; -1 before the first."""
+        ...
 
-    def best(self, site: str) -> ControlScore | None:
-        """The control with the highest held-out R² at a site, without rivals; `None` if there are no controls."""
-        here = [each for each in self.scores if each.site in (None, site) and not each.is_rival]
-        scored = [each for each in here if not math.isnan(each.held_out.r2)]
-        return max(scored, key=lambda each: each.held_out.r2, default=None)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row for each control and site."""
-        columns: dict[str, list] = {
-            "control": [each.name for each in self.scores],
-            "site": [each.site or "any" for each in self.scores],
-            "R² held out": [each.held_out.r2 for each in self.scores],
-            "low": [each.held_out.r2_interval[0] for each in self.scores],
-            "high": [each.held_out.r2_interval[1] for each in self.scores],
-            "R² in-sample": [each.in_sample.r2 for each in self.scores],
-            "MSE held out": [each.held_out.mse for each in self.scores],
-            "MSE in-sample": [each.in_sample.mse for each in self.scores],
-            "is rival": [each.is_rival for each in self.scores],
-        }
-        return pd.DataFrame(columns).set_index("control")
-
-    def _title(self) -> str:
-        return "Controls"
-
-    def _display(self) -> pd.DataFrame:
-        table = self.to_dataframe()
-        shown = pd.DataFrame({"site": table["site"]})
-        shown["R² held out"] = table["R² held out"].map(r2_text)
-        shown["95 %"] = [interval_text(*ends) for ends in zip(table["low"], table["high"], strict=True)]
-        shown["R² in-sample"] = table["R² in-sample"].map(r2_text)
-        shown["MSE held out"] = table["MSE held out"].map("{:.6f}".format)
-        shown["rival"] = ["rival" if each.is_rival else "" for each in self.scores]
-        return shown
-
-
-def r2_text(r2: float, digits: int = 5) -> str:
-    """An R² as tables show it: a dash where nothing varies, and only a bound where it is far below 0."""
-    if math.isnan(r2):
-        return "–"
-    return f"{r2:.{digits}f}" if r2 > -9.99 else "< -10"
-
-
-def interval_text(low: float, high: float) -> str:
-    """An interval of R², in the numbers of digits of its table; far below 0 fewer say as much."""
-    if math.isnan(low):
-        return "–"
-    return " to ".join(f"{end:.4f}" if abs(end) <= 1 else f"{end:.2f}" for end in (low, high))
-
-
-def untrained_twins(
-    model: HookedModel, untrained: int | Sequence[HookedModel], sites: Sequence[str], *, seed: int
-) -> Iterator[tuple[str, HookedModel]]:
-    """Untrained models of the same architecture with their names, each built when it is needed.
-
-    Args:
-        model: The model to twin.
-        untrained: How many twins to initialize from the model's config, or the twins themselves.
-        sites: Sites that the twins must have.
-        seed: The k-th twin is initialized with seed + k, k = 1, 2, …
-
-    Raises:
-        ValueError: if the model cannot be built from its config, before anything is run.
-        KeyError: if a twin lacks a site.
-    """
-    if not isinstance(untrained, int):
-        for twin in untrained:
-            find_sites(twin, sites)
-        return ((f"untrained {k}", twin) for k, twin in enumerate(untrained, start=1))
-    if untrained:
-        _twin(model, seed + 1)
-    return ((f"untrained {k}", _twin(model, seed + k)) for k in range(1, untrained + 1))
-
-
-def _twin(model: HookedModel, seed: int) -> HookedModel:
-    model = unwrapped(model)
-    remedy = "Pass twins that you have initialized yourself: untrained=[model, …]."
-    if not hasattr(getattr(model, "cfg", None), "to_dict"):
-        raise ValueError(f"An untrained twin is built from model.cfg, which {type(model).__name__} lacks. {remedy}")
-    # Only a bridge has a weight of this name.
-    bridge = True if "embed.weight" in cast(Any, model).state_dict() else None
-    try:
-        twin = build_model(config_fields(model), seed=seed, device=model_device(model), bridge=bridge)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"No untrained twin could be built from the model's config: {error}. {remedy}") from error
-    shapes, expected = ({name: tuple(t.shape) for name, t in weights(m).items()} for m in (twin, model))
-    if shapes != expected:
-        differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
-        told = "The model's config does not determine its architecture: a model built from it differs in"
-        raise ValueError(f"{told} {', '.join(differing[:3])}. {remedy}")
-    return twin
+    @property
+    def undefined(self) -> Mapping[str, Bool[Tensor, "row"]]:
+        """By target, the rows where it has no value."""
+        ...
 
 
 class TokenWindows:
@@ -264,7 +96,7 @@ class TokenWindows:
         self._n_categories = self.base**self.longest * self.n_positions
         self._held: dict[str, Tensor] = {}
 
-    def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
+    def update(self, batch: WindowRows, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Add a batch of rows, whose `words` and `positions` index the tokens."""
         targets, weights, n_rows = batch.targets[self.target], batch.weights, torch.ones_like(cells)
         if (undefined := batch.undefined.get(self.target)) is not None:
