@@ -79,6 +79,38 @@ def hugging_face_bridge():
         return TransformerBridge.boot_transformers("gpt2", hf_model=network, tokenizer=tokenizer, device="cpu")
 
 
+# Networks of Hugging Face's by family: the class and its config, and what a config needs beside the usual sizes.
+FAMILIES = {
+    "Llama": {"num_key_value_heads": 2},
+    "GPT2": {},
+    "GPTNeoX": {},
+    "Qwen2": {"num_key_value_heads": 2},
+    "Mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+}
+
+
+def network(family, *, n_ctx=8, **options):
+    """A tiny network of Hugging Face's with random weights: 7 tokens, 2 layers of 16, 4 heads."""
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"max_position_embeddings": n_ctx}
+    sizes |= {"n_inner" if family == "GPT2" else "intermediate_size": 24}
+    tokens = {"vocab_size": 7, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = getattr(transformers, f"{family}Config")(**sizes | tokens | FAMILIES[family] | options)
+    kind = getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return kind(config).eval()
+
+
+def loaded(network, **options):
+    """The network as `load_model` reads it from a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        network.save_pretrained(folder)
+        return msp.load_model(folder, **options)
+
+
 def new(kind):
     """A new model of a kind. Copies are no way to one: a bridge that ran with gradients holds a part of the graph."""
     if kind == "own":

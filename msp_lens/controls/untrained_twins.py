@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from msp_lens.models.build import build_model, config_fields, weights
+from msp_lens.models.build import untrained_like
 from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, find_sites, model_device
+from msp_lens.models.hooked import HookedModel, find_sites
+from msp_lens.models.symbol_reader import SymbolReader
 
 
 def untrained_twins(
@@ -36,18 +37,10 @@ def untrained_twins(
 
 def _twin(model: HookedModel, seed: int) -> HookedModel:
     model = unwrapped(model)
-    remedy = "Pass twins that you have initialized yourself: untrained=[model, …]."
-    if not hasattr(getattr(model, "cfg", None), "to_dict"):
-        raise ValueError(f"An untrained twin is built from model.cfg, which {type(model).__name__} lacks. {remedy}")
-    # Only a bridge has a weight of this name.
-    bridge = True if "embed.weight" in cast(Any, model).state_dict() else None
+    if isinstance(model, SymbolReader):
+        return cast(HookedModel, SymbolReader(_twin(cast(Any, model).model, seed), model.token_map))
     try:
-        twin = build_model(config_fields(model), seed=seed, device=model_device(model), bridge=bridge)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
-        raise ValueError(f"No untrained twin could be built from the model's config: {error}. {remedy}") from error
-    shapes, expected = ({name: tuple(t.shape) for name, t in weights(m).items()} for m in (twin, model))
-    if shapes != expected:
-        differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
-        told = "The model's config does not determine its architecture: a model built from it differs in"
-        raise ValueError(f"{told} {', '.join(differing[:3])}. {remedy}")
-    return twin
+        return untrained_like(model, seed=seed)
+    except ValueError as error:
+        remedy = "Pass twins that you have initialized yourself: untrained=[model, …]."
+        raise ValueError(f"{error} {remedy}") from error

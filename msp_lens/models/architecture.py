@@ -8,6 +8,7 @@ Face's within a bridge, of which GPT-2 and Llama can be described and built anew
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Optional
@@ -202,14 +203,31 @@ def least_weights(sizes: Mapping[str, Any]) -> int:
     return sizes["n_layers"] * (attention + mlp) + (vocabulary + positions) * d_model + buckets
 
 
+def holds_network(model: Any) -> bool:
+    """Whether the model is a bridge around a network of Hugging Face's."""
+    architecture = getattr(getattr(model, "cfg", None), "architecture", None)
+    return architecture not in (None, "TransformerLensNative") and hasattr(model, "original_model")
+
+
+def network_like(bridge: Any) -> Any:
+    """A bridge around a new network of the same class and config, with weights drawn from the global generator."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    network = bridge.original_model
+    config = copy.deepcopy(network.config)
+    again = type(network)(config).train(False)
+    name = bridge.cfg.model_name
+    return build_bridge_from_module(again, bridge.cfg.architecture, hf_config=config, model_name=name)
+
+
 def network_description(model: Any) -> dict[str, Any] | None:
     """What `build` builds the network within a bridge from; `None` for any other model.
 
     It raises `ValueError` if the network is of another kind, or its config holds what can't be described.
     """
-    architecture = getattr(getattr(model, "cfg", None), "architecture", None)
-    if architecture in (None, "TransformerLensNative"):
+    if not holds_network(model):
         return None
+    architecture = model.cfg.architecture
     own = "save its weights with its own save_pretrained"
     if architecture not in _NETWORK_FIELDS:
         known = " and ".join(_NETWORK_FIELDS)

@@ -30,8 +30,10 @@ from msp_lens.models.architecture import (
     Normalization,
     build_network,
     checked_architecture,
+    holds_network,
     least_weights,
     network_description,
+    network_like,
     plain,
 )
 from msp_lens.models.holding import unwrapped
@@ -234,6 +236,52 @@ def _for_bridge(fields: dict[str, Any]) -> dict[str, Any]:
     # A HookedTransformer's config holds the actual scale, √d_head; a bridge's holds -1 for this default.
     usual = math.isclose(fields.get("attn_scale") or -1.0, math.sqrt(fields["d_head"]))
     return {name: value for name, value in fields.items() if name != "attn_scale" or not usual}
+
+
+def untrained_like(model: HookedModel, *, seed: int) -> HookedModel:
+    """A model of the same architecture with new weights, each of the same dtype and on the same device.
+
+    A network of Hugging Face's within a bridge is built anew from its own config, without a hub.
+
+    Raises:
+        ValueError: if the model has no config, or another model would be built from it.
+    """
+    module: Any = unwrapped(model)
+    if not hasattr(getattr(module, "cfg", None), "to_dict"):
+        raise ValueError(f"An untrained twin is built from model.cfg, which {type(module).__name__} lacks.")
+    try:
+        if holds_network(module):
+            with building(seed, torch.float32):
+                twin: Any = network_like(module)
+        else:
+            # Only a bridge has a weight of this name.
+            bridge = True if "embed.weight" in module.state_dict() else None
+            twin = build_model(config_fields(model), seed=seed, bridge=bridge)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        told = str(error).rstrip(".")
+        raise ValueError(f"No untrained twin could be built from the model's config: {told}.") from error
+    states = [cast(Mapping[str, Tensor], each.state_dict()) for each in (twin, module)]
+    shapes, expected = (
+        {name: tuple(each.shape) for name, each in state.items() if not name.endswith(DERIVED_BUFFERS)}
+        for state in states
+    )
+    if shapes != expected:
+        differing = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+        told = "The model's config does not determine its architecture: a model built from it differs in"
+        raise ValueError(f"{told} {', '.join(differing[:3])}.")
+    return _placed_like(twin, module)
+
+
+def _placed_like(twin: Any, model: Any) -> HookedModel:
+    """The twin with each of its tensors moved to the device and the dtype of the model's."""
+    others = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, own in (*twin.named_parameters(), *twin.named_buffers()):
+        if (other := others.get(name)) is not None:
+            own.data = own.data.to(device=other.device, dtype=other.dtype)
+    for name in ("device", "dtype"):
+        if hasattr(model.cfg, name):
+            setattr(twin.cfg, name, getattr(model.cfg, name))
+    return twin
 
 
 def config_fields(model: HookedModel) -> dict[str, Any]:

@@ -74,6 +74,10 @@ def site_index(model: HookedModel) -> SiteIndex:
     if config_value(model, "attn_only"):
         # A HookedTransformer has these hooks all the same, and never reaches them.
         places = {name: place for name, place in places.items() if not name.endswith(_OF_MLP)}
+    if config_value(model, "positional_embedding_type") in ("rotary", "alibi"):
+        # Positions are not added to the embedding, so the hook is never reached, under none of its names.
+        unused = places.get("hook_pos_embed")
+        places = {name: place for name, place in places.items() if place != unused}
     return SiteIndex(
         places,
         n_heads=config_value(model, "n_heads"),
@@ -298,7 +302,8 @@ def checked_hook(site: Site | str, edit: Callable[[Tensor], Tensor]) -> HookFunc
 
     def hook(activation: Tensor, hook: Any) -> Tensor:
         # A hook that is not a site, such as an attention pattern, is edited as a whole.
-        before = site.take(activation) if site.is_of_heads(activation) else activation
+        takes = site.is_of_heads(activation) or site.has_no_words(activation)
+        before = site.take(activation) if takes else activation
         edited = edit(before)
         if not isinstance(edited, Tensor) or edited.shape != before.shape:
             got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__

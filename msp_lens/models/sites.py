@@ -77,12 +77,18 @@ class Site:
         """Whether the hook's activation is `[batch, pos, head, feature]`, or should be."""
         return self.head is not None or (activation.ndim == 4 and not is_attention(self.hook))
 
+    def has_no_words(self, activation: Tensor) -> bool:
+        """Whether it is a positional embedding that comes once for all words, `[pos, d_model]`."""
+        return activation.ndim == 2 and self.label == "pos_embed"
+
     def take(self, activation: Tensor) -> Float[Tensor, "batch pos feature"]:
         """The site's features in its hook's activation: the head's, or those of all heads side by side. Not copied.
 
         It raises `ValueError` if the activation's shape does not fit the site.
         """
         shape = tuple(activation.shape)
+        if self.has_no_words(activation):
+            return activation.unsqueeze(0)
         if activation.ndim not in (3, 4) or is_attention(self.hook):
             rule = "a site's are [batch, pos, d_model], or [batch, pos, head, d_head]. Choose another site."
             raise ValueError(f"{self.name} has activations of shape {shape}; {rule}")

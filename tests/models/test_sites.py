@@ -1,11 +1,13 @@
 import pytest
 import torch
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
-from msp_lens.models import Site, editing, find_sites, site_groups, site_label
+from msp_lens.models import Site, editing, find_sites, site_groups, site_label, writing
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.sites import SiteIndex
-from tests.hooked_models import KINDS, TRANSFORMERS, build
+from tests.hooked_models import KINDS, TRANSFORMERS, build, loaded, network
 
 TOKENS = torch.tensor([[0, 1, 2, 3, 1], [2, 2, 1, 4, 4], [0, 0, 1, 2, 2]])
 RESIDUAL = ("blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
@@ -241,3 +243,44 @@ def test_an_index_without_a_model():
     index = SiteIndex({"blocks.0.hook_resid_post": 1, "blocks.10.hook_resid_post": 2, "blocks.2.hook_resid_post": 3})
     assert [site_label(name) for name in index.find("*_post")] == ["0_post", "2_post", "10_post"]
     assert index.find("final_post") == ("blocks.10.hook_resid_post",)
+
+
+@pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
+def test_no_site_is_offered_that_is_never_reached(family):
+    model = loaded(network(family))
+    assert "hook_pos_embed" in model.hook_dict
+    with pytest.raises(KeyError, match="no site 'pos_embed'"):
+        find_sites(model, "pos_embed")
+    offered = find_sites(model, lambda name: "embed" in name or "rotary" in name)
+    (batch,) = stream_activations(model, torch.tensor([[1, 2, 3]]), "hook_embed")
+    assert batch.activations["hook_embed"].shape == (1, 3, 16)
+    assert not {"hook_pos_embed", "rotary_emb.hook_out"} & set(offered)
+
+
+class Positioned(HookedRootModule):
+    """Adds positions that are the same for every word, with an axis for words or without."""
+
+    def __init__(self, n_axes):
+        super().__init__()
+        self.embed, self.n_axes = torch.nn.Embedding(3, 4), n_axes
+        self.positions = torch.nn.Parameter(torch.arange(20.0).reshape(5, 4))
+        self.hook_embed, self.hook_pos_embed = HookPoint(), HookPoint()
+        self.setup()
+
+    def forward(self, tokens):
+        positions = self.positions[: tokens.shape[1]]
+        positions = self.hook_pos_embed(positions if self.n_axes == 2 else positions.unsqueeze(0))
+        return self.hook_embed(self.embed(tokens)) + positions
+
+
+@pytest.mark.parametrize("n_axes", [2, 3])
+def test_positions_that_come_once_for_all_words(n_axes):
+    model, tokens = Positioned(n_axes), torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    (batch,) = stream_activations(model, tokens, "pos_embed")
+    read = batch.activations["hook_pos_embed"]
+    assert torch.equal(read, model.positions.expand(2, 5, 4))
+    plain = model(tokens)
+    with editing(model, {"pos_embed": lambda activation: activation + 1}):
+        torch.testing.assert_close(model(tokens), plain + 1)
+    with writing(model, {"pos_embed": lambda activation, belief: activation + 1}, position=2):
+        assert (model(tokens) != plain).any(dim=2).tolist() == [[False, False, True, False, False]] * 2
