@@ -184,22 +184,31 @@ def check_memory(
     max_bytes: int = MAX_BYTES,
 ) -> int:
     """The number of bytes that the moments of these groups take; `TooWideError` if it exceeds `max_bytes`."""
-    groups = _outermost(groups)
-    joint = [sum(widths[name] for name in (*group, *targets)) for group in groups]
-    needed = 8 * n_cells * sum(width**2 for width in joint)
+    needed = moments_bytes(groups, widths, targets=targets, n_cells=n_cells)
     if needed > max_bytes:
+        groups = _outermost(groups)
+        joint = [sum(widths[name] for name in (*group, *targets)) for group in groups]
         widest = groups[joint.index(max(joint))]
         features = sum(widths[name] for name in widest)
         raise TooWideError(
             f"{len(groups)} groups, the widest of {len(widest)} sites of {features:,} features together, need "
-            f"{_size(needed)} of moments ({max(joint):,}² numbers per cell, {n_cells} cells); the limit is "
-            f"{_size(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first with "
+            f"{bytes_text(needed)} of moments ({max(joint):,}² numbers per cell, {n_cells} cells); the limit is "
+            f"{bytes_text(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first with "
             "RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
         )
     return needed
 
 
-def _size(n_bytes: int) -> str:
+def moments_bytes(
+    groups: Sequence[Sequence[str]], widths: Mapping[str, int], *, targets: Sequence[str] = (), n_cells: int = 1
+) -> int:
+    """The number of bytes that the moments of these groups take."""
+    joint = [sum(widths[name] for name in (*group, *targets)) for group in _outermost(groups)]
+    return 8 * n_cells * sum(width**2 for width in joint)
+
+
+def bytes_text(n_bytes: float) -> str:
+    """A number of bytes as messages show it."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 

@@ -25,16 +25,18 @@ from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, s
 from msp_lens.data.belief_dataset import TooManyWordsError
 from msp_lens.data.row_positions import position_mask
 from msp_lens.data.splits import Split, as_split, labelled_rows, split_rows
+from msp_lens.models.activations import stream_activations
+from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
-from msp_lens.moments.grid import MAX_BYTES
+from msp_lens.moments.grid import MAX_BYTES, bytes_text
 from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.moments.reduction import FeatureReduction
 from msp_lens.moments.solvers import Solver, as_solver
 from msp_lens.probing.belief_probe import BELIEF
 from msp_lens.probing.cross_validation import CONSTRAINED, NEXT_TOKEN, Target
-from msp_lens.probing.fit_rows import check_concatenate, fit_report
+from msp_lens.probing.fit_rows import check_concatenate, chosen_concatenation, fit_report
 from msp_lens.probing.one_pass import ClassRows, Observer, strata_of
 from msp_lens.probing.parts import (
     Part,
@@ -54,6 +56,8 @@ from msp_lens.training.regret import batch_regret
 MAX_WORDS = 100_000
 FIRST_WORDS = 5_000
 MAX_TOKENS = 4_000_000
+# Tokens times weights of a model that is probed on words nobody chose: half an hour's on a few cores.
+MAX_WORK = 5 * 10**13
 
 
 @checked
@@ -65,7 +69,7 @@ def probe(
     weighting: Weighting = "probability",
     solver: Solver | str = "auto",
     split: Split | str = "prefix",
-    concatenate: bool | FeatureReduction = True,
+    concatenate: bool | FeatureReduction | None = None,
     controls: bool = True,
     untrained: Annotated[int, Between(0, 1_000)] | Sequence[Any] = 0,
     by_position: Literal[True, False, "own"] = True,
@@ -89,8 +93,8 @@ def probe(
         solver: `"ols"`, `"ridge"` (penalty chosen on held-out folds), `"auto"` (`"ols"` where there are at least 20
             rows for each feature, else `"ridge"`), or an `Auto`, `OLS`, `Ridge` or `ReducedRank`.
         split: What is held out together: `"prefix"`, `"sequence"`, `"subtree"` (the strictest), or a `Split`.
-        concatenate: Whether to probe all sites together too, and each with all before it. A `RandomProjection` or
-            `PrincipalComponents` reduces each site first.
+        concatenate: Whether to probe all sites together too, and each with all before it; by default if that takes at
+            most a quarter of `max_bytes`. A `RandomProjection` or `PrincipalComponents` reduces each site first.
         controls: Whether to score shuffled beliefs, next-token probabilities and token windows too.
         untrained: Number of untrained twins of the model to probe as well, or such models.
         by_position: Whether to score probes at each position; `"own"` also fits each position on its own.
@@ -104,6 +108,7 @@ def probe(
         KeyError: if the model lacks a site.
         TypeError: if the model has no hooks, or `data` is something else.
         ValueError: if the model cannot read the words, an option is out of range, or an activation is not finite.
+        TooWideError: a `ValueError`, if the moments of what was asked for take more than `max_bytes`.
 
     Source: Shai et al. 2024 (arXiv 2405.15943), section 4.
 
@@ -119,14 +124,24 @@ def probe(
     solver, split = as_solver(solver), as_split(split)
     groups = site_groups(model, sites)
     names = tuple(dict.fromkeys(site for group in groups.values() for site in group))
-    twins = list(untrained_twins(model, untrained, names, seed=seed)) if untrained else []
+
+    def twins() -> Iterator[tuple[str, HookedModel]]:
+        return untrained_twins(model, untrained, names, seed=seed) if untrained else iter(())
+
+    # A model without twins is refused before any work.
+    twins()
 
     def report_of(data: _Data) -> ProbeReport:
         solver.check_targets(data.labelled.targets[BELIEF].shape[1])
-        description = {**data.labelled.description, **data.description, "model_fingerprint": model_fingerprint(model)}
+        targets, strata = data.labelled.targets, strata_of(data.labelled.undefined)
+        widths = _widths(model, data.labelled, names) | {name: each.shape[1] for name, each in targets.items()}
+        dealt = split.n_folds if data.n_groups is None else max(2, min(split.n_folds, data.n_groups))
+        chosen = chosen_concatenation(concatenate, groups, widths, n_cells=dealt * len(strata), max_bytes=max_bytes)
+        description = {**data.labelled.description, **data.description, **chosen.left_out}
+        description["model_fingerprint"] = model_fingerprint(model)
         fitted = partial(fit_report, sites=groups, solver=solver, n_folds=split.n_folds, n_groups=data.n_groups)
-        fitted = partial(fitted, concatenate=concatenate, max_bytes=max_bytes, seed=seed)
-        fitted = partial(fitted, parts=data.parts, strata=strata_of(data.labelled.undefined))
+        fitted = partial(fitted, concatenate=chosen.concatenate, max_bytes=max_bytes, seed=seed)
+        fitted = partial(fitted, parts=data.parts, strata=strata)
         own_words = words = share(len(data.labelled.tokens))
         classes = data.class_rows(names, seed=seed)
         observers: list[Observer] = [each for each in (data.regret, *data.windows, classes) if each]
@@ -134,7 +149,7 @@ def probe(
         if resume is not None:
             # The process's fingerprint stands for its matrices.
             decisive = {key: value for key, value in description.items() if key != "process"}
-            decisive |= {"groups": groups, "concatenate": _described(concatenate), "by_position": bool(by_position)}
+            decisive |= {"groups": groups, "concatenate": _described(chosen.concatenate), "by_position": bool(by_position)}
             decisive |= {"n_folds": split.n_folds, "seed": seed, "processes": process_count()}
             decisive |= {"data_fingerprint": _data_fingerprint(data.labelled)}
             checkpoint = PassCheckpoint(own_path(resume), decisive)
@@ -144,14 +159,16 @@ def probe(
             for observer in observers:
                 observer.restore(progressed.sums)
         read = partial(model_rows, data=data.labelled, sites=names, batch_size=batch_size)
-        rows = replace(read(model, words=words, progress="Probing" if progress else None), description=description)
+        cost = f"{data.labelled.tokens[words].numel():,} tokens, {bytes_text(chosen.n_bytes)} of moments"
+        title = f"Probing ({cost})" if progress else None
+        rows = replace(read(model, words=words, progress=title), description=description)
         n_positions = data.n_positions if by_position else None
         full = partial(
             fitted, n_positions=n_positions, own_positions=by_position == "own", windows=data.windows, classes=classes
         )
         report = full(rows, observers=observers, checkpoint=checkpoint, resume_from=progressed, progress=progress)
         scores: dict[str | None, list[ControlScore]] = {}
-        for name, twin in twins:
+        for name, twin in twins():
             rows = read(twin, words=own_words, progress=f"Probing {name}" if progress else None)
             found = fitted(rows, extras=False)
             for part, of_part in ((None, found), *found.parts.items()):
@@ -203,6 +220,12 @@ class _Data:
             return None
         labels = self.labelled.targets[BELIEF].argmax(dim=1)
         return ClassRows(self.labelled, labels, self.classes, sites, seed=seed)
+
+
+def _widths(model: HookedModel, data: LabelledTokens, sites: Sequence[str]) -> dict[str, int]:
+    """The number of features of each site, from a pass over one token."""
+    (batch,) = stream_activations(model, data.tokens[:1, :1], sites)
+    return {site: values.shape[-1] for site, values in batch.activations.items()}
 
 
 def _described(concatenate: bool | FeatureReduction) -> Any:
@@ -337,11 +360,25 @@ def _words(model: HookedModel, data: Process | BeliefDataset, seed: int) -> Iter
         return
     n_ctx = word_length(model, otherwise="words: data=msp.words(process, n_ctx=…)")
     check_fits(model, data, n_ctx)
+    n_weights = max(1, sum(each.numel() for each in unwrapped(model).parameters()))
+
+    def check_cost(n_words: int) -> None:
+        if n_words * n_ctx * n_weights > MAX_WORK:
+            raise ValueError(
+                f"The model's context is {n_ctx:,} tokens, and {n_words:,} words of that length are "
+                f"{n_words * n_ctx:,} tokens for {n_weights:,} weights, which takes hours: choose the words, "
+                "data=msp.words(process, n_ctx=…, n_words=…)."
+            )
+
     try:
-        yield all_words(data, n_ctx, max_words=MAX_WORDS)
+        population = all_words(data, n_ctx, max_words=MAX_WORDS)
+        check_cost(len(population))
+        yield population
     except TooManyWordsError:
         most = max(MAX_TOKENS // n_ctx, 2)
         count = min(FIRST_WORDS, most)
+        check_cost(count)
+        most = max(count, min(most, MAX_WORK // (n_weights * n_ctx)))
         yield sampled_words(data, count, n_ctx, seed=seed)
         while count < most:
             count = min(4 * count, most)

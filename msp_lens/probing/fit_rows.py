@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from msp_lens.controls.token_windows import TokenWindows
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
 from msp_lens.models.sites import site_label
-from msp_lens.moments.grid import MAX_BYTES
+from msp_lens.moments.grid import MAX_BYTES, check_memory, moments_bytes
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
 from msp_lens.moments.reduction import FeatureReduction
@@ -24,7 +25,16 @@ from msp_lens.moments.solve import LinearMap
 from msp_lens.moments.solvers import OLS, Solver, as_solver
 from msp_lens.probing.belief_probe import BeliefProbe, fit_probe
 from msp_lens.probing.cross_validation import ProbeScores, Target, evaluate_all
-from msp_lens.probing.one_pass import EVERYTHING, Accumulator, ClassRows, Observer, Stratum, Sums, accumulate
+from msp_lens.probing.one_pass import (
+    EVERYTHING,
+    Accumulator,
+    ClassRows,
+    Observer,
+    Stratum,
+    Sums,
+    accumulate,
+    modest,
+)
 from msp_lens.probing.parts import Part
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.probing.probe_tables import Increment
@@ -42,7 +52,7 @@ def probe_rows(
     n_folds: Folds = 5,
     n_groups: Count | None = None,
     n_positions: Count | None = None,
-    concatenate: bool | FeatureReduction = True,
+    concatenate: bool | FeatureReduction | None = None,
     parts: Sequence[str] = (),
     extras: bool = True,
     windows: TokenWindows | None = None,
@@ -62,6 +72,7 @@ def probe_rows(
         n_groups: Number of groups, numbered from 0, to deal them evenly; by default groups are dealt by hash.
         n_positions: Number of positions to score the probes at.
         concatenate: Whether to probe all sites together too, and each with all before it; or a reduction of each first.
+            By default if that takes at most a quarter of `max_bytes`.
         parts: Other targets to probe in the same pass, each with the other ones as rivals: `report.parts`.
         extras: Whether to score controls, ranks, positions and increments too.
         windows: Token windows to compare the probes with, over the words that the rows are numbered by.
@@ -79,6 +90,20 @@ def probe_rows(
     check_concatenate(concatenate)
     by_label = sites if isinstance(sites, Mapping) else {site_label(site): (site,) for site in sites}
     own_parts = [Part(name, Target(name, f"shuffled {name}", ())) for name in parts]
+    if concatenate is None:
+        # The first batch shows how wide the sites are.
+        batches = iter(rows)
+        first = next(batches, None)
+        description = dict(getattr(rows, "description", {}))
+        if first is not None:
+            widths = {name: values.shape[1] for name, values in (*first.features.items(), *first.targets.items())}
+            dealt = n_folds if n_groups is None else max(2, min(n_folds, n_groups))
+            chosen = chosen_concatenation(None, by_label, widths, n_cells=dealt, max_bytes=max_bytes)
+            concatenate = chosen.concatenate
+            description |= chosen.left_out
+            batches = itertools.chain([first], batches)
+        names = tuple(dict.fromkeys(site for group in by_label.values() for site in group))
+        rows = Rows(names, description, lambda: iter(batches))
     fitted = partial(fit_report, solver=as_solver(solver), n_folds=n_folds, n_groups=n_groups, n_positions=n_positions)
     fitted = partial(fitted, concatenate=concatenate, extras=extras, max_bytes=max_bytes, seed=seed, parts=own_parts)
     given = [windows] if windows else []
@@ -92,7 +117,7 @@ def fit_report(
     solver: Solver,
     n_folds: int,
     n_groups: int | None,
-    concatenate: bool | FeatureReduction,
+    concatenate: bool | FeatureReduction | None,
     max_bytes: int,
     seed: int,
     n_positions: int | None = None,
@@ -133,22 +158,26 @@ def fit_report(
     )
     stream = rows if reduction is None else _with_reduced(rows, names, reduction)
     sums = accumulate(stream, accumulator, observers, checkpoint=checkpoint)
-    provenance = dict(getattr(rows, "description", {})) | {
+    if n_positions is not None and accumulator.n_positions is None:
+        left_out = {"positions_left_out": {"bytes": accumulator.n_bytes_by_position}}
+    else:
+        left_out = {}
+    provenance = dict(getattr(rows, "description", {})) | left_out | {
         "n_folds": n_folds,
         "solver": solver.to_dict(),
         "reduction": repr(reduction) if reduction is not None else None,
         "n_cells": sum(map(len, sums.cells().cells)),
         "seed": seed,
     }
-    whole, left_out = Part(BELIEF), []
+    whole, undefined = Part(BELIEF), []
     for part in parts:
         try:
             sums.cells(targets=[part.target.block])
         except ValueError:
-            left_out.append(part.name)
-    if left_out:
-        provenance["parts_left_out"] = left_out
-    read = [whole, *(part for part in parts if part.name not in left_out)]
+            undefined.append(part.name)
+    if undefined:
+        provenance["parts_left_out"] = undefined
+    read = [whole, *(part for part in parts if part.name not in undefined)]
     described = {part: provenance | part.description() for part in read}
     probes: dict[Part, dict[str, BeliefProbe]] = {part: {} for part in read}
     for label in tqdm(groups, desc="Solving", disable=not progress, leave=False):
@@ -228,10 +257,59 @@ def _rivals(sums: Sums, part: Part, parts: Sequence[Part], solver: Solver) -> li
 
 def check_concatenate(value: Any) -> None:
     """Raise `TypeError` unless this says whether, or how reduced, sites are concatenated."""
-    if not isinstance(value, bool | FeatureReduction):
+    if value is not None and not isinstance(value, bool | FeatureReduction):
         raise TypeError(
             f"concatenate={value!r}: give True, False, or a reduction such as msp.moments.RandomProjection(64, seed=0)."
         )
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """Whether sites are concatenated, or how reduced; what to note if they are not; and the least that moments take."""
+
+    concatenate: bool | FeatureReduction
+    left_out: dict[str, Any]
+    n_bytes: int
+
+
+def chosen_concatenation(
+    concatenate: bool | FeatureReduction | None,
+    groups: Mapping[str, Sequence[str]],
+    widths: Mapping[str, int],
+    *,
+    n_cells: int,
+    max_bytes: int,
+) -> Concatenation:
+    """Whether sites are concatenated, from their widths.
+
+    Args:
+        concatenate: What was asked for; `None` leaves the concatenation out if it takes over a quarter of `max_bytes`.
+        groups: The groups of sites to read, by label.
+        widths: Features of each site and coordinates of each target.
+        n_cells: The least number of cells of moments.
+        max_bytes: Largest memory that the moments may take.
+
+    Raises:
+        TooWideError: if what was asked for does not fit.
+    """
+    names = tuple(dict.fromkeys(site for group in groups.values() for site in group))
+    targets = [name for name in widths if name not in names]
+    asked = [tuple(group) for group in groups.values()]
+    if not isinstance(concatenate, bool) and concatenate is not None:
+        reduced = {site: concatenate.transform(site, torch.zeros(1, widths[site])).shape[1] for site in names}
+        widths = {**widths, **{_reduced(site): width for site, width in reduced.items()}}
+        asked = [group if len(group) == 1 else tuple(map(_reduced, group)) for group in (*asked, names)]
+    elif concatenate:
+        asked.append(names)
+    least = check_memory(asked, widths, targets=targets, n_cells=n_cells, max_bytes=max_bytes)
+    if concatenate is not None:
+        return Concatenation(concatenate, {}, least)
+    needed = moments_bytes([*asked, names], widths, targets=targets, n_cells=n_cells)
+    # Sites that were asked for together take as much anyway.
+    if len(names) < 2 or needed <= max(modest(max_bytes), least):
+        return Concatenation(True, {}, needed)
+    noted = {"sites": len(names), "features": sum(widths[site] for site in names), "bytes": needed}
+    return Concatenation(False, {"concatenation_left_out": noted}, least)
 
 
 def _reduced(site: str) -> str:

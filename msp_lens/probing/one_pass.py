@@ -20,7 +20,7 @@ from msp_lens._distributed import total
 from msp_lens.data import LabelledTokens
 from msp_lens.data.splits import CELLS_PER_FOLD, deal
 from msp_lens.moments.folds import Cells
-from msp_lens.moments.grid import MAX_BYTES, MomentsGrid, check_memory
+from msp_lens.moments.grid import MAX_BYTES, MomentsGrid, check_memory, moments_bytes
 from msp_lens.moments.logistic import fit_logistic
 from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.pass_progress import PassCheckpoint, PassProgress
@@ -106,6 +106,59 @@ class Sums:
         return Cells(tuple((merge_all(positions),) for positions in parts), self.n_folds)
 
 
+@dataclass(frozen=True)
+class MomentsPlan:
+    """What the moments of a pass keep apart, and what that takes.
+
+    Attributes:
+        targets: The blocks that are no sites.
+        n_cells: Number of cells that groups of rows are dealt into.
+        n_positions: Number of positions kept apart; `None` if none were to be, or they would take too much.
+        n_bytes: What the moments take.
+        n_bytes_by_position: What they would take with all positions kept apart.
+    """
+
+    targets: tuple[str, ...]
+    n_cells: int
+    n_positions: int | None
+    n_bytes: int
+    n_bytes_by_position: int
+
+
+def plan_moments(
+    panels: Sequence[Sequence[str]],
+    widths: Mapping[str, int],
+    *,
+    n_folds: int,
+    n_positions: int | None = None,
+    n_strata: int = 1,
+    max_bytes: int = MAX_BYTES,
+) -> MomentsPlan:
+    """What the moments of these panels, and of all other blocks, may keep apart; `TooWideError` if even folds do not fit.
+
+    More cells than folds, and positions, are kept apart only while the moments take at most a quarter of `max_bytes`.
+    """
+    sites = {site for panel in panels for site in panel}
+    targets = tuple(name for name in widths if name not in sites)
+    size = n_strata * moments_bytes(panels, widths, targets=targets)
+    n_cells, positions, budget = n_folds * CELLS_PER_FOLD, n_positions or 1, modest(max_bytes)
+    # Above the budget, some cells, then positions, then more cells are given up.
+    if n_cells * positions * size > budget:
+        n_cells = n_folds * 2
+    by_position = n_cells * positions * size
+    if by_position > budget:
+        positions, n_positions = 1, None
+    if n_cells * size > budget:
+        n_cells = n_folds
+    check_memory(panels, widths, targets=targets, n_cells=n_cells * n_strata, max_bytes=max_bytes)
+    return MomentsPlan(targets, n_cells, n_positions, n_cells * positions * size, by_position)
+
+
+def modest(max_bytes: int) -> int:
+    """What moments may take that nobody asked for by name."""
+    return max_bytes // 4
+
+
 @dataclass(eq=False)
 class Accumulator:
     """Sums batches of rows, one buffer at a time, into the moments of every cell.
@@ -121,6 +174,7 @@ class Accumulator:
         strata: The sets of targets that are not defined in the same row.
         n_cells: Number of cells; known from the first batch on, like the grid.
         grid: The moments.
+        n_bytes_by_position: What the moments would take, or take, with positions kept apart.
     """
 
     panels: Sequence[tuple[str, ...]]
@@ -133,6 +187,7 @@ class Accumulator:
     strata: tuple[Stratum, ...] = EVERYTHING
     n_cells: int = 0
     grid: MomentsGrid | None = None
+    n_bytes_by_position: int = 0
     _waiting: list[tuple[RowBatch, Tensor]] = field(default_factory=list)
     _bytes: int = 0
     _n_batches: int = 0
@@ -185,23 +240,18 @@ class Accumulator:
         return Sums(by_panel, self.strata, self.n_folds)
 
     def _start(self, widths: Mapping[str, int]) -> None:
-        sites = {site for panel in self.panels for site in panel}
-        targets = tuple(name for name in widths if name not in sites)
-        size = sum(sum(widths[name] for name in (*panel, *targets)) ** 2 * 8 for panel in self.panels)
-        size *= len(self.strata)
-        n_cells, positions = self.n_folds * CELLS_PER_FOLD, self.n_positions or 1
-        # Above this many bytes of moments, some cells, then positions, then more cells are given up.
-        budget = 2**29
-        if n_cells * positions * size > budget:
-            n_cells = self.n_folds * 2
-        if n_cells * positions * size > budget:
-            positions, self.n_positions = 1, None
-        if n_cells * size > budget:
-            n_cells = self.n_folds
-        n_strata = len(self.strata)
-        check_memory(self.panels, widths, targets=targets, n_cells=n_cells * n_strata, max_bytes=self.max_bytes)
-        self.n_cells, n_parts = n_cells, n_cells * positions * n_strata
-        self.grid = MomentsGrid(self.panels, targets=targets, n_cells=n_parts, max_bytes=self.max_bytes)
+        plan = plan_moments(
+            self.panels,
+            widths,
+            n_folds=self.n_folds,
+            n_positions=self.n_positions,
+            n_strata=len(self.strata),
+            max_bytes=self.max_bytes,
+        )
+        self.n_cells, self.n_positions = plan.n_cells, plan.n_positions
+        self.n_bytes_by_position = plan.n_bytes_by_position
+        n_parts = plan.n_cells * (plan.n_positions or 1) * len(self.strata)
+        self.grid = MomentsGrid(self.panels, targets=plan.targets, n_cells=n_parts, max_bytes=self.max_bytes)
         if self.progress is not None:
             self.grid.restore(self.progress.moments, n_batches=self.progress.n_batches)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from msp_lens._tables import nats_text, skill_text
 from msp_lens.controls.control_scores import interval_text
+from msp_lens.moments.grid import bytes_text
 from msp_lens.probing.probe_tables import ClassReadouts, ProbeTables
 from msp_lens.processes.process import Process
 
@@ -61,6 +62,7 @@ def probe_notes(
             "weight by probability, and is read by extrapolation where it is held out. To leave it out: "
             f"data=msp.words(process, n_ctx={n_ctx}, positions=slice(1, None))."
         )
+    lines += _memory_notes(given)
     if classes is not None:
         lines.append(classes.best_note())
     lines += _regret_notes(regret)
@@ -71,6 +73,29 @@ def probe_notes(
             "last position."
         )
     return lines if math.isnan(tables.probes[0].scores.in_sample.r2) else lines + _solver_notes(tables, given)
+
+
+def _memory_notes(given: dict[str, Any]) -> list[str]:
+    """What was left out because of the memory that it takes."""
+    lines = []
+    if (left_out := given.get("concatenation_left_out")) is not None:
+        lines.append(
+            f"The {left_out['sites']} sites of {left_out['features']:,} features together were not probed: that takes "
+            f"{bytes_text(left_out['bytes'])} of moments. Reduce each site first, "
+            "concatenate=msp.moments.RandomProjection(64, seed=0), or choose fewer sites."
+        )
+    if given.get("positions_left_out") is not None:
+        lines.append(f"Not scored by position: {positions_left_out(given)}.")
+    return lines
+
+
+def positions_left_out(given: Mapping[str, Any]) -> str:
+    """Why positions were not kept apart, and what to do."""
+    needed = given["positions_left_out"]["bytes"]
+    return (
+        f"the moments of every position take {bytes_text(needed)}, more than a quarter of max_bytes. Probe fewer sites "
+        "or shorter words, choose positions of the words, or raise max_bytes"
+    )
 
 
 def _rival_notes(tables: ProbeTables) -> list[str]:

@@ -28,7 +28,7 @@ from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.cross_validation import SavedProbe
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
 from msp_lens.probing.parts import cost_of_not_knowing
-from msp_lens.probing.probe_notes import probe_notes
+from msp_lens.probing.probe_notes import positions_left_out, probe_notes
 from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_tables import ClassReadouts, Increment, ProbeTables, SavedIncrement, SavedReadouts
 from msp_lens.processes.process import Process
@@ -121,6 +121,13 @@ class ProbeReport(TableView, ProbeTables):
         """
         cost = cost_of_not_knowing(self.process, len(self.regret)) if self.process and self.regret is not None else None
         return None if cost is None or self.regret is None else self.regret + cost
+
+    def by_position(self, *, own: bool = False) -> pd.DataFrame:
+        """As for `ProbeTables`; where positions were not kept apart, the error says why."""
+        is_scored = any(probe.scores.by_position for probe in self.probes)
+        if not is_scored and self.provenance.get("positions_left_out") is not None:
+            raise ValueError(f"Positions were not scored: {positions_left_out(self.provenance)}.")
+        return super().by_position(own=own)
 
     def by_state(self) -> pd.DataFrame:
         """Held-out R² of each coordinate of the belief, one row for each probe."""

@@ -194,9 +194,23 @@ def test_drawn_rows_stream(model, mess3, report):
         assert found[label].scores.in_sample.r2 == pytest.approx(report[label].scores.in_sample.r2, abs=0.02)
 
 
+def words_read(model):
+    """A context that counts the words that a model reads; a look at one token is none."""
+    read = []
+
+    def count(tokens, hook):
+        read.extend([tokens.shape[1]] * len(tokens) if tokens.shape[1] > 1 else [])
+
+    return read, model.hooks(fwd_hooks=[("hook_embed", count)])
+
+
 def test_a_concatenation_too_wide_is_refused_and_can_be_reduced(model, mess3, report):
-    with pytest.raises(TooWideError, match=r"limit is .*RandomProjection"):
-        msp.probe(model, mess3, max_bytes=100_000, progress=False)
+    read, counting = words_read(model)
+    with counting:
+        for wide in ({"concatenate": True}, {"sites": {"both": ["0_post", "1_post"]}}):
+            with pytest.raises(TooWideError, match=r"limit is .*RandomProjection"):
+                msp.probe(model, mess3, max_bytes=100_000, progress=False, **wide)
+    assert read == []
     reduced = msp.probe(model, mess3, concatenate=RandomProjection(12, seed=0), progress=False)
     assert reduced["0_post"].scores.held_out == report["0_post"].scores.held_out
     whole, fewer = report["concatenated"], reduced["concatenated"]
@@ -212,6 +226,40 @@ def test_a_concatenation_too_wide_is_refused_and_can_be_reduced(model, mess3, re
     assert fewer.scores.in_sample.mse == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_concatenation_that_nobody_asked_for_is_left_out_with_a_note(model, mess3, report):
+    """One cell a fold of four sites of 16 and 9 columns of targets; together it is 64 + 9 columns."""
+    alone, together = 8 * 5 * 4 * (16 + 12) ** 2, 8 * 5 * (64 + 12) ** 2
+    assert sum(each.shape[1] for each in report.dataset.process.parts(report.dataset.prefix_beliefs).values()) == 0
+    options = {"controls": False, "by_position": False, "progress": False}
+    whole = msp.probe(model, mess3, max_bytes=4 * together, **options)
+    assert "concatenated" in whole
+    assert "concatenation_left_out" not in whole.provenance
+    fewer = msp.probe(model, mess3, max_bytes=2 * alone, **options)
+    assert list(fewer) == ["0_pre", "0_post", "1_post", "ln_final"]
+    assert fewer.provenance["concatenation_left_out"]["features"] == 64
+    for label in fewer:
+        assert fewer[label].scores.in_sample.r2 == pytest.approx(report[label].scores.in_sample.r2, abs=1e-9)
+    said = " ".join(fewer.summary())
+    assert "4 sites of 64 features together were not probed: that takes 0.2 MiB of moments" in said
+    assert "concatenate=msp.moments.RandomProjection(64, seed=0)" in said
+    # From rows, the first batch shows how wide the sites are.
+    rows = msp.probing.model_rows(model, msp.words(mess3, n_ctx=5))
+    assert list(probe_rows(rows, max_bytes=2 * alone)) == list(fewer)
+    assert "concatenated" in probe_rows(rows)
+
+
+def test_words_that_nobody_chose_may_not_take_hours(mess3, monkeypatch):
+    model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=16, n_ctx=64), seed=0)
+    read, counting = words_read(model)
+    monkeypatch.setattr(msp.probing.fit, "MAX_WORK", 10**6)
+    with counting, pytest.raises(ValueError, match=r"context is 64 tokens, and 5,000 words .* 320,000 tokens .*n_words="):
+        msp.probe(model, mess3, progress=False)
+    assert read == []
+    with counting:
+        msp.probe(model, msp.words(mess3, n_ctx=64, n_words=40), sites="0_post", controls=False, progress=False)
+    assert len([length for length in read if length == 64]) == 40
+
+
 class StoppedError(Exception):
     """Stands for a job that was killed."""
 
@@ -222,7 +270,8 @@ def test_an_interrupted_pass_goes_on_where_it_was(model, mess3, report, tmp_path
     seen = []
 
     def dying(activation, hook):
-        seen.append(len(activation))
+        # A look at one token, or at a few, is no part of the pass.
+        seen.extend([20] if len(activation) == 20 else [])
         if len(seen) == 7:
             raise StoppedError
 
@@ -232,9 +281,10 @@ def test_an_interrupted_pass_goes_on_where_it_was(model, mess3, report, tmp_path
     seen.clear()
     with pytest.raises(ValueError, match=r"another pass .*seed"):
         msp.probe(model, mess3, resume=path, batch_size=20, seed=5, progress=False)
-    with model.hooks(fwd_hooks=[("hook_embed", lambda activation, hook: seen.append(len(activation)) and None)]):
+    with model.hooks(fwd_hooks=[("hook_embed", dying)]):
         found = msp.probe(model, mess3, resume=path, batch_size=20, progress=False)
-    assert sum(seen) == 243 - 6 * 20
+    # The last batch is of 3 words.
+    assert len(seen) == 12 - 6
     assert not path.exists()
     for label in report:
         assert found[label].scores.held_out.r2 == pytest.approx(report[label].scores.held_out.r2, abs=1e-9)
