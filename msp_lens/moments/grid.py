@@ -193,8 +193,8 @@ def check_memory(
         raise TooWideError(
             f"{len(groups)} groups, the widest of {len(widest)} sites of {features:,} features together, need "
             f"{bytes_text(needed)} of moments ({max(joint):,}² numbers per cell, {n_cells} cells); the limit is "
-            f"{bytes_text(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first with "
-            "RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
+            f"{bytes_text(max_bytes)}. Concatenate fewer sites, or none (concatenate=False); or reduce each site first "
+            "with RandomProjection(width, seed=...) or PrincipalComponents.from_moments(...); or raise max_bytes."
         )
     return needed
 

@@ -149,7 +149,11 @@ def probe(
         if resume is not None:
             # The process's fingerprint stands for its matrices.
             decisive = {key: value for key, value in description.items() if key != "process"}
-            decisive |= {"groups": groups, "concatenate": _described(chosen.concatenate), "by_position": bool(by_position)}
+            decisive |= {
+                "groups": groups,
+                "concatenate": _described(chosen.concatenate),
+                "by_position": bool(by_position),
+            }
             decisive |= {"n_folds": split.n_folds, "seed": seed, "processes": process_count()}
             decisive |= {"data_fingerprint": _data_fingerprint(data.labelled)}
             checkpoint = PassCheckpoint(own_path(resume), decisive)

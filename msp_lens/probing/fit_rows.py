@@ -162,13 +162,17 @@ def fit_report(
         left_out = {"positions_left_out": {"bytes": accumulator.n_bytes_by_position}}
     else:
         left_out = {}
-    provenance = dict(getattr(rows, "description", {})) | left_out | {
-        "n_folds": n_folds,
-        "solver": solver.to_dict(),
-        "reduction": repr(reduction) if reduction is not None else None,
-        "n_cells": sum(map(len, sums.cells().cells)),
-        "seed": seed,
-    }
+    provenance = (
+        dict(getattr(rows, "description", {}))
+        | left_out
+        | {
+            "n_folds": n_folds,
+            "solver": solver.to_dict(),
+            "reduction": repr(reduction) if reduction is not None else None,
+            "n_cells": sum(map(len, sums.cells().cells)),
+            "seed": seed,
+        }
+    )
     whole, undefined = Part(BELIEF), []
     for part in parts:
         try:

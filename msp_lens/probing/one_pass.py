@@ -134,7 +134,7 @@ def plan_moments(
     n_strata: int = 1,
     max_bytes: int = MAX_BYTES,
 ) -> MomentsPlan:
-    """What the moments of these panels, and of all other blocks, may keep apart; `TooWideError` if even folds do not fit.
+    """What the moments of these panels and all other blocks may keep apart; `TooWideError` if even folds do not fit.
 
     More cells than folds, and positions, are kept apart only while the moments take at most a quarter of `max_bytes`.
     """

@@ -171,7 +171,7 @@ def test_too_wide_a_concatenation_is_refused_with_its_sizes():
         torch.ones(n, dtype=torch.float64), torch.arange(n), torch.arange(n), torch.zeros(n, dtype=torch.int64),
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"2 sites of 8,000 features together, need 2\.4 GiB.*concatenate=False"):
-        probe_rows([batch], ["a", "b"])
+        probe_rows([batch], ["a", "b"], concatenate=True)
 
 
 def test_rows_of_one_group_are_refused():
