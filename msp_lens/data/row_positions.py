@@ -93,3 +93,23 @@ def described_positions(positions: Positions) -> Any:
     if isinstance(chosen, Tensor):
         return "a mask" if chosen.ndim == 2 else chosen.nonzero().flatten().tolist()
     return list(chosen)
+
+
+def position_ranges(positions: Int[Tensor, "row"], *, most: int = 32) -> list[tuple[int, int]]:
+    """Ranges of positions that hold rows, by their first and last: each by itself, or if these are many, about `most`.
+
+    A range of several is as wide as it is far into the context, by a constant factor. The prior, at -1, counts as 0.
+
+    Example:
+        >>> position_ranges(torch.arange(3))
+        [(0, 0), (1, 1), (2, 2)]
+        >>> position_ranges(torch.arange(100), most=4)
+        [(0, 2), (3, 9), (10, 30), (31, 99)]
+    """
+    found = positions.clamp(min=0).unique().tolist()
+    if len(found) <= most:
+        return [(each, each) for each in found]
+    edges = np.geomspace(found[0] + 1, found[-1] + 2, most + 1)
+    of_position = np.searchsorted(edges, np.array(found) + 1, side="right")
+    members = [[each for each, at in zip(found, of_position, strict=True) if at == k] for k in np.unique(of_position)]
+    return [(each[0], each[-1]) for each in members]

@@ -78,13 +78,17 @@ def plot_heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     *,
+    xlabel: str = "position",
+    ylabel: str = "",
     title: str = "",
+    lowest: float | Any = None,
     in_nats: bool = False,
     theme: ThemeName = "light",
 ) -> Figure:
     """Numbers `[row, column]` by site (the first at the bottom) and position, each written in its cell.
 
-    Colors span 0 to 1, or the values' range where that is wider. Numbers `in_nats` are written as tables write them.
+    Colors span 0 to 1, or the values' range where that is wider; all below `lowest`, if it is given, have one color.
+    Numbers `in_nats` are written as tables write them.
 
     Raises:
         ValueError: if there is no number, or not a name for each row and column.
@@ -95,6 +99,8 @@ def plot_heat_map(
     figure, (axis,), look = new_figure(0.7 * len(columns) + 2.4, 0.42 * len(rows) + 1.4, theme)
     finite = values[np.isfinite(values)]
     low, high = min(0.0, finite.min(initial=0.0)), max(1.0, finite.max(initial=1.0))
+    if lowest is not None:
+        low = min(max(low, lowest), high - 1)
     image = axis.imshow(values, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
@@ -102,7 +108,9 @@ def plot_heat_map(
             text = nats_text(value) if in_nats else f"{value:.2f}" if abs(value) < 1e4 else f"{value:.1e}"
             write_centered(axis, (column, row), text, size=8, color=color)
     axis.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
-    axis.set(xlabel="position", title=title)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if max(map(len, columns)) > 6:
+        axis.tick_params(axis="x", rotation=45)
     figure.colorbar(image, ax=axis)
     return finished(figure, look)
 

@@ -70,6 +70,60 @@ def plot_r2(
 
 
 @checked
+def plot_learning_curves(
+    ranges: Sequence[tuple[int | Any, int | Any]],
+    curves: Curves,
+    *,
+    intervals: Mapping[str, Sequence[tuple[float | Any, float | Any]]] | None = None,
+    title: str = "Frozen probes, by position",
+    ylabel: str = "R² of beliefs",
+    theme: ThemeName = "light",
+) -> Figure:
+    """R² over ranges of positions, each from its first to its last, and the ends of each score's interval as a band.
+
+    Where ranges are wider than one position, the axis is logarithmic in the number of tokens read, the position + 1.
+
+    Raises:
+        ValueError: if there is no curve or no range, not a score for each range, or a first position below 0 or above
+            the last.
+    """
+    one_for_each(curves=curves)
+    named = {f"curves[{name!r}]": values for name, values in curves.items()}
+    named |= {f"intervals[{name!r}]": values for name, values in (intervals or {}).items()}
+    one_for_each(ranges=ranges, **named)
+    first, last = drawable(np.asarray(ranges, dtype=float).reshape(-1, 2)).T
+    if not ((first >= 0) & (last >= first)).all():
+        raise ValueError(f"ranges={list(ranges)}: give pairs of a first position, at least 0, and a last one.")
+    is_wide = bool((last > first).any())
+    places = np.sqrt((first + 1) * (last + 1)) if is_wide else first
+    figure, (axis,), look = new_figure(7.2, 4.0, theme)
+    shown: list[float] = []
+    for index, ((name, values), color) in enumerate(
+        zip(curves.items(), ordered_colors(len(curves), look), strict=True)
+    ):
+        heights = drawable(values)
+        shown += heights.tolist()
+        style: Any = {"marker": marker(index), "markersize": 4, "linewidth": 1.3, "label": series_label(name)}
+        axis.plot(places, heights, color=color, **style)
+        if intervals is not None and name in intervals:
+            ends = drawable(np.asarray(intervals[name], dtype=float).reshape(-1, 2))
+            axis.fill_between(places, *ends.T, color=color, alpha=0.18, linewidth=0)
+    scale_r2(axis, shown)
+    if is_wide:
+        axis.set_xscale("log")
+        # Without a finite score, the axis would find no place for its limits.
+        axis.set_xlim(0.9 * places[0], places[-1] / 0.9)
+        axis.xaxis.set_major_formatter(_seven_digits)
+    else:
+        axis.set_xticks(places)
+    axis.set(xlabel="tokens read" if is_wide else "position", ylabel=ylabel, title=title)
+    say_if_empty(axis, shown)
+    axis.grid(axis="y", color=look.faint, linewidth=0.4)
+    legend_beside(axis)
+    return finished(figure, look)
+
+
+@checked
 def plot_parts(
     labels: Sequence[str],
     held_out: Curves,

@@ -30,7 +30,7 @@ from torch import Tensor
 from msp_lens._checks import Between, Count, check_finite, checked, converted
 from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
 from msp_lens._values import Value
-from msp_lens.data import BeliefDataset, TokenMap, Weighting
+from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, find_sites
@@ -38,10 +38,8 @@ from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Change, Position, writing
 from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments, check_scatter
-from msp_lens.moments.scores import ratio
-from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares, without_rounding
+from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
 from msp_lens.probing.cross_validation import ProbeScores, SavedProbe
-from msp_lens.probing.parts import part_values
 from msp_lens.probing.rows import CHECK_THE_MODEL, taken
 from msp_lens.processes.process import Process
 
@@ -254,7 +252,7 @@ class BeliefProbe(Value):
             return []
         return [
             f"The model's weights ({found}) are not those the probe was fitted on ({known}), so its scores do not "
-            "apply here. score_probe(probe, model, dataset) scores it on this model."
+            "apply here. msp.probing.transfer(model, probe, dataset) scores it on this model."
         ]
 
     @checked
@@ -396,47 +394,3 @@ def read_beliefs(
         for probe, beliefs in zip(probes, read, strict=True):
             beliefs[prefixes] = probe.predict(activations).cpu().double()
     return read
-
-
-@dataclass(frozen=True, eq=False)
-class TransferScore(Value):
-    """A probe's score on a model or words that it was not fitted on.
-
-    Attributes:
-        label: The probe's label.
-        r2: 1 - MSE / variance of the new beliefs. NaN if they do not vary.
-        mse: Mean squared error per coordinate.
-        n: Number of distinct prefixes.
-        notes: Caveats, from `BeliefProbe.check_applies`.
-    """
-
-    label: str
-    r2: float
-    mse: float
-    n: int
-    notes: tuple[str, ...]
-
-
-@checked
-def score_probe(
-    probe: BeliefProbe,
-    model: HookedModel,
-    dataset: BeliefDataset,
-    *,
-    weighting: Weighting = "probability",
-    batch_size: Count | None = None,
-) -> TransferScore:
-    """How well a probe, without refitting, reads another model, another checkpoint or other words.
-
-    Raises:
-        KeyError, ValueError: as for `BeliefProbe.check_applies`.
-    """
-    notes = probe.check_applies(model, dataset.process)
-    true, is_known = part_values(probe.provenance, dataset)
-    (read,) = read_beliefs(model, dataset, [probe], batch_size=batch_size)
-    shares = dataset.prefix_weights(weighting) * is_known
-    shares = shares / shares.sum()
-    mse = float((shares @ (read - true) ** 2).mean())
-    mean = shares @ true
-    variance = float(without_rounding(shares @ (true - mean) ** 2, mean).mean())
-    return TransferScore(probe.label, ratio(mse, variance), mse, int(is_known.sum()), tuple(notes))

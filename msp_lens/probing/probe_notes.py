@@ -11,7 +11,10 @@ from torch import Tensor
 
 from msp_lens._tables import nats_text, skill_text
 from msp_lens.controls.control_scores import interval_text
+from msp_lens.data import BeliefDataset, LabelledTokens
 from msp_lens.moments.grid import bytes_text
+from msp_lens.moments.scores import HeldOutScore
+from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.probe_tables import ClassReadouts, ProbeTables
 from msp_lens.processes.process import Process
 
@@ -297,3 +300,30 @@ def _solver_notes(tables: ProbeTables, given: dict[str, Any]) -> list[str]:
         f"Fitted by ridge: {named}, which have fewer than {solver['ratio']:g} rows a feature ({fewest:.2g} at the "
         f"least), so that least squares would overfit. {chosen}{rest}"
     ]
+
+
+def transfer_notes(
+    probes: Mapping[str, BeliefProbe],
+    data: BeliefDataset | LabelledTokens,
+    rows: LabelledTokens,
+    score: HeldOutScore,
+    model_fingerprint: str,
+) -> list[str]:
+    """What frozen probes were scored on, and what is other than where they were fitted."""
+    given = {"weighting": "as given", "groups": "group"} | dict(rows.description)
+    words, here = f"{len(rows.tokens):,} given words", {"model": model_fingerprint}
+    if isinstance(data, BeliefDataset):
+        here["process"] = data.process.fingerprint
+        words = f"{data.process!r}; {'every possible word' if data.is_population else words}"
+    lines = [
+        f"{words} of {given.get('n_ctx', rows.n_ctx)} tokens: {score.n:,} rows, weighting={given['weighting']!r}. The "
+        f"interval is a bootstrap over {len(score.mse_by_cell)} cells of rows, dealt by {given['groups']}."
+    ]
+    for what, fingerprint in here.items():
+        fitted = {name: each.provenance.get(f"{what}_fingerprint") for name, each in probes.items()}
+        others = [name for name, known in fitted.items() if known != fingerprint]
+        unknown = all(fitted[name] is None for name in others)
+        where = f"no known {what}" if unknown else f"another {what if what == 'process' else 'model or checkpoint'}"
+        if others:
+            lines.append(f"Fitted on {where}: {'all probes' if len(others) == len(probes) else ', '.join(others)}.")
+    return lines

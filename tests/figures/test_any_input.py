@@ -32,6 +32,7 @@ from msp_lens.figures.representation_curves import (
 from msp_lens.figures.score_curves import (
     plot_crossover,
     plot_distances,
+    plot_learning_curves,
     plot_parts,
     plot_r2,
 )
@@ -78,6 +79,7 @@ def of_numbers(name, v):
     yield lambda: plot_sweep({name: (v, v)}, xlabel=name, ylabel=name, is_error=True)
     yield lambda: plot_edits(labels, {name: dict(zip(labels, v, strict=True))}, ylabel=name, title=name)
     yield lambda: plot_heat_map(np.array([v]), [name], labels, title=name)
+    yield lambda: plot_heat_map(np.array([v]), [name], labels, xlabel=name, ylabel=name, lowest=0)
     yield lambda: plot_strengths({name: (places, v), "other": (v, v)}, ylabel=name, xlabel=name, title=name)
     yield lambda: plot_emergence(tokens, {name: v}, {name: v}, v, scored=name)
     yield lambda: plot_emergence([0, *tokens[1:]], {name: v}, {name: v}, v)
@@ -86,6 +88,9 @@ def of_numbers(name, v):
     yield lambda: plot_inference(v, 0.1, 1, dict(zip(places, v, strict=True)), chosen=1, ylabel=name)
     yield lambda: plot_inferred(tokens, v, v, v, {1: v, 2: v}, is_trusted=[True] * len(v), counted=name)
     yield lambda: plot_r2(places, {name: v}, xlabel=name, title=name, ylabel=name)
+    spread, ranges = [(x, y) for x, y in zip(v, v[::-1], strict=True)], [(place, 2 * place) for place in places]
+    yield lambda: plot_learning_curves(ranges, {name: v, "other": v}, intervals={name: spread}, title=name, ylabel=name)
+    yield lambda: plot_learning_curves([(place, place) for place in places], {name: v})
     yield lambda: plot_attention_by_lag({name: v}, {name: v}, v, dict.fromkeys(labels, ends), rate=ends[0])
     pairs = dict(zip(labels, zip(v, v[::-1], strict=True), strict=True))
     spans = {label: [(x, y), (y, x)] for label, (x, y) in pairs.items()}
@@ -268,6 +273,8 @@ def test_mismatches_are_refused_by_name():
         (lambda: plot_parts(["a"], {}), r"held_out"),
         (lambda: plot_use([1], {}, {"a": [0.1]}, {}, {}), "read has no curve of 'a'"),
         (lambda: plot_sweep({"a": ([1], [0.1, 0.2])}, xlabel="", ylabel=""), "the places of 'a' has 1 entries"),
+        (lambda: plot_learning_curves([(0, 0)], {"a": [0.1, 0.2]}), r"ranges has 1 entries and curves\['a'\] 2"),
+        (lambda: plot_learning_curves([(3, 1)], {"a": [0.1]}), r"ranges=\[\(3, 1\)\]: give pairs of a first position"),
         (lambda: plot_r2([1, 2], {"a": [0.1]}, xlabel=""), r"places has 2 entries and curves\['a'\] 1"),
     ):
         # Where annotated calls are checked, axes that differ are refused by these checks.

@@ -6,7 +6,7 @@ from matplotlib.text import Text
 
 from msp_lens.figures.curves import plot_inference, plot_learning, plot_regret, plot_sites
 from msp_lens.figures.edit_bars import plot_heat_map, plot_strengths
-from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_parts, plot_r2
+from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_learning_curves, plot_parts, plot_r2
 
 
 def heights(axis, label):
@@ -105,6 +105,18 @@ def test_curves_of_r2_show_what_they_are_given(values):
     assert len([tick for tick in axis.get_yticks() if low <= tick <= high]) >= 2
 
 
+def test_learning_curves_stand_in_the_middle_of_their_ranges():
+    values, ends = [0.1, np.nan, 0.8], [(0.0, 0.2), (np.nan, np.nan), (0.7, 0.9)]
+    (axis,) = plot_learning_curves([(0, 0), (1, 7), (8, 80)], {"1_post": values}, intervals={"1_post": ends}).axes
+    assert (axis.get_xscale(), axis.get_xlabel()) == ("log", "tokens read")
+    np.testing.assert_array_equal(axis.lines[0].get_ydata(), values)
+    np.testing.assert_allclose(axis.lines[0].get_xdata(), [1, 4, 27])
+    corners = np.concatenate([path.vertices for path in axis.collections[0].get_paths()])
+    assert {0.0, 0.2, 0.7, 0.9} <= set(corners[:, 1])
+    (axis,) = plot_learning_curves([(0, 0), (2, 2)], {"1_post": [0.1, 0.2]}).axes
+    assert (axis.get_xscale(), axis.get_xlabel(), axis.get_xticks().tolist()) == ("linear", "position", [0, 2])
+
+
 def test_sites_are_told_apart_without_color():
     figure = plot_r2([1, 2], {name: [0.1, 0.2] for name in "abcd"}, xlabel="rank")
     assert len({line.get_marker() for line in figure.axes[0].lines}) == 4
@@ -167,6 +179,13 @@ def test_a_heat_map_writes_each_number_where_it_can_be_read():
     figure = plot_heat_map(np.array([[0.1, np.nan], [0.95, 0.5]]), ["a", "b"], ["0", "1"], theme="dark")
     texts = {text.get_position(): (text.get_text(), text.get_color()) for text in figure.axes[0].texts}
     assert texts == {(0, 0): ("0.10", "#ffffff"), (0, 1): ("0.95", "#000000"), (1, 1): ("0.50", "#ffffff")}
+
+
+def test_a_heat_map_does_not_spend_its_colors_on_what_is_below_the_lowest():
+    values, names = np.array([[-40.0, 0.5]]), (["a"], ["a long name", "b"])
+    whole, above = (plot_heat_map(values, *names, lowest=lowest).axes[0] for lowest in (None, 0))
+    assert [axis.images[0].get_clim() for axis in (whole, above)] == [(-40, 1), (0, 1)]
+    assert [text.get_text() for text in above.texts] == ["-40.00", "0.50"]
 
 
 def test_an_exact_machine_stands_at_the_bottom(tmp_path):
