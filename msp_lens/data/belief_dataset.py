@@ -263,6 +263,11 @@ def stream_words(
     return chunks()
 
 
+def default_count(n_ctx: int, most: int, n_tokens: int = 200_000, fewest: int = 20) -> int:
+    """How many words to draw unless told: `most`, but of long words only so many as have `n_tokens` tokens together."""
+    return min(most, max(fewest, n_tokens // n_ctx))
+
+
 def prefix_hashes(tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word pos"]:
     """A number in [0, 2⁶³) that identifies each prefix, even across chunks of words; collisions are very unlikely."""
     hashes = torch.empty_like(tokens, dtype=torch.int64)

@@ -28,7 +28,7 @@ from msp_lens.inference.inference_report import (
     best_candidate,
     price_of_parameter,
 )
-from msp_lens.inference.likelihood import fit_machine
+from msp_lens.inference.likelihood import check_starts, fit_machine
 from msp_lens.inference.machine import divergence_rate, simplified
 from msp_lens.inference.operators import Operators, spectral_operators
 from msp_lens.inference.predictive_states import predictive_rank, stationarity_gap
@@ -86,13 +86,16 @@ def infer(
         >>> found.process.states, found.is_trusted
         (('0', '1'), True)
     """
+    numbers = _numbers(n_states, max_states)
     read = read_source(source, n_ctx=n_ctx, token_map=token_map, first=first, max_words=max_words, seed=seed)
     words, worth = read.words, read.words.n_seen or n_worth
+    if n_states is not None:
+        check_starts(words, max(numbers), n_starts)
     rank = predictive_rank(words, seed=seed)
     operators = spectral_operators(words, rank.rank)
     candidates: list[Candidate] = []
     with tqdm(disable=not progress, unit="step", leave=False) as bar:
-        for k in _numbers(n_states, max_states):
+        for k in numbers:
             bar.set_description(f"{k} state{'s' * (k > 1)}")
             fit = fit_machine(words, k, n_starts=n_starts, n_steps=_STEPS, seed=seed, progress=bar.update)
             candidates.append(Candidate.of(fit.process, read.judge(fit.process), worth, fit=fit))

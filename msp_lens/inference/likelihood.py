@@ -106,8 +106,7 @@ def fit_machine(
         [False, True]
     """
     tree = WordTree(words)
-    what = f"n_starts={n_starts} machines of {n_states} states over {tree.n_nodes:,} prefixes"
-    check_memory(what, 24.0 * n_starts * n_states * tree.n_nodes, "Give fewer starts or shorter words.")
+    _check_memory(tree, n_states, n_starts)
     transitions = _random_starts(n_starts, tree.n_tokens, n_states, seed)
     history: list[Tensor] = []
     half, from_starts = n_steps // 2, torch.empty(0)
@@ -134,6 +133,16 @@ def fit_machine(
     process = Process(finished[best][0], name=f"{n_states} states", initial=_only(stationary_of, finished[best][0]))
     trace = torch.stack(history)[:, order[best]]
     return Fit(process, max(least, 0.0), from_starts, trace, n_agreeing, len(finished), finished[best][2])
+
+
+def check_starts(words: WordProbabilities, n_states: int, n_starts: int) -> None:
+    """Raise the `ValueError` of `fit_machine`, if the starts of so many states do not fit into memory."""
+    _check_memory(WordTree(words), n_states, n_starts)
+
+
+def _check_memory(tree: WordTree, n_states: int, n_starts: int) -> None:
+    what = f"n_starts={n_starts} machines of {n_states} states over {tree.n_nodes:,} prefixes"
+    check_memory(what, 24.0 * n_starts * n_states * tree.n_nodes, "Give fewer starts or shorter words.")
 
 
 def stationary_of(transitions: Float64[Tensor, "machine token i j"]) -> Float64[Tensor, "machine state"]:

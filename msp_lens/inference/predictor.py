@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import Count, checked
+from msp_lens._checks import Count, check_memory, checked
 from msp_lens.data import TokenMap
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, vocabulary_size
@@ -55,6 +55,26 @@ class Predictor:
         return self.along(words[:, :-1]).gather(2, words.unsqueeze(2)).squeeze(2).log().sum(dim=1)
 
 
+def reader_of(
+    model: HookedModel, *, n_ctx: int | None = None, token_map: TokenMap | None = None
+) -> tuple[SymbolReader, int | None]:
+    """The model as it reads symbols, and the longest word that it is to read; errors as for `network_predictor`.
+
+    The model is not run.
+    """
+    size = vocabulary_size(model)
+    if token_map is None and size is None:
+        raise ValueError("The model does not say how many tokens it has (cfg.d_vocab): give token_map=.")
+    n_tokens = (size or 1) if token_map is None else len(token_map.symbols)
+    what = f"What follows each of {n_tokens:,} symbols"
+    check_memory(what, 16.0 * n_tokens**2, "Give token_map=, with the symbols that the model is to read.")
+    token_map = token_map or TokenMap.identity(n_tokens)
+    reader = SymbolReader(model, token_map)
+    fits = n_ctx or context_length(reader)
+    check_fits_map(model, token_map, fits or 1, predicts=True, emitter="the token map")
+    return reader, fits
+
+
 @checked
 def network_predictor(
     model: HookedModel,
@@ -78,14 +98,9 @@ def network_predictor(
         ValueError: if two symbols begin with the same token, the model has no known vocabulary or a bidirectional
             attention, or words of `n_ctx` symbols do not fit in its context.
     """
-    size = vocabulary_size(model)
-    if token_map is None and size is None:
-        raise ValueError("The model does not say how many tokens it has (cfg.d_vocab): give token_map=.")
-    token_map = token_map or TokenMap.identity(size or 1)
-    reader = SymbolReader(model, token_map)
-    longest, n_tokens = context_length(reader), len(token_map.symbols)
-    fits = n_ctx or longest
-    check_fits_map(model, token_map, fits or 1, predicts=True, emitter="the token map")
+    reader, fits = reader_of(model, n_ctx=n_ctx, token_map=token_map)
+    token_map, n_tokens = reader.token_map, len(reader.token_map.symbols)
+    given = None if first is None else validated_distribution(first, n_tokens, "first")
     leaks = [0.0]
 
     def symbols_alone(every: Float64[Tensor, "*batch symbol_or_other"]) -> Float64[Tensor, "*batch token"]:
@@ -100,10 +115,11 @@ def network_predictor(
         batches = stream_activations(reader, words, (), batch_size=batch_size)
         return torch.cat([symbols_alone(batch.output) for batch in batches])
 
+    # After every symbol alone, which also shows whether the model answers at all.
     single = after(torch.arange(n_tokens).unsqueeze(1))
     notes = []
-    if first is not None:
-        distribution = validated_distribution(first, n_tokens, "first")
+    if given is not None:
+        distribution = given
         notes.append("The first token's distribution was given.")
     elif token_map.start:
         distribution = symbols_alone(reader.at_start())

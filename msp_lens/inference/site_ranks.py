@@ -21,7 +21,7 @@ from msp_lens._random import derived_generator
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 from msp_lens.data import TokenMap
-from msp_lens.inference.predictor import Predictor, network_predictor
+from msp_lens.inference.predictor import Predictor, network_predictor, reader_of
 from msp_lens.inference.word_probabilities import every_word, sampled_from_network
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, site_groups
@@ -134,17 +134,19 @@ def site_ranks(
     """
     groups = site_groups(model, sites)
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    predictor = network_predictor(model, n_ctx=n_ctx, token_map=token_map, first=first)
-    reader = reading_symbols(model, token_map)
-    longest = predictor.longest or 8
+    longest = reader_of(model, n_ctx=n_ctx, token_map=token_map)[1] or 8
     if longest < 2:
         raise ValueError(f"n_ctx={longest}: a context and a future need two tokens at least.")
+    predictor = network_predictor(model, n_ctx=n_ctx, token_map=token_map, first=first)
+    reader = reading_symbols(model, token_map)
     future_length = max(1, min(longest // 2, int(math.log(_MOST_FUTURES, max(predictor.n_tokens, 2)))))
     contexts = _contexts(predictor, longest + 1 - future_length, seed)
-    generator, parts, n_rows = derived_generator(seed, "folds"), None, 0
-    for words in contexts:
+    generator, parts, n_rows = derived_generator(seed, "folds"), None, sum(map(len, contexts))
+    folds = [torch.randint(n_folds, (len(words),), generator=generator) for words in contexts]
+    if len(torch.cat(folds).unique()) < n_folds:
+        raise ValueError(f"n_folds={n_folds}: there are only {n_rows} contexts. Give fewer folds.")
+    for words, fold in zip(contexts, folds, strict=True):
         futures, weights = _futures(predictor, words, future_length)
-        fold = torch.randint(n_folds, (len(words),), generator=generator)
         for batch in stream_activations(reader, words, names):
             chosen = torch.arange(batch.words.start, batch.words.stop)
             read = {name: batch.activations[name][:, -1].cpu().double() for name in names}
@@ -156,10 +158,7 @@ def site_ranks(
                 here = fold[chosen] == k
                 if here.any():
                     parts[k].update(rows[here], weights[chosen][here])
-        n_rows += len(words)
     assert parts is not None
-    if min(part.weight for part in parts) == 0:
-        raise ValueError(f"n_folds={n_folds}: there are only {n_rows} contexts. Give fewer folds.")
     found = tuple(_site_rank(label, group, parts) for label, group in groups.items())
     return SiteRanks(found, n_rows, future_length, n_folds)
 

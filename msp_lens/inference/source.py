@@ -17,7 +17,7 @@ from msp_lens._checks import converted
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import TokenMap
-from msp_lens.inference.predictor import network_predictor
+from msp_lens.inference.predictor import network_predictor, reader_of
 from msp_lens.inference.word_probabilities import (
     WordProbabilities,
     data_words,
@@ -112,12 +112,13 @@ def _of_process(process: Process, n_ctx: int, max_words: int, seed: int) -> Sour
 def _of_network(
     model: Any, n_ctx: int | None, token_map: TokenMap | None, first: ArrayLike, max_words: int, seed: int
 ) -> Source:
+    reader, fits = reader_of(model, n_ctx=n_ctx, token_map=token_map)
+    longest = fits or _LONGEST
+    length = _word_length(len(reader.token_map.symbols), longest, max_words)
     predictor = network_predictor(model, n_ctx=n_ctx, token_map=token_map, first=first)
-    n_ctx = predictor.longest or _LONGEST
-    length = _word_length(predictor.n_tokens, n_ctx, max_words)
     words = network_words(predictor, length, max_words=max_words, seed=seed)
-    contexts, weights = _distinct(sampled_from_network(predictor, _N_CONTEXTS, n_ctx, seed=seed))
-    after, first_position = predictor.after(contexts), _first_position(length, n_ctx)
+    contexts, weights = _distinct(sampled_from_network(predictor, _N_CONTEXTS, longest, seed=seed))
+    after, first_position = predictor.after(contexts), _first_position(length, longest)
     fingerprint = model_fingerprint(model)
     return Source("network", "a network", words, contexts, weights, after, first_position, fingerprint)
 

@@ -41,7 +41,7 @@ def bayes_consistency(
     data: Process | BeliefDataset,
     *,
     probes: Probes,
-    n_words: Count = 20_000,
+    n_words: Count | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
 ) -> InterventionReport:
@@ -54,7 +54,8 @@ def bayes_consistency(
         model: The model that the probes were fitted on.
         data: The process it was trained on, or a `BeliefDataset` to average over.
         probes: A report (its single sites are taken) or probes of single sites.
-        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
+        n_words: Every possible word, as long as those that the probes were fitted on, if there are at most this many,
+            else this many drawn; by default 20,000, or fewer of more than ten tokens.
         seed: Seed of drawn words.
         batch_size: Words in one forward pass.
 
@@ -68,10 +69,10 @@ def bayes_consistency(
         ValueError: if an option is too small, a probe or the model does not fit, or words have one token.
         KeyError: if the model lacks a probe's site.
     """
-    model, dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
+    model, dataset, chosen, description, provenance = over_words(
+        model, data, probes, n_words, seed, refuse=_without_steps
+    )
     process = dataset.process
-    if dataset.n_ctx < 2:
-        raise ValueError(f"n_ctx={dataset.n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
     chosen = in_firing_order(model, chosen)
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
     sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in chosen}
@@ -122,7 +123,7 @@ def prediction_consistency(
     data: Process | BeliefDataset,
     *,
     probes: Probes,
-    n_words: Count = 20_000,
+    n_words: Count | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
 ) -> InterventionReport:
@@ -134,7 +135,7 @@ def prediction_consistency(
         A row for each site, mean KL in nats: `implied_to_model`, KL(implied ‖ model); `optimal_to_implied`;
         `optimal_to_model`; and the null `average_to_model`, of a prediction by the overall frequency of each token.
     """
-    model, dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
+    model, dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed, predicts=True)
     process = dataset.process
     chosen = in_firing_order(model, chosen)
     optimal = next_token_probabilities(process, dataset.beliefs)
@@ -170,6 +171,11 @@ def prediction_consistency(
     )
     title = "Next-token probabilities implied by the belief read, and the model's own"
     return InterventionReport(title, pd.DataFrame(records), ("site",), notes, provenance)
+
+
+def _without_steps(process: Process, n_ctx: int, probes: list[BeliefProbe]) -> None:
+    if n_ctx < 2:
+        raise ValueError(f"n_ctx={n_ctx}: a step from one belief to the next needs words of at least 2 tokens.")
 
 
 def _reads(

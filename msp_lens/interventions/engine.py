@@ -29,6 +29,7 @@ from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.trajectories import continuations, follow
 from msp_lens.data import words as words_of
+from msp_lens.data.belief_dataset import default_count
 from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.intervention_report import acts_on_belief
@@ -69,7 +70,8 @@ class Engine:
     """A model with the probes, edits and targets of an experiment, all checked without running the model.
 
     `ValueError` if the process is generalized or has a single belief, an option is too small, an edit cannot be made
-    from a probe, or the model or a probe does not fit; `KeyError` for an unknown site, edit or target.
+    from a probe, or the model or a probe does not fit; `KeyError` for an unknown site, edit or target. Unless told
+    otherwise it draws `most` words, or fewer long ones.
     """
 
     def __init__(
@@ -80,11 +82,13 @@ class Engine:
         edits: Edits,
         targets: AskedTargets,
         n_ctx: int,
-        n_words: int,
+        n_words: int | None,
         seed: int,
         batch_size: int | None,
+        *,
+        most: int = 2000,
     ) -> None:
-        check_fits(model, process, n_ctx)
+        check_fits(model, process, n_ctx, predicts=True)
         if process.is_generalized:
             raise ValueError(
                 f"{process!r}: the beliefs of a generalized process are no distributions, and edits write "
@@ -96,7 +100,8 @@ class Engine:
                 f"{process!r}: an observer's belief never changes, so there is no other belief to write. Choose a "
                 "process with more than one belief."
             )
-        self.model, self.process, self.n_ctx, self.n_words = model, process, n_ctx, n_words
+        self.model, self.process, self.n_ctx = model, process, n_ctx
+        self.n_words = n_words or default_count(n_ctx, most, fewest=100)
         self.seed, self.batch_size = seed, batch_size
         self.edits, self.targets = resolve_edits(edits), resolve_targets(targets)
         self._unordered = single_site_probes(model, process, probes)
@@ -112,7 +117,8 @@ class Engine:
         """The sites' centroids over words of `n_ctx` tokens, if an edit needs them."""
         if "centroid" not in self.edits:
             return None
-        dataset = words_of(self.process, n_ctx=self.n_ctx, seed=self.seed)
+        most = default_count(self.n_ctx, 100_000, n_tokens=1_000_000)
+        dataset = words_of(self.process, n_ctx=self.n_ctx, max_words=most, seed=self.seed)
         sites = [probe.sites[0] for probe in self.probes]
         return belief_centroids(self.model, dataset, sites, batch_size=self.batch_size)
 

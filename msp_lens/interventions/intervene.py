@@ -47,7 +47,7 @@ def intervene(
     targets: AskedTargets = "another word",
     strengths: float | Sequence[float] = 1.0,
     together: bool = False,
-    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] = 2000,
+    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
 ) -> InterventionReport:
@@ -65,7 +65,7 @@ def intervene(
         targets: Names from `msp_lens.interventions.TARGETS`, a mapping of names to makers or to beliefs, or a belief.
         strengths: How much of each edit to make, λ; several give curves.
         together: Whether also to edit all the sites at once.
-        n_words: Words to draw from the process, each with a target.
+        n_words: Words to draw from the process, each with a target; by default 2,000, or fewer of more than 100 tokens.
         seed: Seed of the words, the targets and the placebo's directions.
         batch_size: Words in one forward pass.
 
@@ -95,12 +95,12 @@ def intervene(
     keys = ["site", "position", "edit", "target", "strength"]
     table = pd.concat(tables, ignore_index=True).drop(columns=["span", "after"]).set_index(keys).reset_index()
     reader = chosen[-1].label if len(chosen) > 1 else None
-    provenance = {"process": process.to_dict(), "n_words": n_words, "seed": seed, "positions": wanted}
+    provenance = {"process": process.to_dict(), "n_words": engine.n_words, "seed": seed, "positions": wanted}
     makers = {"edits": list(engine.edits), "targets": list(engine.targets)}
     provenance |= {**makers, **map_provenance(model), "strengths": scales, "reader": reader}
     notes = [
         *dict.fromkeys(cautions),
-        f"{n_words:,} words drawn from {process.name}, each with a target belief ({', '.join(engine.targets)}). "
+        f"{engine.n_words:,} words drawn from {process.name}, each with a target belief ({', '.join(engine.targets)}). "
         "KL(target's optimum ‖ model) in nats after each edit: 0 if the network acts as if it held the target belief.",
         "none: the network left alone. placebo: a step of the same length in a random direction. wrong belief: steered "
         "to the belief of a third word. donor: the activation of a run that held the target belief, a natural "

@@ -48,14 +48,15 @@ def necessity(
     *,
     probes: Probes,
     n_random: Count = 3,
-    n_words: Count = 2000,
+    n_words: Count | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
 ) -> InterventionReport:
     """Regret with the belief erased, with only the belief kept, and with as many random dimensions erased.
 
     Edits are made at every position, at each site and at all sites at once. Each random erasure is drawn `n_random`
-    times, from `seed`. The other arguments are as for `bayes_consistency`.
+    times, from `seed`. Of words, every possible one is read if there are at most `n_words`, else so many drawn, by
+    default 2,000. The other arguments are as for `bayes_consistency`.
 
     Returns:
         A row for each site and edit: `regret`, the mean over positions, without a last one that was never trained;
@@ -67,14 +68,14 @@ def necessity(
             fit the process, or the belief never changes.
         KeyError: if the model lacks a probe's site.
     """
-    model, dataset, chosen, description, provenance = over_words(model, data, probes, n_words, seed)
+    model, dataset, chosen, description, provenance = over_words(
+        model, data, probes, n_words, seed, most=2000, predicts=True, refuse=_nothing_to_erase
+    )
     if dataset.prefix_beliefs.std(dim=0, correction=0).max() < 1e-9:
         raise ValueError(
             f"{description}: the belief is the same after each of them, so nothing can be erased. Choose a "
             "process with more than one belief."
         )
-    for probe in chosen:
-        moments_of(probe)
     chosen = in_firing_order(model, chosen)
 
     def regret(edits: Sequence[Edit]) -> Float64[Tensor, "pos"]:
@@ -108,6 +109,16 @@ def necessity(
     )
     layout = Layout(["site"], "edit", "regret", title, shade="share_lost")
     return InterventionReport(title, table, ("site", "edit"), notes, provenance | {"n_random": n_random}, layout)
+
+
+def _nothing_to_erase(process: Process, n_ctx: int, probes: list[BeliefProbe]) -> None:
+    for probe in probes:
+        moments_of(probe)
+    if process.degeneracy().belief_dimensions == 0:
+        raise ValueError(
+            f"{process!r}: the belief never changes, so nothing can be erased. Choose a process with more than one "
+            "belief."
+        )
 
 
 def worth_of_context(dataset: BeliefDataset) -> Float64[Tensor, "pos"]:

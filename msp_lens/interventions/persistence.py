@@ -40,7 +40,7 @@ def persistence(
     n_ctx: Annotated[int, AtLeast(2, "a token must follow the edit")] | None = None,
     edits: Edits = ("steer", "patch"),
     target: AskedTargets = "another word",
-    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] = 1000,
+    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
 ) -> InterventionReport:
@@ -50,8 +50,9 @@ def persistence(
     evidence for the target themselves: compare with no edit, whose predictions they move toward it too.
 
     `position` is where the edit is made or begins (by default three quarters into the words, no later than the last
-    position but one), `n_ctx` the number of tokens in a word (by default the model's context), and `target` a name,
-    `{name: maker or belief}`, or a belief. The other arguments are as for `intervene`.
+    position but one), `n_ctx` the number of tokens in a word (by default that of the probes' words), `n_words` how many
+    words are drawn (by default 1,000, or fewer long ones), and `target` a name, `{name: maker or belief}`, or a belief.
+    The other arguments are as for `intervene`.
 
     Returns:
         A row for each site, edit, way of editing (`edited`: "one position" or "trajectory") and number of tokens
@@ -67,7 +68,7 @@ def persistence(
     n_after = length - start - 1
     if n_after < 1:
         raise ValueError(f"position={start} is the last of {length}: no token follows. Choose an earlier one.")
-    engine = Engine(model, process, probes, edits, target, length, n_words, seed, batch_size)
+    engine = Engine(model, process, probes, edits, target, length, n_words, seed, batch_size, most=1000)
     if len(engine.targets) != 1:
         raise ValueError(f"target={list(engine.targets)}: give one target.")
     (target_name,) = engine.targets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from msp_lens._tables import nats_text
 from msp_lens.data import BeliefDataset, TokenMap, words
+from msp_lens.data.belief_dataset import default_count
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models import hooked
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel
+from msp_lens.models.hooked import HookedModel, unwrapped
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import check_position
 from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
@@ -29,27 +29,38 @@ Probes = ProbeReport | BeliefProbe | Sequence[BeliefProbe]
 
 
 def over_words(
-    model: HookedModel, data: Process | BeliefDataset, probes: Probes, n_words: int, seed: int
+    model: HookedModel,
+    data: Process | BeliefDataset,
+    probes: Probes,
+    n_words: int | None,
+    seed: int,
+    *,
+    most: int = 20_000,
+    predicts: bool = False,
+    refuse: Callable[[Process, int, list[BeliefProbe]], None] | None = None,
 ) -> tuple[HookedModel, BeliefDataset, list[BeliefProbe], str, dict[str, Any]]:
     """What an experiment over whole words needs.
 
     That is the model as it reads symbols, the words, probes of single sites, a description and the provenance.
 
-    A dataset is taken as given; of a process, all words of the model's context, or `n_words` drawn if there are more.
-    The model is not run. `ValueError` if an option is too small, or a probe or the model does not fit; `KeyError` if a
-    site is missing.
+    A dataset is taken as given; of a process, all words of a length, or `n_words` drawn if there are more (by default
+    `most`, or fewer long ones). The model is not run, and all is checked before words are drawn: `ValueError` if an
+    option is too small, or a probe or the model does not fit; `KeyError` if a site is missing. `refuse` raises what the
+    experiment itself objects to in the process, the length of words and the probes.
     """
     model, process, n_ctx = reading(model, data, probes)
+    n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
+    hooked.check_fits(model, process, n_ctx, predicts=predicts)
+    chosen = single_site_probes(model, process, probes)
+    if refuse is not None:
+        refuse(process, n_ctx, chosen)
     if isinstance(data, BeliefDataset):
         dataset = replace(data, token_map=None)
     else:
-        n_ctx = hooked.word_length(model, n_ctx, otherwise="a dataset")
-        dataset = words(process, n_ctx=n_ctx, max_words=n_words, seed=seed)
-    hooked.check_fits(model, process, dataset.n_ctx)
+        dataset = words(process, n_ctx=n_ctx, max_words=n_words or default_count(n_ctx, most), seed=seed)
     count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
     sizes = {"words": len(dataset), "is_population": dataset.is_population}
     provenance = {"process": process.to_dict(), **sizes, "seed": seed, **map_provenance(model)}
-    chosen = single_site_probes(model, process, probes)
     return model, dataset, chosen, f"{process!r}; {count} of {dataset.n_ctx} tokens", provenance
 
 
@@ -59,12 +70,13 @@ def reading(
     """The model as it reads the process's symbols, the process, and the length of words.
 
     The token map is the dataset's; of a process, the one that the probes were fitted through. The length is the
-    dataset's, that of the model's context, or else that of the probes' words.
+    dataset's, or else that of the words that the probes were fitted on, as far as it fits in the model's context.
     """
     if isinstance(data, BeliefDataset):
         return reading_symbols(model, data.token_map), data.process, data.n_ctx
     reader = reading_symbols(model, next(filter(None, map(_token_map, _listed(probes))), None))
-    return reader, data, hooked.context_length(reader) or _words_length(probes)
+    lengths = [each for each in (hooked.context_length(reader), _words_length(probes)) if each is not None]
+    return reader, data, min(lengths, default=None)
 
 
 def map_provenance(model: HookedModel) -> dict[str, Any]:

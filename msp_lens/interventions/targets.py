@@ -20,7 +20,9 @@ from msp_lens._checks import Count, Seed, checked
 from msp_lens._values import Value
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.trajectories import draw_tokens
+from msp_lens.data import BeliefDataset
 from msp_lens.data import words as words_of
+from msp_lens.data.belief_dataset import default_count
 from msp_lens.interventions.preparation import from_menu
 from msp_lens.processes.process import Process, validated_distribution
 
@@ -138,10 +140,11 @@ def given(
 def reachable(process: Process, words: Words, generator: torch.Generator) -> Targets:
     """The belief after a word of this length, every possible word being equally likely, improbable ones included.
 
-    If there are more than 100,000 possible words, it is one of the distinct words of a sample.
+    If there are more than 100,000 possible words (or fewer of more than 20 tokens), it is one of the distinct words of
+    a sample.
     """
     draw = {"generator": generator, "device": generator.device}
-    dataset = words_of(process, n_ctx=words.shape[1], seed=int(torch.randint(2**31, (1,), **draw)))
+    dataset = _many_words(process, words.shape[1], int(torch.randint(2**31, (1,), **draw)))
     chosen = torch.randint(len(dataset), (len(words),), **draw).cpu()
     return Targets(torch.arange(len(words)), dataset.beliefs[chosen, -1], dataset.tokens[chosen])
 
@@ -215,15 +218,22 @@ def nearest_words(
 ) -> Int[Tensor, "target pos"]:
     """For each belief, the word of `length` tokens that leads to it or, failing that, nearest to it (Euclidean).
 
-    Searches all possible words or, if there are more than 100,000, the distinct ones of a sample.
+    Searches all possible words or, if there are more than 100,000 (or fewer of more than 20 tokens), the distinct ones
+    of a sample.
     """
-    dataset = words_of(process, n_ctx=length, seed=seed)
+    dataset = _many_words(process, length, seed)
     held, inverse = dataset.beliefs[:, -1].unique(dim=0, return_inverse=True)
     a_word = torch.zeros(len(held), dtype=torch.int64).scatter_(0, inverse, torch.arange(len(inverse)))
     # Squared differences, not products, put an equal belief at distance 0 and not at a rounding error.
     exact = "donot_use_mm_for_euclid_dist"
     nearest = torch.cat([torch.cdist(part, held, compute_mode=exact).argmin(dim=1) for part in beliefs.split(256)])
     return dataset.tokens[a_word[nearest]]
+
+
+def _many_words(process: Process, length: int, seed: int) -> BeliefDataset:
+    # The beliefs along two million tokens take 16 MB a state.
+    most = default_count(length, 100_000, n_tokens=2_000_000)
+    return words_of(process, n_ctx=length, max_words=most, seed=seed)
 
 
 def _with_nearest_donors(

@@ -57,7 +57,7 @@ def attention_by_lag(
     model: HookedModel,
     data: Process | BeliefDataset,
     *,
-    n_words: Count = 20_000,
+    n_words: Count | None = None,
     untrained: int | Sequence[HookedModel] = 1,
     n_folds: Folds = 5,
     seed: Seed = 0,
@@ -68,7 +68,8 @@ def attention_by_lag(
     Args:
         model: A causal transformer with TransformerLens's hooks.
         data: The process that it was trained on, or a `BeliefDataset` to average over.
-        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
+        n_words: Every possible word of the model's context if there are at most this many, else this many drawn; by
+            default 20,000, or fewer of more than ten tokens.
         untrained: How many untrained twins to measure beside it, or the twins themselves.
         n_folds: Parts of the prefixes, each held out in turn where beliefs are read.
         seed: Of drawn words, folds and twins.
@@ -78,11 +79,11 @@ def attention_by_lag(
         ValueError: if the model does not fit the words or has no attention to read; if words have fewer than four
             tokens, or a symbol is not one token to the model; if no twin can be built from the model's config.
     """
+    layers = attention_layers(model)
+    _check_length(data, folded.checked_length(data, model))
+    twins = untrained_twins(model, untrained, [f"blocks.{layer}.hook_attn_out" for layer in layers], seed=seed)
     dataset, described = folded.words_of(data, model, n_words, seed)
     process = dataset.process
-    layers = attention_layers(model)
-    _check_length(dataset)
-    twins = untrained_twins(model, untrained, [f"blocks.{layer}.hook_attn_out" for layer in layers], seed=seed)
     evidence, asked = _evidence(process, dataset.n_ctx)
     additive = constrained_beliefs(process, dataset.tokens)
     labelled = LabelledTokens.from_beliefs(dataset, targets={CONSTRAINED: additive})
@@ -108,13 +109,13 @@ def attention_by_lag(
     )
 
 
-def _check_length(dataset: BeliefDataset) -> None:
+def _check_length(data: Process | BeliefDataset, n_ctx: int) -> None:
     """Raise `ValueError` if words are too short for a decay, or a symbol has no column of its own."""
     # The first column is kept apart.
-    tokens, _ = folded.symbol_columns(dataset)
-    if tokens.shape[1] < _SHORTEST:
+    length = folded.symbol_columns(data)[0].shape[1] if isinstance(data, BeliefDataset) else n_ctx
+    if length < _SHORTEST:
         raise ValueError(
-            f"Words have {tokens.shape[1]} tokens: a decay shows in words of at least {_SHORTEST}. Give longer words."
+            f"Words have {length} tokens: a decay shows in words of at least {_SHORTEST}. Give longer words."
         )
 
 

@@ -23,6 +23,7 @@ from msp_lens._checks import AtLeast, Count, Seed, checked
 from msp_lens._random import derived_generator
 from msp_lens._tables import nats_text
 from msp_lens.beliefs.information import kl_divergence
+from msp_lens.data.belief_dataset import default_count
 from msp_lens.interventions.edits import applying, donor, no_edit, placebo, steer
 from msp_lens.interventions.engine import mean_and_error, ratio
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
@@ -44,7 +45,7 @@ def crosstalk(
     *,
     probes: ProbeReport,
     position: int | None = None,
-    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] = 1000,
+    n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
 ) -> InterventionReport:
@@ -59,7 +60,8 @@ def crosstalk(
         probes: The report, whose `parts` have the probes of the factors.
         position: The last position of the words, where the edit is made and the prediction is read; by default three
             quarters into the model's context.
-        n_words: Words to draw, each with another word whose belief about the factor is the target.
+        n_words: Words to draw, each with another word whose belief about the factor is the target; by default 1,000, or
+            fewer of more than 200 tokens.
         seed: Seed of the words and of the placebo's directions.
         batch_size: Words in one forward pass.
 
@@ -74,12 +76,14 @@ def crosstalk(
             is noisy or has one factor.
     """
     wanted = chosen_positions(position, context_length(model))[0]
-    check_fits(model, world, wanted + 1)
-    chosen = _chosen(model, world, probes)
+    check_fits(model, world, wanted + 1, predicts=True)
+    chosen = _chosen(world, probes)
+    n_words = n_words or default_count(wanted + 1, 1000, fewest=100)
     generator = torch.Generator().manual_seed(seed)
     words = world.sample(n_words, wanted + 1, generator=generator).cpu()
     # All is drawn before the model runs.
     swaps = [_swap(world, k, words, generator) for k in range(len(world.factors))]
+    chosen = {label: in_firing_order(model, part) for label, part in chosen.items()}
     records = []
     for swap in swaps:
         probes_of_factor = chosen[world.labels[swap.factor]]
@@ -124,8 +128,8 @@ def _contrast(table: pd.DataFrame, labels: Sequence[str]) -> str:
     )
 
 
-def _chosen(model: HookedModel, world: Factored, report: ProbeReport) -> dict[str, list[BeliefProbe]]:
-    """The probes of single sites for each factor, in the order of the forward pass."""
+def _chosen(world: Factored, report: ProbeReport) -> dict[str, list[BeliefProbe]]:
+    """The probes of single sites for each factor; a `ValueError` if no factor's belief can be exchanged alone."""
     if len(world.factors) < 2:
         raise ValueError(f"{world!r} has one factor, and crosstalk is between factors: use msp.intervene.")
     if missing := [label for label in world.labels if label not in report.parts]:
@@ -133,9 +137,13 @@ def _chosen(model: HookedModel, world: Factored, report: ProbeReport) -> dict[st
             f"probes has no part {missing[0]!r}; its parts are {', '.join(report.parts) or 'none'}. Give "
             f"msp.probe(model, {world.name}), the report of this world."
         )
+    if world.noise:
+        raise ValueError(
+            f"{world.name} has noise={world.noise:g}: which tokens its factors emitted is unknown, so that none can be "
+            "drawn anew given the others. Use a world without noise."
+        )
     report.run_on()
-    parts = {label: [each for each in report.parts[label].probes if len(each.sites) == 1] for label in world.labels}
-    return {label: in_firing_order(model, part) for label, part in parts.items()}
+    return {label: [each for each in report.parts[label].probes if len(each.sites) == 1] for label in world.labels}
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 # Ridge's penalties to choose from by leaving out one row, on standardized features with a mean weight of 1.
 _PENALTIES = tuple(10.0**k for k in range(-6, 5))
+# Prefixes in each fold, at least.
+_FEWEST_IN_FOLD = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +165,7 @@ def curved_beliefs(
     *,
     n_features: Count = 200,
     n_rows: Annotated[int, AtLeast(50)] = 10_000,
-    n_words: Count = 20_000,
+    n_words: Count | None = None,
     untrained: int | Sequence[HookedModel] = 1,
     n_folds: Folds = 5,
     seed: Seed = 0,
@@ -177,7 +179,8 @@ def curved_beliefs(
         sites: As for `find_sites`; by default the residual stream.
         n_features: Features of the kernel, which is centered on as many rows.
         n_rows: Prefixes to draw by their probability, of which the distinct ones are the rows.
-        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
+        n_words: Every possible word of the model's context if there are at most this many, else this many drawn; by
+            default 20,000, or fewer of more than ten tokens.
         untrained: How many untrained twins to read beside it, or the twins themselves.
         n_folds: Parts of the prefixes, each held out in turn.
         seed: Of drawn words and rows, folds, twins and the kernel's centers.
@@ -189,10 +192,15 @@ def curved_beliefs(
         KeyError: if the model lacks a site.
     """
     names = find_sites(model, sites)
-    dataset, described = folded.words_of(data, model, n_words, seed)
+    folded.checked_length(data, model)
+    if n_rows < _FEWEST_IN_FOLD * n_folds:
+        raise ValueError(
+            f"n_rows={n_rows}: too few to hold out in {n_folds} folds. Draw at least {_FEWEST_IN_FOLD * n_folds}."
+        )
     twins = untrained_twins(model, untrained, names, seed=seed)
+    dataset, described = folded.words_of(data, model, n_words, seed)
     ids, counts = _drawn(dataset, n_rows, seed)
-    if len(ids) < 10 * n_folds:
+    if len(ids) < _FEWEST_IN_FOLD * n_folds:
         raise ValueError(
             f"n_rows={n_rows}: only {len(ids)} distinct prefixes came, too few to hold out in {n_folds} folds. Draw "
             "more rows, or give longer words."

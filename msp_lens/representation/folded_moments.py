@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens.data import BeliefDataset, LabelledTokens, words
+from msp_lens.data.belief_dataset import default_count
 from msp_lens.data.splits import deal
 from msp_lens.models.hooked import HookedModel, check_fits, word_length
 from msp_lens.moments import Moments, MomentsGrid, Ridge
@@ -159,12 +160,25 @@ def symbol_columns(dataset: BeliefDataset) -> tuple[Int[Tensor, "word column"], 
     return tokens, columns[0]
 
 
-def words_of(data: Process | BeliefDataset, model: HookedModel, n_words: int, seed: int) -> tuple[BeliefDataset, str]:
-    """The words to average over, checked to fit the model, and what they are in words."""
-    dataset = data
+def checked_length(data: Process | BeliefDataset, model: HookedModel) -> int:
+    """How many tokens each word will have; a `ValueError` if they do not fit the model. Nothing is drawn."""
+    if isinstance(data, BeliefDataset):
+        check_fits(model, data.process, data.n_ctx, token_map=data.token_map)
+        return data.n_ctx
+    n_ctx = word_length(model, None, otherwise="a dataset: msp.words(process, n_ctx=…)")
+    check_fits(model, data, n_ctx)
+    return n_ctx
+
+
+def words_of(
+    data: Process | BeliefDataset, model: HookedModel, n_words: int | None, seed: int, *, most: int = 20_000
+) -> tuple[BeliefDataset, str]:
+    """The words to average over, checked to fit the model, and what they are in words.
+
+    Of a process, all words or `n_words` drawn if there are more: by default `most`, or fewer long ones.
+    """
+    dataset, n_ctx = data, checked_length(data, model)
     if not isinstance(dataset, BeliefDataset):
-        n_ctx = word_length(model, None, otherwise="a dataset: msp.words(process, n_ctx=…)")
-        dataset = words(dataset, n_ctx=n_ctx, max_words=n_words, seed=seed)
-    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map)
+        dataset = words(dataset, n_ctx=n_ctx, max_words=n_words or default_count(n_ctx, most), seed=seed)
     count = "every possible word" if dataset.is_population else f"{len(dataset):,} distinct sampled words"
     return dataset, f"{dataset.process.name}, {count} of {dataset.n_ctx} tokens, weighted by probability"

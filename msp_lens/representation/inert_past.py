@@ -67,7 +67,7 @@ def beyond_belief(
     sites: Sites = None,
     *,
     longest: Count = 4,
-    n_words: Count = 10_000,
+    n_words: Count | None = None,
     untrained: int | Sequence[HookedModel] = 1,
     n_random: Count = 3,
     n_folds: Folds = 5,
@@ -81,7 +81,8 @@ def beyond_belief(
         data: The process that it was trained on, or a `BeliefDataset` to average over.
         sites: As for `find_sites`; by default the residual stream.
         longest: The longest lag: tokens 0 … `longest` steps ago, and states 1 … `longest` steps ago.
-        n_words: Every possible word of the model's context if there are at most this many, else this many drawn.
+        n_words: Every possible word of the model's context if there are at most this many, else this many drawn; by
+            default 10,000, or fewer of more than 20 tokens.
         untrained: How many untrained twins to read beside it, or the twins themselves.
         n_random: How often as many random directions are erased.
         n_folds: Parts of the prefixes, each held out in turn.
@@ -94,11 +95,13 @@ def beyond_belief(
         KeyError: if the model lacks a site.
     """
     names = find_sites(model, sites)
-    dataset, described = folded.words_of(data, model, n_words, seed)
-    folded.symbol_columns(dataset)
-    if longest >= dataset.n_ctx:
-        raise ValueError(f"longest={longest}: words have {dataset.n_ctx} tokens, so give at most {dataset.n_ctx - 1}.")
+    n_ctx = folded.checked_length(data, model)
+    if isinstance(data, BeliefDataset):
+        folded.symbol_columns(data)
+    if longest >= n_ctx:
+        raise ValueError(f"longest={longest}: words have {n_ctx} tokens, so give at most {n_ctx - 1}.")
     twins = untrained_twins(model, untrained, names, seed=seed)
+    dataset, described = folded.words_of(data, model, n_words, seed, most=10_000)
     past = _past(dataset, longest)
     labelled = _labelled(dataset, past, seed)
 
@@ -106,11 +109,11 @@ def beyond_belief(
         options = {"n_folds": n_folds, "seed": seed, "by_position": True, "batch_size": batch_size}
         return folded.folded_moments(network, labelled, names, **options)
 
-    cells = read(model)
-    if not folded.positions_with(next(iter(cells.values())), _FEWEST):
+    if int(labelled.positions.clamp(min=0).bincount().max()) < _FEWEST:
         raise ValueError(
             f"{described}: no position has {_FEWEST} distinct prefixes, so nothing can be held out. Give longer words."
         )
+    cells = read(model)
     found = [decodable for site, each in cells.items() for decodable in _decodable(site, each, past)]
     for name, twin in twins:
         others = {
