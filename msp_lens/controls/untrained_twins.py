@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from msp_lens.models.build import untrained_like
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, find_sites
+from msp_lens.models.hooked import HookedModel, find_sites, unwrapped
 from msp_lens.models.symbol_reader import SymbolReader
 
 

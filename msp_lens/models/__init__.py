@@ -2,10 +2,10 @@
 
 from msp_lens.models.activations import ActivationBatch, stream_activations
 from msp_lens.models.attention import AttentionBatch, attention_layers, output_weights, stream_attention
+from msp_lens.models.beginning import CachedBeginning, after_beginning
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.checking import ModelCheck, check_causal, check_model
-from msp_lens.models.holding import holding
-from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, residual_sites, site_groups
+from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, holding, residual_sites, site_groups
 from msp_lens.models.loading import load_model
 from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
 from msp_lens.models.positions import writing
@@ -15,6 +15,7 @@ from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
 __all__ = [
     "ActivationBatch",
     "AttentionBatch",
+    "CachedBeginning",
     "Checkpoint",
     "HookedModel",
     "ModelCheck",
@@ -22,6 +23,7 @@ __all__ = [
     "Site",
     "Sites",
     "SymbolReader",
+    "after_beginning",
     "attention_layers",
     "build_model",
     "check_causal",

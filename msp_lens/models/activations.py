@@ -12,8 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from msp_lens._checks import Count, checked
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device, site_index
+from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device, site_index, unwrapped
 from msp_lens.models.sites import Site, Sites
 
 

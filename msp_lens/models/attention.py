@@ -21,8 +21,7 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, checked
 from msp_lens.models.activations import stream_activations, words_per_batch
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, editing, evaluating, model_device
+from msp_lens.models.hooked import HookedModel, editing, evaluating, model_device, unwrapped
 
 Layer = Annotated[int, AtLeast(0)]
 

@@ -36,8 +36,7 @@ from msp_lens.models.architecture import (
     network_like,
     plain,
 )
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel
+from msp_lens.models.hooked import HookedModel, unwrapped
 from msp_lens.models.state_dicts import DERIVED_BUFFERS, converted_weights, rotary_angles
 
 # The global generator and the default dtype are the process's: one thread builds at a time.

@@ -19,7 +19,6 @@ from torch import Tensor
 from msp_lens._checks import Seed, checked
 from msp_lens._tables import TableView
 from msp_lens._values import Value
-from msp_lens.models.holding import unwrapped
 from msp_lens.models.hooked import (
     HookedModel,
     check_reads_tokens,
@@ -28,6 +27,7 @@ from msp_lens.models.hooked import (
     evaluating,
     model_device,
     site_index,
+    unwrapped,
     vocabulary_size,
 )
 from msp_lens.models.sites import Sites, is_attention, site_label

@@ -3,15 +3,20 @@
 Any hooked model will do: a `HookedTransformer`, a `TransformerBridge`, or your own `HookedRootModule`. The library
 uses only the members of `HookedModel` and never asks for the class. Wrappers such as `torch.compile`'s are taken off.
 
-Several threads may probe, stream and edit one model at once: they take turns, each with the model to itself.
+Several threads may probe, stream and edit one model at once: they take turns, each with the model to itself. A hook
+acts on whoever calls the model, so two threads that hooked one model at once would read each other's words. And
+compiled code was made before our hooks were added and would ignore them: a held model runs as it was written.
 """
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -20,14 +25,65 @@ from torch import Tensor, nn
 from msp_lens._annotations import converted, register
 from msp_lens._checks import check_at_least, checked
 from msp_lens.data.token_map import TokenMap
-from msp_lens.models.holding import holding, unwrapped
 from msp_lens.models.sites import Site, SiteIndex, Sites
 from msp_lens.processes.process import Process
 
+_GUARD = threading.Lock()
+_LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 # What a layer has only if it has an MLP.
 _OF_MLP = ("hook_mlp_in", "hook_mlp_out", "hook_resid_mid")
 
 HookFunction: TypeAlias = Callable[[Tensor, Any], Tensor | None]
+
+
+def unwrapped(model: Any) -> Any:
+    """The hooked model within `torch.compile`, `DataParallel` and the like; any other model as it is."""
+    while True:
+        inside = getattr(model, "_modules", None) or {}
+        if "_orig_mod" in inside:
+            model = inside["_orig_mod"]
+        elif "module" in inside and not hasattr(model, "hook_dict"):
+            model = inside["module"]
+        else:
+            return model
+
+
+@contextmanager
+def holding(model: Any) -> Iterator[None]:
+    """Have the model to oneself: other threads that want to hold it wait, and its compiled parts run as written.
+
+    The same thread may hold it again. Hold it, too, to call a model in one thread while another may read or edit it.
+    """
+    model = unwrapped(model)
+    with _GUARD:
+        # A reader of symbols holds the model that it reads with.
+        lock = _LOCKS.setdefault(getattr(model, "held_as", model), threading.RLock())
+    with lock, _EAGER:
+        yield
+
+
+class _Eager:
+    """`torch.compiler.set_stance("force_eager")` for as long as any thread is inside: the stance is the process's."""
+
+    def __init__(self) -> None:
+        self._inside, self._stance = 0, None
+
+    def __enter__(self) -> None:
+        with _GUARD:
+            # Without this module nothing has been compiled, and it takes long to import.
+            if self._inside == 0 and "torch._dynamo" in sys.modules:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with _GUARD:
+            self._inside -= 1
+            if self._inside == 0 and self._stance is not None:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+_EAGER = _Eager()
 
 
 @runtime_checkable

@@ -28,8 +28,7 @@ from msp_lens.models.build import (
     transformer_lens_version,
     weights,
 )
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, context_length, evaluating, model_device
+from msp_lens.models.hooked import HookedModel, context_length, evaluating, model_device, unwrapped
 from msp_lens.processes.process import Process
 
 MODEL_FILE = "model.safetensors"

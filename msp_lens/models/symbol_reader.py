@@ -11,26 +11,27 @@ themselves does the same to a language model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float64, Int
-from torch import Tensor, nn
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
 
 from msp_lens._checks import checked
 from msp_lens.data.token_map import TokenMap
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, evaluating
+from msp_lens.models.beginning import CachedBeginning, SeenModel
+from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, evaluating, unwrapped
 from msp_lens.models.sites import is_attention
 
 # Log-probabilities computed at once: 64 MB in float64.
 _AT_ONCE = 2**23
 
 
-class SymbolReader:
+class SymbolReader(SeenModel):
     """A hooked model seen through a token map: a `HookedModel` whose tokens are symbols.
 
     Hooks see and edit the activations at each symbol's last token. The next symbol is predicted from the position
@@ -61,45 +62,36 @@ class SymbolReader:
         # Of the forward pass that is under way: the column of each symbol, and the number of columns.
         self._columns: Int[Tensor, "word pos"] | None = None
         self._width = 0
-
-    @property
-    def hook_dict(self) -> Mapping[str, Any]:
-        """The model's own hook points."""
-        return self.model.hook_dict
+        # Symbols that the model has read, and the number of tokens that it need not read again; see `after`.
+        self._beginning: Int[Tensor, "word pos"] | None = None
+        self._skipped, self._room = 0, None
 
     @property
     def cfg(self) -> SimpleNamespace:
         """The model's config, with sizes counted in symbols."""
-        longest, own = context_length(self.model), getattr(self.model, "cfg", None)
-        fields = dict(own) if isinstance(own, Mapping) else dict(getattr(own, "__dict__", {}))
         sizes = {"d_vocab": len(self._firsts), "d_vocab_out": len(self._firsts) + 1}
-        return SimpleNamespace(**fields | sizes | {"n_ctx": longest and self._most_symbols(longest)})
+        if self._beginning is not None:
+            return self._config(**sizes, n_ctx=self._room)
+        longest = context_length(self.model)
+        return self._config(**sizes, n_ctx=longest and self._most_symbols(longest))
 
     def _most_symbols(self, n_ctx: int) -> int:
         # The last symbol is followed by a separator, after which the next is predicted.
         return self.token_map.longest_word(n_ctx - len(self.token_map.separator))
 
-    @property
-    def held_as(self) -> Any:
-        """What is held while the reader is read or edited: the model itself."""
-        return self.model
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The model's weights."""
-        return self.model.parameters()
-
-    def modules(self) -> Iterator[nn.Module]:
-        """The model's modules."""
-        return self.model.modules()
-
-    def state_dict(self) -> Mapping[str, Tensor]:
-        """The model's own state: a reader has none."""
-        return self.model.state_dict()
-
-    def train(self, mode: bool = True) -> SymbolReader:
-        """Set the model's training or evaluation mode."""
-        self.model.train(mode)
-        return self
+    @checked
+    def after(self, beginning: Int[Tensor, "word pos"]) -> SymbolReader:
+        """The reader of the symbols that follow a beginning, which the model has then read; see `CachedBeginning`."""
+        if self._beginning is not None:
+            raise ValueError(f"{self!r} is after a beginning already: give the whole beginning at once.")
+        read, columns, _ = self._encoded(beginning)
+        # Symbols may be of several tokens, so that some beginnings end before others.
+        skipped = int(columns[:, -1].min()) + 1
+        reader, length = copy.copy(self), context_length(cast(HookedModel, self))
+        reader.model = CachedBeginning(self.model, read[:, :skipped])
+        reader._beginning, reader._skipped = beginning, skipped
+        reader._room = None if length is None else length - beginning.shape[1]
+        return reader
 
     def hooks(self, fwd_hooks: list[Any]) -> AbstractContextManager:
         """The model's own `hooks`, each seeing `[word, pos, …]` at the symbols' last tokens."""
@@ -145,6 +137,14 @@ class SymbolReader:
 
     def _encoded(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens to read, the column of each symbol, and the column from which the next symbol is predicted."""
+        if self._beginning is None:
+            return self._encoded_whole(words)
+        first = self._beginning.shape[1]
+        beginning = self._beginning.to(words.device).expand(len(words), -1)
+        tokens, columns, predicting = self._encoded_whole(torch.cat([beginning, words], dim=1))
+        return tokens[:, self._skipped :], columns[:, first:] - self._skipped, predicting[:, first:] - self._skipped
+
+    def _encoded_whole(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n_after = len(self.token_map.separator)
         if not n_after:
             tokens, columns = self.token_map.encode(words)
@@ -157,17 +157,28 @@ class SymbolReader:
 
     def _log_probabilities(self, logits: Tensor) -> Float64[Tensor, "word pos symbol_or_other"]:
         firsts = self._firsts.to(logits.device)
-        size = max(1, _AT_ONCE // logits.shape[-1])
-        parts = []
-        for some in logits.flatten(0, 1).split(size):
-            scores = some.double()
-            symbols = scores[:, firsts]
+
+        def of_rows(scores: Tensor) -> Tensor:
             rest = scores.index_fill(1, firsts, -torch.inf).logsumexp(dim=1, keepdim=True)
-            parts.append(torch.cat([symbols, rest], dim=1).log_softmax(dim=1))
-        return torch.cat(parts).unflatten(0, logits.shape[:2])
+            return torch.cat([scores[:, firsts], rest], dim=1).log_softmax(dim=1)
+
+        return _by_rows(logits, of_rows)
 
     def __repr__(self) -> str:
         return f"SymbolReader({type(self.model).__name__}, {len(self._firsts)} symbols)"
+
+
+def token_log_probabilities(logits: Float[Tensor, "*batch d_vocab"], n_tokens: int) -> Float64[Tensor, "*batch token"]:
+    """Log-probabilities of the first `n_tokens` tokens, in float64 on the CPU, a part of the logits at a time."""
+    return _by_rows(logits, lambda scores: scores.log_softmax(dim=1)[:, :n_tokens]).cpu()
+
+
+def _by_rows(
+    logits: Float[Tensor, "*batch d_vocab"], function: Callable[[Tensor], Tensor]
+) -> Float64[Tensor, "*batch token"]:
+    """A function of rows of logits in float64, of so many at once as take little memory."""
+    rows = logits.reshape(-1, logits.shape[-1]).split(max(1, _AT_ONCE // logits.shape[-1]))
+    return torch.cat([function(some.double()) for some in rows]).unflatten(0, logits.shape[:-1])
 
 
 @checked

@@ -26,8 +26,7 @@ from msp_lens.data.belief_dataset import TooManyWordsError
 from msp_lens.data.row_positions import position_mask
 from msp_lens.data.splits import Split, as_split, labelled_rows, split_rows
 from msp_lens.models.activations import stream_activations
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, check_fits, site_groups, word_length
+from msp_lens.models.hooked import HookedModel, check_fits, site_groups, unwrapped, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
 from msp_lens.moments.grid import MAX_BYTES, bytes_text

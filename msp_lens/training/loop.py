@@ -26,8 +26,7 @@ from msp_lens._tables import nats_text
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
-from msp_lens.models.holding import unwrapped
-from msp_lens.models.hooked import HookedModel, check_fits, model_device, word_length
+from msp_lens.models.hooked import HookedModel, check_fits, model_device, unwrapped, word_length
 from msp_lens.models.model_files import check_restorable, model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.batches import Batches
