@@ -64,6 +64,17 @@ def gathered(tensor: Tensor) -> Tensor:
     return torch.stack(each)
 
 
+def concatenated(tensor: Tensor) -> Tensor:
+    """The rows of all processes' tensors, in the order of the processes; each may have its own number of rows."""
+    if process_count() == 1:
+        return tensor
+    counts = gathered(torch.tensor([len(tensor)])).flatten().tolist()
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor
+    rows = zip(gathered(padded), counts, strict=True)
+    return torch.cat([own[:count] for own, count in rows]).to(tensor.device)
+
+
 def agreed(value: bool) -> bool:
     """The main process's answer, in all processes."""
     return bool(total(torch.tensor(float(value and is_main()))) > 0)

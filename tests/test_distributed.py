@@ -21,6 +21,9 @@ def worker(index, folder):
     assert distributed.total(own).tolist() == [3.0, 30.0]
     assert own.tolist() == [index + 1.0, 10.0 * (index + 1)]
     assert distributed.gathered(own).tolist() == [[1.0, 10.0], [2.0, 20.0]]
+    rows = torch.full((3 * index + 1, 2), index, dtype=torch.int64)
+    assert distributed.concatenated(rows).tolist() == [[0, 0]] + [[1, 1]] * 4
+    assert distributed.concatenated(rows[: 3 * index]).tolist() == [[1, 1]] * 3
     # The main process decides, whatever the other one thinks.
     assert [distributed.agreed(index == 0), distributed.agreed(index == 1)] == [True, False]
     assert distributed.share(7) == (slice(0, 3), slice(3, 7))[index]
@@ -43,6 +46,7 @@ def test_two_processes_talk(tmp_path):
 def test_one_process_is_left_alone():
     tensor = torch.ones(2)
     assert distributed.total(tensor) is tensor
+    assert distributed.concatenated(tensor) is tensor
     assert distributed.share(7) == slice(0, 7)
     assert (distributed.process_index(), distributed.process_count(), distributed.is_main()) == (0, 1, True)
     assert distributed.own_path("a/b.safetensors") == Path("a/b.safetensors")

@@ -10,53 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from msp_lens._distributed import process_count, total
 from msp_lens.controls.control_scores import ControlKind, ControlScore
+from msp_lens.controls.suffix_windows import LENGTHS, SuffixWindows, WindowRows
 from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import CellErrors, score_of
 from msp_lens.moments.solve import least_squares, without_rounding
 
-
-@runtime_checkable
-class WindowRows(Protocol):
-    """What windows read of a batch of rows, such as a `RowBatch`."""
-
-    @property
-    def targets(self) -> Mapping[str, Float64[Tensor, "row target"]]:
-        """Targets by name."""
-        ...
-
-    @property
-    def weights(self) -> Float64[Tensor, "row"]:
-        """How much each row counts."""
-        ...
-
-    @property
-    def words(self) -> Int[Tensor, "row"]:
-        """The word that each row belongs to."""
-        ...
-
-    @property
-    def positions(self) -> Int[Tensor, "row"]:
-        """The position in the word of the last token seen; -1 before the first."""
-        ...
-
-    @property
-    def undefined(self) -> Mapping[str, Bool[Tensor, "row"]]:
-        """By target, the rows where it has no value."""
-        ...
+# Longer words have one table for all positions, and longer windows.
+MOST_POSITIONS = 64
 
 
 class TokenWindows:
-    """Controls that see only the position and a window of the last k tokens, k = 1 … `longest`.
+    """Controls that see only the position and a window of the last k tokens.
 
     - `position`: one category for each position.
     - `window k`: one category for each window; the shorter windows at the beginning of a word are categories too.
@@ -64,13 +38,15 @@ class TokenWindows:
     - `window k additive`: least squares on one-hot vectors of the position and each of the last k tokens, which adds
       up tokens without combining them.
 
-    Held out, a window that the other folds lack is predicted by the longest shorter window that they have.
+    Held out, a window that the other folds lack is predicted by the longest shorter window that they have. The windows
+    that the table has no room for are `SuffixWindows`, which know no positions: in long words those of up to 20 tokens.
 
     Args:
         tokens: The words that rows are numbered by.
         n_tokens: Size of the alphabet.
         n_targets: Number of target coordinates.
-        longest: Length of the longest window; shorter if the table would grow too large.
+        longest: Length of the longest window. By default 20 in words of more than 64 tokens, and in shorter ones 4, or
+            what the table has room for.
         n_cells: The largest number of cells in the split, which bounds the size of the table.
         target: What is predicted, by its name among the rows' targets.
     """
@@ -81,23 +57,37 @@ class TokenWindows:
         n_tokens: int,
         *,
         n_targets: int,
-        longest: int = 4,
+        longest: int | None = None,
         n_cells: int = 20,
         target: str = BELIEF,
     ) -> None:
         self.tokens, self.target = tokens, target
         self.base = n_tokens + 1
-        # Longer contexts have one table for all positions.
-        most_positions, table_entries = 64, 4_000_000
+        table_entries, at_least = 4_000_000, 4
         n_ctx = tokens.shape[1]
-        self.n_positions = n_ctx if n_ctx <= most_positions else 1
+        self.n_positions = n_ctx if n_ctx <= MOST_POSITIONS else 1
         room = table_entries // (n_cells * self.n_positions * (n_targets + 1))
-        self.longest = max((k for k in range(1, min(longest, n_ctx) + 1) if self.base**k <= room), default=0)
-        self._n_categories = self.base**self.longest * self.n_positions
+        wanted = range(1, min(longest or at_least, n_ctx) + 1)
+        self.longest_in_table = max((k for k in wanted if self.base**k <= room), default=0)
+        self._n_categories = self.base**self.longest_in_table * self.n_positions
         self._held: dict[str, Tensor] = {}
+        if longest is None:
+            longest = max(LENGTHS) if n_ctx > MOST_POSITIONS else self.longest_in_table or at_least
+        lengths = tuple(k for k in LENGTHS if k <= min(longest, n_ctx))
+        self._longer = None
+        if lengths[-1] > self.longest_in_table:
+            how = {"n_targets": n_targets, "lengths": lengths, "report_above": self.longest_in_table}
+            self._longer = SuffixWindows(tokens, n_tokens, **how, target=target)
+
+    @property
+    def longest(self) -> int:
+        """The length of the longest window."""
+        return self._longer.lengths[-1] if self._longer else self.longest_in_table
 
     def update(self, batch: WindowRows, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Add a batch of rows, whose `words` and `positions` index the tokens."""
+        if self._longer:
+            self._longer.update(batch, cells, n_cells)
         targets, weights, n_rows = batch.targets[self.target], batch.weights, torch.ones_like(cells)
         if (undefined := batch.undefined.get(self.target)) is not None:
             weights, n_rows = weights.masked_fill(undefined, 0.0), n_rows.masked_fill(undefined, 0)
@@ -120,10 +110,13 @@ class TokenWindows:
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, for a checkpoint."""
-        return {f"windows.{self.target}.{name}": values for name, values in self._held.items()}
+        longer = self._longer.state() if self._longer else {}
+        return {f"windows.{self.target}.{name}": values for name, values in self._held.items()} | longer
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from the sums that `state` returned."""
+        if self._longer:
+            self._longer.restore(state)
         names = ("reference", "sums", "squares", "rows")
         if f"windows.{self.target}.sums" in state:
             # Copies, since the sums are added to in place.
@@ -131,12 +124,14 @@ class TokenWindows:
 
     def reduce(self) -> None:
         """Add the sums of all processes, if there are several."""
+        if self._longer:
+            self._longer.reduce()
         if self._held:
             self._held |= {name: total(self._held[name]) for name in ("sums", "squares", "rows")}
 
     def _categories(self, words: Int[Tensor, "row"], positions: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
         code = torch.zeros(len(words), dtype=torch.int64)
-        for lag in range(self.longest):
+        for lag in range(self.longest_in_table):
             # The extra symbol stands for "before the beginning".
             seen = self.tokens[words, (positions - lag).clamp(min=0)]
             code = code + torch.where(positions >= lag, seen, self.base - 1) * self.base**lag
@@ -158,7 +153,7 @@ class TokenWindows:
         widest = 1_024
         window, position = categories // self.n_positions, categories % self.n_positions
         found = [table.score("position", "position", [position])] if self.n_positions > 1 else []
-        for k in range(1, self.longest + 1):
+        for k in range(1, self.longest_in_table + 1):
             chain = [window % self.base**j for j in range(1, k + 1)]
             found.append(table.score(f"window {k}", "window", chain, k))
             if self.n_positions > 1:
@@ -168,7 +163,7 @@ class TokenWindows:
                 lags = [one_hot(window // self.base**j % self.base, self.base) for j in range(k)]
                 design = torch.cat([*lags, one_hot(position, self.n_positions)], dim=1).double()
                 found.append(table.score(f"window {k} additive", "additive window", design, k))
-        return found
+        return found + (self._longer.scores(n_folds) if self._longer else [])
 
 
 @dataclass(frozen=True, eq=False)

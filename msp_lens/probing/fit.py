@@ -19,7 +19,7 @@ from msp_lens._files import tensors_checksum
 from msp_lens.beliefs import constrained_beliefs
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.controls.control_scores import Controls, ControlScore
-from msp_lens.controls.token_windows import TokenWindows
+from msp_lens.controls.token_windows import MOST_POSITIONS, TokenWindows
 from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
@@ -323,7 +323,7 @@ def _always_first(dataset: BeliefDataset) -> str | None:
 
 
 def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
-    """Given tokens with their targets, which are also shuffled by group; and windows, if the vocabulary is small."""
+    """Given tokens with their targets, which are also shuffled by group; and windows."""
     names = list(labelled.targets)
     if len(names) > 1 and BELIEF not in names:
         raise ValueError(f"data has the targets {', '.join(map(repr, names))}: choose one, data.only({names[0]!r}).")
@@ -339,14 +339,14 @@ def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
         one_of = torch.empty(n_groups, dtype=torch.int64)
         one_of[group] = torch.arange(len(group))
         dealt = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
-        n_tokens = int(labelled.tokens.max()) + 1
+        # Of a large vocabulary few tokens occur: windows number those.
+        occurring, numbered = labelled.tokens.unique(return_inverse=True)
+        longest = None if labelled.n_ctx > MOST_POSITIONS else 4
         for each in blocks.values():
             values = targets[each.block]
             targets[each.shuffled] = values[one_of[dealt[group]]]
-            # Of a larger vocabulary, the table of windows would be as large as the data.
-            if n_tokens <= 4_096:
-                how = {"n_targets": values.shape[1], "target": each.block}
-                windows.append(TokenWindows(labelled.tokens, n_tokens, **how))
+            how = {"n_targets": values.shape[1], "target": each.block, "longest": longest}
+            windows.append(TokenWindows(numbered, len(occurring), **how))
     classes = labelled.classes.get(target, ())
     description = {"target": target, "split": "groups", "own_dataset": True, "classes": list(classes) or None}
     # The targets are known by other names from here on.

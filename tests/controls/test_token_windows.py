@@ -161,28 +161,32 @@ def test_a_restored_table_goes_on():
 
 
 @pytest.mark.parametrize(
-    ("n_tokens", "n_ctx", "options", "expected"),
+    ("n_tokens", "n_ctx", "options", "in_table", "longest"),
     [
         # Windows are categories of base n_tokens + 1; a table of 4,000,000 entries has room for base^k of them.
-        (3, 10, {"n_targets": 3}, 4),
-        (3, 10, {"n_targets": 3, "longest": 8}, 6),
-        (100_000, 10, {"n_targets": 3}, 0),
-        (3, 3, {"n_targets": 3, "longest": 8}, 3),
-        (49, 20, {"n_targets": 3}, 2),
-        (49, 20, {"n_targets": 3, "n_cells": 21}, 1),
-        (49, 20, {"n_targets": 4}, 1),
-        (49, 65, {"n_targets": 3, "longest": 8}, 2),
-        (36, 64, {"n_targets": 3}, 1),
-        (36, 65, {"n_targets": 3}, 2),
+        (3, 10, {"n_targets": 3}, 4, 4),
+        (3, 10, {"n_targets": 3, "longest": 8}, 6, 8),
+        (100_000, 10, {"n_targets": 3}, 0, 4),
+        (100_000, 3, {"n_targets": 3}, 0, 3),
+        (3, 3, {"n_targets": 3, "longest": 8}, 3, 3),
+        # In short words the table is enough, if it has room for any window, unless more are asked for.
+        (49, 20, {"n_targets": 3}, 2, 2),
+        (49, 20, {"n_targets": 3, "longest": 4}, 2, 4),
+        (49, 20, {"n_targets": 3, "n_cells": 21}, 1, 1),
+        (49, 20, {"n_targets": 4}, 1, 1),
+        (36, 64, {"n_targets": 3}, 1, 1),
+        (36, 65, {"n_targets": 3}, 2, 20),
+        (49, 65, {"n_targets": 3, "longest": 8}, 2, 8),
+        (49, 65, {"n_targets": 3, "longest": 2}, 2, 2),
     ],
 )
-def test_the_table_of_windows_is_bounded(n_tokens, n_ctx, options, expected):
+def test_the_table_of_windows_is_bounded(n_tokens, n_ctx, options, in_table, longest):
     windows = TokenWindows(torch.zeros(1, n_ctx, dtype=torch.int64), n_tokens, **options)
-    assert windows.longest == expected
+    assert (windows.longest_in_table, windows.longest) == (in_table, longest)
     n_cells, positions = options.get("n_cells", 20), n_ctx if n_ctx <= 64 else 1
-    entries = [(n_tokens + 1) ** k * n_cells * positions * (options["n_targets"] + 1) for k in (expected, expected + 1)]
+    entries = [(n_tokens + 1) ** k * n_cells * positions * (options["n_targets"] + 1) for k in (in_table, in_table + 1)]
     assert entries[0] <= 4_000_000
-    assert entries[1] > 4_000_000 or expected == min(options.get("longest", 4), n_ctx)
+    assert entries[1] > 4_000_000 or in_table == min(options.get("longest", 4), n_ctx)
 
 
 @pytest.mark.parametrize(("n_tokens", "is_scored"), [(1_018, True), (1_019, False)])

@@ -204,6 +204,54 @@ def test_controls_on_the_published_model(published_model, mess3):
     assert increments["increment held out"].sum() == pytest.approx(increments.iloc[-1, 1])
 
 
+def test_long_contexts_have_long_windows_and_skill_is_measured_against_them():
+    """In words of 65 symbols of RRXOR six symbols say more than four, and a window of four would be a false control."""
+    process = msp.rrxor(0.5, 0.5)
+    model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=65), seed=0)
+    words = msp.words(process, n_ctx=65, n_words=60)
+    report = msp.probe(model, words, sites="0_post", split="sequence", by_position=False, progress=False)
+    windows = [each for each in report.controls if each.kind == "window"]
+    assert [each.length for each in windows] == [1, 2, 3, 4, 6, 8, 10, 12, 16, 20]
+    by_length = {each.length: each for each in windows}
+    best = report.controls.best("0_post")
+    assert best is max(windows, key=lambda each: each.held_out.r2)
+    assert best.length > 6
+    assert by_length[8].held_out.r2 > by_length[4].held_out.r2 + 0.2
+    # The same rows and cells: the probe's skill has an interval.
+    assert all(map(math.isfinite, report.skill_interval("0_post")))
+    assert {each.held_out.n for each in windows} == {report["0_post"].scores.held_out.n}
+
+
+class Embedding(HookedRootModule):
+    """Reads tokens of a large vocabulary, and predicts nothing."""
+
+    def __init__(self, d_vocab):
+        super().__init__()
+        self.embed, self.hook_embed = torch.nn.Embedding(d_vocab, 3), HookPoint()
+        self.setup()
+
+    def forward(self, tokens):
+        return self.hook_embed(self.embed(tokens))
+
+
+@pytest.mark.parametrize(("n_ctx", "lengths"), [(8, [1, 2, 3, 4]), (66, [1, 2, 3, 4, 6, 8, 10, 12, 16, 20])])
+def test_labelled_text_of_a_large_vocabulary_has_windows(n_ctx, lengths):
+    """A hundred of 50,000 tokens occur, ten of them often; the label says whether the last two are of one kind."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1_600 // n_ctx, n_ctx)
+    common, rare = (torch.randint(low, high, shape, generator=generator) for low, high in ((0, 10), (10, 100)))
+    numbers = torch.where(torch.rand(shape, generator=generator) < 0.9, common, rare)
+    labels = (numbers + numbers.roll(1, dims=1)) % 2
+    labels[:, 0] = -100
+    data = msp.LabelledTokens.from_tokens(49_999 - 400 * numbers, labels, groups=torch.arange(len(numbers)))
+    report = msp.probe(Embedding(50_000), data, sites="hook_embed", progress=False)
+    found = {each.length: each.held_out.r2 for each in report.controls if each.kind == "window"}
+    assert list(found) == lengths
+    assert found[1] < 0.05
+    assert found[2] > 0.7
+    assert "readings of the last tokens" in " ".join(report.summary())
+
+
 def test_controls_can_be_left_out_and_the_report_says_so(model, mess3):
     report = msp.probe(model, mess3, controls=False, by_position=False, progress=False)
     assert len(report.controls) == 0
