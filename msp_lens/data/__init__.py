@@ -11,8 +11,9 @@ from msp_lens.data.belief_dataset import (
     token_dataset,
     words,
 )
-from msp_lens.data.labelled import LabelledTokens, label_rows, one_hot
+from msp_lens.data.labelled import LabelledTokens, label_rows
 from msp_lens.data.row_positions import Positions
+from msp_lens.data.target_values import one_hot
 from msp_lens.data.token_map import TokenMap
 
 __all__ = [

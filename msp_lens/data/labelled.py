@@ -10,36 +10,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
-from torch.nn.functional import one_hot as torch_one_hot
-from torch.nn.utils.rnn import pad_sequence
 
-from msp_lens._checks import Count, as_tokens, check_memory, checked, converted, is_finite
+from msp_lens._checks import Count, checked, converted
 from msp_lens._values import Value
 from msp_lens.data.belief_dataset import BeliefDataset, Weighting, prefix_hashes
-from msp_lens.data.row_positions import Positions, described_positions, position_mask
+from msp_lens.data.row_positions import Positions, described_positions, position_mask, read_lengths
+from msp_lens.data.table_columns import read_table
 from msp_lens.data.target_values import (
-    Values,
-    class_numbers,
+    BELIEF,
+    as_targets,
     group_numbers,
-    has_label,
     is_one_a_word,
-    placed_values,
+    named_targets,
+    per_position,
+    target_rows,
     target_values,
 )
-
-BELIEF = "belief"
-LABEL = "label"
+from msp_lens.data.text_labels import LabelAt, LabelledTexts, label_texts
+from msp_lens.data.text_tokens import read_texts, texts_in
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class LabelledTokens(Value):
-    """Words and their rows, in the order of the words; build it with `from_beliefs` or `from_tokens`.
+    """Words and their rows, in the order of the words.
+
+    Build it with `from_beliefs` for a process, `from_tokens` for your own tokens, `from_text` for texts with labelled
+    spans or words, or `from_table` for a Hugging Face dataset or a pandas frame.
 
     Attributes:
         tokens: The words, as the model reads them.
@@ -122,9 +122,9 @@ class LabelledTokens(Value):
                 number each; or labels of classes, integers or strings `[word, pos]`, which become one-hot targets.
                 Either may be `[word]`: one number or label for all positions of a word. Where a label is missing, None
                 or -100, there is no row. A single target need not be named: numbers are `"belief"`, labels `"label"`.
-            tokenizer: For texts: `model.tokenizer`, or whatever answers a list of texts with their `input_ids`, as
-                tokenizers of transformers do when called. Its special tokens are added as it adds them by itself;
-                `functools.partial(tokenizer, add_special_tokens=False)` adds none.
+            tokenizer: For texts (`from_text` has more options): the model, `model.tokenizer`, or whatever answers a
+                list of texts with their `input_ids`, as tokenizers of transformers do when called. Its special tokens
+                are added as it adds them by itself; `functools.partial(tokenizer, add_special_tokens=False)` adds none.
             positions: Positions that are rows: a slice, numbers (negative ones from the end), or a mask of booleans,
                 `[pos]` or `[word, pos]`; all by default.
             attention_mask: As tokenizers give it, 1 where a token is read and 0 where it is padding, which must be on
@@ -145,34 +145,184 @@ class LabelledTokens(Value):
             >>> LabelledTokens.from_tokens(words, ["spam", "ham"], positions=-1).classes
             {'label': ('ham', 'spam')}
         """
-        if (texts := _texts(tokens)) is not None:
+        lengths = None
+        if (texts := texts_in(tokens)) is not None:
             if tokenizer is None:
                 raise ValueError("tokens are texts: give tokenizer=, such as model.tokenizer, or give token ids.")
             if attention_mask is not None:
                 raise ValueError("attention_mask: texts have no padding to mask; leave it out.")
-            tokens, attention_mask = _tokenized(texts, tokenizer)
+            read = read_texts(texts, tokenizer)
+            tokens, lengths = read.tokens, read.lengths
         tokens = converted(tokens, Int[Tensor, "word pos"], "tokens")
         if tokens.numel() == 0:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}: give at least one word of one token.")
         tokens = tokens.cpu()
-        lengths = None if attention_mask is None else _lengths(attention_mask, tokens)
+        lengths = lengths if attention_mask is None else read_lengths(attention_mask, tokens)
         mask = position_mask(positions, tokens, lengths)
-        values = {name: target_values(f"Target {name!r}", each) for name, each in _named(targets).items()}
+        values = {name: target_values(f"Target {name!r}", each) for name, each in named_targets(targets).items()}
         hashes, grouping = prefix_hashes(tokens), "prefix"
         if any(is_one_a_word(each, tokens) for each in values.values()):
             hashes, grouping = hashes[:, -1], "word"
         row_groups = hashes.unique(return_inverse=True)[1] if groups is None else group_numbers(groups)
-        row_weights = torch.ones(len(tokens), dtype=torch.float64)
+        labels, class_names, mask = target_rows(values, tokens, mask, classes)
+        described = {"source": "tokens", "groups": grouping if groups is None else "given"}
+        described |= {"positions": described_positions(positions)}
+        row_groups = per_position("groups", row_groups, tokens)
+        return cls._of_rows(tokens, mask, labels, weighting, row_groups, described, class_names)
+
+    @classmethod
+    @checked
+    def from_text(
+        cls,
+        texts: Any,
+        targets: Any,
+        *,
+        tokenizer: Callable[..., Any] | None = None,
+        outside: str | int | None = None,
+        label_at: LabelAt | None = None,
+        prepend_bos: bool | None = None,
+        n_ctx: Count | None = None,
+        truncate: bool = False,
+        classes: Mapping[str, Sequence[Any]] | None = None,
+        weighting: Any = None,
+        groups: Any = None,
+    ) -> LabelledTokens:
+        """Texts with what is known of some of their characters, of their words, or of each text as a whole.
+
+        Shorter texts are padded on the right. Neither padding nor special tokens, such as BOS, are rows.
+
+        Args:
+            texts: Strings; or lists of words, which are read with a space between them; or lists of token ids.
+            targets: By name, in a data frame by column, or one alone (labels are `"label"`, numbers `"belief"`): for
+                each text a list of spans `(start, end, label)` in characters, `end` excluded, or a label for each
+                word or token id, or one label or vector for the text. Labels are strings or integers, which become
+                one-hot targets; floating-point numbers and vectors of them are targets as they are. None is no label,
+                and a row has a label for each target.
+            tokenizer: The model, which has its own; a tokenizer of transformers; or whatever answers a list of texts
+                with the `input_ids` and the `offset_mapping` of each. Token ids need none.
+            outside: The class of tokens that no span overlaps; by default these are no rows.
+            label_at: Which of the tokens of a span, a word or a text carries its label: `"all"`, `"first"` or `"last"`.
+                By default all of a span's and the last of a word's. Of a text it is the last, which alone has seen all
+                of it; or all, beside targets of spans or words.
+            prepend_bos: Whether the texts begin with the BOS token; by default as the model does, or else as the
+                tokenizer does by itself.
+            n_ctx: The most tokens of a text; by default those that the model reads, if the model is given.
+            truncate: Cut longer texts off, instead of refusing them; labels beyond are lost.
+            classes: By name, the labels of a target in the order of its columns; those that occur, sorted, by default.
+            weighting: How much each text's rows count, `[text]` or `[text, pos]`; the same for all by default.
+            groups: Rows of one group are held out together, integers or strings, one for each text. By default a row
+                is held out with the first text that begins as its own does up to there: with its text, unless the
+                same activation occurs in an earlier one.
+
+        Raises:
+            ValueError: if a text is too long, a span is not within its text, two labels of one place differ, or
+                something has the wrong shape or type; the message names it.
+
+        Example:
+            >>> from tokenizers import Tokenizer, models, pre_tokenizers
+            >>> from transformers import PreTrainedTokenizerFast
+            >>> vocabulary = {"Ann": 0, "met": 1, "Bo": 2, "in": 3, "Rome": 4}
+            >>> words = Tokenizer(models.WordLevel(vocabulary))
+            >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+            >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+            >>> texts, spans = ["Ann met Bo", "in Rome"], [[(0, 3, "person"), (8, 10, "person")], [(3, 7, "place")]]
+            >>> data = LabelledTokens.from_text(texts, spans, tokenizer=tokenizer, outside="other")
+            >>> data
+            LabelledTokens(2 words of 3 tokens: 5 rows in 2 groups; label [3 classes])
+            >>> data.columns.tolist(), [data.classes["label"][k] for k in data.targets["label"].argmax(dim=1)]
+            ([0, 1, 2, 0, 1], ['person', 'other', 'person', 'other', 'place'])
+        """
+        options = {"tokenizer": tokenizer, "outside": outside, "label_at": label_at, "prepend_bos": prepend_bos}
+        found = label_texts(texts, targets, n_ctx=n_ctx, truncate=truncate, **options)
+        return cls._of_texts(found, classes, weighting, groups)
+
+    @classmethod
+    @checked
+    def from_table(
+        cls,
+        table: Any,
+        text: str = "text",
+        *,
+        targets: str | Sequence[str] = "label",
+        tokenizer: Callable[..., Any] | None = None,
+        outside: str | int | None = None,
+        label_at: LabelAt | None = None,
+        prepend_bos: bool | None = None,
+        n_ctx: Count | None = None,
+        truncate: bool = False,
+        weighting: Any = None,
+        groups: Any = None,
+    ) -> LabelledTokens:
+        """The rows of a table: a Hugging Face dataset, a pandas frame, a mapping of columns, or mappings one by one.
+
+        Args:
+            table: The table. Its class labels have their names if its `features` know them; then -1 is a missing one.
+            text: The column of texts, of lists of words, or of lists of token ids, of which those are read that the
+                column `attention_mask` says, if there is one.
+            targets: The column or columns of labels, in any form that `from_text` reads. Spans may be mappings with
+                `start`, `end` and `label`, too.
+            tokenizer: As for `from_text`, and so are all other options.
+            outside: The class of tokens that no span overlaps.
+            label_at: Which of the tokens of a span, a word or a text carries its label.
+            prepend_bos: Whether the texts begin with the BOS token.
+            n_ctx: The most tokens of a text.
+            truncate: Cut longer texts off.
+            weighting: How much each row of the table counts, or the column that says so.
+            groups: What is held out together, or the column that says so, such as a document's.
+
+        Raises:
+            KeyError: if the table has no such column.
+            ValueError: as for `from_text`.
+
+        Example:
+            >>> table = {"input_ids": [[5, 3, 4], [5, 6]], "label": ["good", "bad"]}
+            >>> data = LabelledTokens.from_table(table, "input_ids")
+            >>> data.columns.tolist(), data.classes
+            ([2, 1], {'label': ('bad', 'good')})
+        """
+        read = read_table(table, text, targets, groups=groups, weighting=weighting)
+        options = {"tokenizer": tokenizer, "outside": outside, "label_at": label_at, "prepend_bos": prepend_bos}
+        options |= {"n_ctx": n_ctx, "truncate": truncate, "class_names": read.class_names, "name": text}
+        return cls._of_texts(label_texts(read.texts, read.targets, **options), None, read.weighting, read.groups)
+
+    @classmethod
+    def _of_texts(
+        cls, found: LabelledTexts, classes: Mapping[str, Sequence[Any]] | None, weighting: Any, groups: Any
+    ) -> LabelledTokens:
+        tokens, (words, columns) = found.read.tokens, found.is_row.nonzero(as_tuple=True)
+        remedy = "give None where there is no value"
+        targets, names = as_targets(found.values, words, columns, found.classes | dict(classes or {}), remedy)
+        if groups is None:
+            # Equal prefixes are one activation of a causal model: the first text that has it takes them all.
+            which = prefix_hashes(tokens)[found.is_row].unique(return_inverse=True)[1]
+            first = torch.full((int(which.max()) + 1,), len(tokens)).scatter_reduce(0, which, words, "amin")
+            row_groups = torch.zeros_like(tokens)
+            row_groups[found.is_row] = first[which]
+        else:
+            row_groups = per_position("groups", group_numbers(groups), tokens)
+        described = {"source": "text", "groups": "text" if groups is None else "given", "positions": "labelled"}
+        described |= {"texts_cut": found.read.n_cut, "labels_without_a_token": found.n_unread}
+        return cls._of_rows(tokens, found.is_row, targets, weighting, row_groups, described, names)
+
+    @classmethod
+    def _of_rows(
+        cls,
+        tokens: Int[Tensor, "word pos"],
+        mask: Bool[Tensor, "word pos"],
+        labels: Mapping[str, Float64[Tensor, "row target"]],
+        weighting: Any,
+        groups: Int[Tensor, "word pos"],
+        described: Mapping[str, Any],
+        classes: Mapping[str, tuple[str, ...]],
+    ) -> LabelledTokens:
+        """The rows where `mask` is true, with their targets."""
+        weights = torch.ones(len(tokens), dtype=torch.float64)
         if weighting is not None:
-            row_weights = converted(weighting, Float64[Tensor, "..."], "weighting").detach().cpu()
-        labels, class_names, mask = _target_rows(values, tokens, mask, classes)
-        words, columns = mask.nonzero(as_tuple=True)
-        weights = _per_position("weighting", row_weights, tokens)[mask]
-        row_groups = _per_position("groups", row_groups, tokens)[mask].long()
-        described = {"source": "tokens", "words": len(tokens), "n_ctx": tokens.shape[1], "is_population": False}
-        described |= {"rows": len(words), "weighting": "row" if weighting is None else "given"}
-        described |= {"groups": grouping if groups is None else "given", "positions": described_positions(positions)}
-        return cls(tokens, words, columns, columns, labels, weights, row_groups, described, class_names)
+            weights = converted(weighting, Float64[Tensor, "..."], "weighting").detach().cpu()
+        weights, (words, columns) = per_position("weighting", weights, tokens)[mask], mask.nonzero(as_tuple=True)
+        about = {"words": len(tokens), "n_ctx": tokens.shape[1], "is_population": False, "rows": len(words)}
+        about |= {"weighting": "row" if weighting is None else "given"} | dict(described)
+        return cls(tokens, words, columns, columns, labels, weights, groups[mask].long(), about, classes)
 
     @classmethod
     @checked
@@ -200,7 +350,7 @@ class LabelledTokens(Value):
             raise ValueError(f"targets has its own {BELIEF!r}: rename it, the dataset's beliefs have that name.")
         values = {name: target_values(f"Target {name!r}", each) for name, each in (targets or {}).items()}
         chosen = dataset.is_first & position_mask(dataset.positions, dataset.tokens)
-        labels, class_names, is_row = _target_rows(values, dataset.tokens, chosen)
+        labels, class_names, is_row = target_rows(values, dataset.tokens, chosen)
         by_prefix, ids = {BELIEF: dataset.prefix_beliefs}, dataset.prefix_ids[is_row]
         for name, rows in labels.items():
             by_prefix[name] = rows.new_zeros(dataset.n_prefixes, rows.shape[1])
@@ -290,121 +440,3 @@ def label_rows(
     described |= description
     numbers = (tokens, words, columns, symbols, labels, row_weights, row_groups)
     return LabelledTokens(*numbers, described, classes or {}, missing_rows)
-
-
-@checked
-def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: Count) -> Float64[Tensor, "word pos target"]:
-    """Classes as targets: 1 for the true class, 0 for the others; several classes at a position stand side by side.
-
-    Args:
-        classes: Class numbers from 0: the next tokens `[word, pos]`, or the squares of a board `[word, pos, square]`.
-        n_classes: Number of classes; `ValueError` if a number is not one of them.
-
-    Example:
-        >>> one_hot(torch.tensor([[1, 0]]), 3)
-        tensor([[[0., 1., 0.],
-                 [1., 0., 0.]]], dtype=torch.float64)
-    """
-    if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= n_classes):
-        held = f"{int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to {n_classes - 1}"
-        raise ValueError(f"classes holds {held}. Give unknown ones any class and exclude their rows with positions=.")
-    return torch_one_hot(classes, n_classes).double().flatten(2)
-
-
-def _texts(tokens: Any) -> list[str] | None:
-    """The texts in any container; `None` if these are none."""
-    if isinstance(tokens, str):
-        return [tokens]
-    if isinstance(tokens, Tensor | Mapping) or not hasattr(tokens, "__len__"):
-        return None
-    found = list(tokens)
-    return [str(each) for each in found] if found and all(isinstance(each, str) for each in found) else None
-
-
-def _tokenized(
-    texts: list[str], tokenizer: Callable[..., Any]
-) -> tuple[Int[Tensor, "word pos"], Bool[Tensor, "word pos"]]:
-    """The tokens of texts, padded on the right, and which of them are no padding."""
-    found = tokenizer(texts)
-    if not isinstance(found, Mapping) or len(found.get("input_ids", ())) != len(texts):
-        kind = type(tokenizer).__name__
-        raise ValueError(
-            f"tokenizer is a {kind} that does not answer a list of texts with the 'input_ids' of each: give one that "
-            "does, as those of transformers, or give token ids."
-        )
-    words = [as_tokens(ids) for ids in found["input_ids"]]
-    if "attention_mask" in found:
-        # Whatever it padded is taken out, wherever it stands.
-        masks = [as_tokens(mask) == 1 for mask in found["attention_mask"]]
-        words = [word[mask] for word, mask in zip(words, masks, strict=True)]
-    lengths = torch.tensor([len(word) for word in words])
-    if (lengths == 0).any():
-        empty = int((lengths == 0).nonzero()[0])
-        raise ValueError(f"tokens[{empty}]={texts[empty]!r} has no tokens: leave it out.")
-    padding = getattr(tokenizer, "pad_token_id", None)
-    tokens = pad_sequence(words, batch_first=True, padding_value=0 if padding is None else padding)
-    return tokens, torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)
-
-
-def _named(targets: Any) -> Mapping[str, Any]:
-    """Targets by name: a data frame's are its columns, and a single one is named by what it is."""
-    if isinstance(targets, Mapping):
-        return targets
-    if isinstance(targets, pd.DataFrame):
-        return {str(name): targets[name] for name in targets.columns}
-    values = target_values("targets", targets)
-    return {LABEL if isinstance(values, np.ndarray) else BELIEF: targets}
-
-
-def _target_rows(
-    values: Mapping[str, Values],
-    tokens: Int[Tensor, "word pos"],
-    mask: Bool[Tensor, "word pos"],
-    classes: Mapping[str, Sequence[Any]] | None = None,
-) -> tuple[dict[str, Float64[Tensor, "row target"]], dict[str, tuple[str, ...]], Bool[Tensor, "word pos"]]:
-    """The targets of each row, the names of their classes, and which places are rows: those that have every label."""
-    if strangers := sorted((classes or {}).keys() - values.keys()):
-        raise ValueError(f"classes names {strangers}, and the targets are {sorted(values)}: name targets.")
-    placed = {name: placed_values(name, each, tokens, int(mask.nonzero()[:, 1].max())) for name, each in values.items()}
-    for name, each in placed.items():
-        mask = mask & has_label(each, tokens.shape[1])
-        if not mask.any():
-            raise ValueError(f"Target {name!r} has no label at any row: None and -100 mean that it is missing.")
-    rows, names, (words, columns) = {}, {}, mask.nonzero(as_tuple=True)
-    for name, each in placed.items():
-        if isinstance(each, Tensor):
-            rows[name] = each[words, columns]
-            if not is_finite(rows[name]):
-                row = int((~torch.isfinite(rows[name])).any(dim=1).nonzero()[0])
-                place, remedy = f"word {int(words[row])}, column {int(columns[row])}", "positions=, a mask [word, pos]"
-                raise ValueError(f"Target {name!r} is not finite at {place}: exclude such rows by {remedy}.")
-        else:
-            labels = each[words.numpy(), columns.numpy()]
-            numbers, names[name] = class_numbers(f"Target {name!r}", labels, (classes or {}).get(name))
-            what = f"Target {name!r} with {len(names[name])} classes in {len(numbers)} rows"
-            check_memory(what, 8 * len(numbers) * len(names[name]), "Give numbers as floats, or choose positions=.")
-            rows[name] = torch_one_hot(numbers, len(names[name])).double()
-    return rows, names, mask
-
-
-def _lengths(attention_mask: Any, tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word"]:
-    """How many tokens of each word are read."""
-    mask = as_tokens(attention_mask, "attention_mask").cpu()
-    mask = mask.unsqueeze(0) if mask.ndim == 1 else mask
-    if mask.shape != tokens.shape or not ((mask == 0) | (mask == 1)).all():
-        fitting = f"1 or 0 for each token, here {tuple(tokens.shape)}"
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it needs {fitting}.")
-    lengths = mask.long().sum(dim=1)
-    if (mask.bool() != (torch.arange(mask.shape[1]) < lengths.unsqueeze(1))).any():
-        problem = "attention_mask has padding before tokens, which the model would read as tokens"
-        raise ValueError(f"{problem}: pad on the right (tokenizer.padding_side = 'right').")
-    return lengths
-
-
-def _per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) -> Tensor:
-    """`[word]` or `[word, pos]` as the latter."""
-    values = values.unsqueeze(0) if len(tokens) == 1 and tuple(values.shape) == (tokens.shape[1],) else values
-    if tuple(values.shape) not in ((len(tokens),), tuple(tokens.shape)):
-        fitting = f"[word] or [word, pos], here ({len(tokens)},) or {tuple(tokens.shape)}"
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; it needs {fitting}.")
-    return (values.unsqueeze(1) if values.ndim == 1 else values).expand(tokens.shape)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from msp_lens._checks import as_tokens
+
 # A slice, numbers (negative ones from the end), or a mask [pos] or [word, pos] of booleans, in any container; None is
 # every position. Read by `as_positions`.
 Positions: TypeAlias = Any
@@ -113,3 +115,17 @@ def position_ranges(positions: Int[Tensor, "row"], *, most: int = 32) -> list[tu
     of_position = np.searchsorted(edges, np.array(found) + 1, side="right")
     members = [[each for each, at in zip(found, of_position, strict=True) if at == k] for k in np.unique(of_position)]
     return [(each[0], each[-1]) for each in members]
+
+
+def read_lengths(attention_mask: Any, tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word"]:
+    """How many tokens of each word are read."""
+    mask = as_tokens(attention_mask, "attention_mask").cpu()
+    mask = mask.unsqueeze(0) if mask.ndim == 1 else mask
+    if mask.shape != tokens.shape or not ((mask == 0) | (mask == 1)).all():
+        fitting = f"1 or 0 for each token, here {tuple(tokens.shape)}"
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it needs {fitting}.")
+    lengths = mask.long().sum(dim=1)
+    if (mask.bool() != (torch.arange(mask.shape[1]) < lengths.unsqueeze(1))).any():
+        problem = "attention_mask has padding before tokens, which the model would read as tokens"
+        raise ValueError(f"{problem}: pad on the right (tokenizer.padding_side = 'right').")
+    return lengths

@@ -6,18 +6,23 @@ strings, or -100 among integers, as PyTorch's losses and Hugging Face's collator
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
+from torch.nn.functional import one_hot as torch_one_hot
+
+from msp_lens._checks import Count, check_memory, checked, is_finite
 
 # Numbers, or labels in an array of integers, or of strings (as objects, where None is a missing one).
 Values: TypeAlias = Tensor | np.ndarray
 
+BELIEF = "belief"
+LABEL = "label"
 NO_LABEL = -100  # `ignore_index` of PyTorch's cross-entropy.
 
 
@@ -62,7 +67,9 @@ def _array(name: str, values: Any) -> np.ndarray:
                 f"{name} is a {type(values).__name__}: give an array, with a value for each word."
             ) from error
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
+        # Numbers beside strings would become strings.
+        return np.asarray(values, dtype=object) if array.dtype.kind == "U" and isinstance(values, list) else array
     except ValueError as error:
         raise ValueError(
             f"{name} is ragged: give as many values for each word, and leave out padding by attention_mask=."
@@ -141,3 +148,92 @@ def class_numbers(
         raise ValueError(f"{name} holds {unknown[0]!r}, which is none of its classes {', '.join(names)}.")
     numbers = np.array([number_of[str(label)] for label in distinct], dtype=np.int64)
     return torch.from_numpy(numbers[inverse.reshape(-1)]), names
+
+
+def named_targets(targets: Any) -> Mapping[str, Any]:
+    """Targets by name: a data frame's are its columns, and a single one is named by what it is."""
+    if isinstance(targets, Mapping):
+        return targets
+    if isinstance(targets, pd.DataFrame):
+        return {str(name): targets[name] for name in targets.columns}
+    values = target_values("targets", targets)
+    return {LABEL if isinstance(values, np.ndarray) else BELIEF: targets}
+
+
+def target_rows(
+    values: Mapping[str, Values],
+    tokens: Int[Tensor, "word pos"],
+    mask: Bool[Tensor, "word pos"],
+    classes: Mapping[str, Sequence[Any]] | None = None,
+) -> tuple[dict[str, Float64[Tensor, "row target"]], dict[str, tuple[str, ...]], Bool[Tensor, "word pos"]]:
+    """The targets of each row, the names of their classes, and which places are rows: those that have every label."""
+    if strangers := sorted((classes or {}).keys() - values.keys()):
+        raise ValueError(f"classes names {strangers}, and the targets are {sorted(values)}: name targets.")
+    placed = {name: placed_values(name, each, tokens, int(mask.nonzero()[:, 1].max())) for name, each in values.items()}
+    for name, each in placed.items():
+        mask = mask & has_label(each, tokens.shape[1])
+        if not mask.any():
+            raise ValueError(f"Target {name!r} has no label at any row: None and -100 mean that it is missing.")
+    words, columns = mask.nonzero(as_tuple=True)
+    at_rows = {
+        name: each[words, columns] if isinstance(each, Tensor) else each[words.numpy(), columns.numpy()]
+        for name, each in placed.items()
+    }
+    remedy = "exclude such rows by positions=, a mask [word, pos]"
+    return *as_targets(at_rows, words, columns, classes, remedy), mask
+
+
+def as_targets(
+    values: Mapping[str, Values],
+    words: Int[Tensor, "row"],
+    columns: Int[Tensor, "row"],
+    classes: Mapping[str, Sequence[Any]] | None,
+    remedy: str,
+) -> tuple[dict[str, Float64[Tensor, "row target"]], dict[str, tuple[str, ...]]]:
+    """Values at rows as targets, labels one-hot, with the names of their classes; `remedy` is for numbers like NaN."""
+    if strangers := sorted((classes or {}).keys() - values.keys()):
+        raise ValueError(f"classes names {strangers}, and the targets are {sorted(values)}: name targets.")
+    rows, names = {}, {}
+    for name, each in values.items():
+        if isinstance(each, Tensor):
+            rows[name] = each if each.ndim == 2 else each.unsqueeze(1)
+            if rows[name].ndim != 2:
+                raise ValueError(f"Target {name!r} has shape {tuple(each.shape)} at rows: give a vector at each.")
+            if not is_finite(rows[name]):
+                row = int((~torch.isfinite(rows[name])).any(dim=1).nonzero()[0])
+                place = f"word {int(words[row])}, column {int(columns[row])}"
+                raise ValueError(f"Target {name!r} is not finite at {place}: {remedy}.")
+        else:
+            numbers, names[name] = class_numbers(f"Target {name!r}", each, (classes or {}).get(name))
+            what = f"Target {name!r} with {len(names[name])} classes in {len(numbers)} rows"
+            check_memory(what, 8 * len(numbers) * len(names[name]), "Give numbers as floats, or choose positions=.")
+            rows[name] = torch_one_hot(numbers, len(names[name])).double()
+    return rows, names
+
+
+def per_position(name: str, values: Tensor, tokens: Int[Tensor, "word pos"]) -> Tensor:
+    """`[word]` or `[word, pos]` as the latter."""
+    values = values.unsqueeze(0) if len(tokens) == 1 and tuple(values.shape) == (tokens.shape[1],) else values
+    if tuple(values.shape) not in ((len(tokens),), tuple(tokens.shape)):
+        fitting = f"[word] or [word, pos], here ({len(tokens)},) or {tuple(tokens.shape)}"
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; it needs {fitting}.")
+    return (values.unsqueeze(1) if values.ndim == 1 else values).expand(tokens.shape)
+
+
+@checked
+def one_hot(classes: Int[Tensor, "word pos *more"], n_classes: Count) -> Float64[Tensor, "word pos target"]:
+    """Classes as targets: 1 for the true class, 0 for the others; several classes at a position stand side by side.
+
+    Args:
+        classes: Class numbers from 0: the next tokens `[word, pos]`, or the squares of a board `[word, pos, square]`.
+        n_classes: Number of classes; `ValueError` if a number is not one of them.
+
+    Example:
+        >>> one_hot(torch.tensor([[1, 0]]), 3)
+        tensor([[[0., 1., 0.],
+                 [1., 0., 0.]]], dtype=torch.float64)
+    """
+    if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= n_classes):
+        held = f"{int(classes.min())} to {int(classes.max())}; the {n_classes} classes are 0 to {n_classes - 1}"
+        raise ValueError(f"classes holds {held}. Give unknown ones any class and exclude their rows with positions=.")
+    return torch_one_hot(classes, n_classes).double().flatten(2)
