@@ -1,4 +1,4 @@
-"""Networks trained here, and published ones: the world that they were trained on is found from them alone.
+"""Networks that were trained on a world, here or before, and published ones: the world is found from them alone.
 
 What the network says of the world is compared with the world itself, which inference is not told.
 """
@@ -8,34 +8,31 @@ import functools
 import pytest
 
 import msp_lens as msp
+from tests.trained import make
 
 processes = msp.processes
 # How each network is trained: process, steps, words in a step.
 TRAINED = {
     "golden mean": (processes.golden_mean(p=0.5), 150, 256, 3e-3),
-    "even": (processes.even(p=0.5), 400, 256, 5e-3),
     "z1r": (processes.z1r(p=0.5), 200, 256, 3e-3),
     "sns": (processes.sns(p=0.5, q=0.5), 200, 256, 3e-3),
-    "frdn": (processes.frdn(), 600, 512, 5e-3),
 }
-WIDE = {"n_heads": 4, "d_model": 64, "d_mlp": 256}
 
 pytestmark = pytest.mark.slow
 
 
 def train(process, steps, batch_size, learning_rate, **wider):
-    sizes = {"n_layers": 2, "d_model": 32, "n_heads": 2, "d_head": 16, "d_mlp": 128, "n_ctx": 9} | wider
-    config = msp.TrainingConfig(
-        steps=steps, batch_size=batch_size, optimizer="muon", learning_rate=learning_rate, warmup_steps=20
-    )
-    model = msp.ModelConfig(d_vocab=process.n_tokens, **sizes)
-    return msp.train(process, model, config=config, progress=False).model
+    return make.train(process, steps, batch_size, learning_rate, wider)
 
 
 @functools.cache
 def inferred(name):
-    process, *recipe = TRAINED[name]
-    return process, msp.infer(train(process, *recipe), progress=False)
+    if name in make.TRAINED:
+        process, model = make.TRAINED[name][0], make.load(name)
+    else:
+        process, *recipe = TRAINED[name]
+        model = train(process, *recipe)
+    return process, msp.infer(model, progress=False)
 
 
 @pytest.mark.parametrize("name", ["golden mean", "even", "z1r"])
@@ -85,7 +82,7 @@ def test_a_network_with_a_short_context_is_not_believed():
 
 def test_rrxor_comes_back_as_it_is():
     process = msp.rrxor()
-    found = msp.infer(train(process, 700, 2048, 3e-3, **WIDE, n_ctx=10), n_states=[4, 5, 6], n_starts=8, progress=False)
+    found = msp.infer(make.load("rrxor"), n_states=[4, 5, 6], n_starts=8, progress=False)
     assert found.is_trusted, found.doubts
     assert found.n_states == 5
     beside = found.compare(process)
