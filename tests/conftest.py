@@ -51,6 +51,12 @@ def mess3():
 
 
 @pytest.fixture(scope="session")
+def device():
+    """Where tests of devices and precisions run: on an accelerator, if this machine has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
 def published_model():
     """The published weights in the model class of the installed TransformerLens."""
     if not (ORACLE / "model.safetensors").is_file():

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from msp_lens._checks import checked
 from msp_lens.models.hooked import HookedModel, HookFunction, checked_hook
-from msp_lens.models.positions import Position, at_positions, check_position, writing
+from msp_lens.models.positions import Position, at_positions, check_position, widened, writing
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -75,13 +75,14 @@ class Edit:
                 f"The activation has {activation.shape[-1]} features; the probe of {self.site} was fitted on "
                 f"{self.probe.widths[0]}. Fit a probe on this model."
             )
-        edited = self.function(activation, self._belief(belief).to(activation))
+        wide = widened(activation)
+        edited = self.function(wide, self._belief(belief).to(wide))
         if edited.shape != activation.shape:
             raise ValueError(
                 f"The edit {self.name!r} at {self.site} returned {tuple(edited.shape)}; it must return a tensor of the "
                 f"activation's shape {tuple(activation.shape)}."
             )
-        return edited
+        return edited if wide is activation else edited.to(activation.dtype)
 
     def _belief(self, belief: Tensor | None) -> Tensor:
         if not self.writes:

@@ -146,6 +146,11 @@ def at_positions(
     return edited
 
 
+def widened(activation: Tensor) -> Tensor:
+    """The activation in at least float32: what is computed in half precision is rounded at every step."""
+    return activation.float() if activation.dtype in (torch.bfloat16, torch.float16) else activation
+
+
 def _is_mask(position: Any) -> bool:
     return isinstance(position, Tensor) and position.dtype == torch.bool
 

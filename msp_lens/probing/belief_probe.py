@@ -35,7 +35,7 @@ from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, find_sites
 from msp_lens.models.model_files import model_fingerprint
-from msp_lens.models.positions import Change, Position, writing
+from msp_lens.models.positions import Change, Position, widened, writing
 from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments, check_scatter
 from msp_lens.moments.solve import RANK_CUTOFF, LinearMap, least_squares
@@ -104,7 +104,9 @@ class BeliefProbe(Value):
         if isinstance(activations, list | tuple | np.ndarray):
             activations = converted(activations, Float[Tensor, "*batch feature"], "activations")
         if not isinstance(activations, Tensor):
-            activations = torch.cat([taken(activations, site) for site in self.sites], dim=-1)
+            parts = [taken(activations, site) for site in self.sites]
+            # Layers of a model on several devices have their activations there.
+            activations = torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
         self._check_width(activations)
         check_finite(activations, f"activations of {', '.join(self.sites)}", CHECK_THE_MODEL)
         features = activations if activations.dtype == torch.float64 else activations.float()
@@ -136,8 +138,8 @@ class BeliefProbe(Value):
     ) -> Float[Tensor, "*batch feature"]:
         """`h + strength (b' - b) D`: the activation moved from the current belief b to the belief b'.
 
-        Computed in the dtype and on the device of the activation. Of the beliefs only the number of states is
-        checked; `steer` checks all.
+        It has the dtype and the device of the activation; in half precision it is rounded once, at the end. Of the
+        beliefs only the number of states is checked; `steer` checks all.
 
         Args:
             activation: The activation h.
@@ -147,14 +149,17 @@ class BeliefProbe(Value):
         """
         self._check_width(activation)
         held = self.predict(activation) if current is None else current
-        step = self._of_states(belief).to(activation) - self._of_states(held).to(activation)
-        return activation + strength * step @ self.decoder.to(activation)
+        wide = widened(activation)
+        step = self._of_states(belief).to(wide) - self._of_states(held).to(wide)
+        return (wide + strength * step @ self.decoder.to(wide)).to(activation.dtype)
 
     def patched(self, activation: Float[Tensor, "*batch feature"], belief: Any) -> Float[Tensor, "*batch feature"]:
         """`μ_h + (b' - μ_b) D`, whatever the activation was; dtype, device and checks as for `steered`."""
         self._check_width(activation)
-        step = self._of_states(belief).to(activation) - self.belief_mean.to(activation)
-        return (self.activation_mean.to(activation) + step @ self.decoder.to(activation)).expand_as(activation)
+        wide = widened(activation)
+        step = self._of_states(belief).to(wide) - self.belief_mean.to(wide)
+        mean = self.activation_mean.to(wide) + step @ self.decoder.to(wide)
+        return mean.to(activation.dtype).expand_as(activation)
 
     def _of_states(self, belief: Any) -> Tensor:
         values = torch.as_tensor(belief)
