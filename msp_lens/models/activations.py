@@ -1,19 +1,44 @@
-"""Stream activations at chosen sites, a batch of words at a time, never the whole cache; log-probabilities likewise."""
+"""Stream activations at chosen sites, a batch of words at a time, never the whole cache; log-probabilities likewise.
+
+Logits are the largest tensors of a language model: 640 tokens of a vocabulary of 49,152 take 120 MiB. Where only
+something of them is wanted, or nothing, they are computed a few rows at a time, or not at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from msp_lens._checks import Count, checked
-from msp_lens.models.hooked import HookedModel, evaluating, find_sites, model_device, site_index, unwrapped
+from msp_lens.models.hooked import (
+    HookedModel,
+    config_value,
+    evaluating,
+    find_sites,
+    model_device,
+    site_index,
+    unwrapped,
+)
 from msp_lens.models.sites import Site, Sites
+
+# From some rows of logits, [row, token], to what is wanted of each.
+Reduction: TypeAlias = Callable[[Tensor], Tensor]
+
+# Logits computed at once where only something of them is wanted: 16 MB in float32.
+_AT_ONCE = 2**22
+# Activations and logits that a default batch of words may take.
+_BATCH_BYTES = 2**27
+# Whether a model's output is that of its `unembed`: its architecture says so, whatever its weights.
+_UNEMBEDS_LAST: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +48,7 @@ class ActivationBatch:
     Attributes:
         words: The words that were read.
         activations: The activation at each site, on the model's device.
-        output: What the model returned: its logits, for a language model.
+        output: What the model returned, its logits for a language model; or what was wanted of them.
     """
 
     words: slice
@@ -39,6 +64,7 @@ def stream_activations(
     *,
     batch_size: Count | None = None,
     progress: str | None = None,
+    logits: bool | Callable[..., Tensor] = True,
 ) -> Iterator[ActivationBatch]:
     """Run the model over the words and yield the sites' activations batch by batch.
 
@@ -50,8 +76,12 @@ def stream_activations(
         model: Any hooked model.
         tokens: The words, in any container of whole numbers.
         sites: As for `find_sites`; `None` is the residual stream, an empty sequence none (outputs only).
-        batch_size: Words in one forward pass; by default about 8,192 tokens' worth.
+        batch_size: Words in one forward pass; by default about 8,192 tokens' worth, fewer in a large model.
         progress: Title of a progress bar; none by default.
+        logits: Whether the model's output is wanted. Where it is not, and the model's last step is its `unembed`, as a
+            trial shows, no logits are computed; `output` is `None`. A function of some rows of logits, `[row, token]`
+            to `[row, …]`, is applied to a few rows at a time, and `output` is what it gave, `[word, pos, …]`, or `None`
+            if the model returned no logits.
 
     Raises:
         KeyError: if the model lacks a site, before the first forward pass.
@@ -60,19 +90,127 @@ def stream_activations(
     """
     model = unwrapped(model)
     names = () if isinstance(sites, Sequence | Mapping) and not sites else find_sites(model, sites)
-    size, index = words_per_batch(batch_size, tokens.shape[1]), site_index(model)
-    return _stream(model, tokens, {name: index.site(name) for name in names}, size, progress)
+    n_features = len(names) * (config_value(model, "d_model") or 0)
+    n_logits = vocabulary_out(model) if logits is True else 0
+    size = words_per_batch(batch_size, tokens.shape[1], numbers_per_token=n_features + n_logits)
+    index = site_index(model)
+    return _stream(model, tokens, {name: index.site(name) for name in names}, size, progress, logits)
 
 
-def words_per_batch(batch_size: int | None, n_ctx: int) -> int:
-    """The given batch size, or by default about 8,192 tokens' worth of words."""
+def words_per_batch(batch_size: int | None, n_ctx: int, *, numbers_per_token: int = 0) -> int:
+    """The given batch size, or by default about 8,192 tokens' worth of words, fewer where they take much memory.
+
+    Args:
+        batch_size: Words in a batch, if it was chosen.
+        n_ctx: Tokens in a word.
+        numbers_per_token: Activations and logits that are held for each token; 128 MiB of them are held at once.
+    """
     # Few enough tokens for the activations of a small model to stay in a CPU's cache (measured: four times as many
     # take 1.6 times as long), enough to keep a small GPU busy.
-    return batch_size or max(1, 8_192 // n_ctx)
+    most_tokens = min(8_192, _BATCH_BYTES // (4 * max(1, numbers_per_token)))
+    return batch_size or max(1, most_tokens // n_ctx)
+
+
+def vocabulary_out(model: HookedModel) -> int:
+    """How many logits the model returns for each token, as far as its config says; else 0."""
+    d_out = config_value(model, "d_vocab_out")
+    return int(d_out if d_out and d_out > 0 else config_value(model, "d_vocab") or 0)
+
+
+def reduced_logits(
+    model: HookedModel, tokens: Int[Tensor, "word pos"], reduce: Reduction | None, columns: Tensor | None = None
+) -> Tensor | None:
+    """What is wanted of the model's logits; `None` if nothing is, or it returns none.
+
+    Where the model's output is that of its `unembed`, they are computed a few rows at a time, or not at all.
+
+    Args:
+        model: Any hooked model.
+        tokens: The words.
+        reduce: From some rows of logits to what is wanted of each; `None` if nothing is.
+        columns: The columns of each word that are wanted, `[word, column]`; all by default.
+    """
+    unembed = _last_unembedding(model)
+    if unembed is None:
+        read, apply = model(tokens), None
+        if reduce is None or not isinstance(read, Tensor) or read.ndim != 3:
+            return None
+        width = read.shape[-1]
+    else:
+        held: list[Tensor] = []
+        output = _run_shortened(model, unembed, tokens, held)
+        (read,), apply, width = held, unembed, output.shape[-1]
+        if reduce is None:
+            return None
+    if columns is not None:
+        rows = torch.arange(len(read), device=read.device).unsqueeze(1)
+        read = read[rows, columns.to(read.device)]
+    # A dimension of positions, as an unembedding expects.
+    parts = read.flatten(0, 1).split(max(1, _AT_ONCE // max(1, width)))
+    found = [reduce(part if apply is None else apply(part.unsqueeze(0))[0]) for part in parts]
+    return torch.cat(found).unflatten(0, read.shape[:2])
+
+
+def _run_shortened(model: HookedModel, unembed: nn.Module, tokens: Tensor, held: list[Tensor], scale: float = 1) -> Any:
+    """Run the model, but with only the first position to unembed; what there was to unembed is added to `held`."""
+
+    def shorten(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        held.append(given[0])
+        return (scale * given[0][:, :1], *given[1:])
+
+    handle = unembed.register_forward_pre_hook(shorten)
+    try:
+        return model(tokens)
+    finally:
+        handle.remove()
+
+
+def _last_unembedding(model: HookedModel) -> nn.Module | None:
+    """The model's `unembed`, if its output is the model's own and nobody looks into it; a trial of two tokens shows it.
+
+    The trial unembeds a hundred times what the model would, so that a cap of the logits shows, too.
+    """
+    unembed = getattr(model, "unembed", None)
+    if not isinstance(unembed, nn.Module) or any(_is_hooked(each) for each in unembed.modules()):
+        return None
+    if (is_last := _UNEMBEDS_LAST.get(model)) is None:
+        held: list[Tensor] = []
+        tokens = torch.tensor([[0, min(1, (config_value(model, "d_vocab") or 2) - 1)]], device=model_device(model))
+        try:
+            with evaluating(model), _unhooked(model):
+                output = _run_shortened(model, unembed, tokens, held, scale=100)
+                is_last = len(held) == 1 and torch.equal(output.float(), unembed(100 * held[0][:, :1]).float())
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError):
+            is_last = False
+        _UNEMBEDS_LAST[model] = is_last
+    return unembed if is_last else None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+@contextmanager
+def _unhooked(model: HookedModel) -> Iterator[None]:
+    """Without the hooks at the model's hook points, which would otherwise see a trial."""
+    points = {id(point): point for point in model.hook_dict.values()}.values()
+    held = [(point, point._forward_hooks) for point in points]
+    try:
+        for point, hooks in held:
+            point._forward_hooks = type(hooks)()
+        yield
+    finally:
+        for point, hooks in held:
+            point._forward_hooks = hooks
 
 
 def _stream(
-    model: HookedModel, tokens: Int[Tensor, "word pos"], sites: Mapping[str, Site], size: int, progress: str | None
+    model: HookedModel,
+    tokens: Int[Tensor, "word pos"],
+    sites: Mapping[str, Site],
+    size: int,
+    progress: str | None,
+    logits: bool | Reduction,
 ) -> Iterator[ActivationBatch]:
     device = model_device(model)
     for start in tqdm(range(0, len(tokens), size), desc=progress, disable=progress is None, unit="batch", leave=False):
@@ -82,7 +220,7 @@ def _stream(
         hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in sites.values()}]
         batch = tokens[words].to(device)
         with evaluating(model), model.hooks(fwd_hooks=hooks):
-            output = model(batch)
+            output = model(batch) if logits is True else reduced_logits(model, batch, logits or None)
         missed = [site.hook for site in sites.values() if site.hook not in captured]
         if missed:
             raise ValueError(f"The model never reached {', '.join(missed)} in its forward pass: choose other sites.")

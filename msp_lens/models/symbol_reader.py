@@ -20,9 +20,11 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from msp_lens._checks import checked
 from msp_lens.data.token_map import TokenMap
+from msp_lens.models.activations import reduced_logits
 from msp_lens.models.beginning import CachedBeginning, SeenModel
 from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, evaluating, unwrapped
 from msp_lens.models.sites import is_attention
@@ -121,11 +123,11 @@ class SymbolReader(SeenModel):
         read, columns, predicting = self._encoded(tokens)
         self._columns, self._width = columns, read.shape[1]
         try:
-            logits = self.model(read.to(tokens.device))
+            found = reduced_logits(self.model, read.to(tokens.device), self.answer, predicting)
         finally:
             self._columns = None
-        rows = torch.arange(len(columns), device=logits.device).unsqueeze(1)
-        return self._log_probabilities(logits[rows, predicting.to(logits.device)])
+        assert found is not None, "the model returned no logits [word, pos, token]"
+        return found
 
     def at_start(self) -> Float64[Tensor, "symbol_or_other"]:
         """Log-probabilities of the first symbol, from the tokens before it; `ValueError` if there are none."""
@@ -133,36 +135,20 @@ class SymbolReader(SeenModel):
             raise ValueError("No token comes before the first symbol, so nothing predicts it: give bos= or prompt=.")
         tokens = torch.tensor([self.token_map.start], device=next(self.parameters()).device)
         with evaluating(cast(HookedModel, self.model)):
-            return self._log_probabilities(self.model(tokens)[:, -1:])[0, 0]
+            return self.answer(self.model(tokens)[:, -1])[0]
 
     def _encoded(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The tokens to read, the column of each symbol, and the column from which the next symbol is predicted."""
         if self._beginning is None:
-            return self._encoded_whole(words)
+            return read_ahead(self.token_map, words)
         first = self._beginning.shape[1]
         beginning = self._beginning.to(words.device).expand(len(words), -1)
-        tokens, columns, predicting = self._encoded_whole(torch.cat([beginning, words], dim=1))
+        tokens, columns, predicting = read_ahead(self.token_map, torch.cat([beginning, words], dim=1))
         return tokens[:, self._skipped :], columns[:, first:] - self._skipped, predicting[:, first:] - self._skipped
 
-    def _encoded_whole(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n_after = len(self.token_map.separator)
-        if not n_after:
-            tokens, columns = self.token_map.encode(words)
-            return tokens, columns, columns
-        # One symbol more brings the separator before it.
-        longer = torch.cat([words, torch.zeros_like(words[:, :1])], dim=1)
-        tokens, columns = self.token_map.encode(longer)
-        columns = columns[:, :-1]
-        return tokens[:, : int(columns.max()) + n_after + 1], columns, columns + n_after
-
-    def _log_probabilities(self, logits: Tensor) -> Float64[Tensor, "word pos symbol_or_other"]:
-        firsts = self._firsts.to(logits.device)
-
-        def of_rows(scores: Tensor) -> Tensor:
-            rest = scores.index_fill(1, firsts, -torch.inf).logsumexp(dim=1, keepdim=True)
-            return torch.cat([scores[:, firsts], rest], dim=1).log_softmax(dim=1)
-
-        return _by_rows(logits, of_rows)
+    def answer(self, logits: Float[Tensor, "row token"]) -> Float64[Tensor, "row symbol_or_other"]:
+        """Log-probabilities of the next symbol and of any other token."""
+        return symbol_log_probabilities(logits, self._firsts)
 
     def __repr__(self) -> str:
         return f"SymbolReader({type(self.model).__name__}, {len(self._firsts)} symbols)"
@@ -179,6 +165,34 @@ def _by_rows(
     """A function of rows of logits in float64, of so many at once as take little memory."""
     rows = logits.reshape(-1, logits.shape[-1]).split(max(1, _AT_ONCE // logits.shape[-1]))
     return torch.cat([function(some.double()) for some in rows]).unflatten(0, logits.shape[:-1])
+
+
+def read_ahead(
+    token_map: TokenMap, words: Int[Tensor, "word pos"]
+) -> tuple[Int[Tensor, "word column"], Int[Tensor, "word pos"], Int[Tensor, "word pos"]]:
+    """The tokens to read, the column of each symbol, and the column from which the next symbol is predicted."""
+    n_after = len(token_map.separator)
+    if not n_after:
+        tokens, columns = token_map.encode(words)
+        return tokens, columns, columns
+    # One symbol more brings the separator before it.
+    longer = torch.cat([words, torch.zeros_like(words[:, :1])], dim=1)
+    tokens, columns = token_map.encode(longer)
+    columns = columns[:, :-1]
+    return tokens[:, : int(columns.max()) + n_after + 1], columns, columns + n_after
+
+
+def symbol_log_probabilities(
+    logits: Float[Tensor, "row token"], symbols: Int[Tensor, "symbol"]
+) -> Float64[Tensor, "row symbol_or_other"]:
+    """Log P(symbol) of each symbol's token, then log P(any other token): -∞ if there is no other."""
+    symbols = symbols.to(logits.device)
+    if torch.equal(symbols, torch.arange(logits.shape[1], device=symbols.device)):
+        return pad(logits.double().log_softmax(dim=1), (0, 1), value=-torch.inf)
+    scores = logits.to(torch.float64, copy=True)
+    own = scores[:, symbols]
+    rest = scores.index_fill_(1, symbols, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([own, rest], dim=1).log_softmax(dim=1)
 
 
 @checked

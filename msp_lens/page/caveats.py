@@ -38,6 +38,7 @@ def caveats(
         return list(_training(training, report, emergence))
     return [
         *_training(training, report, emergence),
+        *(report.model_check.problems if report.model_check is not None else ()),
         *_words(report),
         *_skill(report, emergence),
         *_scores(report),

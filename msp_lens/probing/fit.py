@@ -8,27 +8,30 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Between, Count, Seed, checked
-from msp_lens._distributed import own_path, process_count, share, total
+from msp_lens._distributed import own_path, process_count, share
 from msp_lens._files import tensors_checksum
 from msp_lens.beliefs import constrained_beliefs
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.controls.control_scores import Controls, ControlScore
 from msp_lens.controls.token_windows import MOST_POSITIONS, TokenWindows
 from msp_lens.controls.untrained_twins import untrained_twins
-from msp_lens.data import BeliefDataset, LabelledTokens, Weighting, all_words, sampled_words
+from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
 from msp_lens.data.row_positions import position_mask
 from msp_lens.data.splits import Split, as_split, labelled_rows, split_rows
 from msp_lens.models.activations import stream_activations
-from msp_lens.models.hooked import HookedModel, check_fits, site_groups, unwrapped, word_length
+from msp_lens.models.checking import ModelCheck, check_model
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, site_groups, unwrapped, word_length
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Sites
+from msp_lens.models.symbol_reader import read_ahead
 from msp_lens.moments.grid import MAX_BYTES, bytes_text
 from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.moments.reduction import FeatureReduction
@@ -47,9 +50,9 @@ from msp_lens.probing.parts import (
     undefined_rows,
 )
 from msp_lens.probing.probe_report import ProbeReport
-from msp_lens.probing.rows import RowBatch, model_rows
+from msp_lens.probing.rows import model_rows
 from msp_lens.processes.process import Process
-from msp_lens.training.regret import batch_regret
+from msp_lens.training.regret import RegretSums
 
 # All words are read if there are no more than this. Otherwise samples grow, from FIRST_WORDS to at most MAX_TOKENS.
 MAX_WORDS = 100_000
@@ -138,6 +141,7 @@ def probe(
         chosen = chosen_concatenation(concatenate, groups, widths, n_cells=dealt * len(strata), max_bytes=max_bytes)
         description = {**data.labelled.description, **data.description, **chosen.left_out}
         description["model_fingerprint"] = model_fingerprint(model)
+        checked_model = _check_of(model, data, names, description["model_fingerprint"])
         fitted = partial(fit_report, sites=groups, solver=solver, n_folds=split.n_folds, n_groups=data.n_groups)
         fitted = partial(fitted, concatenate=chosen.concatenate, max_bytes=max_bytes, seed=seed)
         fitted = partial(fitted, parts=data.parts, strata=strata)
@@ -164,7 +168,8 @@ def probe(
         read = partial(model_rows, data=data.labelled, sites=names, batch_size=batch_size)
         cost = f"{data.labelled.tokens[words].numel():,} tokens, {bytes_text(chosen.n_bytes)} of moments"
         title = f"Probing ({cost})" if progress else None
-        rows = replace(read(model, words=words, progress=title), description=description)
+        answer = data.regret.answer if data.regret else False
+        rows = replace(read(model, words=words, progress=title, logits=answer), description=description)
         n_positions = data.n_positions if by_position else None
         full = partial(
             fitted, n_positions=n_positions, own_positions=by_position == "own", windows=data.windows, classes=classes
@@ -187,14 +192,18 @@ def probe(
             return replace(report, model=model, dataset=data.dataset, controls=controls, **more)
 
         parts = {name: completed(part, name) for name, part in report.parts.items()}
-        return completed(report, parts=parts, regret=data.regret.by_position if data.regret else None)
+        regrets: dict[str, Any] = {}
+        if data.regret is not None:
+            regrets = {"regret": data.regret.by_position, "regret_outside": data.regret.outside}
+        return completed(report, parts=parts, model_check=checked_model, **regrets)
 
     if isinstance(data, LabelledTokens):
         return report_of(_of_tokens(data, controls=controls, seed=seed))
     # Every possible word can be made again from the process; samples cannot.
     report, widest = None, math.inf
     for dataset in _words(model, data, seed):
-        report = report_of(_of_words(dataset, split, weighting, controls=controls, seed=seed))
+        how = {"longest": context_length(model), "controls": controls, "seed": seed}
+        report = report_of(_of_words(dataset, split, weighting, **how))
         last, widest = widest, max(each.scores.held_out.width for each in report.probes)
         # Four times the words halve what chance adds; what is left is how unlike each other the held-out groups are.
         if widest <= 0.01 or widest > 0.75 * last:
@@ -212,7 +221,7 @@ class _Data:
     n_positions: int
     description: dict[str, Any]
     windows: list[TokenWindows] = field(default_factory=list)
-    regret: _Regret | None = None
+    regret: RegretSums | None = None
     dataset: BeliefDataset | None = None
     classes: tuple[str, ...] = ()
     parts: list[Part] = field(default_factory=list)
@@ -231,6 +240,36 @@ def _widths(model: HookedModel, data: LabelledTokens, sites: Sequence[str]) -> d
     return {site: values.shape[-1] for site, values in batch.activations.items()}
 
 
+# The checks of models that were probed, by their weights and the sites.
+_CHECKED: WeakKeyDictionary[Any, dict[Any, ModelCheck | None]] = WeakKeyDictionary()
+
+
+def _check_of(model: HookedModel, data: _Data, sites: tuple[str, ...], fingerprint: str) -> ModelCheck | None:
+    """What some short passes show about the model; `None` if they could not be made.
+
+    Raises:
+        ValueError: if rows are prefixes, and an activation depends on later tokens.
+    """
+    network: Any = unwrapped(model)
+    known, key = _CHECKED.setdefault(network, {}), (fingerprint, sites)
+    if key not in known:
+        known.clear()
+        try:
+            # The data's own words: not every model can read any word.
+            known[key] = check_model(model, sites=sites, tokens=data.labelled.tokens[:2, :8])
+        except (RuntimeError, IndexError, TypeError, ValueError, KeyError):
+            known[key] = None
+    found = known[key]
+    if found is None or found.is_causal is not False:
+        return found
+    causality = found["causality"]
+    if data.dataset is not None:
+        raise ValueError(f"The model is not causal: {causality.told}")
+    # Labelled tokens are rows of whole words, which need no causal model.
+    known_to = [replace(each, verdict="to know") if each is causality else each for each in found.findings]
+    return replace(found, findings=tuple(known_to))
+
+
 def _described(concatenate: bool | FeatureReduction) -> Any:
     """What says whether two passes concatenate alike: a reduction, also by the directions that it keeps."""
     directions = getattr(concatenate, "directions", {})
@@ -245,7 +284,9 @@ def _data_fingerprint(data: LabelledTokens) -> str:
     return tensors_checksum({name: getattr(data, name) for name in numbers} | targets, {})
 
 
-def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, controls: bool, seed: int) -> _Data:
+def _of_words(
+    dataset: BeliefDataset, split: Split, weighting: Weighting, *, longest: int | None, controls: bool, seed: int
+) -> _Data:
     """The prefixes of a process's words with their beliefs, those of the parts, shuffled ones, and rivals."""
     process, token_map = dataset.process, dataset.token_map
     rows = split_rows(dataset, split, weighting)
@@ -272,8 +313,18 @@ def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, con
         # Before any token, what has been seen says the same in all accounts.
         prior |= {CONSTRAINED: process.initial} if CONSTRAINED in constrained else {}
         prior |= {part.constrained: before[part.name] for part in parts if part.constrained in constrained}
+    labelled, regret, no_regret = labelled_rows(dataset, rows, targets, prior, undefined), None, None
+    firsts = [ids[0] for ids in token_map.symbols] if token_map is not None else []
+    tokens, _, columns = read_ahead(token_map or TokenMap.identity(process.n_tokens), dataset.tokens)
+    if len(set(firsts)) < len(firsts):
+        no_regret = "two symbols begin with the same token, so one prediction does not tell which comes next"
+    elif longest is not None and tokens.shape[1] > longest:
+        no_regret = "the separator after the last symbol, from which the next is predicted, is beyond the context"
+    else:
+        # Without padding that is longer than before, rows stay where they were.
+        labelled, regret = replace(labelled, tokens=tokens), RegretSums(dataset, columns)
     return _Data(
-        labelled=labelled_rows(dataset, rows, targets, prior, undefined),
+        labelled=labelled,
         n_groups=rows.n_groups + int(token_map is not None and token_map.include_prior),
         n_positions=dataset.n_ctx,
         # A loaded report makes the words again, if they are all there are or a seed drew them.
@@ -285,9 +336,10 @@ def _of_words(dataset: BeliefDataset, split: Split, weighting: Weighting, *, con
             "own_dataset": not dataset.is_population and dataset.seed is None,
             "unused_tokens": [process.tokens[token] for token in _unused(dataset)],
             "always_first": _always_first(dataset),
+            "no_regret": no_regret,
         },
         windows=windows,
-        regret=_Regret(dataset) if token_map is None or token_map.predicts_symbols else None,
+        regret=regret,
         dataset=dataset,
         parts=parts,
     )
@@ -386,34 +438,3 @@ def _words(model: HookedModel, data: Process | BeliefDataset, seed: int) -> Iter
         while count < most:
             count = min(4 * count, most)
             yield sampled_words(data, count, n_ctx, seed=seed)
-
-
-class _Regret:
-    """Sums the regret at each position, if the model returns logits over the process's tokens."""
-
-    def __init__(self, dataset: BeliefDataset) -> None:
-        self.dataset = dataset
-        self.by_position: Float64[Tensor, "pos"] | None = torch.zeros(dataset.n_ctx, dtype=torch.float64)
-
-    def update(self, batch: RowBatch, cells: Int[Tensor, "row"], n_cells: int) -> None:
-        """Add a batch, from what the model returned for its words."""
-        output, token_map = batch.output, self.dataset.token_map
-        n_tokens = token_map.d_vocab if token_map else self.dataset.process.n_tokens
-        is_logits = isinstance(output, Tensor) and output.ndim == 3 and output.shape[-1] >= n_tokens
-        if self.by_position is None or not is_logits or batch.batch_words is None:
-            self.by_position = None
-            return
-        self.by_position += batch_regret(output, self.dataset, batch.batch_words)
-
-    def state(self) -> dict[str, Tensor]:
-        """The sums so far, to be saved."""
-        return {} if self.by_position is None else {"regret": self.by_position}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from sums that `state` returned."""
-        self.by_position = state.get("regret")
-
-    def reduce(self) -> None:
-        """Add the sums of all processes."""
-        if self.by_position is not None:
-            self.by_position = total(self.by_position)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import textwrap
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict, get_type_hints
 
 from jaxtyping import Float64
 from torch import Tensor
 
+from msp_lens._checks import Count, Seed
+from msp_lens._files import parsed_json
 from msp_lens._tables import nats_text, skill_text
 from msp_lens.controls.control_scores import interval_text
-from msp_lens.data import BeliefDataset, LabelledTokens
+from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap
+from msp_lens.models.checking import ModelCheck
 from msp_lens.moments.grid import bytes_text
 from msp_lens.moments.scores import HeldOutScore
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -28,6 +34,8 @@ def probe_notes(
     classes: ClassReadouts | None,
     parts: Mapping[str, ProbeTables],
     to_oracle: Float64[Tensor, "pos"] | None,
+    outside: Float64[Tensor, "pos"] | None = None,
+    model_check: ModelCheck | None = None,
 ) -> list[str]:
     """One sentence or two in each note."""
     given = provenance
@@ -36,7 +44,9 @@ def probe_notes(
         "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
         "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
     }.get(given.get("split", ""), "by the rows' groups")
-    lines = [_data_note(tables, given, process)]
+    lines = [_data_note(tables, given, process), *_reading_notes(given)]
+    if model_check is not None:
+        lines += [f"Check of the model (report.model_check): {problem}" for problem in model_check.problems]
     if math.isnan(tables.probes[0].scores.in_sample.r2):
         lines.append(
             f"The {_target(given)} never varies on these rows, so there is nothing to read: R² is not defined and "
@@ -68,7 +78,9 @@ def probe_notes(
     lines += _memory_notes(given)
     if classes is not None:
         lines.append(classes.best_note())
-    lines += _regret_notes(regret)
+    lines += _regret_notes(regret, outside)
+    if given.get("no_regret"):
+        lines.append(f"The model's regret was not measured: {given['no_regret']}.")
     if to_oracle is not None:
         mean, last = nats_text(to_oracle.mean()), nats_text(to_oracle[-1])
         lines.append(
@@ -172,6 +184,24 @@ def _data_note(tables: ProbeTables, given: dict[str, Any], process: Process | No
     return f"{named}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weighting}{target}."
 
 
+def _reading_notes(given: dict[str, Any]) -> list[str]:
+    """How the model reads the symbols, and which positions are rows."""
+    lines = []
+    if (fields := given.get("token_map")) is not None:
+        token_map = TokenMap.from_dict(fields)
+        read = ", ".join("+".join(map(str, ids)) for ids in token_map.symbols[:8])
+        read += " …" if len(token_map.symbols) > 8 else ""
+        start = f" after BOS {token_map.bos}" if token_map.bos is not None else ""
+        start += f" and a prompt of {len(token_map.prompt)} tokens" if token_map.prompt else ""
+        between = f", with {'+'.join(map(str, token_map.separator))} between them" if token_map.separator else ""
+        prior = " The position before the first symbol is a row, too." if token_map.include_prior else ""
+        lines.append(f"The model reads the symbols as tokens {read}{start}{between}.{prior}")
+    if (positions := given.get("positions", "all")) != "all":
+        shown = positions if isinstance(positions, str) else ", ".join(map(str, positions))
+        lines.append(f"Rows are the positions {textwrap.shorten(shown, 80, placeholder=' …')} of each word.")
+    return lines
+
+
 def _constant_notes(tables: ProbeTables, given: dict[str, Any], process: Process | None) -> list[str]:
     r2 = tables.probes[0].scores.in_sample.r2_by_target
     names = (
@@ -245,11 +275,17 @@ def _skill_notes(tables: ProbeTables) -> list[str]:
     ]
 
 
-def _regret_notes(regret: Float64[Tensor, "pos"] | None) -> list[str]:
+def _regret_notes(regret: Float64[Tensor, "pos"] | None, outside: Float64[Tensor, "pos"] | None = None) -> list[str]:
     if regret is None:
         return []
     mean, low, high = map(nats_text, (regret.mean(), *regret.aminmax()))
     lines = [f"Regret of the model: {mean} nats on average over positions ({low} to {high})."]
+    if outside is not None:
+        unknown, rest = nats_text(outside.mean()), nats_text((regret - outside).mean())
+        lines.append(
+            f"Of it, {unknown} nats are due to tokens that are no symbols (report.regret_outside; "
+            f"{nats_text(outside[-1])} at the last position), and {rest} are KL among the symbols."
+        )
     position = untrained_position(regret)
     if position is not None:
         n_ctx = len(regret)
@@ -327,3 +363,53 @@ def transfer_notes(
         if others:
             lines.append(f"Fitted on {where}: {'all probes' if len(others) == len(probes) else ', '.join(others)}.")
     return lines
+
+
+class _AlwaysSaved(TypedDict):
+    n_folds: Count
+    n_cells: Count
+    seed: Seed
+    solver: dict[str, Any]
+
+
+class _SavedProvenance(_AlwaysSaved, total=False):
+    """What is used of a report's provenance; there may be more."""
+
+    process: dict[str, Any]
+    process_fingerprint: str
+    model_fingerprint: str
+    words: Count
+    n_ctx: Count
+    is_population: bool
+    draws: Count | None
+    unused_tokens: list[str]
+    draw_seed: Seed | None
+    own_dataset: bool
+    token_map: dict[str, Any] | None
+    weighting: str
+    split: str
+    target: str
+    groups: str
+    classes: list[str] | None
+    always_first: str | None
+    part: str
+    part_states: list[str] | None
+    parts_left_out: list[str]
+    positions: str | list[int]
+    no_regret: str | None
+    concatenation_left_out: dict[str, Count]
+    positions_left_out: dict[str, Count]
+
+
+def checked_provenance(provenance: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The provenance, once what is used of it is as `probe` writes it, or a `ValueError`."""
+    used = {key: value for key, value in provenance.items() if key in get_type_hints(_SavedProvenance)}
+    parsed_json(json.dumps(used).encode(), _SavedProvenance, path)
+    if "process" in used:
+        try:
+            fingerprint = Process.from_dict(used["process"]).fingerprint
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: provenance.process: {error} The file was edited: create it again.") from None
+        if fingerprint != used.get("process_fingerprint"):
+            raise ValueError(f"{path}: provenance.process is not that of its fingerprint: create the file again.")
+    return provenance

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
 import pandas as pd
 import torch
@@ -16,11 +16,12 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
-from msp_lens._files import check_tensors, parsed_json, read_entry, read_tensors, without_nan, write_tensors
+from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
 from msp_lens._tables import TableView, json_records
 from msp_lens._values import same_values
 from msp_lens.controls.control_scores import Controls, ControlScore, SavedControl, interval_text, r2_text
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
+from msp_lens.models.checking import Finding, ModelCheck, Verdict
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.moments.scores import from_json
@@ -28,7 +29,7 @@ from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.cross_validation import SavedProbe
 from msp_lens.probing.geometry import Distances, Geometry, distances, geometry
 from msp_lens.probing.parts import cost_of_not_knowing
-from msp_lens.probing.probe_notes import positions_left_out, probe_notes
+from msp_lens.probing.probe_notes import checked_provenance, positions_left_out, probe_notes
 from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_tables import ClassReadouts, Increment, ProbeTables, SavedIncrement, SavedReadouts
 from msp_lens.processes.process import Process
@@ -45,10 +46,13 @@ class ProbeReport(TableView, ProbeTables):
         controls: The controls, scored on the same rows and folds.
         cumulative: The scores of each site together with all sites before it.
         regret: E KL(optimal next token ‖ model's) at each position, in nats; `None` if the model gave no logits.
+        regret_outside: What of the regret is due to tokens that are no symbols, E -log P(any symbol); the rest is
+            KL(optimal ‖ model's among the symbols). `None` if the model has no other tokens.
         provenance: Process, weighting, split, number of words, fingerprints, seed.
         model: The model that was probed (not saved).
         dataset: The words it was probed on (not saved).
         classes: Logistic read-outs, if the target is classes.
+        model_check: What a few short passes showed about the model; see `check_model`.
         parts: What reads each part of the belief, by its name: the factors of a product, or which component of a
             mixture it is and the belief within each. Reports like this one, of the same pass.
 
@@ -61,6 +65,8 @@ class ProbeReport(TableView, ProbeTables):
     dataset: BeliefDataset | None = field(compare=False)
     classes: ClassReadouts | None = None
     parts: Mapping[str, ProbeReport] = field(default_factory=dict)
+    regret_outside: Float64[Tensor, "pos"] | None = None
+    model_check: ModelCheck | None = None
 
     def __eq__(self, other: object) -> bool:
         names = [each.name for each in fields(self) if each.compare]
@@ -152,6 +158,8 @@ class ProbeReport(TableView, ProbeTables):
             "rivals": records(self.rivals()),
             "parts": {name: part.to_dict() for name, part in self.parts.items()},
             "regret_nats": self.regret.tolist() if self.regret is not None else None,
+            "regret_outside_nats": self.regret_outside.tolist() if self.regret_outside is not None else None,
+            "model_check": records(self.model_check.to_dataframe()) if self.model_check is not None else None,
             "provenance": self.provenance,
         }
 
@@ -231,6 +239,7 @@ class ProbeReport(TableView, ProbeTables):
             "cumulative": without_nan([asdict(each) for each in self.cumulative]),
             "provenance": self.provenance,
             "classes": without_nan(self.classes.description()) if self.classes is not None else None,
+            "model_check": asdict(self.model_check) if self.model_check is not None else None,
         }
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -240,8 +249,8 @@ class ProbeReport(TableView, ProbeTables):
             for index, probe in enumerate(self.probes)
             for name, tensor in probe.tensors().items()
         }
-        if self.regret is not None:
-            tensors["regret"] = self.regret.contiguous()
+        regrets = {"regret": self.regret, "regret_outside": self.regret_outside}
+        tensors |= {name: each.contiguous().clone() for name, each in regrets.items() if each is not None}
         return tensors | (self.classes.tensors() if self.classes is not None else {})
 
     @classmethod
@@ -266,7 +275,7 @@ class ProbeReport(TableView, ProbeTables):
         if "msp_lens_report" not in metadata:
             raise ValueError(f"{path} is not a probe report of msp_lens: give a file that report.save(path) wrote.")
         description = read_entry(metadata, "msp_lens_report", _SavedReport, path)
-        provenance = _checked_provenance(description["provenance"], path)
+        provenance = checked_provenance(description["provenance"], path)
         dataset, given = (process, process.process) if isinstance(process, BeliefDataset) else (None, process)
         checked = [] if given is None else [("process", repr(given), given.fingerprint)]
         if model is not None:
@@ -290,7 +299,7 @@ class ProbeReport(TableView, ProbeTables):
         for number, (name, saved) in enumerate(description["parts"].items()):
             prefix = f"part {number}/"
             own = {key.removeprefix(prefix): each for key, each in tensors.items() if key.startswith(prefix)}
-            saved["provenance"] = _checked_provenance(saved["provenance"], path)
+            saved["provenance"] = checked_provenance(saved["provenance"], path)
             parts[name] = cls._rebuilt(saved, own, parts={}, **rest)
         description["provenance"] = provenance
         return cls._rebuilt(description, tensors, parts=parts, **rest)
@@ -307,9 +316,10 @@ class ProbeReport(TableView, ProbeTables):
         parts: Mapping[str, ProbeReport],
     ) -> ProbeReport:
         """A report from its `_description()` and `_tensors()`, which were read from a file, and its parts."""
-        regret = tensors.get("regret")
-        if regret is not None:
-            check_tensors({"regret": regret}, {"regret": (None,)}, path, dtype=torch.float64)
+        regrets = {name: tensors[name] for name in ("regret", "regret_outside") if name in tensors}
+        if regrets:
+            length = len(saved_regret) if (saved_regret := tensors.get("regret")) is not None else None
+            check_tensors(regrets, dict.fromkeys(regrets, (length,)), path, dtype=torch.float64)
         of_probes = [
             {name.removeprefix(f"{index}/"): each for name, each in tensors.items() if name.startswith(f"{index}/")}
             for index in range(len(saved["probes"]))
@@ -328,7 +338,9 @@ class ProbeReport(TableView, ProbeTables):
             controls=Controls(controls),
             cumulative=cumulative,
             classes=ClassReadouts.from_parts(classes, tensors, path) if classes else None,
-            regret=regret,
+            regret=regrets.get("regret"),
+            regret_outside=regrets.get("regret_outside"),
+            model_check=_model_check(saved["model_check"]),
             provenance=saved["provenance"],
             model=model,
             dataset=dataset,
@@ -338,6 +350,7 @@ class ProbeReport(TableView, ProbeTables):
     def summary(self) -> list[str]:
         """What the numbers were measured on and how far to trust them, one sentence or two in each note."""
         rest = {"process": self.process, "regret": self.regret, "classes": self.classes, "parts": self.parts}
+        rest |= {"outside": self.regret_outside, "model_check": self.model_check}
         return probe_notes(self, self.provenance, **rest, to_oracle=self.regret_to_oracle)
 
     def _title(self) -> str:
@@ -364,36 +377,18 @@ class ProbeReport(TableView, ProbeTables):
         return shown
 
 
-class _AlwaysSaved(TypedDict):
-    n_folds: Count
-    n_cells: Count
-    seed: Seed
-    solver: dict[str, Any]
+class _SavedFinding(TypedDict):
+    check: str
+    verdict: Verdict
+    told: str
 
 
-class _SavedProvenance(_AlwaysSaved, total=False):
-    """What is used of a report's provenance; there may be more."""
-
-    process: dict[str, Any]
-    process_fingerprint: str
-    model_fingerprint: str
-    words: Count
-    n_ctx: Count
-    is_population: bool
-    draws: Count | None
-    unused_tokens: list[str]
-    draw_seed: Seed | None
-    own_dataset: bool
-    token_map: dict[str, Any] | None
-    weighting: str
-    split: str
-    target: str
-    groups: str
-    classes: list[str] | None
-    always_first: str | None
-    part: str
-    part_states: list[str] | None
-    parts_left_out: list[str]
+class _SavedCheck(TypedDict):
+    model: str
+    sites: list[str]
+    findings: list[_SavedFinding]
+    is_causal: bool | None
+    identity_is_exact: bool | None
 
 
 class _SavedPart(TypedDict):
@@ -402,24 +397,19 @@ class _SavedPart(TypedDict):
     cumulative: list[SavedIncrement]
     provenance: dict[str, Any]
     classes: SavedReadouts | None
+    model_check: _SavedCheck | None
 
 
 class _SavedReport(_SavedPart):
     parts: dict[str, _SavedPart]
 
 
-def _checked_provenance(provenance: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The provenance, once what is used of it is as `probe` writes it, or a `ValueError`."""
-    used = {key: value for key, value in provenance.items() if key in get_type_hints(_SavedProvenance)}
-    parsed_json(json.dumps(used).encode(), _SavedProvenance, path)
-    if "process" in used:
-        try:
-            fingerprint = Process.from_dict(used["process"]).fingerprint
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}: provenance.process: {error} The file was edited: create it again.") from None
-        if fingerprint != used.get("process_fingerprint"):
-            raise ValueError(f"{path}: provenance.process is not that of its fingerprint: create the file again.")
-    return provenance
+def _model_check(saved: _SavedCheck | None) -> ModelCheck | None:
+    if saved is None:
+        return None
+    findings = tuple(Finding(**each) for each in saved["findings"])
+    of_all = (saved["is_causal"], saved["identity_is_exact"])
+    return ModelCheck(saved["model"], tuple(saved["sites"]), findings, *of_all)
 
 
 def _scores(fields: Any) -> dict[str, Any]:

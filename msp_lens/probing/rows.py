@@ -41,7 +41,7 @@ class RowBatch:
         groups: Rows of one group are held out together.
         words: The word of the data that each row belongs to; -1 if there are no words.
         positions: The position in the word; -1 if there are no words.
-        output: What the model returned for the batch of words, if a model was run.
+        output: What the model returned for the batch of words, or what was wanted of it, if a model was run for that.
         batch_words: The words of the data in that batch, if a model was run.
         undefined: By target, the rows where it has no value, which do not count for it.
     """
@@ -93,6 +93,7 @@ def model_rows(
     words: slice | None = None,
     batch_size: Count | None = None,
     progress: str | None = None,
+    logits: bool | Callable[..., Tensor] = False,
 ) -> Rows:
     """The activations of a model that reads labelled tokens.
 
@@ -103,6 +104,7 @@ def model_rows(
         words: The range of words to read; all by default.
         batch_size: Words in one forward pass.
         progress: Title of a progress bar.
+        logits: Whether batches hold the model's output, or what they hold of it; as for `stream_activations`.
 
     Raises:
         KeyError: if the model lacks a site.
@@ -126,7 +128,8 @@ def model_rows(
 
     def batches() -> Iterator[RowBatch]:
         tokens = data.tokens[first:last]
-        for batch in stream_activations(model, tokens, names, batch_size=batch_size, progress=progress):
+        how = {"batch_size": batch_size, "progress": progress, "logits": logits}
+        for batch in stream_activations(model, tokens, names, **how):
             stretch = slice(batch.words.start + first, batch.words.stop + first)
             yield labelled_batch(data, stretch, batch.activations, batch.output)
 

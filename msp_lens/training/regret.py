@@ -8,20 +8,22 @@ possible word is visited, because the optimal next-token distribution stands in 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import cast
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Count, checked
+from msp_lens._distributed import total
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits
-from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
+from msp_lens.models.symbol_reader import reading_symbols, symbol_log_probabilities
 from msp_lens.processes.process import Process
 
 # Probabilities compared at once: 8 MB in float64.
@@ -40,12 +42,7 @@ def regret_by_position(
     Raises:
         ValueError: if the model's vocabulary or context is too small, or two symbols begin with the same token.
     """
-    check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map, predicts=True)
-    reader, plain = reading_symbols(model, dataset.token_map), replace(dataset, token_map=None)
-    regret = torch.zeros(dataset.n_ctx, dtype=torch.float64)
-    for batch in stream_activations(reader, dataset.tokens, (), batch_size=batch_size, progress=progress):
-        regret += batch_regret(batch.output, plain, batch.words)
-    return regret
+    return _sums(model, dataset, batch_size, progress)[0]
 
 
 @checked
@@ -66,31 +63,113 @@ def outside_by_position(
         >>> outside_by_position(build_model(ModelConfig(d_vocab=2, n_ctx=3)), words(z1r(), n_ctx=3)).abs().max() < 1e-6
         tensor(True)
     """
+    return _sums(model, dataset, batch_size, None)[1]
+
+
+def _sums(
+    model: HookedModel, dataset: BeliefDataset, batch_size: int | None, progress: str | None
+) -> Float64[Tensor, "2 pos"]:
+    """The regret, and what of it is due to tokens that are no symbols."""
     check_fits(model, dataset.process, dataset.n_ctx, token_map=dataset.token_map, predicts=True)
-    token_map = dataset.token_map or TokenMap.identity(dataset.process.n_tokens)
-    reader = cast(HookedModel, SymbolReader(model, token_map))
-    outside = torch.zeros(dataset.n_ctx, dtype=torch.float64)
-    for batch in stream_activations(reader, dataset.tokens, (), batch_size=batch_size):
-        outside -= dataset.word_weights[batch.words] @ batch.output.cpu()[..., :-1].logsumexp(dim=-1)
-    return outside
+    reader, how = reading_symbols(model, dataset.token_map), {"batch_size": batch_size, "progress": progress}
+    # A reader answers with log-probabilities of symbols itself.
+    symbols = torch.arange(dataset.process.n_tokens)
+    answer = partial(symbol_log_probabilities, symbols=symbols) if reader is model else True
+    sums = torch.zeros(2, dataset.n_ctx, dtype=torch.float64)
+    for batch in stream_activations(reader, dataset.tokens, (), logits=answer, **how):
+        if batch.output is None:
+            raise ValueError(f"{type(model).__name__} returned no logits [word, pos, token]: wrap it so that it does.")
+        sums += batch_regret(batch.output, dataset, batch.words)
+    return sums
 
 
-def batch_regret(logits: Tensor, dataset: BeliefDataset, words: slice) -> Float64[Tensor, "pos"]:
-    """The part of the regret that these words of the dataset contribute, given the model's logits for them.
+def batch_regret(
+    answers: Float64[Tensor, "word pos symbol_or_other"], dataset: BeliefDataset, words: slice
+) -> Float64[Tensor, "2 pos"]:
+    """What these words contribute to the regret, and to the part of it that is due to tokens that are no symbols.
 
-    Probability that the model gives to a token that is no symbol under the token map adds to its regret. The work goes
-    by batches of positions, so a large vocabulary needs little memory.
+    Args:
+        answers: The model's log-probabilities of the next symbol and of any other token, which cost it regret.
+        dataset: The words.
+        words: Which of them were answered.
     """
-    token_map = dataset.token_map or TokenMap.identity(dataset.process.n_tokens)
-    first, symbols = len(token_map.start), [ids[0] for ids in token_map.symbols]
-    read = logits.detach()[:, first : first + dataset.n_ctx].flatten(0, 1)
-    beliefs = dataset.beliefs[words].flatten(0, 1)
-    size = max(1, _AT_ONCE // max(read.shape[1], dataset.process.n_tokens))
+    answers, beliefs = answers.cpu(), dataset.beliefs[words]
+    weights, size = dataset.word_weights[words], max(1, _AT_ONCE // answers.shape[-1])
     divergence = [
-        _divergence(next_token_probabilities(dataset.process, some), part, symbols)
-        for some, part in zip(beliefs.split(size), read.split(size), strict=True)
+        _divergence(next_token_probabilities(dataset.process, some), part)
+        for some, part in zip(
+            beliefs.flatten(0, 1).split(size), answers[..., :-1].flatten(0, 1).split(size), strict=True
+        )
     ]
-    return dataset.word_weights[words] @ torch.cat(divergence).unflatten(0, (-1, dataset.n_ctx))
+    outside = -answers[..., :-1].logsumexp(dim=-1)
+    return torch.stack([weights @ torch.cat(divergence).unflatten(0, beliefs.shape[:2]), weights @ outside])
+
+
+class _Answers(Protocol):
+    """Of a batch of words: what the model answered, and which words they are."""
+
+    @property
+    def output(self) -> Any: ...
+
+    @property
+    def batch_words(self) -> slice | None: ...
+
+
+class RegretSums:
+    """Sums the regret at each position, from what the model says of the next symbol.
+
+    Args:
+        dataset: The words that are read.
+        columns: The column of a word's tokens from which the symbol after each position is predicted.
+    """
+
+    def __init__(self, dataset: BeliefDataset, columns: Int[Tensor, "word pos"]) -> None:
+        self.dataset, self.columns = dataset, columns
+        self._sums: Float64[Tensor, "2 pos"] | None = torch.zeros(2, dataset.n_ctx, dtype=torch.float64)
+        self._has_others = False
+
+    def answer(self, logits: Tensor) -> Float64[Tensor, "row symbol_or_other"]:
+        """Log-probabilities of the next symbol and of any other token; without columns if there are too few logits."""
+        token_map = self.dataset.token_map or TokenMap.identity(self.dataset.process.n_tokens)
+        if logits.shape[-1] < token_map.d_vocab:
+            return torch.zeros(len(logits), 0, dtype=torch.float64)
+        return symbol_log_probabilities(logits, torch.tensor([ids[0] for ids in token_map.symbols]))
+
+    @property
+    def by_position(self) -> Float64[Tensor, "pos"] | None:
+        """The regret; `None` if the model gives no logits."""
+        return None if self._sums is None else self._sums[0]
+
+    @property
+    def outside(self) -> Float64[Tensor, "pos"] | None:
+        """What of it is due to tokens that are no symbols; `None` if there are no others."""
+        return self._sums[1] if self._sums is not None and self._has_others else None
+
+    def update(self, batch: _Answers, cells: Int[Tensor, "row"], n_cells: int) -> None:
+        """Add a batch, from what the model answered to its words."""
+        answers = batch.output
+        if self._sums is None or not isinstance(answers, Tensor) or not answers.shape[-1] or batch.batch_words is None:
+            self._sums = None
+            return
+        columns = self.columns[batch.batch_words].unsqueeze(2).expand(-1, -1, answers.shape[2])
+        answers = answers.cpu().gather(1, columns)
+        self._has_others |= bool((answers[..., -1] > -torch.inf).any())
+        self._sums += batch_regret(answers, self.dataset, batch.batch_words)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, to be saved."""
+        return {} if self._sums is None else {"regret": self._sums, "regret.others": torch.tensor([self._has_others])}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from sums that `state` returned."""
+        self._sums = state.get("regret")
+        self._has_others = bool(state.get("regret.others", torch.zeros(1)).any())
+
+    def reduce(self) -> None:
+        """Add the sums of all processes."""
+        if self._sums is not None:
+            self._sums = total(self._sums)
+            self._has_others = bool(total(torch.tensor([float(self._has_others)])) > 0)
 
 
 def evaluation_words(process: Process, n_ctx: int, *, seed: int) -> BeliefDataset:
@@ -102,11 +181,10 @@ def evaluation_words(process: Process, n_ctx: int, *, seed: int) -> BeliefDatase
     return words(process, n_ctx=n_ctx, max_words=max(2, most), seed=seed)
 
 
-def _divergence(optimal: Float64[Tensor, "row token"], logits: Tensor, symbols: list[int]) -> Float64[Tensor, "row"]:
+def _divergence(
+    optimal: Float64[Tensor, "row token"], log_predicted: Float64[Tensor, "row token"]
+) -> Float64[Tensor, "row"]:
     """KL(optimal ‖ model) of each row, in nats."""
-    log_predicted = logits.cpu().double().log_softmax(dim=-1)
-    if symbols != list(range(log_predicted.shape[1])):
-        log_predicted = log_predicted[:, symbols]
     # A third of the time that kl_divergence takes, but 0 · -inf is not a number.
     log_optimal = optimal.clamp_min(torch.finfo(torch.float64).tiny).log()
     divergence = torch.linalg.vecdot(optimal, log_optimal - log_predicted)

@@ -249,7 +249,7 @@ def test_drawing_is_lazy_and_may_stop(mess3, global_state):
 
 def test_batches_say_which_words_their_output_is_of(words):
     model = build("bridge")
-    for batch in model_rows(model, words, "embed", batch_size=30):
+    for batch in model_rows(model, words, "embed", batch_size=30, logits=True):
         torch.testing.assert_close(batch.output, model(words.tokens[batch.batch_words]))
         assert len(words.tokens[batch.batch_words]) == len(batch.output)
 

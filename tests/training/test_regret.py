@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import msp_lens as msp
+from msp_lens.models.symbol_reader import symbol_log_probabilities
 from msp_lens.training import regret as regrets
 from tests import brute_force
 
@@ -109,7 +110,9 @@ def test_a_large_vocabulary_is_compared_in_parts(dtype, monkeypatch):
     monkeypatch.setattr(regrets, "_AT_ONCE", 7 * 40)
     optimal = msp.next_token_probabilities(process, dataset.beliefs)
     expected = (optimal * (optimal.log() - logits.double().log_softmax(-1))).sum(-1)
-    found = regrets.batch_regret(logits, dataset, slice(0, len(dataset)))
+    answers = symbol_log_probabilities(logits.flatten(0, 1), torch.arange(40)).unflatten(0, (-1, 4))
+    found, outside = regrets.batch_regret(answers, dataset, slice(0, len(dataset)))
+    assert outside.abs().max() < 1e-12
     torch.testing.assert_close(found, dataset.word_weights @ expected, rtol=1e-12, atol=0)
 
 
@@ -117,9 +120,10 @@ def test_impossible_tokens_cost_nothing_and_missed_ones_everything():
     process = msp.processes.golden_mean(p=0.5)
     dataset = msp.data.all_words(process, 2)
     optimal = msp.next_token_probabilities(process, dataset.beliefs)
-    everything = slice(0, len(dataset))
-    assert regrets.batch_regret(optimal.log(), dataset, everything).abs().max() < 1e-12
-    assert regrets.batch_regret(optimal.flip(-1).log(), dataset, everything).isinf().all()
+    everything, others = slice(0, len(dataset)), torch.full((len(dataset), 2, 1), -math.inf).double()
+    right, wrong = (torch.cat([each.log(), others], dim=-1) for each in (optimal, optimal.flip(-1)))
+    assert regrets.batch_regret(right, dataset, everything).abs().max() < 1e-12
+    assert regrets.batch_regret(wrong, dataset, everything)[0].isinf().all()
 
 
 def test_the_final_regret_of_a_large_vocabulary_visits_fewer_words():
