@@ -204,7 +204,7 @@ def probe(
     site: Sites = None,
     weighting: RunWeighting = None,
     split: Annotated[
-        Literal["prefix", "sequence", "subtree"], typer.Option(help="What is held out together.")
+        Literal["prefix", "sequence", "subtree", "block", "position"], typer.Option(help="What is held out together.")
     ] = "prefix",
     solver: Annotated[
         Literal["auto", "ols", "ridge", "reduced_rank"],

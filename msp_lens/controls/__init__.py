@@ -1,4 +1,4 @@
-"""Controls beside which a score is read: windows of tokens, untrained twins, and the scores of all of them."""
+"""What a score is compared with: windows of tokens, untrained twins, and the scores of all of them."""
 
 from msp_lens.controls.control_scores import ControlKind, Controls, ControlScore
 from msp_lens.controls.token_windows import TokenWindows

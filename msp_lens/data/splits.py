@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Annotated, Literal
 
@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
-from msp_lens._checks import Between, Count, checked, converted
+from msp_lens._checks import AtLeast, Between, Count, checked, converted
 from msp_lens.data.belief_dataset import BeliefDataset, Weighting
 from msp_lens.data.labelled import LabelledTokens, label_rows
+from msp_lens.data.row_positions import position_mask
 
-SplitName = Literal["prefix", "sequence", "subtree"]
+SplitName = Literal["prefix", "sequence", "subtree", "block", "position"]
 # How many folds there may be.
 Folds = Annotated[int, Between(2, 10_000, "cross-validation needs at least two folds, and takes a fit for each")]
 
@@ -36,10 +37,22 @@ class Split:
       tokens: the strictest split, since whole regions of the belief simplex may be unseen. A shorter prefix belongs to
       the first subtree below it.
 
+    In a long word neighboring positions are nearly the same row. Two splits are for long words:
+
+    - `"block"`: a block of consecutive positions of a word is a group. The positions of the gap between two blocks are
+      no rows at all, so that every held-out row is more than `gap` positions from any that was fitted on, on both
+      sides, and one pass suffices for all folds. Blocks begin at other positions in other words. Every distinct prefix
+      is one row.
+    - `"position"`: every position of every word is a row, in a group by itself: the usual random split of one long
+      context (arXiv 2609.17376). It is optimistic, as both neighbors of a held-out row may have been fitted on.
+
     Attributes:
-        by: `"prefix"`, `"sequence"` or `"subtree"`.
+        by: `"prefix"`, `"sequence"`, `"subtree"`, `"block"` or `"position"`.
         n_folds: Number of folds of the cross-validation.
         subtree_depth: Number of first tokens that a subtree's words share; by default the least with enough subtrees.
+        block_length: Positions in a block; by default four times the gap, at most 80, and fewer where there would be
+            less than two blocks for each of four cells of every fold, or less than four in a word.
+        gap: Positions left out between two blocks; by default a quarter of a block.
 
     Raises:
         ValueError: if there is no such split, or an option is out of range or belongs to another split.
@@ -48,10 +61,15 @@ class Split:
     by: SplitName = "prefix"
     n_folds: Folds = 5
     subtree_depth: Count | None = None
+    block_length: Count | None = None
+    gap: Annotated[int, AtLeast(0)] | None = None
 
     def __post_init__(self) -> None:
         if self.subtree_depth is not None and self.by != "subtree":
             raise ValueError(f"subtree_depth={self.subtree_depth}: only split='subtree' takes a depth.")
+        for name in ("block_length", "gap"):
+            if getattr(self, name) is not None and self.by != "block":
+                raise ValueError(f"{name}={getattr(self, name)}: only split='block' has blocks and gaps.")
 
 
 def as_split(value: Split | str) -> Split:
@@ -67,7 +85,7 @@ class SplitRows:
 
     Attributes:
         is_row: Where there is a row. Prefixes are not repeated, except if whole words are held out.
-        weights: How much each row counts; the weights of all rows sum to 1.
+        weights: How much each row counts; the weights of all rows sum to 1, those in gaps between blocks included.
         groups: The number of each row's group, 0 … n_groups - 1.
         n_groups: Number of groups.
         group: What a group is, for the report.
@@ -91,14 +109,27 @@ def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting)
     split = as_split(split)
     ids, tokens = dataset.prefix_ids, dataset.tokens
     weights, prior = dataset.prefix_weights(weighting)[ids], dataset.prior_weight(weighting)
-    if split.by == "sequence":
+    if split.by in ("sequence", "position"):
         if weighting == "prefix":
             weights = weights / torch.bincount(ids.flatten(), minlength=dataset.n_prefixes)[ids]
         else:
             by_word = dataset.word_weights if weighting == "probability" else torch.ones_like(dataset.word_weights)
             weights = (by_word / by_word.sum() / dataset.n_ctx).unsqueeze(1).expand_as(tokens)
-        groups = torch.arange(len(dataset)).unsqueeze(1).expand_as(tokens)
-        rows = SplitRows(torch.ones_like(dataset.is_first), weights, groups, len(dataset), "word", prior)
+        everywhere = torch.ones_like(dataset.is_first)
+        if split.by == "sequence":
+            groups = torch.arange(len(dataset)).unsqueeze(1).expand_as(tokens)
+            rows = SplitRows(everywhere, weights, groups, len(dataset), "word", prior)
+        else:
+            groups = torch.arange(tokens.numel()).reshape(tokens.shape)
+            rows = SplitRows(everywhere, weights, groups, tokens.numel(), "position", prior)
+    elif split.by == "block":
+        is_row = dataset.is_first & position_mask(dataset.positions, tokens)
+        words, positions = is_row.nonzero(as_tuple=True)
+        is_kept, blocks, block = _blocks(words, positions, split)
+        groups = torch.zeros_like(tokens)
+        groups[words, positions] = blocks
+        is_row[words, positions] = is_kept
+        rows = SplitRows(is_row, weights, groups, int(blocks.max()) + 1, block, prior)
     elif split.by == "subtree":
         # Words that begin alike are neighbors: a subtree begins where one of its first tokens is new.
         within = dataset.is_first.cumsum(dim=0) - 1
@@ -114,8 +145,62 @@ def split_rows(dataset: BeliefDataset, split: Split | str, weighting: Weighting)
         rows = SplitRows(dataset.is_first, weights, ids, dataset.n_prefixes, "prefix", prior)
     if rows.n_groups < 2:
         problem = f"split={split.by!r} leaves {rows.n_groups} group ({rows.group}), so nothing can be held out"
-        raise ValueError(f"{problem}: give longer words or another split.")
+        raise ValueError(f"{problem}: give longer words, {'shorter blocks, ' * (split.by == 'block')}or another split.")
     return rows
+
+
+def split_labelled(labelled: LabelledTokens, split: Split) -> tuple[LabelledTokens, int | None]:
+    """The rows of labelled tokens in the groups of a split by block or position, and the number of these groups.
+
+    Under another split they stay in their own groups, whose number is not known.
+
+    Raises:
+        ValueError: if there are fewer than two blocks.
+    """
+    if split.by not in ("block", "position"):
+        return labelled, None
+    is_kept = torch.ones(len(labelled), dtype=torch.bool)
+    groups, group = torch.arange(len(labelled)), "position"
+    if split.by == "block":
+        is_kept, groups, group = _blocks(labelled.words, labelled.positions, split)
+    n_groups = int(groups.max()) + 1
+    if n_groups < 2:
+        problem = f"split='block' leaves 1 group ({group}), so nothing can be held out"
+        raise ValueError(f"{problem}: give longer words, shorter blocks, or another split.")
+    by_row = {name: getattr(labelled, name)[is_kept] for name in ("words", "columns", "positions", "weights")}
+    for name in ("targets", "undefined"):
+        by_row[name] = {key: values[is_kept] for key, values in getattr(labelled, name).items()}
+    described = {**labelled.description, "groups": group, "rows": int(is_kept.sum())}
+    return replace(labelled, **by_row, groups=groups[is_kept], description=described), n_groups
+
+
+def _blocks(
+    words: Int[Tensor, "row"], positions: Int[Tensor, "row"], split: Split
+) -> tuple[Bool[Tensor, "row"], Int[Tensor, "row"], str]:
+    """Which rows are in blocks and not in gaps, the block of each row, numbered from 0, and what a block is.
+
+    The blocks of a word and the gaps between them repeat from its first row on. Each word begins further on in the
+    first block by a gap, so that the gaps are not at the same positions in all words.
+    """
+    numbers, of_word = words.unique(return_inverse=True)
+    first, last = (
+        positions.new_zeros(len(numbers)).scatter_reduce(0, of_word, positions, which, include_self=False)
+        for which in ("amin", "amax")
+    )
+    length, gap = split.block_length, split.gap
+    if length is None:
+        spans = last - first + 1
+        shortest, longest, enough = 5, 100, 2 * CELLS_PER_FOLD * split.n_folds
+        period = max(shortest, min(longest, int(spans.sum()) // enough, int(spans.max()) // 4))
+        length = 4 * gap if gap else period - period // 5
+    gap = -(-length // 4) if gap is None else gap
+    shifted = positions - first[of_word] + of_word * gap % (length + gap)
+    number = shifted // (length + gap)
+    is_kept = shifted % (length + gap) < length
+    places = of_word * (int(number.max()) + 1) + number
+    blocks = torch.zeros_like(places)
+    blocks[is_kept] = places[is_kept].unique(return_inverse=True)[1]
+    return is_kept, blocks, f"block of {length} positions with gaps of {gap}"
 
 
 def deal(groups: Int[Tensor, "row"], n_cells: int, *, n_groups: int | None, seed: int) -> Int[Tensor, "row"]:

@@ -25,7 +25,7 @@ from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
 from msp_lens.data.row_positions import position_mask
-from msp_lens.data.splits import Split, as_split, labelled_rows, split_rows
+from msp_lens.data.splits import Split, as_split, labelled_rows, split_labelled, split_rows
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.checking import ModelCheck, check_model
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, site_groups, unwrapped, word_length
@@ -94,7 +94,8 @@ def probe(
         weighting: How much a prefix counts: `"probability"`, `"sequence"` (by words that begin with it) or `"prefix"`.
         solver: `"ols"`, `"ridge"` (penalty chosen on held-out folds), `"auto"` (`"ols"` where there are at least 20
             rows for each feature, else `"ridge"`), or an `Auto`, `OLS`, `Ridge` or `ReducedRank`.
-        split: What is held out together: `"prefix"`, `"sequence"`, `"subtree"` (the strictest), or a `Split`.
+        split: What is held out together: `"prefix"`, `"sequence"`, `"subtree"` (the strictest), in long words `"block"`
+            or `"position"`, or a `Split`. Labelled tokens have groups of their own, except under the last two.
         concatenate: Whether to probe all sites together too, and each with all before it; by default if that takes at
             most a quarter of `max_bytes`. A `RandomProjection` or `PrincipalComponents` reduces each site first.
         controls: Whether to score shuffled beliefs, next-token probabilities and token windows too.
@@ -198,7 +199,7 @@ def probe(
         return completed(report, parts=parts, model_check=checked_model, **regrets)
 
     if isinstance(data, LabelledTokens):
-        return report_of(_of_tokens(data, controls=controls, seed=seed))
+        return report_of(_of_tokens(data, split, controls=controls, seed=seed))
     # Every possible word can be made again from the process; samples cannot.
     report, widest = None, math.inf
     for dataset in _words(model, data, seed):
@@ -374,7 +375,7 @@ def _always_first(dataset: BeliefDataset) -> str | None:
     return dataset.process.tokens[int(first[0])]
 
 
-def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
+def _of_tokens(labelled: LabelledTokens, split: Split, *, controls: bool, seed: int) -> _Data:
     """Given tokens with their targets, which are also shuffled by group; and windows."""
     names = list(labelled.targets)
     if len(names) > 1 and BELIEF not in names:
@@ -400,11 +401,12 @@ def _of_tokens(labelled: LabelledTokens, *, controls: bool, seed: int) -> _Data:
             how = {"n_targets": values.shape[1], "target": each.block, "longest": longest}
             windows.append(TokenWindows(numbered, len(occurring), **how))
     classes = labelled.classes.get(target, ())
-    description = {"target": target, "split": "groups", "own_dataset": True, "classes": list(classes) or None}
     # The targets are known by other names from here on.
-    renamed = replace(labelled, targets=targets, classes={}, undefined=undefined)
+    renamed, n_groups = split_labelled(replace(labelled, targets=targets, classes={}, undefined=undefined), split)
+    description = {"target": target, "split": "groups" if n_groups is None else split.by}
+    description |= {"own_dataset": True, "classes": list(classes) or None}
     own = [Part(name, each, labelled.classes.get(name, ())) for name, each in blocks.items() if name != target]
-    return _Data(renamed, None, labelled.n_ctx, description, windows, classes=classes, parts=own)
+    return _Data(renamed, n_groups, labelled.n_ctx, description, windows, classes=classes, parts=own)
 
 
 def _words(model: HookedModel, data: Process | BeliefDataset, seed: int) -> Iterator[BeliefDataset]:

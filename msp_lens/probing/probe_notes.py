@@ -43,6 +43,8 @@ def probe_notes(
         "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
         "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
         "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
+        "block": f"by {given.get('groups')}, whose positions are no rows: no neighbor of a held-out row is fitted",
+        "position": "by position: rows next to each other are nearly one row, which split='block' holds out together",
     }.get(given.get("split", ""), "by the rows' groups")
     lines = [_data_note(tables, given, process), *_reading_notes(given)]
     if model_check is not None:
@@ -180,7 +182,7 @@ def _data_note(tables: ProbeTables, given: dict[str, Any], process: Process | No
         words = "every possible word"
     elif given.get("draws") is not None:
         words = f"{given['draws']:,} sampled words ({given['words']:,} distinct)"
-    rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree") else "rows"
+    rows = "distinct prefixes" if given.get("split") in ("prefix", "subtree", "block") else "rows"
     return f"{named}{words} of {given['n_ctx']} tokens: {n:,} {rows}, {weighting}{target}."
 
 

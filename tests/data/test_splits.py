@@ -1,8 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
 
 import msp_lens as msp
-from msp_lens.data.splits import Split, as_split, deal, split_rows
+from msp_lens.data.row_positions import position_mask
+from msp_lens.data.splits import Split, as_split, deal, split_labelled, split_rows
 from msp_lens.moments.moments import merge_all
 from msp_lens.probing import probe_rows
 from msp_lens.probing.one_pass import Accumulator, accumulate
@@ -72,6 +77,10 @@ def test_whole_words_are_held_out_by_sequence(dataset):
     [
         (lambda dataset: as_split("word"), "split='word': choose one of 'prefix'"),
         (lambda dataset: Split("prefix", subtree_depth=2), "only split='subtree' takes a depth"),
+        (lambda dataset: Split("position", block_length=2), "block_length=2: only split='block' has blocks"),
+        (lambda dataset: Split("sequence", gap=0), "gap=0: only split='block' has blocks"),
+        (lambda dataset: Split("block", block_length=0), "block_length=0: give at least 1"),
+        (lambda dataset: Split("block", gap=-1), "gap=-1: give at least 0"),
         (lambda dataset: Split("subtree", subtree_depth=0), "subtree_depth=0: give at least 1"),
         (lambda dataset: Split(n_folds=1), "n_folds=1: give a number from 2 .*two folds"),
         (lambda dataset: split_rows(dataset, Split("subtree", subtree_depth=5), "probability"), "give at most 4"),
@@ -80,6 +89,140 @@ def test_whole_words_are_held_out_by_sequence(dataset):
 def test_impossible_splits_are_refused(dataset, make, message):
     with pytest.raises(ValueError, match=message):
         make(dataset)
+
+
+def places_of(dataset, rows):
+    """The places of rows by word, and the group of each."""
+    chosen = rows.is_row & position_mask(dataset.positions, dataset.tokens)
+    words, positions = chosen.nonzero(as_tuple=True)
+    return words.tolist(), positions.tolist(), rows.groups[chosen].tolist()
+
+
+@pytest.mark.parametrize("positions", [None, slice(-25, None), slice(3, None, 2)], ids=str)
+@pytest.mark.parametrize(("length", "gap"), [(6, 2), (3, 5), (4, 0), (1, 1)])
+def test_rows_of_two_blocks_are_further_apart_than_the_gap(mess3, length, gap, positions):
+    dataset = msp.words(mess3, n_ctx=40, n_words=5, positions=positions)
+    rows = split_rows(dataset, Split("block", block_length=length, gap=gap), "probability")
+    assert rows.group == f"block of {length} positions with gaps of {gap}"
+    words, at, groups = places_of(dataset, rows)
+    assert sorted(set(groups)) == list(range(rows.n_groups))
+    for word, position, group in zip(words, at, groups, strict=True):
+        for other_word, other, other_group in zip(words, at, groups, strict=True):
+            if group == other_group:
+                assert word == other_word
+                assert abs(position - other) < length
+            elif word == other_word:
+                assert abs(position - other) > gap
+    # No more is left out than the gaps, and not the same positions everywhere.
+    choice = (dataset.is_first & position_mask(positions, dataset.tokens)).sum()
+    assert len(words) == pytest.approx(float(choice) * length / (length + gap), rel=0.35)
+    if positions is None:
+        assert set(at) == set(range(40)) or gap > length
+    # A prefix is one row.
+    assert dataset.prefix_ids[words, at].unique().numel() == len(words)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_words", "n_ctx", "positions", "expected"),
+    [
+        # At most 80 positions and a gap of 20, at least 40 blocks, and four in a word.
+        ({}, 16, 640, None, (80, 20)),
+        ({}, 1, 5_000, slice(-4_000, None), (80, 20)),
+        ({}, 1, 640, None, (13, 4)),
+        ({"n_folds": 2}, 1, 640, None, (32, 8)),
+        ({}, 100, 66, None, (13, 4)),
+        ({}, 100, 10, None, (4, 1)),
+        ({"gap": 3}, 16, 640, None, (12, 3)),
+        ({"gap": 0}, 16, 640, None, (80, 0)),
+        ({"block_length": 10}, 16, 640, None, (10, 3)),
+    ],
+)
+def test_blocks_fit_the_words(options, n_words, n_ctx, positions, expected):
+    dataset = msp.words(msp.rrxor(0.5, 0.5), n_ctx=n_ctx, n_words=n_words, positions=positions)
+    rows = split_rows(dataset, Split("block", **options), "probability")
+    assert rows.group == "block of {} positions with gaps of {}".format(*expected)
+
+
+def test_every_position_is_a_group_of_its_own(dataset):
+    rows = split_rows(dataset, "position", "sequence")
+    assert rows.is_row.all()
+    assert rows.groups.flatten().tolist() == list(range(rows.n_groups)) == list(range(81 * 4))
+    torch.testing.assert_close(rows.weights, torch.full((81, 4), 1 / 324, dtype=torch.float64))
+
+
+def test_labelled_tokens_are_held_out_by_block_or_position():
+    tokens = torch.randint(0, 5, (3, 30), generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(90).reshape(3, 30, 1).double()
+    labelled = msp.LabelledTokens.from_tokens(tokens, {"a": targets, "b": -targets}, positions=slice(2, None))
+    same, n_groups = split_labelled(labelled, Split("prefix"))
+    assert same is labelled
+    assert n_groups is None
+    found, n_groups = split_labelled(labelled, Split("block", block_length=5, gap=2))
+    assert found.groups.unique().tolist() == list(range(n_groups))
+    assert n_groups == 14
+    assert found.description["groups"] == "block of 5 positions with gaps of 2"
+    assert found.description["rows"] == len(found) < len(labelled)
+    # Rows keep what is theirs.
+    assert found.targets["a"].flatten().tolist() == (30 * found.words + found.columns).tolist()
+    assert torch.equal(found.targets["b"], -found.targets["a"])
+    for group in range(n_groups):
+        word, columns = found.words[found.groups == group], found.columns[found.groups == group]
+        assert len(word.unique()) == 1
+        assert (columns.diff() == 1).all()
+        others = found.columns[(found.groups != group) & (found.words == word[0])]
+        assert int((others.unsqueeze(1) - columns).abs().min()) == 3
+    assert int(found.columns[found.words == 0].min()) == 2
+    found, n_groups = split_labelled(labelled, Split("position"))
+    assert torch.equal(found.groups, torch.arange(84))
+    assert n_groups == len(found) == 84
+    with pytest.raises(ValueError, match=r"leaves 1 group .*shorter blocks"):
+        split_labelled(
+            replace(labelled, words=labelled.words * 0, columns=torch.arange(84) % 84, tokens=tokens.reshape(1, 90)),
+            Split("block", block_length=100),
+        )
+
+
+class Drifting(HookedRootModule):
+    """Knows nothing of its tokens: smooth noise over positions, the same for every word."""
+
+    def __init__(self, n_ctx, d_model, *, smooth):
+        super().__init__()
+        steps = torch.arange(-3 * smooth, 3 * smooth + 1)
+        noise = torch.randn(d_model, 1, n_ctx + 6 * smooth, generator=torch.Generator().manual_seed(0))
+        kernel = torch.exp(-0.5 * (steps / smooth) ** 2).reshape(1, 1, -1)
+        self.drift = torch.nn.Parameter(torch.conv1d(noise, kernel)[:, 0].T)
+        self.hook_drift = HookPoint()
+        self.setup()
+
+    def forward(self, tokens):
+        return self.hook_drift(self.drift[: tokens.shape[1]].expand(len(tokens), -1, -1))
+
+
+def test_a_random_split_takes_drift_for_belief_and_blocks_do_not():
+    """A slowly moving belief in one context, and features that know nothing of it but move as slowly."""
+    moves, emits = torch.tensor([[0.98, 0.02], [0.02, 0.98]]), torch.tensor([[0.8, 0.2], [0.2, 0.8]])
+    process = msp.Process(torch.einsum("ix,ij->xij", emits, moves).double())
+    words = msp.words(process, n_ctx=3_000, n_words=1, positions=slice(-2_500, None), seed=1)
+    model, found = Drifting(3_000, 150, smooth=5), {}
+    for split in ("prefix", "position", "block"):
+        report = msp.probe(model, words, sites="hook_drift", split=split, solver="ridge", progress=False)
+        found[split] = report["hook_drift"].scores.held_out
+        assert {each.held_out.n for each in report.controls} == {found[split].n}
+        assert found[split].n == {"block": 1_993}.get(split, 2_500)
+        assert ("50 positions with gaps of 13" in " ".join(report.summary())) == (split == "block")
+        assert ("split='block' holds out together" in " ".join(report.summary())) == (split == "position")
+    assert found["position"].r2 > 0.4
+    assert found["prefix"].r2 > 0.4
+    assert found["block"].r2 < 0.02, found
+    # The same with the belief as a target of labelled tokens.
+    labelled = msp.LabelledTokens.from_tokens(words.tokens, words.beliefs, positions=words.positions)
+    for split, expected in found.items():
+        report = msp.probe(
+            model, labelled, sites="hook_drift", split=split, solver="ridge", controls=False, progress=False
+        )
+        score = report["hook_drift"].scores.held_out
+        assert score.n == expected.n
+        assert score.r2 == pytest.approx(expected.r2, abs=1e-9 if split == "block" else 0.05)
 
 
 def test_one_group_cannot_be_held_out():
