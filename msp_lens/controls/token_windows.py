@@ -25,9 +25,6 @@ from msp_lens.moments.moments import Moments
 from msp_lens.moments.scores import CellErrors, score_of
 from msp_lens.moments.solve import least_squares, without_rounding
 
-# Longer words have one table for all positions, and longer windows.
-MOST_POSITIONS = 64
-
 
 class TokenWindows:
     """Controls that see only the position and a window of the last k tokens.
@@ -43,10 +40,10 @@ class TokenWindows:
 
     Args:
         tokens: The words that rows are numbered by.
-        n_tokens: Size of the alphabet.
+        n_tokens: Size of the alphabet; `None` for text, of whose vocabulary only the tokens that occur are numbered.
         n_targets: Number of target coordinates.
-        longest: Length of the longest window. By default 20 in words of more than 64 tokens, and in shorter ones 4, or
-            what the table has room for.
+        longest: Length of the longest window. By default 20 in words of more than 64 tokens, and in shorter ones 4; if
+            these are of a given alphabet, no more than the table has room for.
         n_cells: The largest number of cells in the split, which bounds the size of the table.
         target: What is predicted, by its name among the rows' targets.
     """
@@ -54,25 +51,31 @@ class TokenWindows:
     def __init__(
         self,
         tokens: Int[Tensor, "word pos"],
-        n_tokens: int,
+        n_tokens: int | None = None,
         *,
         n_targets: int,
         longest: int | None = None,
         n_cells: int = 20,
         target: str = BELIEF,
     ) -> None:
+        is_text = n_tokens is None
+        if n_tokens is None:
+            occurring, tokens = tokens.unique(return_inverse=True)
+            n_tokens = len(occurring)
         self.tokens, self.target = tokens, target
         self.base = n_tokens + 1
-        table_entries, at_least = 4_000_000, 4
+        # Longer words have one table for all positions, and longer windows.
+        most_positions, table_entries, at_least = 64, 4_000_000, 4
         n_ctx = tokens.shape[1]
-        self.n_positions = n_ctx if n_ctx <= MOST_POSITIONS else 1
+        self.n_positions = n_ctx if n_ctx <= most_positions else 1
         room = table_entries // (n_cells * self.n_positions * (n_targets + 1))
         wanted = range(1, min(longest or at_least, n_ctx) + 1)
         self.longest_in_table = max((k for k in wanted if self.base**k <= room), default=0)
         self._n_categories = self.base**self.longest_in_table * self.n_positions
         self._held: dict[str, Tensor] = {}
         if longest is None:
-            longest = max(LENGTHS) if n_ctx > MOST_POSITIONS else self.longest_in_table or at_least
+            in_short_words = at_least if is_text else self.longest_in_table or at_least
+            longest = max(LENGTHS) if n_ctx > most_positions else in_short_words
         lengths = tuple(k for k in LENGTHS if k <= min(longest, n_ctx))
         self._longer = None
         if lengths[-1] > self.longest_in_table:

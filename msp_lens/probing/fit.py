@@ -20,7 +20,7 @@ from msp_lens._files import tensors_checksum
 from msp_lens.beliefs import constrained_beliefs
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.controls.control_scores import Controls, ControlScore
-from msp_lens.controls.token_windows import MOST_POSITIONS, TokenWindows
+from msp_lens.controls.token_windows import TokenWindows
 from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, Weighting, all_words, sampled_words
 from msp_lens.data.belief_dataset import TooManyWordsError
@@ -392,14 +392,10 @@ def _of_tokens(labelled: LabelledTokens, split: Split, *, controls: bool, seed: 
         one_of = torch.empty(n_groups, dtype=torch.int64)
         one_of[group] = torch.arange(len(group))
         dealt = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
-        # Of a large vocabulary few tokens occur: windows number those.
-        occurring, numbered = labelled.tokens.unique(return_inverse=True)
-        longest = None if labelled.n_ctx > MOST_POSITIONS else 4
         for each in blocks.values():
             values = targets[each.block]
             targets[each.shuffled] = values[one_of[dealt[group]]]
-            how = {"n_targets": values.shape[1], "target": each.block, "longest": longest}
-            windows.append(TokenWindows(numbered, len(occurring), **how))
+            windows.append(TokenWindows(labelled.tokens, n_targets=values.shape[1], target=each.block))
     classes = labelled.classes.get(target, ())
     # The targets are known by other names from here on.
     renamed, n_groups = split_labelled(replace(labelled, targets=targets, classes={}, undefined=undefined), split)

@@ -32,7 +32,7 @@ from msp_lens.controls.token_windows import TokenWindows
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.row_positions import position_ranges
-from msp_lens.data.splits import Split, as_split, labelled_rows, split_rows
+from msp_lens.data.splits import Split, as_split, labelled_rows, split_labelled, split_rows
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
 from msp_lens.models.model_files import model_fingerprint
@@ -282,7 +282,7 @@ def transfer(
         sites: Read each probe of a single site at all of these, as for `find_sites`; by default where it was fitted.
         weighting: How much each prefix of words counts, as for `probe`.
         split: What is resampled together for the intervals, and held out together for the correction and the controls;
-            as for `probe`, but whole words by default. Labelled tokens have groups of their own.
+            as for `probe`, but whole words by default. Labelled tokens keep their groups, as there.
         controls: Whether to predict the same beliefs from the position and the last tokens too.
         seed: Seed of the folds, and of the words if they are sampled.
         batch_size: Words in one forward pass.
@@ -320,7 +320,7 @@ def transfer(
     pairs = [(name, place) for place in places for name in place.names]
     accumulator = Accumulator([(str(k),) for k in range(len(pairs))], n_folds, n_groups, None, seed)
     windows = []
-    if controls and tokens is not None:
+    if controls:
         windows.append(TokenWindows(*tokens, n_targets=labelled.targets[BELIEF].shape[1]))
     ranges, errors = position_ranges(labelled.positions), None
     reference = labelled.weights @ labelled.targets[BELIEF] / labelled.weights.sum()
@@ -393,7 +393,7 @@ def _places(model: HookedModel, probes: Mapping[str, BeliefProbe], sites: Sites)
 
 def _labelled(
     probes: Mapping[str, BeliefProbe], data: BeliefDataset | LabelledTokens, split: Split, weighting: Weighting
-) -> tuple[LabelledTokens, tuple[Int[Tensor, "word pos"], int] | None]:
+) -> tuple[LabelledTokens, tuple[Int[Tensor, "word pos"], int | None]]:
     """The rows with what the probes read as the only target, and the tokens that windows see, with their number."""
     first = next(iter(probes.values()))
     part = first.provenance.get("part")
@@ -409,10 +409,8 @@ def _labelled(
         known, name = list(data.targets), part or first.provenance.get("target", BELIEF)
         if name not in known and len(known) > 1:
             raise ValueError(f"data has the targets {', '.join(map(repr, known))}, and the probes read {name!r}.")
-        labelled = data.only(name if name in known else known[0])
-        n_tokens = int(data.tokens.max()) + 1
-        # Of a larger vocabulary, the table of windows would be as large as the data.
-        tokens = (data.tokens, n_tokens) if n_tokens <= 4_096 else None
+        labelled, _ = split_labelled(data.only(name if name in known else known[0]), split)
+        tokens = (data.tokens, None)
     ((target, values),) = labelled.targets.items()
     for name, probe in probes.items():
         if probe.n_states != values.shape[1]:

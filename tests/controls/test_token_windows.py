@@ -189,6 +189,19 @@ def test_the_table_of_windows_is_bounded(n_tokens, n_ctx, options, in_table, lon
     assert entries[1] > 4_000_000 or in_table == min(options.get("longest", 4), n_ctx)
 
 
+@pytest.mark.parametrize("n_ctx", [5, 66])
+def test_the_tokens_of_a_text_are_numbered(n_ctx):
+    """Of a vocabulary whose size is not given, and with windows that the table has no room for."""
+    tokens = torch.tensor([7, 40_000, 0])[torch.randint(0, 3, (40, n_ctx), generator=torch.Generator().manual_seed(0))]
+    windows = TokenWindows(tokens, n_targets=3)
+    assert (windows.base, windows.longest_in_table, windows.longest) == (4, 4, 4 if n_ctx == 5 else 20)
+    assert torch.equal(windows.tokens, torch.where(tokens == 40_000, 2, (tokens == 7).long()))
+    many = torch.arange(40 * n_ctx).reshape(40, n_ctx)
+    windows = TokenWindows(many, n_targets=30)
+    assert windows.base == 40 * n_ctx + 1
+    assert (windows.longest_in_table, windows.longest) == ((1, 4) if n_ctx == 5 else (1, 20))
+
+
 @pytest.mark.parametrize(("n_tokens", "is_scored"), [(1_018, True), (1_019, False)])
 def test_additive_windows_have_at_most_1024_columns(n_tokens, is_scored):
     """A column for each token, one for the beginning, and one for each of five positions."""
