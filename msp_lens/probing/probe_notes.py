@@ -357,13 +357,26 @@ def transfer_notes(
         f"{words} of {given.get('n_ctx', rows.n_ctx)} tokens: {score.n:,} rows, weighting={given['weighting']!r}. The "
         f"interval is a bootstrap over {len(score.mse_by_cell)} cells of rows, dealt by {given['groups']}."
     ]
+    is_same = True
     for what, fingerprint in here.items():
         fitted = {name: each.provenance.get(f"{what}_fingerprint") for name, each in probes.items()}
         others = [name for name, known in fitted.items() if known != fingerprint]
         unknown = all(fitted[name] is None for name in others)
         where = f"no known {what}" if unknown else f"another {what if what == 'process' else 'model or checkpoint'}"
+        is_same = is_same and not others
         if others:
             lines.append(f"Fitted on {where}: {'all probes' if len(others) == len(probes) else ', '.join(others)}.")
+    named = {"token_map": "token map", "n_ctx": "length of words", "positions": "positions", "weighting": "weighting"}
+    changed = [
+        name
+        for key, name in named.items()
+        if any(each.provenance.get(key) != given.get(key) for each in probes.values())
+    ]
+    if changed:
+        lines.append(f"Other than where they were fitted: {', '.join(changed)}.")
+    if is_same:
+        same = " and ".join(here)
+        lines.append(f"Fitted on this {same}: rows among those that the probes were fitted on are in-sample.")
     return lines
 
 

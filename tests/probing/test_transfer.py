@@ -75,7 +75,10 @@ def test_on_its_own_data_a_probe_has_its_in_sample_score(model, mess3, report, s
         assert found.select(label).where_fitted == probe.scores.held_out.r2
         low, high = score.r2_interval
         assert low < score.r2 < high
-    assert "Fitted on" not in " ".join(found.notes)
+    notes = " ".join(found.notes)
+    assert "Fitted on this model and process: rows among those" in notes
+    assert "Fitted on another" not in notes
+    assert "Other than where" not in notes
 
 
 def test_scores_are_those_of_scikit_learn(model, report, other, moved):
@@ -177,6 +180,7 @@ def test_models_that_read_symbols_through_a_vocabulary(mess3, include_prior):
         assert found.select(label).score.r2 == pytest.approx(probe.scores.in_sample.r2, abs=1e-9)
     assert [first for first, _ in found.ranges] == ([0] if include_prior else []) + [1, 2, 3]
     plain = transfer(big, report, replace(dataset, token_map=None), controls=False, **QUIET)
+    assert "Other than where they were fitted: token map." in plain.notes
     assert plain.select("1_post").score.r2 < found.select("1_post").score.r2 - 0.1
 
 
@@ -185,6 +189,7 @@ def test_labelled_tokens(model, report, mess3):
     labelled = msp.LabelledTokens.from_beliefs(dataset)
     found, expected = (transfer(model, report, data, split="prefix", **QUIET) for data in (labelled, dataset))
     assert found.matrix().equals(expected.matrix())
+    assert "Other than where they were fitted: positions." in expected.notes
     renamed = replace(labelled, targets={"other": labelled.targets["belief"], "more": labelled.targets["belief"]})
     with pytest.raises(ValueError, match="data has the targets 'other', 'more', and the probes read 'belief'"):
         transfer(model, report, renamed, **QUIET)
