@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -115,6 +116,12 @@ def position_ranges(positions: Int[Tensor, "row"], *, most: int = 32) -> list[tu
     of_position = np.searchsorted(edges, np.array(found) + 1, side="right")
     members = [[each for each, at in zip(found, of_position, strict=True) if at == k] for k in np.unique(of_position)]
     return [(each[0], each[-1]) for each in members]
+
+
+def range_numbers(ranges: Sequence[tuple[int, int]], positions: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+    """The number of the range that each position is in; what is before the first range counts as the first."""
+    starts = torch.tensor([first for first, _ in ranges])
+    return (torch.searchsorted(starts, positions, right=True) - 1).clamp(min=0)
 
 
 def read_lengths(attention_mask: Any, tokens: Int[Tensor, "word pos"]) -> Int[Tensor, "word"]:

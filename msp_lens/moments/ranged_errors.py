@@ -1,4 +1,4 @@
-"""Squared errors of several read-outs of the same targets, by cell and by range of positions, from one pass.
+"""Squared errors of several read-outs of the same targets, by cell and by range (of positions), from one pass.
 
 Scores of any range, and of all rows together, follow from the same sums:
 
@@ -23,32 +23,31 @@ class RangedErrors:
     """Sums of squared errors, of which scores are made; `update` adds a batch.
 
     Args:
-        ranges: The first and the last position of each range, in ascending order.
         reference: The targets' mean, about: the squares of values far from 0 would cancel. The same in all processes.
         n_readouts: How many read-outs of the targets there are.
+        n_ranges: How many ranges rows are in.
         n_cells: How many cells rows are dealt into.
         n_folds: Cell c belongs to fold c mod n_folds.
 
     Example:
-        >>> errors = RangedErrors([(0, 0), (1, 3)], torch.zeros(1).double(), n_readouts=1, n_cells=4, n_folds=2)
-        >>> targets, positions = torch.arange(4.0).double().unsqueeze(1), torch.arange(4)
-        >>> errors.update(targets, [targets + 0.1], torch.ones(4).double(), positions=positions, cells=torch.arange(4))
+        >>> errors = RangedErrors(torch.zeros(1).double(), n_readouts=1, n_ranges=2, n_cells=4, n_folds=2)
+        >>> targets, ranges = torch.arange(4.0).double().unsqueeze(1), torch.tensor([0, 1, 1, 1])
+        >>> errors.update(targets, [targets + 0.1], torch.ones(4).double(), ranges=ranges, cells=torch.arange(4))
         >>> round(errors.score(0).mse, 12), errors.score(0, 1).n
         (0.01, 3)
     """
 
     def __init__(
         self,
-        ranges: Sequence[tuple[int, int]],
         reference: Float64[Tensor, "target"],
         *,
         n_readouts: int,
+        n_ranges: int,
         n_cells: int,
         n_folds: int,
     ) -> None:
-        self.ranges, self.reference, self.n_folds = tuple(ranges), reference, n_folds
-        self._starts = torch.tensor([first for first, _ in self.ranges])
-        size, width = n_cells * len(self.ranges), len(reference)
+        self.reference, self.n_ranges, self.n_folds = reference, n_ranges, n_folds
+        size, width = n_cells * n_ranges, len(reference)
         self._errors = torch.zeros(n_readouts, size, width, dtype=torch.float64)
         self._sums, self._squares = torch.zeros(2, size, width, dtype=torch.float64)
         self._weight, self._n = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.int64)
@@ -59,12 +58,11 @@ class RangedErrors:
         readouts: Sequence[Float64[Tensor, "row target"]],
         weights: Float64[Tensor, "row"],
         *,
-        positions: Int[Tensor, "row"],
+        ranges: Int[Tensor, "row"],
         cells: Int[Tensor, "row"],
     ) -> None:
-        """Add a batch of rows; those before the first range count as its own."""
-        here = (torch.searchsorted(self._starts, positions, right=True) - 1).clamp(min=0)
-        key, weight, centered = cells * len(self.ranges) + here, weights.unsqueeze(1), targets - self.reference
+        """Add a batch of rows, given the range and the cell of each."""
+        key, weight, centered = cells * self.n_ranges + ranges, weights.unsqueeze(1), targets - self.reference
         self._weight.index_add_(0, key, weights)
         self._sums.index_add_(0, key, weight * centered)
         self._squares.index_add_(0, key, weight * centered**2)
@@ -79,7 +77,7 @@ class RangedErrors:
 
     def _by_cell(self, values: Tensor) -> Tensor:
         """Sums `[cell and range, …]` as `[cell, range, …]`."""
-        return values.unflatten(0, (-1, len(self.ranges)))
+        return values.unflatten(0, (-1, self.n_ranges))
 
     @property
     def shares(self) -> Float64[Tensor, "range"]:

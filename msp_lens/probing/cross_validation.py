@@ -250,6 +250,12 @@ def _own_positions(
     return {probe: tuple(found) for probe, found in scores.items()}
 
 
+def evaluate_positions(cells: Cells, sites: Sequence[str], solver: Solver) -> tuple[HeldOutScore, ...]:
+    """The held-out scores of probes of the belief at some sites that are fitted to one position each."""
+    probe = _Reading(BELIEF)
+    return _own_positions(cells, tuple(sites), solver, [probe])[probe]
+
+
 class SavedRival(TypedDict):
     """`RivalScores` in a file."""
 

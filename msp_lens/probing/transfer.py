@@ -13,6 +13,7 @@ Of a row only b̂ and b are summed, so memory grows with neither the data nor th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from msp_lens.controls.control_scores import Controls, ControlScore, interval_te
 from msp_lens.controls.token_windows import TokenWindows
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting
 from msp_lens.data.labelled import BELIEF
-from msp_lens.data.row_positions import position_ranges
+from msp_lens.data.row_positions import position_ranges, range_numbers
 from msp_lens.data.splits import Split, as_split, labelled_rows, split_labelled, split_rows
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
@@ -42,7 +43,7 @@ from msp_lens.moments.ranged_errors import RangedErrors
 from msp_lens.moments.scores import HeldOutScore
 from msp_lens.moments.solvers import OLS
 from msp_lens.probing.belief_probe import BeliefProbe
-from msp_lens.probing.cross_validation import evaluate
+from msp_lens.probing.cross_validation import evaluate, evaluate_positions
 from msp_lens.probing.one_pass import Accumulator
 from msp_lens.probing.parts import part_tokens, part_values
 from msp_lens.probing.probe_notes import transfer_notes
@@ -68,6 +69,7 @@ class TransferScore(Value):
         score: Its score on all rows, with nothing refitted; the interval is over groups of rows.
         corrected: The same after an affine map of what it reads, fitted on the other folds.
         by_position: Its scores in each range of positions, against the variance there.
+        corrected_by_position: The same after an affine map for each range; empty for a probe read at chosen sites.
         where_fitted: Its held-out R² on the data that it was fitted on.
     """
 
@@ -76,6 +78,7 @@ class TransferScore(Value):
     score: HeldOutScore
     corrected: HeldOutScore
     by_position: tuple[HeldOutScore, ...]
+    corrected_by_position: tuple[HeldOutScore, ...]
     where_fitted: float
 
 
@@ -102,9 +105,8 @@ class TransferReport(Value, TableView):
         found = [each for each in self.scores if each.probe == probe and site in (None, each.site)]
         if len(found) != 1:
             places = ", ".join(f"{each.probe!r} at {each.site!r}" for each in self.scores)
-            problem = f"No probe {probe!r}" if site is None else f"No probe {probe!r} read at {site!r}"
-            problem = f"site=None, and {probe!r} was read at several places" if found else problem
-            raise KeyError(f"{problem}; there are {places}.")
+            missing = f"No probe {probe!r}" + (f" read at {site!r}" if site is not None else "")
+            raise KeyError(f"{f'{probe!r} was read at several places' if found else missing}; there are {places}.")
         return found[0]
 
     @property
@@ -126,13 +128,16 @@ class TransferReport(Value, TableView):
         """One row for each probe, place and range of positions, from `first` to `last`: the learning curves.
 
         R² is against the variance within the range, about its own mean belief: 0 is what knowing the position gives.
-        Weighted by `weight`, the MSE of the ranges make up that of all rows.
+        Weighted by `weight`, the MSE of the ranges make up that of all rows. Where only R² corrected is high, the
+        belief is held already, by the same directions, with other values along them.
         """
         rows = [
             {"probe": each.probe, "site": each.site, "first": first, "last": last, **_numbers(score)}
-            | {"variance": score.variance, "weight": weight}
+            | {"R² corrected": corrected.r2 if corrected else math.nan, "variance": score.variance, "weight": weight}
             for each in self.scores
-            for (first, last), score, weight in zip(self.ranges, each.by_position, self.weights, strict=True)
+            for (first, last), weight, score, corrected in itertools.zip_longest(
+                self.ranges, self.weights, each.by_position, each.corrected_by_position
+            )
         ]
         return pd.DataFrame(rows).set_index(["probe", "site"])
 
@@ -152,22 +157,18 @@ class TransferReport(Value, TableView):
         if math.isnan(best.score.r2):
             return [*lines, "The belief never varies on these rows, so there is nothing to read: R² is not defined."]
         lines.append(
-            "R²: read as fitted; 0 is that of the mean belief of these rows, below 0 is worse. Corrected: after an "
-            "affine map of what is read, fitted to the other folds of these rows. Where fitted: held out, on the "
-            "probe's own."
+            "R²: read as fitted; 0 is that of these rows' mean belief. Corrected: after an affine map of what is read, "
+            "fitted to the other folds of these rows. Where fitted: held out, on the probe's own rows."
         )
         score, corrected = r2_text(best.score.r2, 3), r2_text(best.corrected.r2, 3)
-        beside = ""
-        if control is not None:
-            beside = f"; best control ({control.name}), fitted to these rows, {r2_text(control.held_out.r2, 3)}"
         ends = interval_text(*best.score.r2_interval)
-        lines.append(f"Best: {best.probe} read at {best.site}, R² {score} ({ends}), corrected {corrected}{beside}.")
+        lines.append(f"Best: {best.probe} read at {best.site}, R² {score} ({ends}), corrected {corrected}.")
+        if control is not None:
+            lines[-1] += f" Best control ({control.name}), fitted to these rows: {r2_text(control.held_out.r2, 3)}."
         known = [k for k, each in enumerate(best.by_position) if not math.isnan(each.r2)]
         if len(known) > 1:
             first, last = (f"{r2_text(best.by_position[k].r2, 3)} {self._range(k)}" for k in (known[0], known[-1]))
-            lines.append(
-                f"By position (by_position(), plot()), it goes from R² {first} to {last}, against the variance there."
-            )
+            lines.append(f"By position (plot()), it goes from R² {first} to {last}, against the variance there.")
         return lines
 
     def _range(self, number: int) -> str:
@@ -206,17 +207,24 @@ class TransferPlots:
     found: TransferReport
 
     @checked
-    def __call__(self, *, theme: ThemeName = "light") -> Figure:
-        """R² in each range of positions with its interval, a curve for each probe and place."""
+    def __call__(self, *, corrected: bool = False, theme: ThemeName = "light") -> Figure:
+        """R² in each range of positions with its interval, a curve for each probe and place.
+
+        `corrected` after an affine map for each range; `ValueError` if the probes were read at chosen sites.
+        """
         from msp_lens.figures.score_curves import plot_learning_curves
 
         scores, several = self.found.scores, len({each.site for each in self.found.scores}) > 1
         moved = several and any(each.probe != each.site for each in scores)
         names = [f"{each.probe} at {each.site}" if moved else each.probe for each in scores]
         pairs = list(zip(names, scores, strict=True))
-        curves = {name: [part.r2 for part in each.by_position] for name, each in pairs}
-        ends = {name: [part.r2_interval for part in each.by_position] for name, each in pairs}
-        return plot_learning_curves(self.found.ranges, curves, intervals=ends, theme=theme)
+        found = {name: each.corrected_by_position if corrected else each.by_position for name, each in pairs}
+        if not all(found.values()):
+            raise ValueError("corrected=True: only probes read where they were fitted are corrected by position.")
+        curves = {name: [part.r2 for part in parts] for name, parts in found.items()}
+        ends = {name: [part.r2_interval for part in parts] for name, parts in found.items()}
+        title = "Frozen probes" + (", corrected" if corrected else "") + ", by position"
+        return plot_learning_curves(self.found.ranges, curves, intervals=ends, title=title, theme=theme)
 
     @checked
     def matrix(self, *, corrected: bool = False, theme: ThemeName = "light") -> Figure:
@@ -224,7 +232,7 @@ class TransferPlots:
         from msp_lens.figures.edit_bars import plot_heat_map
 
         table = self.found.matrix(corrected=corrected)
-        title = "R² of frozen probes" + (", after an affine correction" if corrected else "")
+        title = "R² of frozen probes" + (", corrected" if corrected else "")
         named = {"rows": list(table.index), "columns": list(table.columns), "xlabel": "read at", "ylabel": "fitted at"}
         return plot_heat_map(table.to_numpy(), **named, title=title, lowest=0, theme=theme)
 
@@ -282,7 +290,7 @@ def transfer(
         sites: Read each probe of a single site at all of these, as for `find_sites`; by default where it was fitted.
         weighting: How much each prefix of words counts, as for `probe`.
         split: What is resampled together for the intervals, and held out together for the correction and the controls;
-            as for `probe`, but whole words by default. Labelled tokens keep their groups, as there.
+            as for `probe`, but whole words by default; `"block"` for one long word. Labelled tokens keep their groups.
         controls: Whether to predict the same beliefs from the position and the last tokens too.
         seed: Seed of the folds, and of the words if they are sampled.
         batch_size: Words in one forward pass.
@@ -314,26 +322,28 @@ def transfer(
         check_reads_tokens(model, data.tokens)
     places, left_out = _places(model, named, sites)
     labelled, tokens = _labelled(named, data, split, weighting)
-    _check_widths(model, named, places, labelled)
+    _check_widths(model, named, places)
     n_groups = int(labelled.groups.max()) + 1
     n_folds = max(2, min(split.n_folds, n_groups))
     pairs = [(name, place) for place in places for name in place.names]
-    accumulator = Accumulator([(str(k),) for k in range(len(pairs))], n_folds, n_groups, None, seed)
-    windows = []
-    if controls:
-        windows.append(TokenWindows(*tokens, n_targets=labelled.targets[BELIEF].shape[1]))
     ranges, errors = position_ranges(labelled.positions), None
+    # Moments by range would take long for each probe at each site.
+    n_ranges = len(ranges) if sites is None else None
+    accumulator = Accumulator([(str(k),) for k in range(len(pairs))], n_folds, n_groups, n_ranges, seed)
+    n_targets = labelled.targets[BELIEF].shape[1]
+    windows = [TokenWindows(*tokens, n_targets=n_targets)] if controls else []
     reference = labelled.weights @ labelled.targets[BELIEF] / labelled.weights.sum()
     hooks = tuple(dict.fromkeys(site for place in places for site in place.sites))
     reading: dict[str, Any] = {"words": share(len(labelled.tokens)), "batch_size": batch_size}
     for batch in model_rows(model, labelled, hooks, **reading, progress="Reading" if progress else None):
         read = [each for place in places for each in place.read(batch)]
         batch = replace(batch, features={str(k): each for k, each in enumerate(read)}, output=None)
-        cells = accumulator.update(batch)
+        here = range_numbers(ranges, batch.positions)
+        cells = accumulator.update(replace(batch, positions=here))
         if errors is None:
-            sizes = {"n_readouts": len(pairs), "n_cells": accumulator.n_cells, "n_folds": n_folds}
-            errors = RangedErrors(ranges, reference, **sizes)
-        errors.update(batch.targets[BELIEF], read, batch.weights, positions=batch.positions, cells=cells)
+            sizes = {"n_readouts": len(pairs), "n_ranges": len(ranges), "n_folds": n_folds}
+            errors = RangedErrors(reference, n_cells=accumulator.n_cells, **sizes)
+        errors.update(batch.targets[BELIEF], read, batch.weights, ranges=here, cells=cells)
         for window in windows:
             window.update(batch, cells, accumulator.n_cells)
     assert errors is not None
@@ -342,10 +352,12 @@ def transfer(
     found = accumulator.finish()
     scores = []
     for k, (name, place) in enumerate(pairs):
-        corrected = evaluate(found.cells([str(k)], [BELIEF]), [str(k)], OLS(), extras=False)[1].held_out
-        fitted = named[name].scores.held_out.r2
+        cells = found.cells([str(k)])
+        of_all = evaluate(cells, [str(k)], OLS(), extras=False)[1].held_out
+        of_ranges = evaluate_positions(cells, [str(k)], OLS()) if len(cells.parts[0]) > 1 else ()
         by_position = tuple(errors.score(k, number) for number in range(len(ranges)))
-        scores.append(TransferScore(name, place.label, errors.score(k), corrected, by_position, fitted))
+        fitted = named[name].scores.held_out.r2
+        scores.append(TransferScore(name, place.label, errors.score(k), of_all, by_position, of_ranges, fitted))
     against = [each for own in windows for each in own.scores(n_folds)]
     if controls and not any(each.kind == "position" for each in against):
         called = "position" if all(first == last for first, last in ranges) else f"position in {len(ranges)} ranges"
@@ -380,9 +392,8 @@ def _places(model: HookedModel, probes: Mapping[str, BeliefProbe], sites: Sites)
         for name, probe in probes.items():
             find_sites(model, list(probe.sites))
             found.setdefault(probe.sites, {})[name] = probe
-        labels = {group: next(iter(there.values())).label for group, there in found.items()}
-        alone = {group: site_label(group[0]) if len(group) == 1 else label for group, label in labels.items()}
-        return [_Place.of(alone[group], group, there) for group, there in found.items()], []
+        labels = [site_label(at[0]) if len(at) == 1 else next(iter(each.values())).label for at, each in found.items()]
+        return [_Place.of(label, *place) for label, place in zip(labels, found.items(), strict=True)], []
     single = {name: probe for name, probe in probes.items() if len(probe.sites) == 1}
     if not single:
         raise ValueError("sites: every probe reads several sites at once, so none can be read at another: give probes.")
@@ -423,12 +434,10 @@ def _labelled(
     return replace(labelled, **numbers, targets={BELIEF: values[kept]}, undefined={}, classes={}), tokens
 
 
-def _check_widths(
-    model: HookedModel, probes: Mapping[str, BeliefProbe], places: Sequence[_Place], labelled: LabelledTokens
-) -> None:
+def _check_widths(model: HookedModel, probes: Mapping[str, BeliefProbe], places: Sequence[_Place]) -> None:
     """Raise `ValueError` unless each probe reads as many features as there are; one token shows how many."""
-    hooks = tuple(dict.fromkeys(site for place in places for site in place.sites))
-    (batch,) = stream_activations(model, labelled.tokens[:1, :1], hooks)
+    hooks = dict.fromkeys(site for place in places for site in place.sites)
+    (batch,) = stream_activations(model, torch.zeros(1, 1, dtype=torch.int64), list(hooks))
     for place in places:
         found = sum(batch.activations[site].shape[-1] for site in place.sites)
         for name in place.names:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 
-from msp_lens.data.row_positions import position_ranges
+from msp_lens.data.row_positions import position_ranges, range_numbers
 from msp_lens.moments.ranged_errors import RangedErrors
 
 N_CELLS, N_FOLDS = 6, 3
@@ -22,11 +22,11 @@ def test_scores_are_those_of_all_rows_at_once(seed, n, offset):
     targets = offset + torch.randn(n, 2, generator=generator, dtype=torch.float64) + positions.unsqueeze(1)
     read = [targets + torch.randn(n, 2, generator=generator, dtype=torch.float64), targets]
     weights = torch.rand(n, generator=generator, dtype=torch.float64) + 0.1
-    cells, ranges = torch.arange(n) % N_CELLS, [(0, 1), (2, 4), (7, 9)]
+    cells, ranges = torch.arange(n) % N_CELLS, range_numbers([(0, 1), (2, 4), (7, 9)], positions)
     # The reference need only be near the targets' mean.
-    errors = RangedErrors(ranges, targets[0], n_readouts=2, n_cells=N_CELLS, n_folds=N_FOLDS)
+    errors = RangedErrors(targets[0], n_readouts=2, n_ranges=3, n_cells=N_CELLS, n_folds=N_FOLDS)
     for rows in torch.arange(n).split(13):
-        places = {"positions": positions[rows], "cells": cells[rows]}
+        places = {"ranges": ranges[rows], "cells": cells[rows]}
         errors.update(targets[rows], [each[rows] for each in read], weights[rows], **places)
 
     def expected(rows, predicted):
@@ -66,6 +66,8 @@ def test_ranges_hold_each_position_once(positions, most):
     assert len(ranges) <= most or len(ranges) == len(found)
     assert all(first <= last < following for (first, last), (following, _) in itertools.pairwise(ranges))
     assert all(sum(first <= each <= last for first, last in ranges) == 1 for each in found)
+    numbers = range_numbers(ranges, torch.tensor(positions)).tolist()
+    assert all(ranges[k][0] <= max(each, 0) <= ranges[k][1] for k, each in zip(numbers, positions, strict=True))
     assert {first for first, _ in ranges} | {last for _, last in ranges} <= found, "no range is wider than its rows"
 
 

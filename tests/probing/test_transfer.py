@@ -21,18 +21,19 @@ QUIET = {"progress": False}
 
 
 class Late(HookedRootModule):
-    """Holds the optimal belief from a position on; before, what it holds says nothing."""
+    """Holds the optimal belief from a position on; from another one on to that, turned around; before, nothing."""
 
-    def __init__(self, process, since):
+    def __init__(self, process, turned, since):
         super().__init__()
-        self.process, self.since, self.scale = process, since, nn.Parameter(torch.ones(1))
+        self.process, self.turned, self.since, self.scale = process, turned, since, nn.Parameter(torch.ones(1))
         self.hook_beliefs = HookPoint()
         self.setup()
 
     def forward(self, tokens):
         beliefs = msp.filter_beliefs(self.process, tokens) * self.scale
-        late = torch.arange(tokens.shape[1]).unsqueeze(1) >= self.since
-        return self.hook_beliefs(torch.where(late, beliefs, self.process.initial)) @ self.process.emissions
+        position = torch.arange(tokens.shape[1]).unsqueeze(1)
+        held = torch.where(position >= self.since, beliefs, 1 - 2 * beliefs)
+        return self.hook_beliefs(torch.where(position >= self.turned, held, self.process.initial))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_a_probe_of_another_process_reads_badly_and_the_report_says_so(report, m
     notes = " ".join(moved.summary())
     assert "Fitted on another process: all probes." in notes
     assert "mess3(x=0.15, a=0.6)" in notes
-    assert f"best control ({moved.controls.best('1_post').name})" in notes
+    assert f"Best control ({moved.controls.best('1_post').name})" in notes
     assert {"position", "window 4"} <= set(moved.controls.names)
     assert "Frozen probes" in repr(moved)
     assert "corrected" in repr(moved)
@@ -153,20 +154,38 @@ def test_a_learning_curve_shows_when_the_belief_appears(mess3):
     probe = msp.probe(
         Observer(mess3), replace(dataset, positions=slice(-40, None)), sites="hook_beliefs", **QUIET
     ).probes[0]
-    found = transfer(Late(mess3, since=60), probe, dataset, **QUIET)
+    found = transfer(Late(mess3, turned=30, since=60), probe, dataset, **QUIET)
     assert 20 < len(found.ranges) <= 32
     assert found.ranges[0] == (0, 0)
     assert found.ranges[-1][1] == 119
     assert "position in" in " ".join(found.controls.names)
     table = found.by_position()
-    early, late = table[table["last"] < 60], table[table["first"] >= 60]
-    assert len(early)
-    assert len(late)
-    assert (early["R²"] < 0.2).all()
-    np.testing.assert_allclose(late["R²"], 1, atol=1e-9)
+    nothing, turned, late = table["last"] < 30, (table["first"] >= 30) & (table["last"] < 60), table["first"] >= 60
+    assert min(nothing.sum(), turned.sum(), late.sum()) >= 2
+    assert (table[nothing | turned]["R²"] < 0.2).all()
+    np.testing.assert_allclose(table[late]["R²"], 1, atol=1e-9)
+    # It is held already, in another way.
+    assert (table[nothing]["R² corrected"] < 0.2).all()
+    np.testing.assert_allclose(table[turned | late]["R² corrected"], 1, atol=1e-9)
     (axis,) = found.plot().axes
     assert axis.get_xscale() == "log"
     np.testing.assert_allclose(axis.lines[0].get_ydata(), table["R²"])
+    (line,) = found.plot(corrected=True, theme="dark").axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), table["R² corrected"])
+
+
+def test_one_long_word_is_resampled_by_blocks(mess3):
+    observer, dataset = Observer(mess3), msp.words(mess3, n_ctx=400, n_words=1)
+    probe = msp.probe(observer, dataset, sites="hook_beliefs", split="block", **QUIET).probes[0]
+    with torch.no_grad():
+        observer.scale.fill_(0.9)
+    for data in (dataset, msp.LabelledTokens.from_beliefs(dataset)):
+        found = transfer(observer, probe, data, split="block", **QUIET).best
+        low, high = found.score.r2_interval
+        assert low < found.score.r2 < high < 1
+        assert found.corrected.r2 == pytest.approx(1, abs=1e-9)
+    with pytest.raises(ValueError, match="split='sequence' leaves 1 group"):
+        transfer(observer, probe, dataset, **QUIET)
 
 
 @pytest.mark.parametrize("include_prior", [False, True])
@@ -228,6 +247,9 @@ def test_each_probe_at_each_site(model, report, mess3):
         found.select("0_post")
     with pytest.raises(KeyError, match="No probe '0_post' read at 'ln_final'"):
         found.select("0_post", "ln_final")
+    assert found.by_position()["R² corrected"].isna().all()
+    with pytest.raises(ValueError, match="only probes read where they were fitted are corrected by position"):
+        found.plot(corrected=True)
     picture = found.plot.matrix(theme="dark")
     assert picture.axes[0].get_xlabel() == "read at"
     image = picture.axes[0].images[0]
