@@ -20,10 +20,12 @@ class Cells:
     Attributes:
         parts: `parts[cell][position]`; there is one position if positions are not kept apart.
         n_folds: Cell c belongs to fold c mod n_folds.
+        n_groups: Number of groups of rows that were dealt into cells; `None` if it is not known.
     """
 
     parts: tuple[tuple[Moments, ...], ...]
     n_folds: int
+    n_groups: int | None = None
 
     @cached_property
     def _filled(self) -> list[list[tuple[Moments, ...]]]:

@@ -121,13 +121,14 @@ class ReducedRank(Solver):
 @checked
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Least squares where rows are many times the features, else ridge with a penalty chosen on held-out folds.
+    """Least squares where groups of rows are many times the features, else ridge with a penalty from held-out folds.
 
     Least squares fits p features to n rows at the price of about p / n of the noise's variance, held out: 5 % at the
-    default ratio. With few rows a feature it may be far worse than the mean, where ridge is not.
+    default ratio. With few rows a feature it may be far worse than the mean, where ridge is not. Rows that are held out
+    together count as one: the positions of one long context are nearly one row, and held-out contexts are other ones.
 
     Attributes:
-        ratio: Distinct rows for each feature from which least squares is used.
+        ratio: Groups of rows for each feature from which least squares is used.
     """
 
     name = "auto"
@@ -138,7 +139,8 @@ class Auto(Solver):
         """The solver for these features; `OLS` too where there are fewer folds than a choice of penalty takes."""
         n_features = len(cells.whole.columns(features))
         options = {"intercept": self.intercept, "rank_cutoff": self.rank_cutoff}
-        is_ols = cells.whole.n >= self.ratio * n_features or len(cells.folds) < MIN_FOLDS
+        n = cells.whole.n if cells.n_groups is None else min(cells.whole.n, cells.n_groups)
+        is_ols = n >= self.ratio * n_features or len(cells.folds) < MIN_FOLDS
         return OLS(**options) if is_ols else Ridge(**options)
 
 

@@ -92,8 +92,8 @@ def probe(
             `LabelledTokens`.
         sites: Hook names, labels, globs, a function, groups to concatenate, or `"all"`; see `find_sites`.
         weighting: How much a prefix counts: `"probability"`, `"sequence"` (by words that begin with it) or `"prefix"`.
-        solver: `"ols"`, `"ridge"` (penalty chosen on held-out folds), `"auto"` (`"ols"` where there are at least 20
-            rows for each feature, else `"ridge"`), or an `Auto`, `OLS`, `Ridge` or `ReducedRank`.
+        solver: `"ols"`, `"ridge"` (penalty chosen on held-out folds), `"auto"` (`"ols"` where at least 20 groups of
+            rows are held out together for each feature, else `"ridge"`), or an `Auto`, `OLS`, `Ridge`, `ReducedRank`.
         split: What is held out together: `"prefix"`, `"sequence"`, `"subtree"` (the strictest), in long words `"block"`
             or `"position"`, or a `Split`. Labelled tokens have groups of their own, except under the last two.
         concatenate: Whether to probe all sites together too, and each with all before it; by default if that takes at
@@ -145,7 +145,7 @@ def probe(
         checked_model = _check_of(model, data, names, description["model_fingerprint"])
         fitted = partial(fit_report, sites=groups, solver=solver, n_folds=split.n_folds, n_groups=data.n_groups)
         fitted = partial(fitted, concatenate=chosen.concatenate, max_bytes=max_bytes, seed=seed)
-        fitted = partial(fitted, parts=data.parts, strata=strata)
+        fitted = partial(fitted, parts=data.parts, strata=strata, group_count=len(data.labelled.groups.unique()))
         own_words = words = share(len(data.labelled.tokens))
         classes = data.class_rows(names, seed=seed)
         observers: list[Observer] = [each for each in (data.regret, *data.windows, classes) if each]

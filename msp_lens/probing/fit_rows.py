@@ -125,6 +125,7 @@ def fit_report(
     extras: bool = True,
     parts: Sequence[Part] = (),
     strata: tuple[Stratum, ...] = EVERYTHING,
+    group_count: int | None = None,
     windows: Sequence[TokenWindows] = (),
     classes: ClassRows | None = None,
     observers: Sequence[Observer] = (),
@@ -136,7 +137,8 @@ def fit_report(
 
     `own_positions` fits each position on its own too; `observers`, windows and classes among them, sum over the same
     pass. Sums are saved to `checkpoint` from time to time; `resume_from` is an interrupted pass whose remaining rows
-    these are. `parts` are other targets, which are not defined in some of the `strata` of rows.
+    these are. `group_count` is the number of groups where they are dealt by hash. `parts` are other targets, which are
+    not defined in some of the `strata` of rows.
     """
     groups = {label: tuple(group) for label, group in sites.items()}
     names = tuple(dict.fromkeys(site for group in groups.values() for site in group))
@@ -154,7 +156,15 @@ def fit_report(
     }
     panels = list(blocks.values())
     accumulator = Accumulator(
-        panels, n_folds, n_groups, n_positions, seed, max_bytes, progress=resume_from, strata=strata
+        panels,
+        n_folds,
+        n_groups,
+        n_positions,
+        seed,
+        max_bytes,
+        progress=resume_from,
+        strata=strata,
+        group_count=group_count,
     )
     stream = rows if reduction is None else _with_reduced(rows, names, reduction)
     sums = accumulate(stream, accumulator, observers, checkpoint=checkpoint)
@@ -170,6 +180,7 @@ def fit_report(
             "solver": solver.to_dict(),
             "reduction": repr(reduction) if reduction is not None else None,
             "n_cells": sum(map(len, sums.cells().cells)),
+            "n_groups": sums.n_groups,
             "seed": seed,
         }
     )

@@ -7,6 +7,7 @@ scored on its own rows, still from one pass.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -68,11 +69,13 @@ class Sums:
         by_panel: By sites that share a Gram matrix, cell, position and stratum.
         strata: The targets that are not defined in each stratum.
         n_folds: Cell c belongs to fold c mod n_folds.
+        n_groups: Number of groups of rows, about.
     """
 
     by_panel: Mapping[tuple[str, ...], Sequence[Sequence[Sequence[Moments]]]]
     strata: tuple[Stratum, ...]
     n_folds: int
+    n_groups: int | None = None
     _merged: dict[Any, Cells] = field(default_factory=dict, init=False, repr=False)
 
     def kept(self, targets: Iterable[str] = ()) -> tuple[int, ...]:
@@ -87,13 +90,16 @@ class Sums:
         """
         panel = next(panel for panel in self.by_panel if set(sites) <= set(panel))
         kept = self.kept(targets)
+        if any(known != panel for known, _ in self._merged):
+            # The merged moments of all panels would take as much again as the moments.
+            self._merged.clear()
         if (panel, kept) not in self._merged:
             by_cell = [
                 tuple(strata[0] if len(strata) == 1 else merge_all([strata[k] for k in kept]) for strata in positions)
                 for positions in self.by_panel[panel]
                 if kept
             ]
-            found = Cells(tuple(by_cell), self.n_folds)
+            found = Cells(tuple(by_cell), self.n_folds, self.n_groups)
             if len(found.folds) < 2:
                 problem = f"The rows fill {len(found.folds)} of {self.n_folds} folds: there are too few groups"
                 raise ValueError(f"{problem} with weight to hold any out. Give more rows, or more groups.")
@@ -103,7 +109,7 @@ class Sums:
     def of_targets(self, names: Sequence[str]) -> Cells:
         """The moments of some targets alone, with the rows where all are defined; errors as for `cells`."""
         parts = [tuple(part.select(names) for part in positions) for positions in self.cells(targets=names).parts]
-        return Cells(tuple((merge_all(positions),) for positions in parts), self.n_folds)
+        return Cells(tuple((merge_all(positions),) for positions in parts), self.n_folds, self.n_groups)
 
 
 @dataclass(frozen=True)
@@ -166,12 +172,13 @@ class Accumulator:
     Attributes:
         panels: Groups of sites that share a Gram matrix.
         n_folds: Number of folds of the cross-validation.
-        n_groups: Number of groups of rows, if known.
+        n_groups: Number of groups of rows, numbered from 0, to deal them evenly; else they are dealt by hash.
         n_positions: Number of positions to keep apart, if memory allows.
         seed: Seed for dealing groups into cells.
         max_bytes: Largest memory that the moments may take.
         progress: An interrupted pass to continue.
         strata: The sets of targets that are not defined in the same row.
+        group_count: Number of groups that are dealt by hash, if known; else it is estimated.
         n_cells: Number of cells; known from the first batch on, like the grid.
         grid: The moments.
         n_bytes_by_position: What the moments would take, or take, with positions kept apart.
@@ -185,12 +192,14 @@ class Accumulator:
     max_bytes: int = MAX_BYTES
     progress: PassProgress | None = None
     strata: tuple[Stratum, ...] = EVERYTHING
+    group_count: int | None = None
     n_cells: int = 0
     grid: MomentsGrid | None = None
     n_bytes_by_position: int = 0
     _waiting: list[tuple[RowBatch, Tensor]] = field(default_factory=list)
     _bytes: int = 0
     _n_batches: int = 0
+    _groups_seen: Tensor = field(default_factory=lambda: torch.zeros(2**20, dtype=torch.bool))
 
     def __post_init__(self) -> None:
         if self.progress is not None and self.progress.moments:
@@ -216,11 +225,13 @@ class Accumulator:
         if self.grid is None:
             self._start({name: values.shape[1] for name, values in {**features, **batch.targets}.items()})
         cells = deal(batch.groups, self.n_cells, n_groups=self.n_groups, seed=self.seed)
+        if self.group_count is None and self.n_groups is None:
+            self._groups_seen[deal(batch.groups, len(self._groups_seen), n_groups=None, seed=self.seed)] = True
         self._waiting.append((replace(batch, features=features, output=None), cells))
         self._bytes += sum(values.nbytes for values in features.values())
         self._n_batches += 1
         # Moments of a few rows cost as much as those of many, so rows wait until they fill this many bytes.
-        if self._bytes >= 2**27:
+        if self._bytes >= 2**26:
             self.flush()
         return cells
 
@@ -237,7 +248,15 @@ class Accumulator:
         for panel, row in zip(grid.groups, grid.moments, strict=True):
             parts = [part.cpu() for part in row]
             by_panel[panel] = _batched(_batched(parts, len(self.strata)), self.n_positions or 1)
-        return Sums(by_panel, self.strata, self.n_folds)
+        return Sums(by_panel, self.strata, self.n_folds, self._count_groups())
+
+    def _count_groups(self) -> int:
+        """The number of groups, or an estimate of it: random bits were set, one for each, and (1 - 1 / m)ⁿ are not."""
+        if (known := self.group_count or self.n_groups) is not None:
+            return known
+        is_set = total(self._groups_seen.double()) > 0
+        free = max(1, int((~is_set).sum()))
+        return round(-len(is_set) * math.log(free / len(is_set)))
 
     def _start(self, widths: Mapping[str, int]) -> None:
         plan = plan_moments(
@@ -267,10 +286,14 @@ class Accumulator:
             keys = keys * self.n_positions + positions
         if len(self.strata) > 1:
             keys = keys * len(self.strata) + torch.cat([self._stratum(batch) for batch in batches])
-        blocks = {site: torch.cat([b.features[site] for b in batches]) for site in batches[0].features}
-        blocks |= {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
+        # Rows that have been joined wait no longer, so that memory holds them once.
+        held = [dict(batch.features) for batch in batches]
+        targets = {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
+        weights = torch.cat([batch.weights for batch in batches])
+        del batches
         self._waiting, self._bytes = [], 0
-        self.grid.update(blocks, torch.cat([batch.weights for batch in batches]), keys)
+        blocks = {site: torch.cat([features.pop(site) for features in held]) for site in tuple(held[0])}
+        self.grid.update(blocks | targets, weights, keys)
 
     def _stratum(self, batch: RowBatch) -> Int[Tensor, "row"]:
         """The stratum of each row."""

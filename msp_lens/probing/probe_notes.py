@@ -111,7 +111,7 @@ def positions_left_out(given: Mapping[str, Any]) -> str:
     needed = given["positions_left_out"]["bytes"]
     return (
         f"the moments of every position take {bytes_text(needed)}, more than a quarter of max_bytes. Probe fewer sites "
-        "or shorter words, choose positions of the words, or raise max_bytes"
+        "or shorter words, or read these probes on fresh words, msp.probing.transfer(model, report, words)"
     )
 
 
@@ -331,11 +331,14 @@ def _solver_notes(tables: ProbeTables, given: dict[str, Any]) -> list[str]:
     )
     if solver["name"] == "ridge":
         return [f"Probes are fitted by ridge. {chosen}"]
-    fewest = min(probe.scores.in_sample.n / sum(probe.widths) for probe in by_ridge)
+    n_groups, what = given.get("n_groups") or math.inf, "rows"
+    if n_groups < tables.probes[0].scores.in_sample.n:
+        what = f"groups of rows ({given.get('groups', 'given')})"
+    fewest = min(min(probe.scores.in_sample.n, n_groups) / sum(probe.widths) for probe in by_ridge)
     named = ", ".join(probe.label for probe in by_ridge)
     rest = f" The others are fitted by least squares{why}." if len(by_ridge) < len(tables) else ""
     return [
-        f"Fitted by ridge: {named}, which have fewer than {solver['ratio']:g} rows a feature ({fewest:.2g} at the "
+        f"Fitted by ridge: {named}, which have fewer than {solver['ratio']:g} {what} a feature ({fewest:.2g} at the "
         f"least), so that least squares would overfit. {chosen}{rest}"
     ]
 
@@ -414,6 +417,7 @@ class _SavedProvenance(_AlwaysSaved, total=False):
     no_regret: str | None
     concatenation_left_out: dict[str, Count]
     positions_left_out: dict[str, Count]
+    n_groups: Count | None
 
 
 def checked_provenance(provenance: dict[str, Any], path: Path) -> dict[str, Any]:

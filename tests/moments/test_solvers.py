@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,3 +205,12 @@ def test_a_string_stands_for_a_solvers_defaults():
         found = json.loads(json.dumps(solver.to_dict()))
         assert found.pop("name") == solver.name
         assert type(solver)(**found) == solver
+
+
+def test_rows_that_are_held_out_together_count_as_one():
+    cells = cells_of(*problem(200, 0))
+    features, n = cells.whole.blocks["h"], cells.whole.n
+    for n_groups, rows in ((None, n), (n, n), (10**9, n), (7, 7)):
+        counted = replace(cells, n_groups=n_groups)
+        assert isinstance(Auto(ratio=rows / features).choose(counted, ["h"]), OLS)
+        assert isinstance(Auto(ratio=1.01 * rows / features).choose(counted, ["h"]), Ridge)

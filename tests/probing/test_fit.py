@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import mean_squared_error
+from sklearn.metrics import mean_squared_error, r2_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
 
 import msp_lens as msp
 from msp_lens.data import LabelledTokens, TokenMap, one_hot
@@ -264,6 +265,31 @@ def test_words_that_nobody_chose_may_not_take_hours(mess3, monkeypatch):
     # Chosen words are read, however long it takes.
     chosen = msp.words(mess3, n_ctx=64, n_words=40)
     assert "0_post" in msp.probe(model, chosen, sites="0_post", controls=False, by_position=False, progress=False)
+
+
+def test_few_long_contexts_are_few_rows():
+    """Sixteen contexts of 300 positions, each nearly one row: least squares memorizes them, and reads none held out."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 1e-2 * torch.randn(16, 300, 12, generator=generator)
+    activations = torch.randn(16, 1, 12, generator=generator) + noise
+    target = (activations[..., :1] + torch.randn(16, 1, 1, generator=generator)).double()
+    rows = [({"h": activations[:10]}, target[:10]), ({"h": activations[10:]}, target[10:])]
+    found = {solver: probe_rows(batch_rows(rows), solver=solver)["h"].scores for solver in ("ols", "auto")}
+    of_word = np.arange(16).repeat(300)
+    flat = activations.flatten(0, 1).numpy(), target.flatten().numpy()
+    oracle = cross_val_predict(LinearRegression(), *flat, groups=of_word, cv=GroupKFold(5))
+    assert r2_score(flat[1], oracle) < 0
+    assert found["ols"].in_sample.r2 > 0.8
+    assert found["ols"].held_out.r2 < 0 < found["auto"].held_out.r2
+    assert (found["auto"].solver, found["auto"].in_sample.n) == ("ridge", 4_800)
+
+
+def test_groups_are_counted_without_being_kept(mess3, model):
+    rows = msp.probing.model_rows(model, msp.words(mess3, n_ctx=5), "0_post")
+    assert probe_rows(rows).provenance["n_groups"] == pytest.approx(363, rel=0.01)
+    tokens, targets = torch.randint(0, 3, (40, 5)), torch.rand(40, 5, 2).double()
+    labelled = LabelledTokens.from_tokens(tokens, targets, groups=torch.arange(40))
+    assert msp.probe(model, labelled, sites="0_post", controls=False, progress=False).provenance["n_groups"] == 40
 
 
 class StoppedError(Exception):

@@ -200,7 +200,7 @@ def test_positions_are_scored_by_the_one_probe_and_on_their_own(report, model, m
 
 def test_splits_from_lenient_to_strict(model, mess3):
     reports = {
-        split: msp.probe(model, mess3, split=split, by_position=False, progress=False)
+        split: msp.probe(model, mess3, split=split, solver="ols", by_position=False, progress=False)
         for split in ("sequence", "prefix", "subtree")
     }
     in_sample = [report["1_post"].scores.in_sample.r2 for report in reports.values()]
