@@ -237,7 +237,7 @@ def _captured(
 def _once(model: HookedModel, words: Tensor, hooks: Sequence[str]) -> dict[str, Tensor]:
     """What each hook held last, and the output, if that is by position."""
     seen, output = _captured(model, words, hooks)
-    by_position = {"the output": output} if isinstance(output, Tensor) and output.ndim > 1 else {}
+    by_position = {"the output": output.detach()} if isinstance(output, Tensor) and output.ndim > 1 else {}
     return {name: times[-1][1] for name, times in seen.items() if times} | by_position
 
 
