@@ -147,7 +147,7 @@ def site_ranks(
         raise ValueError(f"n_folds={n_folds}: there are only {n_rows} contexts. Give fewer folds.")
     for words, fold in zip(contexts, folds, strict=True):
         futures, weights = _futures(predictor, words, future_length)
-        for batch in stream_activations(reader, words, names):
+        for batch in stream_activations(reader, words, names, logits=False):
             chosen = torch.arange(batch.words.start, batch.words.stop)
             read = {name: batch.activations[name][:, -1].cpu().double() for name in names}
             rows = torch.cat([*read.values(), futures[chosen]], dim=1)

@@ -61,7 +61,7 @@ def belief_centroids(
         return sums.index_add_(0, cells[ids], rows.double() * (weights[ids] / totals[cells[ids]]).unsqueeze(1))
 
     means: dict[str, Tensor] = {}
-    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size):
+    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size, logits=False):
         first = dataset.is_first[batch.words]
         ids = dataset.prefix_ids[batch.words][first]
         for site, values in batch.activations.items():

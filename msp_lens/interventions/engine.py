@@ -37,7 +37,7 @@ from msp_lens.interventions.manifold import Cloud, cloud_words, numbered
 from msp_lens.interventions.menu import PLACEBOS, REFERENCES, Edits, Material, check_makes, resolve_edits
 from msp_lens.interventions.preparation import Probes, group_label, in_firing_order, single_site_probes
 from msp_lens.interventions.targets import AskedTargets, resolve_targets
-from msp_lens.models.activations import stream_activations, words_per_batch
+from msp_lens.models.activations import stream_activations, vocabulary_out, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
@@ -168,7 +168,7 @@ class Engine:
             # One for each edit of a site goes on from batch to batch, and does not know what else is asked.
             return derived_generator(self.seed, position, *names)
 
-        for rows in torch.arange(len(drawn.words)).split(words_per_batch(self.batch_size, drawn.words.shape[1])):
+        for rows in torch.arange(len(drawn.words)).split(self._batch(drawn.words)):
             donors_predict, donor = self._forward(drawn.donors[rows], sites)
             regrets.append(kl_divergence(along_donors[rows] @ process.emissions, donors_predict))
             plain, held = self._forward(drawn.words[rows], sites)
@@ -205,9 +205,7 @@ class Engine:
         """Real activations at all sites, of words that were drawn."""
         words = cloud_words(drawn.words, derived_generator(self.seed, "cloud", drawn.position))
         sites, later = [probe.sites[0] for probe in self.probes], slice(drawn.position, None)
-        parts = [
-            self._forward(some, sites)[1] for some in words.split(words_per_batch(self.batch_size, words.shape[1]))
-        ]
+        parts = [self._forward(some, sites)[1] for some in words.split(self._batch(words))]
         held = {site: torch.cat([part[site][:, later].cpu().double() for part in parts]) for site in sites}
         return Cloud(numbered(words, drawn.position), held)
 
@@ -233,6 +231,10 @@ class Engine:
                 for own, state in zip(sources, states, strict=True):
                     own.set_state(state)
                 yield name, strength, [edit.scaled(strength) for edit in whole]
+
+    def _batch(self, words: Int[Tensor, "word pos"]) -> int:
+        """Words in one forward pass."""
+        return words_per_batch(self.batch_size, words.shape[1], numbers_per_token=vocabulary_out(self.model))
 
     def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
         """The beliefs that the latest site's probe reads."""

@@ -237,7 +237,7 @@ class BeliefProbe(Value):
             ValueError: if a site has another width, or the probe reads the beliefs of another process.
         """
         sites = find_sites(model, self.sites)
-        (batch,) = stream_activations(model, torch.zeros(1, 1, dtype=torch.int64), sites)
+        (batch,) = stream_activations(model, torch.zeros(1, 1, dtype=torch.int64), sites, logits=False)
         for site, expected in zip(sites, self.widths, strict=True):
             if (width := batch.activations[site].shape[-1]) != expected:
                 raise ValueError(
@@ -391,7 +391,8 @@ def read_beliefs(
     tokens, columns = (dataset.token_map or TokenMap.identity(dataset.process.n_tokens)).encode(dataset.tokens)
     sites = list(dict.fromkeys(site for probe in probes for site in probe.sites))
     read = [torch.empty(dataset.n_prefixes, probe.n_states, dtype=torch.float64) for probe in probes]
-    for batch in stream_activations(model, tokens, sites, batch_size=batch_size, progress=progress):
+    how = {"batch_size": batch_size, "progress": progress, "logits": False}
+    for batch in stream_activations(model, tokens, sites, **how):
         first = dataset.is_first[batch.words]
         prefixes = dataset.prefix_ids[batch.words][first]
         row, column = first.nonzero()[:, 0], columns[batch.words][first]

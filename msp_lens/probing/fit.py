@@ -237,7 +237,7 @@ class _Data:
 
 def _widths(model: HookedModel, data: LabelledTokens, sites: Sequence[str]) -> dict[str, int]:
     """The number of features of each site, from a pass over one token."""
-    (batch,) = stream_activations(model, data.tokens[:1, :1], sites)
+    (batch,) = stream_activations(model, data.tokens[:1, :1], sites, logits=False)
     return {site: values.shape[-1] for site, values in batch.activations.items()}
 
 

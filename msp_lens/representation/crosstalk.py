@@ -28,7 +28,7 @@ from msp_lens.interventions.edits import applying, donor, no_edit, placebo, stee
 from msp_lens.interventions.engine import mean_and_error, ratio
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
 from msp_lens.interventions.preparation import chosen_positions, in_firing_order
-from msp_lens.models.activations import stream_activations, words_per_batch
+from msp_lens.models.activations import stream_activations, vocabulary_out, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits, context_length
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.probe_report import ProbeReport
@@ -174,8 +174,9 @@ def _predictions(
     position, sites = swap.words.shape[1] - 1, [probe.sites[0] for probe in probes]
     sources = [derived_generator(seed, "crosstalk", swap.factor, probe.label) for probe in probes]
     predicted: dict[tuple[str, str], list[list[Tensor]]] = {}
-    for rows in torch.arange(len(swap.words)).split(words_per_batch(batch_size, position + 1)):
-        (donated,) = stream_activations(model, swap.donors[rows], sites, batch_size=len(rows))
+    size = words_per_batch(batch_size, position + 1, numbers_per_token=vocabulary_out(model))
+    for rows in torch.arange(len(swap.words)).split(size):
+        (donated,) = stream_activations(model, swap.donors[rows], sites, batch_size=len(rows), logits=False)
         for probe, source in zip(probes, sources, strict=True):
             edits = {
                 "none": no_edit(probe),

@@ -288,7 +288,7 @@ def within_groups(
     for members in words.split(group):
         reference: dict[str, Tensor] = {}
         totals: dict[str, Tensor] = {}
-        for batch in stream_activations(model, members, sites, batch_size=size):
+        for batch in stream_activations(model, members, sites, batch_size=size, logits=False):
             for site, activations in batch.activations.items():
                 values = activations.cpu().double()
                 # Relative to nearby means, squares lose no digits.
