@@ -186,11 +186,12 @@ def _items(key: str | None, entries: Any, n_texts: int, n_parts: Sequence[int] |
         given = "something else" if entries is None else f"{len(entries)} entries"
         raise ValueError(f"{what}: give a list with an entry for each of the {n_texts} {name}, not {given}.")
     kinds = [_kind(entry, n_parts is not None) for entry in entries]
-    known: list[_Kind] = list(dict.fromkeys(kind for kind in kinds if kind is not None))
+    forms: tuple[_Kind, ...] = ("text", "part", "span")
+    known: list[_Kind] = [kind for kind in forms if kind in kinds]
     if len(known) > 1 or (known == ["span"] and n_parts is not None):
         k = next(k for k, kind in enumerate(kinds) if kind == known[-1])
-        forms = "a label, a list of spans (start, end, label), or, for lists of words, a label for each word"
-        raise ValueError(f"{what} has {shown(entries[k])} for {name}[{k}]: give each text {forms}; the same for all.")
+        allowed = "a label, a list of spans (start, end, label), or, for lists of words, a label for each word"
+        raise ValueError(f"{what} has {shown(entries[k])} for {name}[{k}]: give each text {allowed}; the same for all.")
     kind: _Kind = known[0] if known else "text"
     labels, text, start, end = [], [], [], []
     for k, entry in enumerate(entries):

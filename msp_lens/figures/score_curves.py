@@ -1,10 +1,11 @@
-"""Scores of probes as curves: R² by rank and by position, the crossover with windows, and distances between beliefs.
+"""Scores of probes as curves: R² by rank and by position, those of classes, the crossover with windows, distances.
 
 Where scores come near 1, equal steps up the axis divide the unexplained share, 1 - R², by equal factors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -166,6 +167,69 @@ def plot_parts(
     axis.set_xticks(place, labels, rotation=25 if max(map(len, labels)) > 8 else 0)
     axis.grid(axis="y", color=look.faint, linewidth=0.4)
     legend_beside(axis)
+    return finished(figure, look)
+
+
+@checked
+def plot_classes(
+    labels: Sequence[str],
+    accuracy: Curves,
+    cross_entropy: Curves,
+    reliability: Mapping[str, Sequence[tuple[float | Any, float | Any, float | Any]]],
+    *,
+    accuracy_intervals: Sequence[Sequence[float | Any]] = (),
+    cross_entropy_intervals: Sequence[Sequence[float | Any]] = (),
+    commonest: float | Any = math.nan,
+    entropy: float | Any = math.nan,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Accuracy and cross-entropy of classes at each site, and how often predictions of some confidence are right.
+
+    `accuracy` and `cross_entropy` have a curve for each kind of rows over the sites; intervals are the first curve's.
+    `reliability` maps names to bins of (confidence, accuracy, share of rows); a point's area is its share. Lines show
+    what needs no network: the accuracy of the commonest class, the entropy of the classes' shares; for calibration, a
+    confidence that holds.
+
+    Raises:
+        ValueError: if there is no site, no curve, or not a score for each site.
+    """
+    given = {"accuracy": (accuracy, accuracy_intervals), "cross_entropy": (cross_entropy, cross_entropy_intervals)}
+    for name, (curves, intervals) in given.items():
+        one_for_each(**{name: curves})
+        named = {f"{name}[{key!r}]": values for key, values in curves.items()}
+        named |= {f"{name}_intervals": intervals} if len(intervals) else {}
+        one_for_each(labels=labels, **named)
+    figure, axes, look = new_figure(max(12.5, 1.2 * len(labels) + 9), 3.6, theme, columns=3)
+    place = np.arange(len(labels))
+    titles = ("Accuracy; dashed: the commonest class", "Cross-entropy; dashed: the classes' entropy")
+    panels = zip(axes, given.values(), titles, ("accuracy", "nats"), (commonest, entropy), strict=False)
+    for axis, (curves, intervals), title, unit, baseline in panels:
+        (level,) = drawable([baseline])
+        if np.isfinite(level):
+            axis.axhline(level, color=look.soft, linewidth=1, linestyle="--")
+        for index, (name, values) in enumerate(curves.items()):
+            style = {"color": look.color(index), "marker": marker(index), "markersize": 6, "linewidth": 1.2}
+            axis.plot(place, drawable(values), label=series_label(name), **style)
+        if len(intervals):
+            ends = drawable(np.asarray(intervals, dtype=float).reshape(-1, 2))
+            axis.vlines(place, *ends.T, color=look.color(0), linewidth=1.2)
+        say_if_empty(axis, *map(drawable, curves.values()))
+        axis.set(ylabel=unit, title=title)
+        axis.set_xticks(place, labels, rotation=25 if max(map(len, labels)) > 4 or len(labels) > 5 else 0)
+        axis.grid(axis="y", color=look.faint, linewidth=0.4)
+    legend_beside(axes[1])
+    axis = axes[2]
+    axis.plot([0, 1], [0, 1], color=look.soft, linewidth=1, linestyle="--")
+    for index, (name, bins) in enumerate(reliability.items()):
+        confidence, right, share = drawable(np.asarray(bins, dtype=float).reshape(-1, 3)).T
+        axis.plot(confidence, right, color=look.color(index), linewidth=1.2, zorder=2)
+        size = 8 + 180 * np.nan_to_num(np.clip(share, 0, 1))
+        style = {"color": look.color(index), "marker": marker(index), "alpha": 0.8, "zorder": 3}
+        axis.scatter(confidence, right, s=size, label=series_label(name), **style)
+    axis.set(xlabel="confidence", ylabel="accuracy", title="Calibration; area: share of rows")
+    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.05))
+    if reliability:
+        legend_beside(axis)
     return finished(figure, look)
 
 

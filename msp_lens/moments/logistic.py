@@ -2,14 +2,16 @@
 
     p(class | h) ∝ exp(h W + c),    fitted by  min Σ w (-log p(true class | h)) + |W|² / 2   on standardized features
 
-Unlike least squares, it takes the rows themselves, so it is fitted to at most a few thousand of them.
+Unlike least squares, it takes the rows themselves, so it is fitted to at most a few thousand of them. Its scores are
+those of classes: how often it is right, how well it knows the classes' probabilities, and how far its confidence holds.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypedDict
 
 import numpy as np
@@ -22,6 +24,39 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Between, Share
 from msp_lens._values import Value
+from msp_lens.moments.scores import bootstrap_interval
+
+# Bins of equal width in which calibration is measured.
+N_BINS = 10
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Rows whose most probable class has a probability in a bin of equal width, `(low, high]`.
+
+    Attributes:
+        low: The bin's lower end.
+        high: Its upper end.
+        confidence: The mean probability of the most probable class.
+        accuracy: How often that class is the true one; if the probabilities hold, as often as `confidence` says.
+        share: The share of all rows that are here.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: float
+    share: float
+
+
+class SavedBin(TypedDict):
+    """A `ReliabilityBin` in a file."""
+
+    low: Share
+    high: Share
+    confidence: Share
+    accuracy: Share
+    share: Share
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +68,32 @@ class ClassScore(Value):
         auc: The area under the ROC curve of each class against the rest, averaged over classes and, held out, over
             folds, whose predictions come from different maps; NaN if there is one class.
         cross_entropy: The mean of -log p(true class), in nats.
+        balanced_accuracy: The accuracy within each class that occurs, averaged over classes: a guess that is always the
+            same class has 1 / number of classes.
         n: Number of rows.
+        accuracy_interval: 95 % bootstrap interval over cells of groups, with the fitted maps fixed, as that of R²; NaN
+            in-sample.
+        cross_entropy_interval: The same for the cross-entropy.
+        reliability: How often the most probable class is the true one, by its probability; bins without rows are left
+            out.
     """
 
     accuracy: float
     auc: float
     cross_entropy: float
+    balanced_accuracy: float
     n: int
+    accuracy_interval: tuple[float, float] = (math.nan, math.nan)
+    cross_entropy_interval: tuple[float, float] = (math.nan, math.nan)
+    reliability: tuple[ReliabilityBin, ...] = field(default=(), repr=False)
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error, Σ share |accuracy - confidence| over the bins of `reliability`.
+
+        With few rows it is above 0 by chance alone. Source: Guo et al. 2017 (arXiv 1706.04599), equation 3.
+        """
+        return sum(each.share * abs(each.accuracy - each.confidence) for each in self.reliability)
 
 
 class SavedClassScore(TypedDict):
@@ -48,7 +102,11 @@ class SavedClassScore(TypedDict):
     accuracy: Share
     auc: Share | None
     cross_entropy: Annotated[float, Between(0, 1e3)]
+    balanced_accuracy: Share
     n: Annotated[int, AtLeast(1)]
+    accuracy_interval: tuple[Share | None, Share | None]
+    cross_entropy_interval: tuple[float | None, float | None]
+    reliability: list[SavedBin]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +135,7 @@ def fit_logistic(
     *,
     weights: Float64[Tensor, "row"],
     fold: Int[Tensor, "row"],
+    cell: Int[Tensor, "row"] | None = None,
 ) -> tuple[LogisticMap, ClassScore, ClassScore]:
     """The map on all rows, its score on them, and its score by cross-validation over the folds.
 
@@ -86,6 +145,7 @@ def fit_logistic(
         classes: The classes' names.
         weights: How much each row counts.
         fold: What is held out together.
+        cell: What is resampled together for intervals; parts of folds.
     """
     rows, truth, counts = features.double(), labels, weights / weights.mean()
     held_out = torch.empty(len(rows), len(classes), dtype=torch.float64)
@@ -93,7 +153,8 @@ def fit_logistic(
         inside = fold == k
         held_out[inside] = _fitted(rows[~inside], truth[~inside], counts[~inside], classes).predict(rows[inside])
     whole = _fitted(rows, truth, counts, classes)
-    return whole, class_score(whole.predict(rows), truth, counts), class_score(held_out, truth, counts, fold)
+    in_sample = class_score(whole.predict(rows), truth, counts)
+    return whole, in_sample, class_score(held_out, truth, counts, fold, cell)
 
 
 def _fitted(rows: Tensor, labels: Tensor, weights: Tensor, classes: Sequence[str]) -> LogisticMap:
@@ -127,11 +188,12 @@ def class_score(
     labels: Int[Tensor, "row"],
     weights: Float64[Tensor, "row"],
     fold: Int[Tensor, "row"] | None = None,
+    cell: Int[Tensor, "row"] | None = None,
 ) -> ClassScore:
-    """The score of these predictions, made by one map or, held out, by one for each fold."""
+    """The score of these predictions, made by one map or, held out, by one for each fold; intervals are over cells."""
     share = weights / weights.sum()
     right = (probabilities.argmax(dim=1) == labels).double()
-    of_truth = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1).clamp(min=1e-300)
+    costs = -probabilities.gather(1, labels.unsqueeze(1)).squeeze(1).clamp(min=1e-300).log()
     areas, folds = [], torch.zeros_like(labels) if fold is None else fold
     for k in folds.unique():
         inside = folds == k
@@ -140,5 +202,37 @@ def class_score(
             if not is_class.all():
                 predicted, counts = probabilities[inside, each].numpy(), weights[inside].numpy()
                 areas.append(float(roc_auc_score(is_class.numpy(), predicted, sample_weight=counts)))
-    auc = float(np.mean(areas)) if areas else float("nan")
-    return ClassScore(float(share @ right), auc, float(-(share @ of_truth.log())), len(labels))
+    of_class, right_of_class = _sums(share, labels), _sums(share * right, labels)
+    intervals = {}
+    if cell is not None:
+        weight, wrong, cost = (_sums(each, cell) for each in (share, share * (1 - right), share * costs))
+        low, high = bootstrap_interval(cost, weight)
+        intervals["cross_entropy_interval"] = (1 - high, 1 - low)
+        intervals["accuracy_interval"] = tuple(min(max(end, 0.0), 1.0) for end in bootstrap_interval(wrong, weight))
+    return ClassScore(
+        accuracy=min(float(share @ right), 1.0),
+        auc=float(np.mean(areas)) if areas else math.nan,
+        cross_entropy=float(share @ costs),
+        balanced_accuracy=min(float((right_of_class / of_class).mean()), 1.0),
+        n=len(labels),
+        reliability=_reliability(probabilities, right, share),
+        **intervals,
+    )
+
+
+def _sums(values: Float64[Tensor, "row"], which: Int[Tensor, "row"]) -> Float64[Tensor, "some"]:
+    """Sums of the values over the rows of each number that occurs."""
+    found, place = which.unique(return_inverse=True)
+    return torch.zeros(len(found), dtype=torch.float64).index_add_(0, place, values)
+
+
+def _reliability(
+    probabilities: Float64[Tensor, "row class"], right: Float64[Tensor, "row"], share: Float64[Tensor, "row"]
+) -> tuple[ReliabilityBin, ...]:
+    """How often the most probable class is the true one, by its probability."""
+    confidence, edges = probabilities.amax(dim=1), torch.linspace(0, 1, N_BINS + 1, dtype=torch.float64)
+    which = torch.searchsorted(edges[1:-1].contiguous(), confidence.contiguous())
+    weight = _sums(share, which)
+    means = (_sums(share * each, which) / weight for each in (confidence, right))
+    columns = (edges[which.unique()], edges[which.unique() + 1], *means, weight)
+    return tuple(ReliabilityBin(*row) for row in torch.stack(columns, dim=1).clamp(0, 1).tolist())

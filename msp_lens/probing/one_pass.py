@@ -400,11 +400,11 @@ class ClassRows:
         """The logistic read-outs of some sites or groups of sites, scored on the folds of the probes."""
         labels, weights = self.labels[self.rows], self.data.weights[self.rows]
         counted = weights > 0
-        labels, weights, fold = labels[counted], weights[counted], (self._cells % n_folds)[counted]
+        labels, weights, cell = labels[counted], weights[counted], self._cells[counted]
         found = []
         for label, group in groups.items():
             features = torch.cat([self._kept[site] for site in group], dim=1)[counted]
-            fitted = fit_logistic(features, labels, self.classes, weights=weights, fold=fold)
+            fitted = fit_logistic(features, labels, self.classes, weights=weights, fold=cell % n_folds, cell=cell)
             found.append(ClassReadout(label, *fitted))
         shares = torch.zeros(len(self.classes), dtype=torch.float64).index_add_(0, labels, weights / weights.sum())
         return ClassReadouts(tuple(found), dict(zip(self.classes, shares.clamp(max=1).tolist(), strict=True)))

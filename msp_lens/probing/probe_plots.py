@@ -19,7 +19,7 @@ from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import read_beliefs
 from msp_lens.probing.parts import part_values
-from msp_lens.probing.probe_tables import ProbeTables
+from msp_lens.probing.probe_tables import ClassReadouts, ProbeTables
 from msp_lens.processes.process import Process
 from msp_lens.processes.words import Words
 
@@ -47,6 +47,7 @@ class ProbePlots:
         run_on: Checks and returns the model that was probed and its words.
         provenance: What the report was measured on.
         parts_read: What reads each part of the belief.
+    class_readouts: Logistic read-outs, if the target is classes.
     """
 
     tables: ProbeTables
@@ -56,6 +57,7 @@ class ProbePlots:
     run_on: Callable[[], tuple[HookedModel, BeliefDataset]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     parts_read: Mapping[str, ProbeTables] = field(default_factory=dict)
+    class_readouts: ClassReadouts | None = None
 
     @checked
     def __call__(self, *sites: str, word: Words = (), theme: ThemeName = "light") -> Figure:
@@ -180,6 +182,47 @@ class ProbePlots:
         ends = {name: list(zip(columns["low"][name], columns["high"][name], strict=True)) for name in tables}
         controls = columns["R² best control"]
         return plot_parts(list(self.tables), columns["R² held out"], controls=controls, intervals=ends, theme=theme)
+
+    @checked
+    def classes(self, *sites: str, theme: ThemeName = "light") -> Figure:
+        """How well logistic read-outs tell classes apart: accuracy and cross-entropy at each site, and calibration.
+
+        Calibration is drawn for the sites that are named; by default where the cross-entropy is lowest held out.
+
+        Raises:
+            KeyError: if there is no read-out at a site.
+            ValueError: if the target is no classes.
+        """
+        from msp_lens.figures.score_curves import plot_classes
+
+        found = self.class_readouts
+        if found is None:
+            raise ValueError("This report has no classes: probe labelled tokens whose target is labels.")
+        table = found.to_dataframe()
+        shown = [found[site] for site in sites] or [found.best]
+        curves = {
+            f"{each.site}, {kind}": [(found.confidence, found.accuracy, found.share) for found in score.reliability]
+            for each in shown
+            for kind, score in (("held out", each.held_out), ("in-sample", each.in_sample))[
+                : 2 if len(shown) == 1 else 1
+            ]
+        }
+
+        def columns(name: str) -> dict[str, list[float]]:
+            return {kind: table[f"{name} {kind}"].tolist() for kind in ("held out", "in-sample")}
+
+        ends = {name: table[[f"{name} low", f"{name} high"]].to_numpy() for name in ("accuracy", "cross-entropy")}
+        return plot_classes(
+            list(table.index),
+            columns("accuracy"),
+            columns("cross-entropy"),
+            curves,
+            accuracy_intervals=ends["accuracy"].tolist(),
+            cross_entropy_intervals=ends["cross-entropy"].tolist(),
+            commonest=found.commonest[1],
+            entropy=found.entropy,
+            theme=theme,
+        )
 
     @checked
     def by_rank(self, *, in_sample: bool = False, theme: ThemeName = "light") -> Figure:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
 from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
-from msp_lens._tables import TableView, json_records
+from msp_lens._tables import TableView, json_records, nats_text
 from msp_lens._values import same_values
 from msp_lens.controls.control_scores import Controls, ControlScore, SavedControl, interval_text, r2_text
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
@@ -98,7 +98,8 @@ class ProbeReport(TableView, ProbeTables):
         """Pictures: `report.plot("3_post")` shows belief states, `report.plot.scores()` R² at each site, and so on."""
         # Rows of labelled tokens have weights of their own, and no belief states to draw by them.
         weighting = self.provenance["weighting"] if self.process is not None else "probability"
-        return ProbePlots(self, self.regret, self.process, weighting, self.run_on, self.provenance, self.parts)
+        given = (self, self.regret, self.process, weighting, self.run_on, self.provenance, self.parts, self.classes)
+        return ProbePlots(*given)
 
     def by_part(self) -> pd.DataFrame:
         """How well each part of the belief is read at each site; the whole belief is the part `"belief"`.
@@ -153,6 +154,7 @@ class ProbeReport(TableView, ProbeTables):
 
         return {
             "sites": records(self.to_dataframe()),
+            "classes": records(self.classes.to_dataframe()) if self.classes is not None else [],
             "controls": records(self.controls.to_dataframe()),
             "increments": records(self.increments()) if self.cumulative else [],
             "rivals": records(self.rivals()),
@@ -360,6 +362,18 @@ class ProbeReport(TableView, ProbeTables):
             else "Belief probes"
         )
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each probe. R² is relative to the variance over all coordinates, MSE is per coordinate.
+
+        If the target is classes, there are the scores of logistic read-outs too: see `classes`.
+        """
+        table = super().to_dataframe()
+        if self.classes is not None:
+            scores = self.classes.to_dataframe().reindex(table.index)
+            names = ("accuracy", "cross-entropy", "calibration error")
+            table = table.join(scores[[f"{name} held out" for name in names]])
+        return table
+
     def _display(self) -> pd.DataFrame:
         table = self.to_dataframe()
         shown = pd.DataFrame(index=table.index)
@@ -374,6 +388,9 @@ class ProbeReport(TableView, ProbeTables):
         if bool(table["beyond next token"].notna().any()):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
+        if self.classes is not None:
+            shown["accuracy"] = table["accuracy held out"].map(nats_text)
+            shown["cross-entropy"] = table["cross-entropy held out"].map(nats_text)
         return shown
 
 

@@ -17,7 +17,7 @@ from msp_lens._files import check_tensors
 from msp_lens._tables import TableView, nats_text
 from msp_lens._values import Value
 from msp_lens.controls.control_scores import Controls, ControlScore
-from msp_lens.moments.logistic import ClassScore, LogisticMap, SavedClassScore
+from msp_lens.moments.logistic import ClassScore, LogisticMap, ReliabilityBin, SavedClassScore
 from msp_lens.moments.scores import NOTHING_LEFT, HeldOutScore, SavedHeldOut, SavedScore, Score, skill, skill_interval
 from msp_lens.probing.belief_probe import BeliefProbe
 
@@ -85,36 +85,79 @@ class ClassReadouts(Value, TableView):
         """The cross-entropy of predicting each class by its share, in nats."""
         return -sum(share * math.log(share) for share in self.shares.values() if share > 0)
 
+    @property
+    def commonest(self) -> tuple[str, float]:
+        """The commonest class and its share: the accuracy of predicting it everywhere."""
+        return max(self.shares.items(), key=lambda each: each[1])
+
+    @property
+    def best(self) -> ClassReadout:
+        """The read-out with the lowest cross-entropy, held out."""
+        return min(self.readouts, key=lambda each: each.held_out.cross_entropy)
+
     def to_dataframe(self) -> pd.DataFrame:
-        """One row for each site; cross-entropy is in nats."""
-        columns = {}
-        for key, name in (("accuracy", "accuracy"), ("auc", "AUC"), ("cross_entropy", "cross-entropy")):
+        """One row for each site, held out with 95 % intervals, and in-sample; cross-entropy is in nats.
+
+        Beside them what needs no network: the accuracy of the commonest class, the entropy of the classes' shares.
+        """
+        columns: dict[str, Any] = {}
+        for key, name in _CLASS_SCORES.items():
             for rows, kind in (("held_out", "held out"), ("in_sample", "in-sample")):
                 columns[f"{name} {kind}"] = [getattr(getattr(each, rows), key) for each in self.readouts]
+                if rows == "held_out" and key in ("accuracy", "cross_entropy"):
+                    ends = [getattr(each.held_out, f"{key}_interval") for each in self.readouts]
+                    columns |= {f"{name} {end}": [pair[k] for pair in ends] for k, end in enumerate(("low", "high"))}
+        columns |= {"accuracy of the commonest class": self.commonest[1], "entropy of the shares": self.entropy}
+        columns["n"] = [each.in_sample.n for each in self.readouts]
         return pd.DataFrame(columns, index=pd.Index([each.site for each in self.readouts], name="site"))
+
+    def reliability(self, *, in_sample: bool = False) -> pd.DataFrame:
+        """How often the most probable class is the true one, by its probability: one row for each site and bin."""
+        rows = [
+            {"site": each.site, **asdict(found)}
+            for each in self.readouts
+            for found in (each.in_sample if in_sample else each.held_out).reliability
+        ]
+        return pd.DataFrame(rows).rename(columns={"share": "share of rows"}).set_index(["site", "low", "high"])
 
     def best_note(self) -> str:
         """What the best site reads, and what is right without any network."""
-        best = min(self.readouts, key=lambda each: each.held_out.cross_entropy)
-        score, (commonest, share) = best.held_out, max(self.shares.items(), key=lambda each: each[1])
+        score, (commonest, share) = self.best.held_out, self.commonest
         auc = "" if math.isnan(score.auc) else f", AUC {score.auc:.3f}"
+        within = "" if math.isnan(score.accuracy_interval[0]) else f" (95 %: {_percent(score.accuracy_interval)})"
         cost, entropy = nats_text(score.cross_entropy), nats_text(self.entropy)
         return (
-            f"Classes, by logistic read-outs (report.classes), held out: at {best.site} {score.accuracy:.1%} are "
-            f"right{auc}, cross-entropy {cost} nats; {commonest!r} alone is right for {share:.1%}, "
-            f"and the classes' entropy is {entropy} nats."
+            f"Classes, by logistic read-outs (report.classes), held out: at {self.best.site} {score.accuracy:.1%} are "
+            f"right{within}, balanced {score.balanced_accuracy:.1%}{auc}, cross-entropy {cost} nats; {commonest!r} "
+            f"alone is right for {share:.1%}, and the classes' entropy is {entropy} nats. Calibration error "
+            f"{score.calibration_error:.3f}."
         )
 
     def summary(self) -> list[str]:
         """What the numbers were measured on."""
         n = self.readouts[0].in_sample.n
-        return [f"{n:,} rows, on the folds of the report; L2 penalty 1 on standardized features.", self.best_note()]
+        return [
+            f"{n:,} rows by their weights, on the folds of the report; L2 penalty 1 on standardized features.",
+            "Intervals are bootstraps over cells of groups, with the fitted maps fixed.",
+            "Calibration: Σ share of rows × |accuracy - confidence| over 10 bins of equal width of the most probable "
+            "class's probability (report.classes.reliability()); above 0 by chance alone where rows are few.",
+            self.best_note(),
+        ]
 
     def _title(self) -> str:
         return "Logistic read-outs of classes"
 
     def _display(self) -> pd.DataFrame:
-        return self.to_dataframe().map(nats_text)
+        table = self.to_dataframe()
+        shown = pd.DataFrame(index=table.index)
+        for name in ("accuracy", "cross-entropy"):
+            shown[f"{name} held out"] = table[f"{name} held out"].map(nats_text)
+            ends = zip(table[f"{name} low"], table[f"{name} high"], strict=True)
+            shown[f"{name} 95 %"] = [f"{nats_text(a)} to {nats_text(b)}" for a, b in ends]
+            shown[f"{name} in-sample"] = table[f"{name} in-sample"].map(nats_text)
+        for name in ("balanced accuracy", "AUC", "calibration error"):
+            shown[f"{name} held out"] = table[f"{name} held out"].map(nats_text)
+        return shown
 
     def description(self) -> dict[str, Any]:
         """Everything but the tensors, as JSON-ready values."""
@@ -141,9 +184,25 @@ class ClassReadouts(Value, TableView):
         return cls(tuple(found), description["shares"])
 
 
+# The scores of a table of read-outs, by the field of `ClassScore`.
+_CLASS_SCORES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "AUC",
+    "cross_entropy": "cross-entropy",
+    "calibration_error": "calibration error",
+}
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1%} to {interval[1]:.1%}"
+
+
 def _class_score(saved: SavedClassScore) -> ClassScore:
-    auc = math.nan if saved["auc"] is None else saved["auc"]
-    return ClassScore(saved["accuracy"], auc, saved["cross_entropy"], saved["n"])
+    numbers: Any = {key: math.nan if value is None else value for key, value in saved.items()}
+    for key in ("accuracy_interval", "cross_entropy_interval"):
+        numbers[key] = tuple(math.nan if end is None else end for end in numbers[key])
+    return ClassScore(**(numbers | {"reliability": tuple(ReliabilityBin(**each) for each in saved["reliability"])}))
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -30,6 +30,7 @@ from msp_lens.figures.representation_curves import (
     plot_factor_geometry,
 )
 from msp_lens.figures.score_curves import (
+    plot_classes,
     plot_crossover,
     plot_distances,
     plot_learning_curves,
@@ -75,6 +76,9 @@ def of_numbers(name, v):
     yield lambda: plot_sites(labels, v, v, v)
     yield lambda: plot_sites(labels, v, v, v, control=v, intervals=[(x, x) for x in v], rivals={name: v, "other": v})
     yield lambda: plot_parts(labels, {name: v, "other": v}, controls={name: v}, intervals={name: [(x, x) for x in v]})
+    reliability = {name: [(x, x, x) for x in v]}
+    of_classes = {"accuracy_intervals": [(x, x) for x in v], "entropy": max(v, default=0.0)}
+    yield lambda: plot_classes(labels, {name: v}, {name: v}, reliability, **of_classes)
     yield lambda: plot_sweep({name: (labels, v), "other": (labels, v)}, xlabel=name, ylabel=name)
     yield lambda: plot_sweep({name: (v, v)}, xlabel=name, ylabel=name, is_error=True)
     yield lambda: plot_edits(labels, {name: dict(zip(labels, v, strict=True))}, ylabel=name, title=name)
@@ -271,6 +275,11 @@ def test_mismatches_are_refused_by_name():
         (lambda: plot_sites(["a"], [0.1], [0.1], [0.1], rivals={"b": []}), r"rivals\['b'\] 0"),
         (lambda: plot_parts(["a"], {"b": [0.1, 0.2]}), r"labels has 1 entries and held_out\['b'\] 2"),
         (lambda: plot_parts(["a"], {}), r"held_out"),
+        (
+            lambda: plot_classes(["a"], {"b": [0.1, 0.2]}, {"b": [0.1]}, {}),
+            r"labels has 1 entries and accuracy\['b'\] 2",
+        ),
+        (lambda: plot_classes(["a"], {"b": [0.1]}, {}, {}), r"cross_entropy"),
         (lambda: plot_use([1], {}, {"a": [0.1]}, {}, {}), "read has no curve of 'a'"),
         (lambda: plot_sweep({"a": ([1], [0.1, 0.2])}, xlabel="", ylabel=""), "the places of 'a' has 1 entries"),
         (lambda: plot_learning_curves([(0, 0)], {"a": [0.1, 0.2]}), r"ranges has 1 entries and curves\['a'\] 2"),
