@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import msp_lens as msp
 from msp_lens.cli import app
@@ -101,3 +103,26 @@ def test_the_numbers_of_the_published_model_are_those_of_the_default_call(publis
     for shown, measured in ((none, kl["none"]), (steer, kl["steer"]), (placebo, kl["placebo"])):
         digits = len(shown) - 1
         assert shown == f"{measured:.{digits}f}".removeprefix("0")
+
+
+def test_the_readmes_labels_are_read(capsys):
+    """With a small network that has a tokenizer of words."""
+    words = {word: number for number, word in enumerate(["[BOS]", "cat", "on", "mat", "a", "dog", "or"])}
+    level = Tokenizer(models.WordLevel(words))
+    level.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = msp.build_model(msp.ModelConfig(d_vocab=7, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=6), seed=1)
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=level, bos_token="[BOS]")
+    (code,) = re.findall(r"```py\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    texts = [
+        f"{first} {link} {last}"
+        for first in ("cat", "a dog", "mat")
+        for link in ("on", "or")
+        for last in ("cat", "mat")
+    ]
+    spans = [[(each.start(), each.end(), "animal") for each in re.finditer("cat|dog", text)] for text in texts]
+    found = {"msp": msp, "model": model, "texts": texts, "spans": spans}
+    exec(compile(code, str(README), "exec"), found)
+    assert "Logistic read-outs" in capsys.readouterr().out
+    data = found["data"]
+    classes = [data.classes["label"][k] for k in data.targets["label"].argmax(dim=1)]
+    assert classes == ["animal" if word in ("cat", "dog") else "other" for text in texts for word in text.split()]
