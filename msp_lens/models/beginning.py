@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -162,6 +162,7 @@ def after_beginning(model: HookedModel, beginning: Int[Tensor, "word pos"]) -> H
     return cast(HookedModel, CachedBeginning(model, beginning) if after is None else after(beginning))
 
 
+@runtime_checkable
 class _Cache(Protocol):
     """The keys and values of beginnings."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64, Int
@@ -105,6 +105,7 @@ def batch_regret(
     return torch.stack([weights @ torch.cat(divergence).unflatten(0, beliefs.shape[:2]), weights @ outside])
 
 
+@runtime_checkable
 class _Answers(Protocol):
     """Of a batch of words: what the model answered, and which words they are."""
 
