@@ -109,7 +109,14 @@ def plot_learning_curves(
         if intervals is not None and name in intervals:
             ends = drawable(np.asarray(intervals[name], dtype=float).reshape(-1, 2))
             axis.fill_between(places, *ends.T, color=color, alpha=0.18, linewidth=0)
-    scale_r2(axis, shown)
+    finite = np.minimum([value for value in shown if np.isfinite(value)], 1.0)
+    if len(finite) and np.median(finite) > 0.9:
+        scale_r2(axis, shown)
+    elif len(finite):
+        # One token is often read exactly: an axis stretched for it would squeeze the rest of the curve.
+        low, high = max(float(finite.min()), LOWEST), max(float(finite.max()), LOWEST)
+        pad = 0.06 * max(high - low, 0.05)
+        axis.set_ylim(low - pad, high + pad)
     if is_wide:
         axis.set_xscale("log")
         # Without a finite score, the axis would find no place for its limits.

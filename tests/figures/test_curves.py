@@ -113,6 +113,9 @@ def test_learning_curves_stand_in_the_middle_of_their_ranges():
     np.testing.assert_allclose(axis.lines[0].get_xdata(), [1, 4, 27])
     corners = np.concatenate([path.vertices for path in axis.collections[0].get_paths()])
     assert {0.0, 0.2, 0.7, 0.9} <= set(corners[:, 1])
+    (axis,) = plot_learning_curves([(0, 0), (1, 7), (8, 80)], {"1_post": [1.0, 0.1, 0.5]}).axes
+    assert axis.get_yscale() == "linear", "a first token that is read exactly does not squeeze the rest"
+    assert plot_learning_curves([(0, 0), (1, 1)], {"1_post": [0.999, 0.99]}).axes[0].get_yscale() == "function"
     (axis,) = plot_learning_curves([(0, 0), (2, 2)], {"1_post": [0.1, 0.2]}).axes
     assert (axis.get_xscale(), axis.get_xlabel(), axis.get_xticks().tolist()) == ("linear", "position", [0, 2])
 
