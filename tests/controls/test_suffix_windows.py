@@ -248,6 +248,21 @@ def test_restored_windows_go_on():
     assert without.scores(N_FOLDS) == []
 
 
+@pytest.mark.parametrize("n_own", [0, 40, 210])
+def test_rows_of_all_processes_are_gathered(monkeypatch, n_own):
+    tokens, batch = random_rows()
+    expected = windows_of(tokens, batch).scores(N_FOLDS)
+    own, other = (SuffixWindows(tokens, 2, n_targets=3, lengths=(1, 2, 3, 5, 8)) for _ in range(2))
+    for windows, rows in ((own, slice(0, n_own)), (other, slice(n_own, None))):
+        if len(part := part_of(batch, rows).words):
+            assert len(part) in (n_own, 210 - n_own)
+            windows.update(part_of(batch, rows), batch.cells[rows], N_CELLS)
+    theirs = iter([*other._rows(), torch.tensor([other._n_cells])])
+    monkeypatch.setattr(suffix_windows, "concatenated", lambda values: torch.cat([values, next(theirs)]))
+    own.reduce()
+    assert own.scores(N_FOLDS) == expected
+
+
 def test_weights_of_any_size_are_one_weighting():
     """Only their ratios matter, also where the squares of some vanish."""
     tokens, batch = random_rows()
