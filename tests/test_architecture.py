@@ -125,6 +125,14 @@ def test_only_the_models_know_transformer_lens(path):
     assert "models" in path.parts or not [name for name in modules if (name or "").startswith("transformer_lens")]
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_calls_with_a_protocol_can_be_checked(path):
+    """The checks of annotated calls refuse a protocol whose instances cannot be told, as soon as it is imported."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases):
+            assert "runtime_checkable" in map(ast.unparse, node.decorator_list), node.name
+
+
 def _assigned(module, name):
     return next(
         node.value for node in module.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name
