@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
+import tempfile
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Optional
 
@@ -216,8 +217,29 @@ def network_like(bridge: Any) -> Any:
     network = bridge.original_model
     config = copy.deepcopy(network.config)
     again = type(network)(config).train(False)
+    if is_dispatched(network):
+        again = _dispatched_like(again, network)
     name = bridge.cfg.model_name
     return build_bridge_from_module(again, bridge.cfg.architecture, hf_config=config, model_name=name)
+
+
+def is_dispatched(network: Any) -> bool:
+    """Whether a network of Hugging Face's lies in several pieces: on several devices, or partly on disk."""
+    return len(set((getattr(network, "hf_device_map", None) or {}).values())) > 1
+
+
+def _dispatched_like(network: Any, other: Any) -> Any:
+    """The network in pieces that lie where the other's do; what is on disk goes to a folder that ends with it."""
+    from accelerate import dispatch_model
+
+    dtype = next(each.dtype for each in other.parameters() if each.is_floating_point())
+    for each in network.parameters():
+        each.data = each.data.to(dtype)
+    places = dict(other.hf_device_map)
+    folder = tempfile.TemporaryDirectory() if "disk" in places.values() else None
+    network = dispatch_model(network, places, offload_dir=folder and folder.name)
+    network.offloaded_to = folder
+    return network
 
 
 def network_description(model: Any) -> dict[str, Any] | None:

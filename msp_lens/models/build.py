@@ -31,13 +31,21 @@ from msp_lens.models.architecture import (
     build_network,
     checked_architecture,
     holds_network,
+    is_dispatched,
     least_weights,
     network_description,
     network_like,
     plain,
 )
 from msp_lens.models.hooked import HookedModel, unwrapped
-from msp_lens.models.state_dicts import DERIVED_BUFFERS, converted_weights, rotary_angles
+from msp_lens.models.state_dicts import (
+    DERIVED_BUFFERS,
+    check_offloaded,
+    converted_weights,
+    offloaded_tensors,
+    rotary_angles,
+    storage_of,
+)
 
 # The global generator and the default dtype are the process's: one thread builds at a time.
 _BUILDING = threading.Lock()
@@ -273,11 +281,13 @@ def untrained_like(model: HookedModel, *, seed: int) -> HookedModel:
 
 def _placed_like(twin: Any, model: Any) -> HookedModel:
     """The twin with each of its tensors moved to the device and the dtype of the model's."""
+    if holds_network(model) and is_dispatched(model.original_model):
+        return twin
     others = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, own in (*twin.named_parameters(), *twin.named_buffers()):
         if (other := others.get(name)) is not None:
             own.data = own.data.to(device=other.device, dtype=other.dtype)
-    for name in ("device", "dtype"):
+    for name in ("device", "dtype", "n_devices"):
         if hasattr(model.cfg, name):
             setattr(twin.cfg, name, getattr(model.cfg, name))
     return twin
@@ -306,12 +316,15 @@ def config_fields(model: HookedModel) -> dict[str, Any]:
 
 def weights(model: HookedModel) -> dict[str, Tensor]:
     """The model's state by name, on the CPU, each in memory of its own, without buffers that its config determines."""
-    state = cast(Any, unwrapped(model)).state_dict().items()
+    module = cast(Any, unwrapped(model))
+    check_offloaded(module)
+    state, offloaded = module.state_dict().items(), offloaded_tensors(module)
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in state:
         if not name.endswith(DERIVED_BUFFERS):
-            found[name] = tensor.detach().cpu().contiguous()
+            here = offloaded[storage_of(tensor)]().to(tensor.dtype) if tensor.is_meta else tensor
+            found[name] = here.detach().cpu().contiguous()
             memory = found[name].untyped_storage().data_ptr()
             # Weights that are tied, such as an unembedding that is the embedding, share their memory.
             if memory in seen:
@@ -335,9 +348,11 @@ def load_weights(model: HookedModel, state: Mapping[str, Any]) -> None:
     Raises:
         TypeError: if this is no state dict.
         ValueError: if weights are missing, left over, of another shape (the message names each), complex, NaN or
-            infinite, or were trained with other rotary angles. The model is unchanged.
+            infinite, or were trained with other rotary angles; or the model's are offloaded. The model is unchanged.
     """
     module = cast(Any, unwrapped(model))
+    if any(each.is_meta for each in module.parameters()):
+        raise ValueError("Some of the model's weights are offloaded, and cannot be replaced: load the model anew.")
     everything = state_tensors(state)
     tensors = {name: each for name, each in everything.items() if not name.endswith(DERIVED_BUFFERS)}
     expected = weights(model)

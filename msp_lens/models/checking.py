@@ -423,7 +423,7 @@ def _about_tokens(model: HookedModel) -> Finding:
 def _about_numbers(model: HookedModel) -> Finding:
     weights = list(model.parameters())
     dtypes = sorted({str(each.dtype).removeprefix("torch.") for each in weights})
-    devices = sorted({str(each.device) for each in weights})
+    devices = sorted({"disk or elsewhere until needed" if each.is_meta else str(each.device) for each in weights})
     count = sum(each.numel() for each in weights)
     told = f"{count:,} weights in {' and '.join(dtypes) or 'no dtype'} on {' and '.join(devices) or 'no device'}."
     return Finding("weights", "to know", told)

@@ -286,10 +286,13 @@ def word_length(
 
 
 def model_device(model: HookedModel) -> torch.device:
-    """Where the model's parameters are, or its buffers if it has none; without either, the CPU."""
+    """Where the model's first parameters are, or its buffers if it has none; without either, the CPU.
+
+    Of a model on several devices it is where tokens go in. What lies on disk until it is needed has no device.
+    """
     module: Any = unwrapped(model)
     tensors = chain(module.parameters(), getattr(module, "buffers", list)())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
 
 
 @checked

@@ -19,7 +19,7 @@ from msp_lens.models.architecture import checked_architecture
 from msp_lens.models.build import building, check_known, has_hooked_transformer, listed, state_tensors
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import HEADER, MODEL_FILE, config_of, converting, load_checkpoint, restored
-from msp_lens.models.state_dicts import completed_architecture, shown_architecture
+from msp_lens.models.state_dicts import check_offloaded, completed_architecture, shown_architecture
 
 # What the hub has under these names are state dicts of a HookedTransformer.
 _OF_TRANSFORMER_LENS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
@@ -63,6 +63,14 @@ def load_model(
         device: Where to put the model.
         device_map: For a network of Hugging Face's that is too large for one device, which parts go where, as in
             `from_pretrained`; instead of `device`.
+
+    A model too large for one device: `device_map="auto"` fills the accelerators, then memory, then the disk, and
+    `{"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": "disk", …}` says it part by part. What is on disk
+    is read there, from the safetensors, in every forward pass. Such a model is probed, edited and twinned as any other:
+    each site's rows and edits stay on the device of their layer, and moments and probes are the same. A network that
+    you have dispatched yourself (`accelerate.dispatch_model`) does as well, within a bridge. A fingerprint takes as
+    long as reading all weights. Under TransformerLens 3, networks that keep queries, keys and values in one matrix
+    (GPT-2, GPT-NeoX) can be spread over devices, but not on disk.
 
     Raises:
         FileNotFoundError: if there is no such file, and no such name that can be had.
@@ -211,6 +219,7 @@ def _hugging_face(
             model, left_over = _network(
                 where, gguf_file=gguf_file, dtype=kind, device_map=device_map, is_local=is_local
             )
+        check_offloaded(model)
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         told = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip().rstrip(".")
         raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -258,3 +259,32 @@ def _in_adjacent_pairs(tensor: Tensor, config: Any) -> Tensor:
     width = config.rotary_dim or config.d_head
     order = torch.arange(width).reshape(2, -1).T.flatten()
     return torch.cat([tensor[..., order], tensor[..., width:]], dim=-1)
+
+
+def offloaded_tensors(module: Any) -> dict[int, Callable[[], Tensor]]:
+    """How to get the tensors that accelerate keeps in memory or on disk until they are needed."""
+    found: dict[int, Callable[[], Tensor]] = {}
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            if (held := getattr(each, "weights_map", None)) is not None:
+                tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+                found |= {storage_of(tensor): partial(held.__getitem__, name) for name, tensor in tensors}
+    return found
+
+
+def check_offloaded(module: Any) -> None:
+    """Raise `ValueError` if a weight is nowhere: TransformerLens has split it off one that was on disk."""
+    offloaded = offloaded_tensors(module)
+    for name, each in module.named_parameters():
+        if each.is_meta and storage_of(each) not in offloaded:
+            name = name.replace("_original_component.", "")
+            raise ValueError(
+                f"{name} is split off a matrix that lies on disk, and holds no numbers: put this layer on a device, in "
+                "device_map, or load the model whole"
+            )
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A number that tells a tensor's memory: one without data has no address, but its storage has one."""
+    return tensor.untyped_storage()._cdata
