@@ -33,10 +33,9 @@ from msp_lens.models.sites import Site, Sites
 # From some rows of logits, [row, token], to what is wanted of each.
 Reduction: TypeAlias = Callable[[Tensor], Tensor]
 
-# Logits computed at once where only something of them is wanted: 16 MB in float32.
+# Logits computed at once where only something of them is wanted: 16 MB in float32, more on a GPU.
 _AT_ONCE = 2**22
-# Activations and logits that a default batch of words may take.
-_BATCH_BYTES = 2**27
+
 # Whether a model's output is that of its `unembed`: its architecture says so, whatever its weights.
 _UNEMBEDS_LAST: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -76,7 +75,8 @@ def stream_activations(
         model: Any hooked model.
         tokens: The words, in any container of whole numbers.
         sites: As for `find_sites`; `None` is the residual stream, an empty sequence none (outputs only).
-        batch_size: Words in one forward pass; by default about 8,192 tokens' worth, fewer in a large model.
+        batch_size: Words in one forward pass; by default about 8,192 tokens' worth (65,536 on a GPU), fewer in a large
+            model.
         progress: Title of a progress bar; none by default.
         logits: Whether the model's output is wanted. Where it is not, and the model's last step is its `unembed`, as a
             trial shows, no logits are computed; `output` is `None`. A function of some rows of logits, `[row, token]`
@@ -92,23 +92,38 @@ def stream_activations(
     names = () if isinstance(sites, Sequence | Mapping) and not sites else find_sites(model, sites)
     n_features = len(names) * (config_value(model, "d_model") or 0)
     n_logits = vocabulary_out(model) if logits is True else 0
-    size = words_per_batch(batch_size, tokens.shape[1], numbers_per_token=n_features + n_logits)
+    size = words_per_batch(
+        batch_size, tokens.shape[1], numbers_per_token=n_features + n_logits, device=model_device(model)
+    )
     index = site_index(model)
     return _stream(model, tokens, {name: index.site(name) for name in names}, size, progress, logits)
 
 
-def words_per_batch(batch_size: int | None, n_ctx: int, *, numbers_per_token: int = 0) -> int:
+def words_per_batch(
+    batch_size: int | None, n_ctx: int, *, numbers_per_token: int = 0, device: torch.device | None = None
+) -> int:
     """The given batch size, or by default about 8,192 tokens' worth of words, fewer where they take much memory.
 
     Args:
         batch_size: Words in a batch, if it was chosen.
         n_ctx: Tokens in a word.
         numbers_per_token: Activations and logits that are held for each token; 128 MiB of them are held at once.
+        device: Where the model is. A GPU gets more tokens, and a sixteenth of its free memory for what is held.
     """
     # Few enough tokens for the activations of a small model to stay in a CPU's cache (measured: four times as many
-    # take 1.6 times as long), enough to keep a small GPU busy.
-    most_tokens = min(8_192, _BATCH_BYTES // (4 * max(1, numbers_per_token)))
+    # take 1.6 times as long). A GPU waits unless it has much to do at once.
+    most_tokens, most_bytes = 8_192, 2**27
+    if (free := _free_on_gpu(device)) is not None:
+        most_tokens, most_bytes = 65_536, max(most_bytes, free // 16)
+    most_tokens = min(most_tokens, most_bytes // (4 * max(1, numbers_per_token)))
     return batch_size or max(1, most_tokens // n_ctx)
+
+
+def _free_on_gpu(device: torch.device | None) -> int | None:
+    """The bytes that a GPU has left; `None` of another device."""
+    if device is None or device.type != "cuda":
+        return None
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def vocabulary_out(model: HookedModel) -> int:
@@ -145,8 +160,9 @@ def reduced_logits(
     if columns is not None:
         rows = torch.arange(len(read), device=read.device).unsqueeze(1)
         read = read[rows, columns.to(read.device)]
+    at_once = max(_AT_ONCE, (_free_on_gpu(read.device) or 0) // 64)
     # A dimension of positions, as an unembedding expects.
-    parts = read.flatten(0, 1).split(max(1, _AT_ONCE // max(1, width)))
+    parts = read.flatten(0, 1).split(max(1, at_once // max(1, width)))
     found = [reduce(part if apply is None else apply(part.unsqueeze(0))[0]) for part in parts]
     return torch.cat(found).unflatten(0, read.shape[:2])
 

@@ -91,7 +91,7 @@ def stream_attention(
 
 def _stream(model: HookedModel, tokens: Tensor, layer: int, batch_size: int | None) -> Iterator[AttentionBatch]:
     model, device = unwrapped(model), model_device(model)
-    size = min(words_per_batch(batch_size, tokens.shape[1]), max(1, _AT_ONCE // tokens.shape[1] ** 2))
+    size = min(words_per_batch(batch_size, tokens.shape[1], device=device), max(1, _AT_ONCE // tokens.shape[1] ** 2))
     names = _PATTERN.format(layer), f"blocks.{layer}.attn.hook_v"
     for start in range(0, len(tokens), size):
         words, seen = slice(start, min(start + size, len(tokens))), {}

@@ -29,7 +29,7 @@ from msp_lens.interventions.engine import mean_and_error, ratio
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
 from msp_lens.interventions.preparation import chosen_positions, in_firing_order
 from msp_lens.models.activations import stream_activations, vocabulary_out, words_per_batch
-from msp_lens.models.hooked import HookedModel, check_fits, context_length
+from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.factored import Factored
@@ -174,7 +174,9 @@ def _predictions(
     position, sites = swap.words.shape[1] - 1, [probe.sites[0] for probe in probes]
     sources = [derived_generator(seed, "crosstalk", swap.factor, probe.label) for probe in probes]
     predicted: dict[tuple[str, str], list[list[Tensor]]] = {}
-    size = words_per_batch(batch_size, position + 1, numbers_per_token=vocabulary_out(model))
+    size = words_per_batch(
+        batch_size, position + 1, numbers_per_token=vocabulary_out(model), device=model_device(model)
+    )
     for rows in torch.arange(len(swap.words)).split(size):
         (donated,) = stream_activations(model, swap.donors[rows], sites, batch_size=len(rows), logits=False)
         for probe, source in zip(probes, sources, strict=True):

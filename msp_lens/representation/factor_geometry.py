@@ -34,7 +34,7 @@ from msp_lens._values import Value
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.models.activations import stream_activations, words_per_batch
-from msp_lens.models.hooked import HookedModel, check_fits, find_sites, word_length
+from msp_lens.models.hooked import HookedModel, check_fits, find_sites, model_device, word_length
 from msp_lens.models.sites import Sites, site_label
 from msp_lens.probing.geometry import explained
 from msp_lens.processes.chains import matrix_rank
@@ -283,7 +283,7 @@ def within_groups(
     model: HookedModel, words: Int[Tensor, "word pos"], sites: Sequence[str], group: int, batch_size: int | None
 ) -> dict[str, Float64[Tensor, "feature feature"]]:
     """The covariance of each site's activations within consecutive groups of words and positions, averaged."""
-    size = words_per_batch(batch_size, words.shape[1])
+    size = words_per_batch(batch_size, words.shape[1], device=model_device(model))
     sums: dict[str, Tensor] = {}
     for members in words.split(group):
         reference: dict[str, Tensor] = {}
