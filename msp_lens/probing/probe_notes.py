@@ -337,6 +337,8 @@ def _solver_notes(tables: ProbeTables, given: dict[str, Any]) -> list[str]:
     fewest = min(min(probe.scores.in_sample.n, n_groups) / sum(probe.widths) for probe in by_ridge)
     named = ", ".join(probe.label for probe in by_ridge)
     rest = f" The others are fitted by least squares{why}." if len(by_ridge) < len(tables) else ""
+    if len(by_ridge) == len(tables) > 8:
+        named = "all probes"
     return [
         f"Fitted by ridge: {named}, which have fewer than {solver['ratio']:g} {what} a feature ({fewest:.2g} at the "
         f"least), so that least squares would overfit. {chosen}{rest}"

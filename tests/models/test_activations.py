@@ -123,9 +123,9 @@ def test_a_default_batch_holds_few_words_of_a_large_model():
     assert words_per_batch(None, 10) == 819
     # Residual streams of the paper's model are small.
     assert words_per_batch(None, 10, numbers_per_token=6 * 64 + 3) == 819
-    # 32 sites of 576 features: 128 MiB of float32 are 1,820 tokens; with 49,152 logits 494.
-    assert words_per_batch(None, 640, numbers_per_token=32 * 576) == 2
-    assert words_per_batch(None, 100, numbers_per_token=32 * 576 + 49_152) == 4
+    # 32 sites of 576 features: 64 MiB of float32 are 910 tokens; with 49,152 logits 248.
+    assert words_per_batch(None, 300, numbers_per_token=32 * 576) == 3
+    assert words_per_batch(None, 100, numbers_per_token=32 * 576 + 49_152) == 2
     assert words_per_batch(None, 8_000, numbers_per_token=256_000) == 1
     assert words_per_batch(7, 8_000, numbers_per_token=256_000) == 7
 
@@ -133,5 +133,5 @@ def test_a_default_batch_holds_few_words_of_a_large_model():
 def test_a_batch_of_a_large_vocabulary_is_small_only_where_logits_are_kept():
     model = msp.build_model(msp.ModelConfig(d_vocab=200_000, n_layers=1, d_model=8, d_mlp=8, n_ctx=16), seed=0)
     tokens = torch.zeros(30, 16, dtype=torch.int64)
-    assert [batch.words.stop for batch in stream_activations(model, tokens[:12], ())] == [10, 12]
+    assert [batch.words.stop for batch in stream_activations(model, tokens[:7], ())] == [5, 7]
     assert [batch.words.stop for batch in stream_activations(model, tokens, (), logits=False)] == [30]
