@@ -31,6 +31,7 @@ from msp_lens.interventions.intervention_report import InterventionReport, perce
 from msp_lens.interventions.preparation import Probes, in_firing_order, over_words, untrained_end
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
+from msp_lens.models.symbol_reader import token_log_probabilities
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
@@ -143,7 +144,7 @@ def prediction_consistency(
     totals = {probe.label: torch.zeros(4, dataset.n_ctx, dtype=torch.float64) for probe in chosen}
     for words, read, logits in _reads(model, dataset, chosen, batch_size):
         weights = dataset.word_weights[words]
-        predicted = logits.cpu().double().log_softmax(dim=-1)[..., : process.n_tokens]
+        predicted = token_log_probabilities(logits, process.n_tokens)
         for label, beliefs in read.items():
             # Beliefs read of a generalized process are left where they are, and may imply probabilities below 0.
             implied = (beliefs @ process.emissions).clamp(min=0)

@@ -7,7 +7,7 @@ model's next-token distribution is compared with that of two optimal observers:
     KL(b_{t+k} E ‖ model's)     small if it ignores it,
 
 with b' the target and b the actual belief, both filtered through the tokens after t. `intervene` lets no token follow;
-`persistence` does.
+`persistence` does. What comes before the edits is read once for each batch of words, and each edited run begins there.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ from msp_lens.interventions.manifold import Cloud, cloud_words, numbered
 from msp_lens.interventions.menu import PLACEBOS, REFERENCES, Edits, Material, check_makes, resolve_edits
 from msp_lens.interventions.preparation import Probes, group_label, in_firing_order, single_site_probes
 from msp_lens.interventions.targets import AskedTargets, resolve_targets
-from msp_lens.models.activations import stream_activations, vocabulary_out, words_per_batch
+from msp_lens.models.activations import stream_activations, words_per_batch
+from msp_lens.models.beginning import after_beginning
 from msp_lens.models.hooked import HookedModel, check_fits
+from msp_lens.models.symbol_reader import token_log_probabilities
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
+
+# Of one given context, the last tokens are exchanged for others; and so many positions before the edits show whether
+# the last one was trained.
+ENDING, REGRETS = 20, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +54,18 @@ class Draw:
     """Words with a target belief each, drawn for one position and kind of target; the model is not run.
 
     Attributes:
-        position: Where the edit is made or begins.
+        position: From where on predictions are judged.
+        first: The first position that an edit may change.
         target: The kind of target, by name.
         words: The words, followed by the tokens that an observer with the target belief expects.
         donors: Words that lead to the targets (or to the nearest beliefs) and go on alike.
-        written: From the position on, the beliefs to write.
+        written: From the first position on, the beliefs to write: before `position`, the target itself.
         actual: The actual ones; NaN where the tokens that follow are impossible.
         wrong: Those of third words.
     """
 
     position: int
+    first: int
     target: str
     words: Int[Tensor, "word pos"]
     donors: Int[Tensor, "word pos"]
@@ -87,6 +95,7 @@ class Engine:
         batch_size: int | None,
         *,
         most: int = 2000,
+        contexts: Int[Tensor, "context pos"] | None = None,
     ) -> None:
         check_fits(model, process, n_ctx, predicts=True)
         if process.is_generalized:
@@ -102,7 +111,9 @@ class Engine:
             )
         self.model, self.process, self.n_ctx = model, process, n_ctx
         self.n_words = n_words or default_count(n_ctx, most, fewest=100)
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.contexts = seed, batch_size, contexts
+        # By what they are of, beginnings that the model has read last.
+        self._read_last: dict[str, tuple[Tensor, HookedModel]] = {}
         self.edits, self.targets = resolve_edits(edits), resolve_targets(targets)
         self._unordered = single_site_probes(model, process, probes)
         check_makes(self.edits, self._unordered)
@@ -122,42 +133,70 @@ class Engine:
         sites = [probe.sites[0] for probe in self.probes]
         return belief_centroids(self.model, dataset, sites, batch_size=self.batch_size)
 
-    def draw(self, position: int, target: str, n_after: int = 0) -> Draw:
+    def draw(self, position: int, target: str, n_after: int = 0, *, first: int | None = None) -> Draw:
         """Words, their targets, third words and the tokens that follow, drawn in this order.
 
         The tokens that follow are drawn as an observer with the target belief expects them, so they are possible.
+        Where edits begin at an earlier position, `first`, the target is written there, too.
         """
         process, generator = self.process, torch.Generator().manual_seed(self.seed)
-        words = process.sample(self.n_words, position + 1, generator=generator)
-        made = self.targets[target](process, words, generator)
-        words = words[made.words]
-        third = process.sample(len(words), position + 1, generator=generator)
-        following = continuations(process, made.beliefs, n_after, generator=generator)
-        actual, wrong = (follow(process, filter_beliefs(process, each)[:, -1], following) for each in (words, third))
+        words, donors, written, third = self._aimed(position, target, generator)
+        following = continuations(process, written, n_after, generator=generator)
+        along = filter_beliefs(process, words)
+        actual, wrong = (follow(process, each, following) for each in (along[:, -1], third))
         # A wrong belief that rules out the tokens that follow gives way to the belief before any token.
         wrong = torch.where(wrong.isnan(), process.initial, wrong)
-        words, donors = (torch.cat([each, following], dim=1) for each in (words, made.donors))
-        written = follow(process, made.beliefs, following)
-        return Draw(position, target, words, donors, written, actual, wrong)
+        words, donors = (torch.cat([each, following], dim=1) for each in (words, donors))
+        written, first = follow(process, written, following), position if first is None else first
+        early = [each[:, :1].expand(-1, position - first, -1) for each in (written, wrong)]
+        written, wrong = (torch.cat(pair, dim=1) for pair in zip(early, (written, wrong), strict=True))
+        actual = torch.cat([along[:, first:position], actual], dim=1)
+        return Draw(position, first, target, words, donors, written, actual, wrong)
+
+    def _aimed(self, position: int, target: str, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Words up to a position, donors as long, and the beliefs to which the donors and third words lead."""
+        process, maker = self.process, self.targets[target]
+        if self.contexts is None:
+            words = process.sample(self.n_words, position + 1, generator=generator)
+            made = maker(process, words, generator)
+            words = words[made.words]
+            third = process.sample(len(words), position + 1, generator=generator)
+            return words, made.donors, made.beliefs, filter_beliefs(process, third)[:, -1]
+        parts = []
+        for k, context in enumerate(self.contexts[: self.n_words]):
+            # Donors go on as the context begins, so that the model reads that once.
+            n_words = len(range(k, self.n_words, len(self.contexts)))
+            n_kept = max(0, position + 1 - ENDING)
+            ending = context[n_kept : position + 1].expand(n_words, -1)
+            after = _After(process, context[:n_kept])
+            made = maker(after, ending, generator)
+            third = after.sample(len(made.words), ending.shape[1], generator=generator)
+            kept = context[:n_kept].expand(len(third), -1)
+            words, donors = (torch.cat([kept, each], dim=1) for each in (ending[made.words], made.donors))
+            parts.append((words, donors, made.beliefs, filter_beliefs(after, third)[:, -1]))
+        words, donors, beliefs, third = (torch.cat(each) for each in zip(*parts, strict=True))
+        return words, donors, beliefs, third
 
     def run(
-        self, drawn: Draw, groups: list[list[BeliefProbe]], spans: list[int], strengths: list[float]
+        self, drawn: Draw, groups: list[list[BeliefProbe]], spans: Mapping[int, slice], strengths: list[float]
     ) -> tuple[pd.DataFrame, Float64[Tensor, "pos"]]:
-        """Make every edit, from the draw's position on, at each group of sites, over each span, at each strength.
+        """Make every edit at each group of sites, over the positions of each span, at each strength.
 
-        Words go on to the end of the longest span; the references are always made whole, too. Returns a row for each
-        site (or group), span, edit, strength and number of tokens `after` the position, averaged over words (the
-        measures are described at `InterventionReport`), and the regret at each position of the donors' runs, which
-        nothing edits.
+        The references are always made whole, too. Returns a row for each site (or group), span, edit, strength and
+        number of tokens `after` the draw's position, averaged over words (the measures are described at
+        `InterventionReport`), and the regret at the last positions of the donors' runs, which nothing edits.
         """
         measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
         writing, regrets = set(), []
         sites = [probe.sites[0] for probe in self.probes]
         reader, read_site = self.probes[-1], sites[-1]
-        position, later, process = drawn.position, slice(drawn.position, None), self.process
+        position, first, process = drawn.position, drawn.first, self.process
+        # Activations are those from `first` on, and of these the later ones are judged.
+        later = slice(position - first, None)
         # Where the tokens that follow are impossible there is no actual belief, and what it implies is NaN.
-        optima = [beliefs @ process.emissions for beliefs in (drawn.written, drawn.actual)]
-        along_donors = follow(process, process.initial.expand(len(drawn.donors), -1), drawn.donors)[:, 1:]
+        optima = [beliefs[:, later] @ process.emissions for beliefs in (drawn.written, drawn.actual)]
+        regret_from, prior = max(0, first - REGRETS), process.initial.expand(len(drawn.donors), -1)
+        along_donors = follow(process, prior, drawn.donors)[:, regret_from + 1 :]
         cloud = self._cloud(drawn)
         prefixes, donor_prefixes = (numbered(each, position) for each in (drawn.words, drawn.donors))
         # An edit away from no belief does nothing.
@@ -168,46 +207,72 @@ class Engine:
             # One for each edit of a site goes on from batch to batch, and does not know what else is asked.
             return derived_generator(self.seed, position, *names)
 
-        for rows in torch.arange(len(drawn.words)).split(self._batch(drawn.words)):
-            donors_predict, donor = self._forward(drawn.donors[rows], sites)
+        for rows in torch.arange(len(drawn.words)).split(words_per_batch(self.batch_size, drawn.words.shape[1])):
+            donors_predict, donor = self._forward(*self._after("donors", drawn.donors[rows], regret_from), sites)
             regrets.append(kl_divergence(along_donors[rows] @ process.emissions, donors_predict))
-            plain, held = self._forward(drawn.words[rows], sites)
+            donor = {site: values[:, first - regret_from :] for site, values in donor.items()}
+            model, tail = self._after("words", drawn.words[rows], first)
+            plain, held = self._forward(model, tail, sites)
             before, written = self._read(held[read_site][:, later]), drawn.written[rows]
-            way = written - before
-            for group, span in itertools.product(groups, spans):
-                label, places = group_label(group), slice(position, position + span)
+            way = written[:, later] - before
+            for group, (span, edited) in itertools.product(groups, spans.items()):
+                label, places = group_label(group), slice(edited.start - first, edited.stop - first)
                 # Only the probe of a later site tells what became of an edit.
                 reads, edited_sites = reader not in group, [probe.sites[0] for probe in group]
                 watched = [*edited_sites, *([read_site] if reads else [])]
-                known = (actual[rows, :span], drawn.wrong[rows, :span])
+                known = (actual[rows, places], drawn.wrong[rows, places])
                 donated = [donor[site][:, places] for site in edited_sites]
                 known_prefixes = prefixes[rows], donor_prefixes[rows]
-                null = cloud.distance(donor, edited_sites, places, *known_prefixes)
+                judged = slice(max(places.start, position - first), places.stop)
+                null = cloud.distance(donor, edited_sites, judged, *known_prefixes)
                 materials = [Material(*known, each, self.centroids) for each in donated]
                 for name, strength, edits in self._edits(group, materials, strengths, partial(source, label, span)):
                     predicted, after = plain, held
                     if name != "none":
-                        with applying(self.model, edits, written[:, :span], position=places):
-                            predicted, after = self._forward(drawn.words[rows], watched)
+                        with applying(model, edits, written[:, places], position=places):
+                            predicted, after = self._forward(model, tail, watched)
                     read = self._read(after[read_site][:, later]) if reads else torch.full_like(way, math.nan)
                     kl = [kl_divergence(optimum[rows], predicted[:, later]) for optimum in optima]
                     moved = ((read - before) * way).sum(dim=-1), way.square().sum(dim=-1)
-                    away = cloud.distance(after, edited_sites, places, *known_prefixes)
+                    away = cloud.distance(after, edited_sites, judged, *known_prefixes)
                     outside = -predicted[:, later].logsumexp(dim=-1)
                     quantities = torch.stack([*kl, *moved, away, null, outside])
                     measured.setdefault((label, span, name, strength), []).append(quantities)
                     if name not in PLACEBOS and all(edit.writes for edit in edits):
                         writing.add(name)
+        self._read_last.clear()
         found = _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()}, writing)
         return found, torch.cat(regrets).nanmean(dim=0)
 
     def _cloud(self, drawn: Draw) -> Cloud:
         """Real activations at all sites, of words that were drawn."""
         words = cloud_words(drawn.words, derived_generator(self.seed, "cloud", drawn.position))
-        sites, later = [probe.sites[0] for probe in self.probes], slice(drawn.position, None)
-        parts = [self._forward(some, sites)[1] for some in words.split(self._batch(words))]
-        held = {site: torch.cat([part[site][:, later].cpu().double() for part in parts]) for site in sites}
-        return Cloud(numbered(words, drawn.position), held)
+        sites, position = [probe.sites[0] for probe in self.probes], drawn.position
+        kept: dict[str, list[Tensor]] = {site: [] for site in sites}
+        for some in words.split(words_per_batch(self.batch_size, words.shape[1])):
+            _, held = self._forward(*self._after("cloud", some, position), sites)
+            for site in sites:
+                kept[site].append(held[site].cpu().double())
+        return Cloud(numbered(words, position), {site: torch.cat(parts) for site, parts in kept.items()})
+
+    def _after(
+        self, what: str, words: Int[Tensor, "word pos"], first: int
+    ) -> tuple[HookedModel, Int[Tensor, "word later"]]:
+        """The model after these words' beginnings, before position `first`, and the tokens that follow.
+
+        Words that all begin as the last of this kind did go on from there.
+        """
+        if first == 0:
+            return self.model, words
+        beginning = words[:, :first]
+        if (beginning == beginning[:1]).all():
+            beginning = beginning[:1]
+        known = self._read_last.pop(what, None)
+        if known is None or not torch.equal(known[0], beginning):
+            known = beginning, after_beginning(self.model, beginning)
+        if len(beginning) == 1:
+            self._read_last[what] = known
+        return known[1], words[:, first:]
 
     def _edits(
         self,
@@ -232,19 +297,15 @@ class Engine:
                     own.set_state(state)
                 yield name, strength, [edit.scaled(strength) for edit in whole]
 
-    def _batch(self, words: Int[Tensor, "word pos"]) -> int:
-        """Words in one forward pass."""
-        return words_per_batch(self.batch_size, words.shape[1], numbers_per_token=vocabulary_out(self.model))
-
     def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
         """The beliefs that the latest site's probe reads."""
         return self.probes[-1].predict(activations.flatten(0, 1)).cpu().double().unflatten(0, activations.shape[:2])
 
     def _forward(
-        self, tokens: Int[Tensor, "word pos"], sites: Sequence[str]
+        self, model: HookedModel, tokens: Int[Tensor, "word pos"], sites: Sequence[str]
     ) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
         """Log-probabilities of the process's next tokens, and activations at some sites, in one forward pass."""
-        (batch,) = stream_activations(self.model, tokens, sites, batch_size=len(tokens))
+        (batch,) = stream_activations(model, tokens, sites, batch_size=len(tokens))
         logits, n_tokens = batch.output, self.process.n_tokens
         if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < n_tokens:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -252,7 +313,24 @@ class Engine:
                 f"The model returned {got}; interventions are judged by next-token logits [word, pos, token] over at "
                 f"least {n_tokens} tokens."
             )
-        return logits.cpu().double().log_softmax(dim=-1)[..., :n_tokens], batch.activations
+        return token_log_probabilities(logits, n_tokens), batch.activations
+
+
+class _After(Process):
+    """A process after some tokens: its words are those that may follow them."""
+
+    def __init__(self, process: Process, tokens: Int[Tensor, "pos"]) -> None:
+        initial = filter_beliefs(process, tokens[None])[0, -1] if len(tokens) else process.initial
+        super().__init__(
+            process.transitions, name=process.name, states=process.states, tokens=process.tokens, initial=initial
+        )
+        self._whole = process
+
+    def parts(self, beliefs: Float[Tensor, "*batch state"]) -> dict[str, Float[Tensor, "*batch part_state"]]:
+        return self._whole.parts(beliefs)
+
+    def join_parts(self, parts: Mapping[str, Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch state"]:
+        return self._whole.join_parts(parts)
 
 
 def _table(

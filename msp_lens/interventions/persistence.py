@@ -73,7 +73,8 @@ def persistence(
         raise ValueError(f"target={list(engine.targets)}: give one target.")
     (target_name,) = engine.targets
     drawn = engine.draw(start, target_name, n_after)
-    table, regret = engine.run(drawn, [[probe] for probe in engine.probes], [1, n_after + 1], [1.0])
+    spans = {1: slice(start, start + 1), n_after + 1: slice(start, length)}
+    table, regret = engine.run(drawn, [[probe] for probe in engine.probes], spans, [1.0])
     # For one site and time, the two ways of editing stand together.
     table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
     table["order"] = pd.factorize(table["site"])[0]
@@ -84,7 +85,7 @@ def persistence(
     title = "KL(optimum filtered on from the target ‖ model), nats"
     notes = (
         _contrast(table),
-        *untrained_end(regret),
+        *untrained_end(regret, length - len(regret)),
         f"{words:,} words drawn from {process.name}, edited at position {start} towards {target_name}, "
         f"then fed {n_after} tokens drawn from the target's own future. KL in nats to the optimum of the belief "
         "filtered on from the target; after: tokens fed since the edit.",

@@ -194,17 +194,19 @@ def in_firing_order(model: HookedModel, probes: Sequence[BeliefProbe]) -> list[B
     return [probe for _, probe in sorted(zip(hooks, probes, strict=True), key=lambda pair: order.index(pair[0]))]
 
 
-def untrained_end(regret: Float64[Tensor, "pos"]) -> list[str]:
+def untrained_end(regret: Float64[Tensor, "pos"], first: int = 0) -> list[str]:
     """A sentence, if regret shows that the last position was never trained: it is ten times that of any other.
 
-    A network trained to predict the tokens of words of `n_ctx` tokens has no target at the last.
+    A network trained to predict the tokens of words of `n_ctx` tokens has no target at the last. `first` is the
+    position from which on the regret is known.
     """
     if len(regret) < 2 or not regret[-1] > max(10 * float(regret[:-1].max()), 0.01):
         return []
-    at, last, others = len(regret) - 1, float(regret[-1]), float(regret[:-1].max())
+    at, last, others = first + len(regret) - 1, float(regret[-1]), float(regret[:-1].max())
+    where = f"from {first} to {at - 1}" if first else "before it"
     return [
         f"The last position, {at}, was probably never trained: regret there is {nats_text(last)} nats, and at most "
-        f"{nats_text(others)} before it. Leave it out: give msp.words(process, n_ctx={at}) in place of the process."
+        f"{nats_text(others)} {where}. Leave it out: give msp.words(process, n_ctx={at}) in place of the process."
     ]
 
 
