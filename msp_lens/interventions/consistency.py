@@ -31,7 +31,6 @@ from msp_lens.interventions.intervention_report import InterventionReport, perce
 from msp_lens.interventions.preparation import Probes, in_firing_order, over_words, untrained_end
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
-from msp_lens.models.symbol_reader import token_log_probabilities
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
@@ -77,7 +76,7 @@ def bayes_consistency(
     chosen = in_firing_order(model, chosen)
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
     sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in chosen}
-    for words, read, _ in _reads(model, dataset, chosen, batch_size):
+    for words, read, _ in _reads(model, dataset, chosen, batch_size, predicts=False):
         tokens = dataset.tokens[words, 1:].flatten()
         truth = dataset.beliefs[words, 1:].flatten(0, 1)
         steps = dataset.n_ctx - 1
@@ -142,9 +141,8 @@ def prediction_consistency(
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
     totals = {probe.label: torch.zeros(4, dataset.n_ctx, dtype=torch.float64) for probe in chosen}
-    for words, read, logits in _reads(model, dataset, chosen, batch_size):
+    for words, read, predicted in _reads(model, dataset, chosen, batch_size, predicts=True):
         weights = dataset.word_weights[words]
-        predicted = token_log_probabilities(logits, process.n_tokens)
         for label, beliefs in read.items():
             # Beliefs read of a generalized process are left where they are, and may imply probabilities below 0.
             implied = (beliefs @ process.emissions).clamp(min=0)
@@ -180,10 +178,18 @@ def _without_steps(process: Process, n_ctx: int, probes: list[BeliefProbe]) -> N
 
 
 def _reads(
-    model: HookedModel, dataset: BeliefDataset, probes: list[BeliefProbe], batch_size: int | None
+    model: HookedModel, dataset: BeliefDataset, probes: list[BeliefProbe], batch_size: int | None, *, predicts: bool
 ) -> Iterator[tuple[slice, dict[str, Float64[Tensor, "word pos state"]], Tensor]]:
-    """Batches of words with the beliefs that each probe reads along them, and the model's logits."""
-    for batch in stream_activations(model, dataset.tokens, [probe.sites[0] for probe in probes], batch_size=batch_size):
+    """Batches of words with the beliefs that each probe reads along them, and the model's log-probabilities."""
+    sites, n_tokens = [probe.sites[0] for probe in probes], dataset.process.n_tokens
+
+    def log_probabilities(logits: Tensor) -> Tensor:
+        return logits.cpu().double().log_softmax(dim=-1)[:, :n_tokens]
+
+    wanted = log_probabilities if predicts else False
+    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size, logits=wanted):
+        if predicts and batch.output is None:
+            raise ValueError("The model returned no next-token logits [word, pos, token]: there is nothing to compare.")
         read = {}
         for probe in probes:
             beliefs = probe.predict(batch.activations[probe.sites[0]]).cpu()

@@ -40,7 +40,6 @@ from msp_lens.interventions.targets import AskedTargets, resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.beginning import after_beginning
 from msp_lens.models.hooked import HookedModel, check_fits
-from msp_lens.models.symbol_reader import token_log_probabilities
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
@@ -305,15 +304,20 @@ class Engine:
         self, model: HookedModel, tokens: Int[Tensor, "word pos"], sites: Sequence[str]
     ) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
         """Log-probabilities of the process's next tokens, and activations at some sites, in one forward pass."""
-        (batch,) = stream_activations(model, tokens, sites, batch_size=len(tokens))
-        logits, n_tokens = batch.output, self.process.n_tokens
-        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[-1] < n_tokens:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        n_tokens = self.process.n_tokens
+
+        def log_probabilities(logits: Tensor) -> Tensor:
+            # A few rows at a time: of all, in float64, they would take twice the memory that the model's own take.
+            return logits.cpu().double().log_softmax(dim=-1)[:, :n_tokens]
+
+        (batch,) = stream_activations(model, tokens, sites, batch_size=len(tokens), logits=log_probabilities)
+        if batch.output is None or batch.output.shape[-1] < n_tokens:
+            got = "no logits" if batch.output is None else f"logits of {batch.output.shape[-1]} tokens"
             raise ValueError(
                 f"The model returned {got}; interventions are judged by next-token logits [word, pos, token] over at "
                 f"least {n_tokens} tokens."
             )
-        return token_log_probabilities(logits, n_tokens), batch.activations
+        return batch.output, batch.activations
 
 
 class _After(Process):

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from msp_lens._checks import checked
+from msp_lens.models.activations import reduced_logits
 from msp_lens.models.hooked import HookedModel, check_reads_tokens, context_length, evaluating, model_device, unwrapped
 from msp_lens.models.sites import is_attention
 
@@ -145,7 +146,11 @@ class CachedBeginning(SeenModel):
         if self._cache is not None:
             return self._cache.run(self.model, tokens.to(self._beginning.device))
         beginning = self._beginning.expand(len(tokens), -1)
-        return self.model(torch.cat([beginning, tokens.to(beginning.device)], dim=1))[:, self._length :]
+        whole = torch.cat([beginning, tokens.to(beginning.device)], dim=1)
+        columns = torch.arange(self._length, whole.shape[1], device=whole.device).expand(len(whole), -1)
+        # Without logits of the beginning, if that can be.
+        found = reduced_logits(self.model, whole, lambda logits: logits, columns)
+        return self.model(whole)[:, self._length :] if found is None else found
 
     def __repr__(self) -> str:
         how = "cached" if self.is_cached else "read again with every run"

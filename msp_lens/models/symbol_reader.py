@@ -29,9 +29,6 @@ from msp_lens.models.beginning import CachedBeginning, SeenModel
 from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, evaluating, unwrapped
 from msp_lens.models.sites import is_attention
 
-# Log-probabilities computed at once: 64 MB in float64.
-_AT_ONCE = 2**23
-
 
 class SymbolReader(SeenModel):
     """A hooked model seen through a token map: a `HookedModel` whose tokens are symbols.
@@ -152,19 +149,6 @@ class SymbolReader(SeenModel):
 
     def __repr__(self) -> str:
         return f"SymbolReader({type(self.model).__name__}, {len(self._firsts)} symbols)"
-
-
-def token_log_probabilities(logits: Float[Tensor, "*batch d_vocab"], n_tokens: int) -> Float64[Tensor, "*batch token"]:
-    """Log-probabilities of the first `n_tokens` tokens, in float64 on the CPU, a part of the logits at a time."""
-    return _by_rows(logits, lambda scores: scores.log_softmax(dim=1)[:, :n_tokens]).cpu()
-
-
-def _by_rows(
-    logits: Float[Tensor, "*batch d_vocab"], function: Callable[[Tensor], Tensor]
-) -> Float64[Tensor, "*batch token"]:
-    """A function of rows of logits in float64, of so many at once as take little memory."""
-    rows = logits.reshape(-1, logits.shape[-1]).split(max(1, _AT_ONCE // logits.shape[-1]))
-    return torch.cat([function(some.double()) for some in rows]).unflatten(0, logits.shape[:-1])
 
 
 def read_ahead(

@@ -9,7 +9,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.interventions import engine, targets
-from msp_lens.models import beginning
+from msp_lens.models import activations, beginning
 from msp_lens.models.build import has_hooked_transformer
 from tests.hooked_models import activation_at, hugging_face_bridge
 from tests.interventions.experiments import EXPERIMENTS
@@ -201,17 +201,23 @@ def test_an_impossible_context_is_refused(monkeypatch):
         msp.intervene(model, process, probes=report, context=ones)
 
 
-def test_logits_are_taken_in_parts(monkeypatch):
-    from msp_lens.models import symbol_reader
+@pytest.mark.parametrize("name", ["GPT-2", "own"])
+def test_logits_are_taken_in_parts(name, made, monkeypatch):
+    """Never all of a batch's in float64, with a cache and without."""
+    model, words, report = made[name]
+    seen, softmax = [], torch.Tensor.log_softmax
 
-    logits = torch.randn(4, 6, 11, generator=generator())
-    expected = logits.double().log_softmax(dim=-1)[..., :3]
-    seen = []
-    monkeypatch.setattr(symbol_reader, "_AT_ONCE", 55)
-    softmax = torch.Tensor.log_softmax
-    monkeypatch.setattr(
-        torch.Tensor, "log_softmax", lambda self, *a, **k: (seen.append(len(self)), softmax(self, *a, **k))[1]
-    )
-    found = symbol_reader.token_log_probabilities(logits, 3)
-    torch.testing.assert_close(found, expected)
-    assert max(seen) == 5
+    def noted(logits, *arguments, **options):
+        seen.append(logits.numel())
+        return softmax(logits, *arguments, **options)
+
+    options = {"probes": report, "n_words": 20, "positions": 6}
+    expected = msp.intervene(model, words, **options).table
+    monkeypatch.setattr(activations, "_AT_ONCE", 30)
+    monkeypatch.setattr(torch.Tensor, "log_softmax", noted)
+    for plain in (False, True):
+        if plain:
+            plainly(monkeypatch)
+        found = msp.intervene(model, words, **options).table
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-7, atol=1e-9)
+        assert max(seen) <= 30
