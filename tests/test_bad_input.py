@@ -232,6 +232,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "probe": lambda: good("report")[SITE],
     "probes": lambda: [good("probe")],
     "edit": lambda: msp.interventions.steer(good("probe")),
+    "beginning": lambda: torch.tensor([[0, 1]]),
     "edits": lambda: good("edit"),
     "changes": dict,
     "cache": lambda: {SITE: torch.zeros(1, 2, 8)},

@@ -50,6 +50,18 @@ def main():
         "prediction consistency: 6 sites, up to 20,000 words",
         lambda: msp.interventions.prediction_consistency(model, process, probes=report),
     )
+    long = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=4, n_ctx=640), seed=0)
+    options = {"sites": ["1_post", "3_post"], "controls": False, "concatenate": False, "progress": False}
+    late = msp.words(process, n_ctx=640, n_words=100, positions=slice(-100, None))
+    long_report, context = msp.probe(long, late, **options), process.sample(1, 640, seed=1)[0]
+    measured(
+        "the last of 640 positions: 2 sites, 100 words",
+        lambda: msp.intervene(long, late, probes=long_report, positions=-1, n_words=100),
+    )
+    measured(
+        "one context of 640, spans 1, 5 and 10: 2 sites, 100 targets",
+        lambda: msp.intervene(long, late, probes=long_report, context=context, spans=[1, 5, 10], n_words=100),
+    )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
