@@ -194,7 +194,7 @@ class Engine:
         later = slice(position - first, None)
         # Where the tokens that follow are impossible there is no actual belief, and what it implies is NaN.
         optima = [beliefs[:, later] @ process.emissions for beliefs in (drawn.written, drawn.actual)]
-        regret_from, prior = max(0, first - REGRETS), process.initial.expand(len(drawn.donors), -1)
+        regret_from, prior = self._regret_from(drawn), process.initial.expand(len(drawn.donors), -1)
         along_donors = follow(process, prior, drawn.donors)[:, regret_from + 1 :]
         cloud = self._cloud(drawn)
         prefixes, donor_prefixes = (numbered(each, position) for each in (drawn.words, drawn.donors))
@@ -243,15 +243,23 @@ class Engine:
         found = _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()}, writing)
         return found, torch.cat(regrets).nanmean(dim=0)
 
+    def _regret_from(self, drawn: Draw) -> int:
+        """From which position on donors are read: a little before the edits, where those of a context still agree."""
+        return max(0, drawn.first - REGRETS)
+
     def _cloud(self, drawn: Draw) -> Cloud:
         """Real activations at all sites, of words that were drawn."""
-        words = cloud_words(drawn.words, derived_generator(self.seed, "cloud", drawn.position))
         sites, position = [probe.sites[0] for probe in self.probes], drawn.position
+        # Words of one context are all the same, and donors are other endings of it, which share the rest.
+        drawn_words, first = (
+            (drawn.words, position) if self.contexts is None else (drawn.donors, self._regret_from(drawn))
+        )
+        words = cloud_words(drawn_words, derived_generator(self.seed, "cloud", position))
         kept: dict[str, list[Tensor]] = {site: [] for site in sites}
         for some in words.split(words_per_batch(self.batch_size, words.shape[1])):
-            _, held = self._forward(*self._after("cloud", some, position), sites)
+            _, held = self._forward(*self._after("cloud", some, first), sites)
             for site in sites:
-                kept[site].append(held[site].cpu().double())
+                kept[site].append(held[site][:, position - first :].cpu().double())
         return Cloud(numbered(words, position), {site: torch.cat(parts) for site, parts in kept.items()})
 
     def _after(

@@ -125,6 +125,9 @@ def test_donors_of_a_context_are_other_endings_of_it(made, mess3):
     expected = float(msp.beliefs.kl_divergence(drawn.written[:, 0] @ mess3.emissions, predicted).mean())
     assert found.select(edit="donor")["kl_to_target"] == pytest.approx(expected, rel=1e-9)
     assert "One context of 50 tokens of mess3, 30 times" in " ".join(found.summary())
+    # Real activations are those of the donors.
+    assert found.select(edit="donor")["off_manifold"] == pytest.approx(1)
+    assert found.table["off_manifold"].notna().all()
 
 
 def test_tokens_after_a_beginning_come_as_often_as_after_it(mess3):
