@@ -38,7 +38,7 @@ from msp_lens.interventions.menu import PLACEBOS, REFERENCES, Edits, Material, c
 from msp_lens.interventions.preparation import Probes, group_label, in_firing_order, single_site_probes
 from msp_lens.interventions.targets import AskedTargets, resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
-from msp_lens.models.beginning import after_beginning
+from msp_lens.models.beginning import after_beginning, keeps_beginnings
 from msp_lens.models.hooked import HookedModel, check_fits
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
@@ -206,7 +206,7 @@ class Engine:
             # One for each edit of a site goes on from batch to batch, and does not know what else is asked.
             return derived_generator(self.seed, position, *names)
 
-        for rows in torch.arange(len(drawn.words)).split(words_per_batch(self.batch_size, drawn.words.shape[1])):
+        for rows in torch.arange(len(drawn.words)).split(self._batch(drawn.words)):
             donors_predict, donor = self._forward(*self._after("donors", drawn.donors[rows], regret_from), sites)
             regrets.append(kl_divergence(along_donors[rows] @ process.emissions, donors_predict))
             donor = {site: values[:, first - regret_from :] for site, values in donor.items()}
@@ -256,7 +256,7 @@ class Engine:
         )
         words = cloud_words(drawn_words, derived_generator(self.seed, "cloud", position))
         kept: dict[str, list[Tensor]] = {site: [] for site in sites}
-        for some in words.split(words_per_batch(self.batch_size, words.shape[1])):
+        for some in words.split(self._batch(words)):
             _, held = self._forward(*self._after("cloud", some, first), sites)
             for site in sites:
                 kept[site].append(held[site][:, position - first :].cpu().double())
@@ -303,6 +303,11 @@ class Engine:
                 for own, state in zip(sources, states, strict=True):
                     own.set_state(state)
                 yield name, strength, [edit.scaled(strength) for edit in whole]
+
+    def _batch(self, words: Int[Tensor, "word pos"]) -> int:
+        """Words in one forward pass: activations are held of whole words, or of the end where a beginning is kept."""
+        held = 0 if keeps_beginnings(self.model) else sum(probe.widths[0] for probe in self.probes)
+        return words_per_batch(self.batch_size, words.shape[1], numbers_per_token=held)
 
     def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
         """The beliefs that the latest site's probe reads."""

@@ -163,7 +163,7 @@ def after_beginning(model: HookedModel, beginning: Int[Tensor, "word pos"]) -> H
 
     It is a `CachedBeginning`, or a reader of one; arguments and errors as there.
     """
-    after = getattr(model, "after", None)
+    after = getattr(model, "after", None) if isinstance(model, SeenModel) else None
     return cast(HookedModel, CachedBeginning(model, beginning) if after is None else after(beginning))
 
 
@@ -203,6 +203,12 @@ def _kind(model: Any) -> type[_TransformerLensCache | _HuggingFaceCache] | None:
         # Left padding is masked, and a mask of what was padding is not kept here.
         return None if getattr(model.tokenizer, "padding_side", None) == "left" else _TransformerLensCache
     return _HuggingFaceCache if hasattr(model, "original_model") else None
+
+
+def keeps_beginnings(model: HookedModel) -> bool:
+    """Whether the model has a cache of keys and values, as far as can be told without running it."""
+    inner = unwrapped(model.model if isinstance(model, SeenModel) else model)
+    return _kind(inner) is not None and False not in _TRUSTED.get(inner, {}).values()
 
 
 def _agrees(model: Any, kind: Callable[..., _Cache], beginning: Int[Tensor, "1 pos"]) -> bool:
