@@ -275,6 +275,8 @@ def offloaded_tensors(module: Any) -> dict[int, Callable[[], Tensor]]:
 
 def check_offloaded(module: Any) -> None:
     """Raise `ValueError` if a weight is nowhere: TransformerLens has split it off one that was on disk."""
+    # What sees a model in another way, such as a reader of symbols, has the model's own weights.
+    module = getattr(module, "held_as", module)
     offloaded = offloaded_tensors(module)
     for name, each in module.named_parameters():
         if each.is_meta and storage_of(each) not in offloaded:
