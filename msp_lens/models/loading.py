@@ -19,7 +19,7 @@ from msp_lens.models.architecture import checked_architecture
 from msp_lens.models.build import building, check_known, has_hooked_transformer, listed, state_tensors
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import HEADER, MODEL_FILE, config_of, converting, load_checkpoint, restored
-from msp_lens.models.state_dicts import check_offloaded, completed_architecture, shown_architecture
+from msp_lens.models.state_dicts import check_offloaded, completed_architecture, offload_additions, shown_architecture
 
 # What the hub has under these names are state dicts of a HookedTransformer.
 _OF_TRANSFORMER_LENS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
@@ -219,6 +219,7 @@ def _hugging_face(
             model, left_over = _network(
                 where, gguf_file=gguf_file, dtype=kind, device_map=device_map, is_local=is_local
             )
+        offload_additions(model)
         check_offloaded(model)
     except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         told = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip().rstrip(".")

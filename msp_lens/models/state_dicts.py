@@ -273,6 +273,20 @@ def offloaded_tensors(module: Any) -> dict[int, Callable[[], Tensor]]:
     return found
 
 
+def offload_additions(module: Any) -> None:
+    """Have accelerate know the biases of zero that a bridge adds to modules whose weights lie elsewhere.
+
+    An unembedding gets one, which accelerate would else look for in vain. TransformerLens 4 does so itself.
+    """
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for each in getattr(hook, "hooks", (hook,)):
+            held, bias = getattr(each, "weights_map", None), getattr(part, "bias", None)
+            if isinstance(bias, Tensor) and hasattr(held, "dataset") and f"{held.prefix}bias" not in held.dataset:
+                held.dataset.state_dict[f"{held.prefix}bias"] = torch.zeros(bias.shape, dtype=bias.dtype)
+                held.dataset.all_keys.append(f"{held.prefix}bias")
+
+
 def check_offloaded(module: Any) -> None:
     """Raise `ValueError` if a weight is nowhere: TransformerLens has split it off one that was on disk."""
     # What sees a model in another way, such as a reader of symbols, has the model's own weights.

@@ -11,8 +11,8 @@ from msp_lens.models.hooked import model_device
 from tests.hooked_models import network
 
 AROUND = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
-PIECES = ["disk", *(["cuda"] if torch.cuda.is_available() else [])]
-MADE = [(how, second) for how in ("loaded", "dispatched") for second in PIECES]
+# Where the second layer is. Of a GPU's model it is in memory; accelerate takes what is on "cpu" there to be offloaded.
+PIECES = ["disk", *(["cpu"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,18 @@ def plain(folder):
     return msp.load_model(folder)
 
 
+def test_an_unembedding_on_disk_has_the_bias_that_it_gets(folder, plain):
+    """Where a model is too large, its last parts are those without a place."""
+    tokens = torch.tensor([[1, 2, 3]])
+    model = msp.load_model(folder, device_map=places("disk") | {"lm_head": "disk"})
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=1e-6)
+    assert msp.models.model_fingerprint(model) == msp.models.model_fingerprint(plain)
+
+
 def places(second):
-    """Everything on the CPU but the second layer."""
-    return dict.fromkeys((*AROUND, "model.layers.0"), "cpu") | {"model.layers.1": 0 if second == "cuda" else second}
+    """Everything on one device but the second layer."""
+    return dict.fromkeys((*AROUND, "model.layers.0"), 0 if second == "cpu" else "cpu") | {"model.layers.1": second}
 
 
 def dispatched(second, folder):
@@ -56,9 +65,9 @@ def model(request, folder, tmp_path_factory):
 
 
 def test_its_weights_are_known(model, plain):
-    assert model_device(model) == torch.device("cpu")
+    assert model_device(model) == next(each.device for each in model.parameters() if not each.is_meta)
     assert msp.models.model_fingerprint(model) == msp.models.model_fingerprint(plain)
-    assert all(torch.equal(each, weights(plain)[name]) for name, each in weights(model).items())
+    assert all(torch.equal(each.cpu(), weights(plain)[name]) for name, each in weights(model).items())
 
 
 def test_it_is_probed_and_steered(model, plain, mess3):
@@ -95,7 +104,7 @@ def test_twins_lie_in_the_same_pieces(model, plain):
     ((_, twin),) = untrained_twins(model, 1, ["0_post"], seed=3)
     ((_, expected),) = untrained_twins(plain, 1, ["0_post"], seed=3)
     assert [each.device for each in twin.parameters()] == [each.device for each in model.parameters()]
-    assert all(torch.equal(each, weights(expected)[name]) for name, each in weights(twin).items())
+    assert all(torch.equal(each.cpu(), weights(expected)[name]) for name, each in weights(twin).items())
     tokens = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         torch.testing.assert_close(twin(tokens).cpu(), expected(tokens), rtol=0, atol=1e-6)
