@@ -281,7 +281,8 @@ def offload_additions(module: Any) -> None:
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
         for each in getattr(hook, "hooks", (hook,)):
-            held, bias = getattr(each, "weights_map", None), getattr(part, "bias", None)
+            held: Any = getattr(each, "weights_map", None)
+            bias = getattr(part, "bias", None)
             if isinstance(bias, Tensor) and hasattr(held, "dataset") and f"{held.prefix}bias" not in held.dataset:
                 held.dataset.state_dict[f"{held.prefix}bias"] = torch.zeros(bias.shape, dtype=bias.dtype)
                 held.dataset.all_keys.append(f"{held.prefix}bias")
