@@ -10,12 +10,14 @@ import json
 import math
 import os
 import re
+import shutil
+import struct
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -28,17 +30,26 @@ from msp_lens._annotations import converted
 CHECKSUM = "checksum"
 LOCK_FILE = ".lock"
 TEMPORARY = ".partial"
+# As safetensors calls them.
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _REMEDY = "It is damaged or was edited: copy or create it again."
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Write to a temporary file in the same folder, then rename: a reader sees the old file or the complete new one."""
+    with written_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written_atomically(path: str | Path) -> Iterator[BinaryIO]:
+    """A temporary file in the same folder, which takes the file's place at the end of the block, if nothing failed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner can read; a result is an ordinary file.
@@ -124,6 +135,50 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     """Write named tensors and a header to a safetensors file, atomically, with a checksum of both."""
     checksum = {CHECKSUM: tensors_checksum(tensors, header)}
     write_atomically(path, save(dict(tensors), metadata={**header, **checksum}))
+
+
+@contextmanager
+def tensors_written(
+    path: str | Path, like: Mapping[str, Tensor], n_rows: int, header: Mapping[str, str]
+) -> Iterator[Callable[[str, int, Tensor], None]]:
+    """Write tensors to a safetensors file some rows at a time, atomically; without a checksum, as none is ever held.
+
+    Args:
+        path: The file.
+        like: A few rows of each tensor, which show its dtype and width.
+        n_rows: How many rows each will have.
+        header: What the file says of itself.
+
+    Yields:
+        A function of a tensor's name, the number of its first row to write, and the rows.
+
+    Raises:
+        ValueError: if the disk has not enough space, before anything is written.
+    """
+    described: dict[str, Any] = {"__metadata__": dict(header)}
+    end = 0
+    for name, rows in like.items():
+        begin, end = end, end + n_rows * rows[0].nbytes
+        kind, shape = _DTYPES[rows.dtype], [n_rows, *rows.shape[1:]]
+        described[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    folder = next(each for each in Path(path).resolve().parents if each.is_dir())
+    if (free := shutil.disk_usage(folder).free) < end:
+        raise ValueError(
+            f"{path} would take {end / 1e9:,.1f} GB; {folder} has {free / 1e9:,.1f} GB left. Write fewer tensors, or "
+            "choose another folder."
+        )
+    with written_atomically(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+
+        def write(name: str, first_row: int, rows: Tensor) -> None:
+            held = rows.detach().cpu().contiguous()
+            file.seek(8 + len(text) + described[name]["data_offsets"][0] + first_row * held[0].nbytes)
+            file.write(held.flatten().view(torch.uint8).numpy().data)
+
+        yield write
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -1,6 +1,6 @@
 """The one seam to TransformerLens: what a hooked model is, how to build, read, edit and save one."""
 
-from msp_lens.models.activations import ActivationBatch, stream_activations
+from msp_lens.models.activations import ActivationBatch, keep_activations, stream_activations
 from msp_lens.models.attention import AttentionBatch, attention_layers, output_weights, stream_attention
 from msp_lens.models.beginning import CachedBeginning, after_beginning
 from msp_lens.models.build import ModelConfig, build_model, load_weights
@@ -32,6 +32,7 @@ __all__ = [
     "evaluating",
     "find_sites",
     "holding",
+    "keep_activations",
     "load_checkpoint",
     "load_model",
     "load_weights",

@@ -6,10 +6,12 @@ something of them is wanted, or nothing, they are computed a few rows at a time,
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -19,8 +21,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from msp_lens._checks import Count, checked
+from msp_lens._files import read_tensors, tensors_checksum, tensors_written
 from msp_lens.models.hooked import (
     HookedModel,
+    check_reads_tokens,
     config_value,
     evaluating,
     find_sites,
@@ -28,6 +32,7 @@ from msp_lens.models.hooked import (
     site_index,
     unwrapped,
 )
+from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.sites import Site, Sites
 
 # From some rows of logits, [row, token], to what is wanted of each.
@@ -97,6 +102,68 @@ def stream_activations(
     )
     index = site_index(model)
     return _stream(model, tokens, {name: index.site(name) for name in names}, size, progress, logits)
+
+
+@checked
+def keep_activations(
+    path: str | Path,
+    model: HookedModel,
+    tokens: Int[Tensor, "word pos"],
+    sites: Sites = None,
+    *,
+    batch_size: Count | None = None,
+    progress: str | None = None,
+) -> dict[str, Float[Tensor, "word pos feature"]]:
+    """Keep the sites' activations in a safetensors file, and read from it only what is asked for.
+
+    A second solver, target or split then takes no second pass through the model: `msp.probing.cache_rows` makes rows of
+    what is returned. Where the file holds just these activations already, the model is not run.
+
+    Args:
+        path: A file that ends in `.safetensors`. It takes words × positions × features × bytes of a number, and is
+            written a batch at a time, completely or not at all.
+        model: Any hooked model.
+        tokens: The words.
+        sites: As for `find_sites`.
+        batch_size: Words in one forward pass.
+        progress: Title of a progress bar; none by default.
+
+    Returns:
+        The activations by site, which lie in the file: memory holds what of them is in use.
+
+    Raises:
+        KeyError: if the model lacks a site.
+        ValueError: if the disk has too little space, or the file is damaged or holds something else.
+
+    Example:
+        >>> import tempfile
+        >>> from msp_lens.models.build import ModelConfig, build_model
+        >>> model, words = build_model(ModelConfig(d_vocab=3)), torch.tensor([[0, 1, 2], [2, 2, 1]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     kept = keep_activations(f"{folder}/kept.safetensors", model, words, "0_post")
+        >>> kept["blocks.0.hook_resid_post"].shape
+        torch.Size([2, 3, 64])
+    """
+    path, names = Path(path), find_sites(model, sites)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path={str(path)!r}: give a file that ends in .safetensors.")
+    check_reads_tokens(model, tokens)
+    content = {"model": model_fingerprint(model), "tokens": tensors_checksum({"tokens": tokens}, {}), "sites": names}
+    header = {"activations": json.dumps(content)}
+    if not path.exists():
+        (sample,) = stream_activations(model, tokens[:1], names, logits=False)
+        with tensors_written(path, sample.activations, len(tokens), header) as write:
+            reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "logits": False}
+            for batch in stream_activations(model, tokens, names, **reading):
+                for name, values in batch.activations.items():
+                    write(name, batch.words.start, values)
+    kept, found = read_tensors(path)
+    if found != header:
+        raise ValueError(
+            f"{path} holds something else than these sites' activations of this model on these tokens: choose another "
+            "file, or remove it."
+        )
+    return kept
 
 
 def words_per_batch(

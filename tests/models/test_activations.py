@@ -135,3 +135,69 @@ def test_a_batch_of_a_large_vocabulary_is_small_only_where_logits_are_kept():
     tokens = torch.zeros(30, 16, dtype=torch.int64)
     assert [batch.words.stop for batch in stream_activations(model, tokens[:7], ())] == [5, 7]
     assert [batch.words.stop for batch in stream_activations(model, tokens, (), logits=False)] == [30]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_kept_activations_are_those_that_are_streamed(dtype, tmp_path, mess3):
+    sizes = {"n_layers": 1, "d_model": 16, "d_head": 8, "d_mlp": 32, "n_ctx": 5, "d_vocab": 3}
+    model = msp.build_model(sizes | {"dtype": dtype}, seed=1)
+    tokens, path = mess3.sample(23, 5, seed=0), tmp_path / "new" / "kept.safetensors"
+    sites = ["0_post", "blocks.0.attn.hook_z[1]"]
+    kept = msp.models.keep_activations(path, model, tokens, sites, batch_size=7)
+    (whole,) = stream_activations(model, tokens, sites)
+    assert set(kept) == set(whole.activations)
+    for name, values in kept.items():
+        assert values.dtype == getattr(torch, dtype)
+        assert torch.equal(values, whole.activations[name])
+    assert [each.name for each in path.parent.iterdir()] == ["kept.safetensors"]
+
+
+def test_what_is_kept_is_probed_as_the_model_is(tmp_path, small_model, mess3):
+    data = msp.LabelledTokens.from_beliefs(msp.words(mess3, n_ctx=4))
+    kept = msp.models.keep_activations(tmp_path / "kept.safetensors", small_model, data.tokens)
+    for solver in ("ols", "ridge"):
+        again = msp.probing.probe_rows(msp.probing.cache_rows(kept, data), solver=solver)
+        first = msp.probe(small_model, data, solver=solver, controls=False, progress=False)
+        assert again["1_post"].scores.held_out.r2 == pytest.approx(first["1_post"].scores.held_out.r2, abs=1e-9)
+
+
+def test_a_file_serves_only_what_it_was_made_for(tmp_path, small_model, mess3, monkeypatch):
+    tokens, path = mess3.sample(6, 5, seed=0), tmp_path / "kept.safetensors"
+    first = msp.models.keep_activations(path, small_model, tokens, "0_post")
+    other = msp.build_model(small_model.cfg.to_dict(), seed=2)
+    for model, words, sites in (
+        (other, tokens, "0_post"),
+        (small_model, tokens[1:], "0_post"),
+        (small_model, tokens, "1_post"),
+    ):
+        with pytest.raises(ValueError, match="holds something else"):
+            msp.models.keep_activations(path, model, words, sites)
+    monkeypatch.setattr(activations, "stream_activations", None)
+    again = msp.models.keep_activations(path, small_model, tokens, "0_post")
+    assert torch.equal(again["blocks.0.hook_resid_post"], first["blocks.0.hook_resid_post"])
+
+
+def test_nothing_is_left_of_what_could_not_be_kept(tmp_path, small_model, mess3, monkeypatch):
+    tokens, path = mess3.sample(6, 5, seed=0), tmp_path / "kept.safetensors"
+    with pytest.raises(ValueError, match=r"give a file that ends in \.safetensors"):
+        msp.models.keep_activations(tmp_path / "kept", small_model, tokens)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10}))
+    with pytest.raises(ValueError, match=r"would take 0\.0 GB; .* has 0\.0 GB left"):
+        msp.models.keep_activations(path, small_model, tokens)
+    monkeypatch.undo()
+    small_model.hook_dict["blocks.1.hook_resid_post"].add_hook(fails_at_last(6))
+    with pytest.raises(RuntimeError, match="midway"):
+        msp.models.keep_activations(path, small_model, tokens, batch_size=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def fails_at_last(n_words):
+    """A hook that fails when it has seen as many words."""
+    seen = []
+
+    def hook(activation, hook):
+        seen.append(len(activation))
+        if sum(seen) >= n_words:
+            raise RuntimeError("midway")
+
+    return hook
