@@ -43,7 +43,7 @@ from msp_lens.interventions.intervene import intervene
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
-from msp_lens.models.build import ModelConfig, build_model, config_fields, versions
+from msp_lens.models.build import build_model, config_class, config_fields, versions
 from msp_lens.models.hooked import check_fits, word_length
 from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
 from msp_lens.page.pictures import inference_picture, run_pictures
@@ -224,7 +224,7 @@ def report(
         config = {
             "process": trained[0].process.to_dict(),
             "preset": None,
-            "model": {field.name: known[field.name] for field in fields(ModelConfig) if field.name in known},
+            "model": {field.name: known[field.name] for field in fields(config_class(known)) if field.name in known},
             "training": trained[0].config.to_dict(),
             **run_options(folder),
             "versions": as_saved(provenance.get("versions", {}), dict[str, str], f"{folder / MODEL_FILE}: versions"),

@@ -31,7 +31,8 @@ from msp_lens.experiments.study import check_has_beliefs, training_numbers
 from msp_lens.experiments.sweep_result import RESULT_FILE, SweepResult, SweepRun, read_result
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.interventions.intervene import intervene
-from msp_lens.models.build import ModelConfig, build_model, transformer_lens_version
+from msp_lens.models.architecture import RecurrentConfig
+from msp_lens.models.build import ModelConfig, build_model, config_class, transformer_lens_version
 from msp_lens.models.hooked import HookedModel, site_groups
 from msp_lens.probing.fit import probe
 from msp_lens.processes.process import Process
@@ -71,7 +72,7 @@ def sweep(
 
     Args:
         processes: One or several.
-        settings: Fields of `ModelConfig` or `TrainingConfig`, each with a value or a list of values:
+        settings: Fields of the preset's model config or of `TrainingConfig`, each with a value or a list of values:
             `{"d_model": [1, 2, 4, 64], "n_layers": [1, 4], "steps": 500}`. The preset sets all others.
         out: Folder of the runs.
         seeds: One or several seeds of everything random.
@@ -162,7 +163,8 @@ def _plan(
     """Every run as JSON-ready values: everything that decides its result, and how the table names it."""
     if not processes:
         raise ValueError("processes is empty: give at least one.")
-    of_model, of_training = ([field.name for field in fields(kind)] for kind in (ModelConfig, TrainingConfig))
+    kinds = [*[type(recipe(preset, process).model) for process in processes[:1]], TrainingConfig]
+    of_model, of_training = ([field.name for field in fields(kind)] for kind in kinds)
     if unknown := [name for name in varied if name not in (*of_model, *of_training)]:
         raise KeyError(f"No setting {unknown[0]!r}; there are {', '.join((*of_model, *of_training))}.")
     for process in processes:
@@ -195,15 +197,18 @@ def _plan(
     return list(runs.values())
 
 
-def _check_sites(model: ModelConfig, sites: Sequence[str] | None) -> None:
+def _check_sites(model: ModelConfig | RecurrentConfig, sites: Sequence[str] | None) -> None:
     """Raise `KeyError` or `ValueError` if a network of this config lacks a site; only a narrow one is built."""
     if sites is not None:
-        narrow = replace(model, d_vocab=2, d_model=model.n_heads, d_head=1, d_mlp=1, n_ctx=1)
+        if isinstance(model, RecurrentConfig):
+            narrow = replace(model, d_vocab=2, d_model=1, n_ctx=1)
+        else:
+            narrow = replace(model, d_vocab=2, d_model=model.n_heads, d_head=1, d_mlp=1, n_ctx=1)
         site_groups(_narrow_model(narrow), sites)
 
 
 @functools.lru_cache(maxsize=8)
-def _narrow_model(config: ModelConfig) -> HookedModel:
+def _narrow_model(config: ModelConfig | RecurrentConfig) -> HookedModel:
     return build_model(config)
 
 
@@ -264,7 +269,10 @@ def _owned_soon(folder: Path) -> Iterator[None]:
 def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[str, Any]:
     """Train, probe, and make the other measurements asked for."""
     process, seed, measures = Process.from_dict(decisive["process"]), decisive["seed"], decisive["measures"]
-    config, training = ModelConfig(**decisive["model"]), TrainingConfig.from_dict(decisive["training"])
+    config, training = (
+        config_class(decisive["model"])(**decisive["model"]),
+        TrainingConfig.from_dict(decisive["training"]),
+    )
     started = time.perf_counter()
     trained = train(process, config, config=training, seed=seed, device=device, out=folder, progress=False)
     read = {name: measures[name] for name in ("sites", "weighting", "controls")}

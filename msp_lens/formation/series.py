@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from msp_lens._checks import AtLeast, converted, shown
-from msp_lens.models.build import ModelConfig, config_fields
+from msp_lens.models.build import config_class, config_fields
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import Checkpoint, model_fingerprint
 from msp_lens.processes.process import Process
@@ -126,7 +126,7 @@ def _check_alike(checkpoints: Sequence[AtStep]) -> None:
         changed = other.description["model"]
         differing = [
             f"{field.name} is {changed.get(field.name)}, not {model.get(field.name)}"
-            for field in fields(ModelConfig)
+            for field in fields(config_class(model))
             if changed.get(field.name) != model.get(field.name)
         ]
         if differing:

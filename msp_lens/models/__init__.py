@@ -1,7 +1,15 @@
 """The one seam to TransformerLens: what a hooked model is, how to build, read, edit and save one."""
 
-from msp_lens.models.activations import ActivationBatch, keep_activations, stream_activations
-from msp_lens.models.attention import AttentionBatch, attention_layers, output_weights, stream_attention
+from msp_lens.models.activations import (
+    ActivationBatch,
+    AttentionBatch,
+    attention_layers,
+    keep_activations,
+    output_weights,
+    stream_activations,
+    stream_attention,
+)
+from msp_lens.models.architecture import RecurrentConfig
 from msp_lens.models.beginning import CachedBeginning, after_beginning
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.checking import ModelCheck, check_causal, check_model
@@ -20,6 +28,7 @@ __all__ = [
     "HookedModel",
     "ModelCheck",
     "ModelConfig",
+    "RecurrentConfig",
     "Site",
     "Sites",
     "SymbolReader",

@@ -9,16 +9,18 @@ Face's within a bridge, of which GPT-2 and Llama can be described and built anew
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Optional
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from msp_lens._checks import AtLeast, Between, Count, Share, converted
+from msp_lens._checks import AtLeast, Between, Count, Share, checked, converted
 
 # The key under which a network of Hugging Face's within a bridge is described.
 HUGGING_FACE = "hugging_face"
@@ -27,6 +29,34 @@ ActivationFunction = Literal[
     "relu", "gelu", "silu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "solu", "solu_ln", "xielu", "relu2"
 ]
 Normalization = Literal["LN", "LNPre", "RMS", "RMSPre"] | None
+
+RecurrentKind = Literal["rnn", "gru", "lstm", "ssm"]
+
+
+@checked
+@dataclass(frozen=True, kw_only=True)
+class RecurrentConfig:
+    """A small recurrent network: embedding, layers one after another, unembedding.
+
+    Attributes:
+        kind: `"rnn"` (Elman's, with tanh), `"gru"` or `"lstm"`, torch's own; or `"ssm"`, a selective state-space model,
+            whose layers are a diagonal linear recurrence and an MLP, each added to a residual stream.
+        d_vocab: Number of tokens.
+        n_layers: Number of layers.
+        d_model: Width of embedding, hidden state and cell.
+        n_ctx: Tokens in a word that it is trained on; it reads longer ones, too.
+    """
+
+    kind: RecurrentKind
+    d_vocab: Count
+    n_layers: Count = 1
+    d_model: Count = 64
+    n_ctx: Count = 10
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return dataclasses.asdict(self)
+
 
 _SIZES = ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "n_ctx")
 _COUNTS = (  # noqa: SIM905 (words are easier to read)
@@ -62,6 +92,14 @@ ARCHITECTURE: Mapping[str, Any] = {
     "init_mode": Literal["gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP"],
     "dtype": Literal["float32", "float64", "bfloat16", "float16"],
 }
+# Of a recurrent network, which is told by its `kind`, and how many square matrices a layer has.
+_RECURRENT_SIZES = ("d_vocab", "n_layers", "d_model", "n_ctx")
+RECURRENT: Mapping[str, Any] = {
+    "kind": RecurrentKind,
+    **dict.fromkeys(_RECURRENT_SIZES, Count),
+    "dtype": ARCHITECTURE["dtype"],
+}
+_MATRICES = {"rnn": 2, "gru": 6, "lstm": 8, "ssm": 12}
 _TOKEN = Optional[Annotated[int, AtLeast(0)]]  # noqa: UP045 (an annotation that is a value)
 _OPTIONAL_SIZE = Optional[Count]  # noqa: UP045
 _ACTIVATION = Literal["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish", "tanh"]
@@ -138,16 +176,22 @@ def checked_architecture(fields: Mapping[str, Any], where: str) -> dict[str, Any
         ValueError, TypeError: if one has the wrong type or range; the message begins with the place.
     """
     found: dict[str, Any] = {}
-    for name, annotation in ARCHITECTURE.items():
+    is_recurrent = is_of_recurrent(fields)
+    for name, annotation in (RECURRENT if is_recurrent else ARCHITECTURE).items():
         value = fields.get(name)
         # TransformerLens writes None for what there isn't, and -1 for what it will work out.
         is_open = value is None or (name not in _SIZES and _is_minus_one(value))
         if not is_open or (name == "normalization_type" and name in fields):
             value = plain(value) if isinstance(value, torch.dtype) else value
             found[name] = converted(value, annotation, f"{where}.{name}")
-    if fields.get(HUGGING_FACE) is not None:
+    if fields.get(HUGGING_FACE) is not None and not is_recurrent:
         found[HUGGING_FACE] = _checked_network(fields[HUGGING_FACE], f"{where}.{HUGGING_FACE}")
     return found
+
+
+def is_of_recurrent(fields: Mapping[str, Any]) -> bool:
+    """Whether the fields are those of a recurrent network."""
+    return fields.get("kind") is not None
 
 
 def _is_minus_one(value: Any) -> bool:
@@ -173,7 +217,8 @@ def fitting_architecture(fields: Mapping[str, Any], tensors: Mapping[str, Tensor
         found = checked_architecture(fields, "model")
     except (TypeError, ValueError) as error:
         raise refuse(str(error).rstrip(".")) from None
-    if missing := [name for name in _SIZES if name not in found]:
+    is_recurrent = is_of_recurrent(found)
+    if missing := [name for name in (_RECURRENT_SIZES if is_recurrent else _SIZES) if name not in found]:
         raise refuse(f"model.{missing[0]} is missing")
     sizes = found
     if HUGGING_FACE in found:
@@ -181,7 +226,11 @@ def fitting_architecture(fields: Mapping[str, Any], tensors: Mapping[str, Tensor
         for name in _SIZES:
             if sizes[name] != found[name]:
                 raise refuse(f"model.{name} is both {found[name]} and {sizes[name]}")
-    elif found["n_ctx"] > _LONGEST and not any(found["n_ctx"] in tensor.shape for tensor in tensors.values()):
+    elif (
+        not is_recurrent
+        and found["n_ctx"] > _LONGEST
+        and not any(found["n_ctx"] in tensor.shape for tensor in tensors.values())
+    ):
         raise refuse(f"n_ctx={found['n_ctx']}, but no weight is as long")
     layers = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
     if sizes["n_layers"] != len(layers):
@@ -194,7 +243,10 @@ def fitting_architecture(fields: Mapping[str, Any], tensors: Mapping[str, Tensor
 
 def least_weights(sizes: Mapping[str, Any]) -> int:
     """The number of weights that a model of these sizes has at least."""
-    d_model, n_heads = sizes["d_model"], sizes["n_heads"]
+    d_model = sizes["d_model"]
+    if is_of_recurrent(sizes):
+        return (sizes["n_layers"] * _MATRICES[sizes["kind"]] * d_model + 2 * sizes["d_vocab"]) * d_model
+    n_heads = sizes["n_heads"]
     key_value_heads = sizes.get("n_key_value_heads") or n_heads
     attention = 2 * (n_heads + key_value_heads) * sizes["d_head"] * d_model
     mlp = 0 if sizes.get("attn_only") else 2 * (sizes.get("d_mlp") or 0) * d_model * (sizes.get("num_experts") or 1)

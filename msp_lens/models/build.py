@@ -26,12 +26,15 @@ from msp_lens._checks import Count, Seed, check_memory, checked
 from msp_lens.models.architecture import (
     ARCHITECTURE,
     HUGGING_FACE,
+    RECURRENT,
     ActivationFunction,
     Normalization,
+    RecurrentConfig,
     build_network,
     checked_architecture,
     holds_network,
     is_dispatched,
+    is_of_recurrent,
     least_weights,
     network_description,
     network_like,
@@ -114,7 +117,7 @@ def has_hooked_transformer() -> bool:
 
 @checked
 def build_model(
-    config: ModelConfig | Mapping[str, Any] | Any,
+    config: ModelConfig | RecurrentConfig | Mapping[str, Any] | Any,
     *,
     seed: Seed = 0,
     device: str | torch.device = "cpu",
@@ -122,12 +125,14 @@ def build_model(
 ) -> HookedModel:
     """A freshly initialized model: a `HookedTransformer` under TransformerLens 3, a native `TransformerBridge` under 4.
 
+    Of a `RecurrentConfig` it is a recurrent network with hooks of the same kind, under either version.
+
     A seed gives the same weights on every device, and in every thread if no other code draws from the global random
     state meanwhile. Neither that state nor any other setting of the process changes.
 
     Args:
-        config: A `ModelConfig`, a mapping with TransformerLens's field names, or a TransformerLens config. Its `dtype`
-            is that of the weights.
+        config: A `ModelConfig`, a mapping with TransformerLens's field names, or a TransformerLens config; or a
+            `RecurrentConfig`, or a mapping with its fields. Its `dtype` is that of the weights.
         seed: Seed of the initial weights.
         device: Where to put the model.
         bridge: Whether to build a `TransformerBridge`; by default only if there is no `HookedTransformer`.
@@ -142,7 +147,8 @@ def build_model(
         torch.Size([2, 10, 3])
     """
     if not isinstance(config, Mapping) and not callable(getattr(config, "to_dict", None)):
-        raise TypeError(f"config={config!r}: give a ModelConfig, a mapping or a config of TransformerLens's.")
+        known = "a ModelConfig, a RecurrentConfig, a mapping or a config of TransformerLens's"
+        raise TypeError(f"config={config!r}: give {known}.")
     fields = dict(config) if isinstance(config, Mapping) else dict(config.to_dict())
     if isinstance(config, Mapping):
         check_known(fields)
@@ -151,6 +157,11 @@ def build_model(
     dtype = getattr(torch, plain(fields.get("dtype") or "float32"))
     fields["dtype"] = dtype
     with building(seed, dtype):
+        if is_of_recurrent(fields):
+            from msp_lens.models.recurrent import HookedRecurrentNetwork
+
+            sizes = {name: value for name, value in fields.items() if name != "dtype"}
+            return cast(HookedModel, HookedRecurrentNetwork(RecurrentConfig(**sizes)).to(device, dtype))
         if HUGGING_FACE in fields:
             model = build_network(fields[HUGGING_FACE], dtype)
         else:
@@ -183,24 +194,25 @@ def building(seed: int, dtype: torch.dtype) -> Iterator[None]:
 
 def check_known(fields: Mapping[str, Any]) -> None:
     """Raise `ValueError` if no version of TransformerLens has a field of this name."""
-    known = {*ARCHITECTURE, HUGGING_FACE, *_NAMES, *_parameters(_bridge_config())}
+    known = {*RECURRENT} if is_of_recurrent(fields) else {*ARCHITECTURE, HUGGING_FACE, *_NAMES}
+    known |= set() if is_of_recurrent(fields) else _parameters(_bridge_config())
     for name in fields:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
             meant = f"did you mean {nearest[0]}? " if nearest else ""
-            raise ValueError(
-                f"config has a field {name!r}, which no model of TransformerLens has: {meant}Leave it out."
-            )
+            of = "recurrent network" if is_of_recurrent(fields) else "model of TransformerLens"
+            raise ValueError(f"config has a field {name!r}, which no {of} has: {meant}Leave it out.")
 
 
 def _check_sizes(fields: Mapping[str, Any]) -> None:
-    missing = [name for name in ("d_vocab", "n_layers", "d_model", "d_head", "n_ctx") if fields.get(name) in (None, -1)]
+    needed = ["d_vocab", "n_layers", "d_model", "n_ctx", *["d_head"] * (not is_of_recurrent(fields))]
+    missing = [name for name in needed if fields.get(name) in (None, -1)]
     if missing:
         raise ValueError(f"config has no {', '.join(missing)}: give it.")
-    sizes = {"n_heads": max(1, fields["d_model"] // fields["d_head"])} | {
+    sizes = {"n_heads": max(1, fields["d_model"] // fields.get("d_head", 1))} | {
         name: value for name, value in fields.items() if value not in (None, -1)
     }
-    context = 0 if HUGGING_FACE in fields else fields["n_layers"] * fields["n_ctx"] ** 2
+    context = 0 if HUGGING_FACE in fields or is_of_recurrent(fields) else fields["n_layers"] * fields["n_ctx"] ** 2
     told = ", ".join(f"{name}={fields[name]}" for name in ("n_layers", "d_model", "d_vocab", "n_ctx"))
     check_memory(f"A model of {told}", 4 * least_weights(sizes) + context, "Make it smaller.")
 
@@ -307,11 +319,17 @@ def config_fields(model: HookedModel) -> dict[str, Any]:
         )
     fields = cast(Any, config).to_dict()
     # The names, the device and the seed do not describe the model.
-    found = {name: fields[name] for name in ARCHITECTURE if name in fields}
+    known = RECURRENT if is_of_recurrent(fields) else ARCHITECTURE
+    found = {name: fields[name] for name in known if name in fields}
     dtypes = [each.dtype for each in module.parameters() if each.is_floating_point()]
     found |= {"dtype": dtypes[0]} if dtypes else {}
     described = network_description(module)
     return plain(found | ({HUGGING_FACE: described} if described else {}))
+
+
+def config_class(fields: Mapping[str, Any]) -> type[ModelConfig | RecurrentConfig]:
+    """The class of the config that has these fields."""
+    return RecurrentConfig if is_of_recurrent(fields) else ModelConfig
 
 
 def weights(model: HookedModel) -> dict[str, Tensor]:

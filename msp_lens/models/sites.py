@@ -7,6 +7,7 @@
 | sublayer outputs | `blocks.2.hook_attn_out`, `blocks.2.hook_mlp_out` | `2_attn_out`, `2_mlp_out` |
 | after the final LayerNorm | `ln_final.hook_normalized`, before its gains and offsets | `ln_final` |
 | the same, on a bridge | `ln_final.hook_out`, after its gains and offsets | `ln_final` |
+| a recurrent layer's states and output | `blocks.2.hook_hidden`, `…_cell`, `…_output` | `2_hidden`, `2_cell`, … |
 | all heads of a layer side by side | `blocks.2.attn.hook_z` | `2_z` |
 | a single head | `blocks.2.attn.hook_z[1]` | `L2H1` |
 
@@ -33,7 +34,10 @@ from msp_lens._checks import checked
 Sites: TypeAlias = str | Callable[[str], bool] | Sequence[Any] | Mapping[str, Any] | None
 
 # What "all" takes of each layer, in the order of the forward pass.
-_PARTS = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+_PARTS = (
+    *("hook_resid_pre", "hook_cell", "hook_hidden"),
+    *("hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post", "hook_output"),
+)
 # [batch, head, query, key]: not the activation of a position, though it may have the shape of one.
 _ATTENTION = re.compile(r".*hook_(pattern|attn_scores)")
 _HEAD = re.compile(r"(.+)\[(\d+|\*)\]")
@@ -119,7 +123,7 @@ def site_label(name: str) -> str:
     labels = (
         (r"hook_(embed|pos_embed)", "{0}"),
         (r"blocks\.(\d+)\.hook_resid_(pre|mid|post)", "{0}_{1}"),
-        (r"blocks\.(\d+)\.hook_(attn_out|mlp_out)", "{0}_{1}"),
+        (r"blocks\.(\d+)\.hook_(attn_out|mlp_out|hidden|cell|output)", "{0}_{1}"),
         (r"blocks\.(\d+)\.attn\.hook_([qkvz])", "{0}_{1}"),
         (r"blocks\.(\d+)\.attn\.hook_z\[(\d+)\]", "L{0}H{1}"),
         (r"ln_final\..*", "ln_final"),
@@ -160,13 +164,21 @@ class SiteIndex:
         labeled |= {"ln_final": final} if final else {}
         self.labels = {label: name for label, name in labeled.items() if label != name}
         self._label_of = {name: label for label, name in self.labels.items()}
-        posts = [name for name in self.names if name.endswith("hook_resid_post")]
+        posts = [name for name in self.names if re.fullmatch(r"blocks\.\d+\.hook_(resid_post|output)", name)]
         self.aliases = {"final_post": posts[-1]} if posts else {}
 
     @property
     def residual(self) -> tuple[str, ...]:
-        """The residual stream before the first layer, after each layer, and after the final LayerNorm."""
-        blocks = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in self._layers)]
+        """The residual stream before the first layer, after each layer, and after the final LayerNorm.
+
+        Of a recurrent network, the embedding and the states of each layer, which are what it carries on.
+        """
+        first = "blocks.0.hook_resid_pre"
+        is_recurrent = any(name.endswith(".hook_hidden") for name in self._places)
+        if is_recurrent and first not in self._places:
+            first = "hook_embed"
+        carried = ("hook_cell", "hook_hidden", "hook_resid_post") if is_recurrent else ("hook_resid_post",)
+        blocks = [first, *(f"blocks.{layer}.{part}" for layer in self._layers for part in carried)]
         sites = [name for name in blocks if name in self._places] + self._final
         if not sites:
             raise ValueError(
@@ -336,7 +348,8 @@ def _order(name: str) -> tuple[float, int]:
     layer, part = int(found[1]), found[2]
     if part in _PARTS:
         return layer, 2 * _PARTS.index(part)
-    return layer, 1 if "attn" in part or part.startswith("ln1") else 5
+    between = "hook_hidden" if "attn" in part or part.startswith("ln1") else "hook_resid_mid"
+    return layer, 2 * _PARTS.index(between) + 1
 
 
 def _shown(sites: Any) -> str:

@@ -36,7 +36,7 @@ from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
-from msp_lens.models.attention import attention_layers, output_weights, stream_attention
+from msp_lens.models.activations import attention_layers, output_weights, stream_attention
 from msp_lens.models.hooked import HookedModel, site_index
 from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells

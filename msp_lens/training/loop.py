@@ -25,6 +25,7 @@ from msp_lens._files import without_nan
 from msp_lens._tables import nats_text
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.data import BeliefDataset, words
+from msp_lens.models.architecture import RecurrentConfig
 from msp_lens.models.build import ModelConfig, build_model, config_fields, load_weights, versions, weights
 from msp_lens.models.hooked import HookedModel, check_fits, model_device, unwrapped, word_length
 from msp_lens.models.model_files import check_restorable, model_fingerprint
@@ -44,7 +45,7 @@ from msp_lens.training.workers import Workers
 @checked
 def train(
     process: Process,
-    model: HookedModel | ModelConfig | None = None,
+    model: HookedModel | ModelConfig | RecurrentConfig | None = None,
     *,
     preset: str = "quick",
     config: TrainingConfig | None = None,
@@ -55,7 +56,7 @@ def train(
     log_to: Logger | None = None,
     progress: bool = True,
 ) -> TrainingRun:
-    """Train a transformer to predict the process's tokens.
+    """Train a network to predict the process's tokens: a transformer, or a recurrent one.
 
     Under `accelerate launch` or `torchrun` each process takes its share of every batch, and the first one writes.
 
@@ -92,7 +93,7 @@ def train(
         check_is_folder(Path(out))
     # Gradients may be off in the caller's code, as is usual in interpretability.
     with torch.inference_mode(False), torch.enable_grad():
-        if model is None or isinstance(model, ModelConfig):
+        if model is None or isinstance(model, ModelConfig | RecurrentConfig):
             model = build_model(model or chosen.model, seed=seed, device=device)
         _check_trainable(model)
         n_ctx = word_length(model, otherwise="it one")
@@ -122,7 +123,7 @@ def train(
 
 def _check_trainable(model: HookedModel) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model={model!r}: give a hooked model, or the ModelConfig of a new one.")
+        raise TypeError(f"model={model!r}: give a hooked model, or the config of a new one.")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("model has no weight to train: give one, or unfreeze some by model.requires_grad_(True).")

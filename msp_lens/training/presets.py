@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 from msp_lens._checks import checked
+from msp_lens.models.architecture import RecurrentConfig, RecurrentKind
 from msp_lens.models.build import ModelConfig
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
@@ -16,7 +18,7 @@ from msp_lens.training.config import TrainingConfig
 class Recipe:
     """A model and how to train it."""
 
-    model: ModelConfig
+    model: ModelConfig | RecurrentConfig
     training: TrainingConfig
 
     def __str__(self) -> str:
@@ -56,7 +58,14 @@ def shai2024(process: Process) -> Recipe:
     return Recipe(paper_model(process), replace(sgd, warmup_steps=0, log_every=1_000, save_every=10_000))
 
 
+def _recurrent(kind: RecurrentKind, process: Process) -> Recipe:
+    """A recurrent network of the paper's width, for a minute or two on one core."""
+    n_layers = 2 if kind == "ssm" else 1
+    return Recipe(RecurrentConfig(kind=kind, d_vocab=process.n_tokens, n_layers=n_layers), TrainingConfig())
+
+
 PRESETS = {"quick": quick, "paper": paper, "shai2024": shai2024}
+PRESETS |= {kind: partial(_recurrent, kind) for kind in get_args(RecurrentKind)}
 
 
 @checked
