@@ -160,7 +160,7 @@ def train(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Train a transformer on a process. To resume an interrupted training, run the same command again.
+    """Train a network on a process. To resume an interrupted training, run the same command again.
 
     Example: msp-lens train rrxor --preset paper --checkpoints 12 --out runs/rrxor
     """

@@ -50,6 +50,7 @@ CONSTRUCTORS = (
     "data.BeliefDataset",
     "data.TokenMap",
     "models.ModelConfig",
+    "models.RecurrentConfig",
     "moments.OLS",
     "moments.Ridge",
     "moments.ReducedRank",
@@ -290,6 +291,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "weighting": lambda: "probability",
     "name": lambda: "z1r",
     "preset": lambda: "quick",
+    "kind": lambda: "gru",
 }
 OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "BeliefDataset": {"beliefs": lambda: good("beliefs")[None]},

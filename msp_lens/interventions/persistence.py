@@ -6,7 +6,8 @@ on from the target:
     KL(b'_{t+k} E ‖ model's at t + k),    b'_{t+k} = the target after the k tokens that followed.
 
 This is done once with the edit at position t alone, and once with the filtered beliefs written at every later position
-too. Later positions attend to the past: where it was not edited, it speaks for the old belief.
+too. A transformer's later positions attend to the past: where it was not edited, it speaks for the old belief. A
+recurrent network carries a state on: what is written into it lasts by itself.
 """
 
 from __future__ import annotations
