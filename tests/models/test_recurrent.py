@@ -326,7 +326,7 @@ def test_a_sweep_over_what_the_presets_network_has(tmp_path, monkeypatch, mess3)
 def test_checkpoints_of_one_training_are_of_one_kind(mess3):
     models = {0: msp.build_model(RecurrentConfig(kind="gru", d_vocab=3, d_model=4, n_ctx=4))}
     models[5] = msp.build_model(RecurrentConfig(kind="rnn", d_vocab=3, d_model=4, n_ctx=4))
-    with pytest.raises(ValueError, match="another architecture than step 0: kind is rnn, not gru"):
+    with pytest.raises(ValueError, match="another architecture than the model of step 0: kind is rnn, not gru"):
         msp.emergence(models, data=mess3, progress=False)
 
 
