@@ -12,13 +12,14 @@ PLAIN = --doctest-modules --strict-markers
 # The longest files come first, so that no core waits for the other at the end.
 UNCHECKED = inference test_demos.py experiments formation test_cli.py test_damaged_files.py test_bad_input.py \
 	figures/test_any_input.py interventions/test_requests.py \
-	interventions/test_token_maps.py page/test_page.py test_readme.py
+	$(addprefix interventions/test_,beginnings.py given_words.py rrxor.py token_maps.py) \
+	$(addprefix models/test_,limits.py precisions.py sharded.py) test_refusals.py page/test_page.py test_readme.py
 # What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
-	test_cli.py page/test_page.py experiments formation data \
+	test_cli.py test_refusals.py page/test_page.py experiments formation data controls \
 	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py) \
 	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py parts.py probe.py \
-	probe_plots.py probe_report.py) controls/test_token_windows.py \
+	probe_plots.py probe_report.py transfer.py) \
 	$(addprefix interventions/test_,edits.py experiments.py findings.py given_words.py inferred_process.py manifold.py \
 	published.py requests.py rrxor.py targets.py) \
 	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)
