@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import pandas as pd
 import torch
@@ -28,7 +29,7 @@ from msp_lens.beliefs.nearest import nearest_belief
 from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.intervention_report import InterventionReport, percent
-from msp_lens.interventions.preparation import Probes, in_firing_order, over_words, untrained_end
+from msp_lens.interventions.preparation import Probes, in_firing_order, log_probabilities, over_words, untrained_end
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel
 from msp_lens.probing.belief_probe import BeliefProbe
@@ -181,12 +182,8 @@ def _reads(
     model: HookedModel, dataset: BeliefDataset, probes: list[BeliefProbe], batch_size: int | None, *, predicts: bool
 ) -> Iterator[tuple[slice, dict[str, Float64[Tensor, "word pos state"]], Tensor]]:
     """Batches of words with the beliefs that each probe reads along them, and the model's log-probabilities."""
-    sites, n_tokens = [probe.sites[0] for probe in probes], dataset.process.n_tokens
-
-    def log_probabilities(logits: Tensor) -> Tensor:
-        return logits.cpu().double().log_softmax(dim=-1)[:, :n_tokens]
-
-    wanted = log_probabilities if predicts else False
+    sites = [probe.sites[0] for probe in probes]
+    wanted = partial(log_probabilities, n_tokens=dataset.process.n_tokens) if predicts else False
     for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size, logits=wanted):
         if predicts and batch.output is None:
             raise ValueError("The model returned no next-token logits [word, pos, token]: there is nothing to compare.")

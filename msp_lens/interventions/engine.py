@@ -35,11 +35,17 @@ from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.intervention_report import acts_on_belief
 from msp_lens.interventions.manifold import Cloud, cloud_words, numbered
 from msp_lens.interventions.menu import PLACEBOS, REFERENCES, Edits, Material, check_makes, resolve_edits
-from msp_lens.interventions.preparation import Probes, group_label, in_firing_order, single_site_probes
+from msp_lens.interventions.preparation import (
+    Probes,
+    group_label,
+    in_firing_order,
+    log_probabilities,
+    single_site_probes,
+)
 from msp_lens.interventions.targets import AskedTargets, resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.beginning import after_beginning, keeps_beginnings
-from msp_lens.models.hooked import HookedModel, check_fits
+from msp_lens.models.hooked import HookedModel, check_fits, model_device
 from msp_lens.probing.belief_probe import BeliefProbe
 from msp_lens.processes.process import Process
 
@@ -307,7 +313,8 @@ class Engine:
     def _batch(self, words: Int[Tensor, "word pos"]) -> int:
         """Words in one forward pass: activations are held of whole words, or of the end where a beginning is kept."""
         held = 0 if keeps_beginnings(self.model) else sum(probe.widths[0] for probe in self.probes)
-        return words_per_batch(self.batch_size, words.shape[1], numbers_per_token=held)
+        device = model_device(self.model)
+        return words_per_batch(self.batch_size, words.shape[1], numbers_per_token=held, device=device)
 
     def _read(self, activations: Float[Tensor, "word later d_model"]) -> Float64[Tensor, "word later state"]:
         """The beliefs that the latest site's probe reads."""
@@ -318,12 +325,9 @@ class Engine:
     ) -> tuple[Float64[Tensor, "word pos token"], dict[str, Float[Tensor, "word pos d_model"]]]:
         """Log-probabilities of the process's next tokens, and activations at some sites, in one forward pass."""
         n_tokens = self.process.n_tokens
-
-        def log_probabilities(logits: Tensor) -> Tensor:
-            # A few rows at a time: of all, in float64, they would take twice the memory that the model's own take.
-            return logits.cpu().double().log_softmax(dim=-1)[:, :n_tokens]
-
-        (batch,) = stream_activations(model, tokens, sites, batch_size=len(tokens), logits=log_probabilities)
+        # A few rows at a time: of all, in float64, they would take twice the memory that the model's own take.
+        wanted = partial(log_probabilities, n_tokens=n_tokens)
+        (batch,) = stream_activations(model, tokens, sites, batch_size=len(tokens), logits=wanted)
         if batch.output is None or batch.output.shape[-1] < n_tokens:
             got = "no logits" if batch.output is None else f"logits of {batch.output.shape[-1]} tokens"
             raise ValueError(

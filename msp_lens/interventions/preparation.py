@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from msp_lens._tables import nats_text
@@ -77,6 +77,11 @@ def reading(
     reader = reading_symbols(model, next(filter(None, map(_token_map, _listed(probes))), None))
     lengths = [each for each in (hooked.context_length(reader), _words_length(probes)) if each is not None]
     return reader, data, min(lengths, default=None)
+
+
+def log_probabilities(logits: Float[Tensor, "row d_vocab"], n_tokens: int) -> Float64[Tensor, "row token"]:
+    """The log-probabilities of a process's tokens, among all that the model has."""
+    return logits.cpu().double().log_softmax(dim=-1)[:, :n_tokens]
 
 
 def map_provenance(model: HookedModel) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -261,15 +261,21 @@ def _in_adjacent_pairs(tensor: Tensor, config: Any) -> Tensor:
     return torch.cat([tensor[..., order], tensor[..., width:]], dim=-1)
 
 
-def offloaded_tensors(module: Any) -> dict[int, Callable[[], Tensor]]:
-    """How to get the tensors that accelerate keeps in memory or on disk until they are needed."""
-    found: dict[int, Callable[[], Tensor]] = {}
+def _kept_elsewhere(module: Any) -> Iterator[tuple[Any, Any]]:
+    """The modules whose tensors accelerate keeps in memory or on disk until they are needed, and where it has them."""
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
         for each in getattr(hook, "hooks", (hook,)):
             if (held := getattr(each, "weights_map", None)) is not None:
-                tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-                found |= {storage_of(tensor): partial(held.__getitem__, name) for name, tensor in tensors}
+                yield part, held
+
+
+def offloaded_tensors(module: Any) -> dict[int, Callable[[], Tensor]]:
+    """How to get the tensors that accelerate keeps in memory or on disk until they are needed."""
+    found: dict[int, Callable[[], Tensor]] = {}
+    for part, held in _kept_elsewhere(module):
+        tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+        found |= {storage_of(tensor): partial(held.__getitem__, name) for name, tensor in tensors}
     return found
 
 
@@ -278,14 +284,11 @@ def offload_additions(module: Any) -> None:
 
     An unembedding gets one, which accelerate would else look for in vain. TransformerLens 4 does so itself.
     """
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for each in getattr(hook, "hooks", (hook,)):
-            held: Any = getattr(each, "weights_map", None)
-            bias = getattr(part, "bias", None)
-            if isinstance(bias, Tensor) and hasattr(held, "dataset") and f"{held.prefix}bias" not in held.dataset:
-                held.dataset.state_dict[f"{held.prefix}bias"] = torch.zeros(bias.shape, dtype=bias.dtype)
-                held.dataset.all_keys.append(f"{held.prefix}bias")
+    for part, held in _kept_elsewhere(module):
+        bias = getattr(part, "bias", None)
+        if isinstance(bias, Tensor) and hasattr(held, "dataset") and f"{held.prefix}bias" not in held.dataset:
+            held.dataset.state_dict[f"{held.prefix}bias"] = torch.zeros(bias.shape, dtype=bias.dtype)
+            held.dataset.all_keys.append(f"{held.prefix}bias")
 
 
 def check_offloaded(module: Any) -> None:
