@@ -6,6 +6,10 @@ that had been started is done again alone.
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +17,8 @@ from joblib import Parallel, delayed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Initial weights are drawn from the process-wide generator, so trainings in threads of one process must take turns.
+ONE_AT_A_TIME = threading.Lock()
 
 
 def run_each(
@@ -61,3 +67,18 @@ def _results(function: Callable[..., Any], pairs: Sequence[tuple[int, Any]], n_j
 
 def _numbered(function: Callable[[Any], Any], index: int, item: Any) -> tuple[int, Any]:
     return index, function(item)
+
+
+@functools.cache
+def end_with(parent: int) -> None:
+    """End this process, if it is a worker, as soon as its parent has ended: killed, say, while its restart runs."""
+    if os.getppid() != parent:
+        # This is the parent itself, or a worker on a cluster, which has a master of its own.
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,7 +1,23 @@
-"""Whole experiments: a run from process to report, and sweeps of networks side by side."""
+"""Whole experiments: a run from process to report, sweeps of networks side by side, papers reproduced."""
 
+from msp_lens.experiments.claims import Claim, Section
+from msp_lens.experiments.reproduce import papers_to_reproduce, reproduce
+from msp_lens.experiments.reproduction import Reproduction
 from msp_lens.experiments.run_inference import infer_run
 from msp_lens.experiments.study import Study, report, run
 from msp_lens.experiments.sweep import SweepResult, SweepRun, sweep
 
-__all__ = ["Study", "SweepResult", "SweepRun", "infer_run", "report", "run", "sweep"]
+__all__ = [
+    "Claim",
+    "Reproduction",
+    "Section",
+    "Study",
+    "SweepResult",
+    "SweepRun",
+    "infer_run",
+    "papers_to_reproduce",
+    "report",
+    "reproduce",
+    "run",
+    "sweep",
+]

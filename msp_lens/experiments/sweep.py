@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 
 from msp_lens._checks import Seed, checked
 from msp_lens._files import safe_name, write_json
-from msp_lens._parallel import run_each
+from msp_lens._parallel import ONE_AT_A_TIME, end_with, run_each
 from msp_lens._tables import json_records
 from msp_lens.data import Weighting
 from msp_lens.experiments.study import check_has_beliefs, training_numbers
@@ -42,8 +41,6 @@ from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
 
 STARTED_FILE = "started"
-# Initial weights are drawn from the process-wide generator, so runs in threads of one process must take turns.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @checked
@@ -219,8 +216,8 @@ def _was_started(work: _Work) -> bool:
 def _run(work: _Work) -> dict[str, Any]:
     """Make one run, in a worker, and write what was found or what went wrong to its folder."""
     run, folder = work.run, work.folder
-    _end_with(work.parent)
-    with _ONE_AT_A_TIME:
+    end_with(work.parent)
+    with ONE_AT_A_TIME:
         try:
             with _owned_soon(folder):
                 (folder / RESULT_FILE).unlink(missing_ok=True)
@@ -234,21 +231,6 @@ def _run(work: _Work) -> dict[str, Any]:
                 write_json(folder / RESULT_FILE, result)
     # As it will be read from the file.
     return json.loads(json.dumps(result))
-
-
-@functools.cache
-def _end_with(parent: int) -> None:
-    """End this process, if it is a worker, as soon as its parent has ended: killed, say, while its restart runs."""
-    if os.getppid() != parent:
-        # This is the parent itself, or a worker on a cluster, which has a master of its own.
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -53,10 +53,10 @@ def run_pictures(
     """
     process, drawn = training.process, {}
     if not process.is_generalized and process.n_states <= 16:
-        drawn["generator"] = _themed(lambda theme: process.plot(theme=theme))
+        drawn["generator"] = themed(lambda theme: process.plot(theme=theme))
     found = presentation(process, max_states=MOST_MIXED_STATES)
     if found.is_finite and len(found) <= MOST_MIXED_STATES:
-        drawn["mixed_states"] = _themed(lambda theme: found.plot(theme=theme))
+        drawn["mixed_states"] = themed(lambda theme: found.plot(theme=theme))
     else:
         points = attractor(process, 500_000, even=True, seed=0)
 
@@ -65,25 +65,25 @@ def run_pictures(
             figure.axes[0].set_title(f"{len(points):,} reachable beliefs")
             return figure
 
-        drawn["attractor"] = _themed(fractal, COARSE)
+        drawn["attractor"] = themed(fractal, COARSE)
     tokens, estimates = ([record[key] for record in training.metrics] for key in ("tokens", "regret"))
-    drawn["training"] = _themed(lambda theme: plot_training(tokens, estimates, theme=theme))
+    drawn["training"] = themed(lambda theme: plot_training(tokens, estimates, theme=theme))
     regret, optimum = training.regret.tolist(), training.optimum.tolist()
-    drawn["regret"] = _themed(lambda theme: plot_regret(regret, optimum, theme=theme))
+    drawn["regret"] = themed(lambda theme: plot_regret(regret, optimum, theme=theme))
     drawn |= _of_beliefs(report)
-    drawn["sites"] = _themed(lambda theme: report.plot.scores(theme=theme))
+    drawn["sites"] = themed(lambda theme: report.plot.scores(theme=theme))
     if report.parts:
-        drawn["parts"] = _themed(lambda theme: report.plot.parts(theme=theme))
+        drawn["parts"] = themed(lambda theme: report.plot.parts(theme=theme))
     if interventions is not None:
-        drawn["interventions"] = _themed(lambda theme: interventions.plot(theme=theme))
+        drawn["interventions"] = themed(lambda theme: interventions.plot(theme=theme))
     if emergence is not None:
-        drawn["emergence"] = _themed(lambda theme: emergence.plot(theme=theme))
+        drawn["emergence"] = themed(lambda theme: emergence.plot(theme=theme))
     return drawn
 
 
 def inference_picture(found: Inference, process: Process | None) -> ThemedPicture:
     """What was inferred, beside the process that the network was trained on, if it is known."""
-    return _themed(lambda theme: found.plot(against=process, theme=theme))
+    return themed(lambda theme: found.plot(against=process, theme=theme))
 
 
 def _of_beliefs(report: ProbeReport) -> dict[str, ThemedPicture]:
@@ -96,13 +96,14 @@ def _of_beliefs(report: ProbeReport) -> dict[str, ThemedPicture]:
         labels = {"states": dataset.process.states, "columns": columns, "theme": theme}
         return plot_beliefs(dataset.prefix_beliefs, shown, weights=weights, **labels)
 
-    pictures = {"fractal": _themed(lambda theme: drawn([report.best_site.label], 2, theme))}
+    pictures = {"fractal": themed(lambda theme: drawn([report.best_site.label], 2, theme))}
     if len(read) > 1:
-        pictures["layers"] = _themed(lambda theme: drawn(list(read), 3, theme), COARSE)
+        pictures["layers"] = themed(lambda theme: drawn(list(read), 3, theme), COARSE)
     return pictures
 
 
-def _themed(draw: Callable[[ThemeName], Figure], dots_per_inch: int = 144) -> ThemedPicture:
+def themed(draw: Callable[[ThemeName], Figure], dots_per_inch: int = 144) -> ThemedPicture:
+    """A picture, drawn in light and in dark."""
     images = []
     for figure in map(draw, ("light", "dark")):
         figure.set_dpi(dots_per_inch)

@@ -1,0 +1,7 @@
+"""The papers that can be reproduced, one file each, read as its methods section: claim, experiment, figure."""
+
+from msp_lens.experiments.papers.shai2024 import SHAI2024
+
+PAPERS = {paper.name: paper for paper in (SHAI2024,)}
+
+__all__ = ["PAPERS"]
