@@ -34,6 +34,12 @@ def complete_preset(incomplete: str) -> list[str]:
     return [name for name in PRESETS if name.startswith(incomplete)]
 
 
+def complete_paper(incomplete: str) -> list[str]:
+    from msp_lens.experiments.papers import PAPERS
+
+    return [name for name in PAPERS if name.startswith(incomplete)]
+
+
 _PROCESS_HELP = "A process of the catalog; msp-lens processes lists them."
 _WEIGHTING_HELP = "How much each prefix counts: probability, sequence (as in the paper) or prefix."
 _SEED_HELP = "Seed of everything random."

@@ -6,10 +6,11 @@ Heavy imports happen inside the commands, so that `--help` is quick.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from msp_lens import _experiment_commands
 from msp_lens._commands import OneLineGroup, check_exists, command, is_watched, show, show_version, usage
 from msp_lens._options import (
     AsJson,
@@ -26,7 +27,6 @@ from msp_lens._options import (
     RunWeighting,
     Seed,
     Sites,
-    Weighting,
     chosen_sites,
     expanded,
     listed_numbers,
@@ -35,9 +35,6 @@ from msp_lens._options import (
     named_process,
     options_of_run,
 )
-
-if TYPE_CHECKING:
-    from msp_lens.experiments.study import Study
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -60,46 +57,7 @@ def common(
     """What all commands share; the help is that of `app`."""
 
 
-@app.command()
-def run(
-    process: ProcessName,
-    param: Parameters = None,
-    preset: Preset = "quick",
-    out: Annotated[
-        Path | None, typer.Option(parser=expanded, help="Folder for the results. By default a new one in runs/.")
-    ] = None,
-    seed: Seed = 0,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="Number of networks to train and probe, to see how scores depend on the seed.")
-    ] = 1,
-    weighting: Weighting = "probability",
-    device: Device = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Train, probe, intervene, and write a report: the whole experiment.
-
-    Example: msp-lens run mess3 --param x=0.05 --param a=0.85 --out runs/mess3
-    """
-    with command(debug) as place:
-        from msp_lens._files import safe_name
-        from msp_lens.experiments import study as studies
-        from msp_lens.training import recipe
-
-        with usage(device=device):
-            chosen = named_process(process, param)
-            recipe(preset, chosen)
-            if out is not None and not overwrite and (page := out / studies.PAGE_FILE).exists():
-                other = next(new for k in range(2, 10_000) if not (new := out.with_name(f"{out.name}-{k}")).exists())
-                raise ValueError(
-                    f"--out {out} already holds a run: open {page}, give another folder (--out {other}), or replace it "
-                    "with --overwrite."
-                )
-            place.folder = studies.choose_folder(out, safe_name(chosen.name), overwrite=overwrite)
-        options: dict[str, Any] = {"preset": preset, "weighting": weighting, "seed": seed, "device": device}
-        options |= {"seeds": seeds, "progress": is_watched()}
-        _show_study(studies.run(chosen, out=place.folder, overwrite=overwrite, **options), as_json)
+app.command()(_experiment_commands.run)
 
 
 @app.command()
@@ -406,34 +364,8 @@ def emergence(
         show(found, found.to_dataframe().to_dict("records"), as_json, plot)
 
 
-@app.command()
-def report(
-    run: RunFolder,
-    weighting: RunWeighting = None,
-    seed: RunSeed = None,
-    device: Device = "cpu",
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Probe and steer a trained model, and write its report.html; an earlier report is replaced.
-
-    Example: msp-lens report runs/rrxor
-    """
-    with command(debug) as place:
-        from msp_lens.experiments import study as studies
-
-        with usage(device=device):
-            check_exists(run)
-        place.folder = run
-        options: dict[str, Any] = {"weighting": weighting, "seed": seed, "device": device, "progress": is_watched()}
-        _show_study(studies.report(run, **options), as_json)
-
-
-def _show_study(study: Study, as_json: bool) -> None:
-    from msp_lens._files import read_json
-    from msp_lens.experiments.study import REPORT_FILE
-
-    show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json)
+app.command()(_experiment_commands.report)
+app.command()(_experiment_commands.reproduce)
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items):
     whole_files = (
         "test_demos",
         "test_page",
+        "test_reproduce",
+        "test_reproduction_page",
         "test_readme",
         "test_rrxor",
         "test_study",

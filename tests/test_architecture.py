@@ -33,6 +33,7 @@ FLOORS = (
     ("page",),
     ("experiments",),
     ("_options",),
+    ("_experiment_commands",),
     ("cli",),
     ("__main__",),
 )

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from msp_lens._checks import checked
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 
@@ -33,7 +32,6 @@ class Rule:
     holds: bool
 
 
-@checked
 def within(measured: float, published: float, tolerance: float) -> Rule:
     """The measured number is at most `tolerance` away from the published one; NaN never is.
 
@@ -44,14 +42,12 @@ def within(measured: float, published: float, tolerance: float) -> Rule:
     return Rule(f"within {tolerance:g} of what is published", abs(measured - published) <= tolerance)
 
 
-@checked
 def within_factor(measured: float, published: float, factor: float) -> Rule:
     """The measured number is at most `factor` times the published one, and at least that fraction of it."""
     holds = published / factor <= measured <= published * factor
     return Rule(f"within a factor of {factor:g} of what is published", holds)
 
 
-@checked
 def at_most(measured: float, bound: float, what: str = "") -> Rule:
     """The measured number is at most `bound`; `what` says what a bound is that was itself measured.
 
@@ -62,7 +58,6 @@ def at_most(measured: float, bound: float, what: str = "") -> Rule:
     return Rule(f"at most {_bound_text(bound, what)}", measured <= bound)
 
 
-@checked
 def at_least(measured: float, bound: float, what: str = "") -> Rule:
     """The measured number is at least `bound`; `what` says what a bound is that was itself measured."""
     return Rule(f"at least {_bound_text(bound, what)}", measured >= bound)
@@ -72,13 +67,11 @@ def _bound_text(bound: float, what: str) -> str:
     return f"{what}, {number_text(bound)}" if what else f"{bound:g}"
 
 
-@checked
 def all_of(*rules: Rule) -> Rule:
     """Every one of the rules holds."""
     return Rule("; ".join(rule.text for rule in rules), all(rule.holds for rule in rules))
 
 
-@checked
 @dataclass(frozen=True, kw_only=True)
 class Claim(Value):
     """One statement of a paper, beside what this run measured and a control.
@@ -120,7 +113,6 @@ class Claim(Value):
         return values | {"rule": self.rule.text if self.rule is not None else None, "verdict": self.verdict}
 
 
-@checked
 @dataclass(frozen=True, kw_only=True)
 class Section(Value):
     """One experiment of a paper: what was done, what it claims, and a picture.
@@ -160,12 +152,14 @@ class Section(Value):
 
 
 def number_text(value: float | str | None) -> str:
-    """A number with three digits, words as they are, and a dash for nothing.
+    """A number with three digits (before the point, all), words as they are, and a dash for nothing.
 
     Example:
-        >>> [number_text(value) for value in (0.000386, 0.95, 12.0, "1/(2ℓ)", None, float("nan"))]
-        ['0.000386', '0.95', '12', '1/(2ℓ)', '–', '–']
+        >>> [number_text(value) for value in (0.000386, 0.951234, 12.0, 1046, "1/(2ℓ)", None)]
+        ['0.000386', '0.951', '12', '1,046', '1/(2ℓ)', '–']
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return value if isinstance(value, str) else f"{value:.3g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -88,19 +88,25 @@ def reproduce(
         FileNotFoundError: if `checkpoints` holds none of the networks.
         OSError: if `out` can't be written to.
     """
-    if name not in PAPERS:
-        raise KeyError(f"No paper {name!r} to reproduce; there are {', '.join(PAPERS)}.")
     if n_jobs == 0:
         raise ValueError("n_jobs=0: give the number of networks to train at once, or -1 for all cores.")
+    folder = place_of_reproduction(name, small=small, out=out)
     paper = PAPERS[name]
-    folder = Path(out).expanduser() if out is not None else Path("runs") / (f"{name}-small" if small else name)
-    check_is_folder(folder)
     wanted = paper.networks(small)
     found = _loaded(paper, wanted, checkpoints, device)
     with owned(folder):
         missing = {name: network for name, network in wanted.items() if name not in found}
         found |= _trained(missing, folder / NETWORKS_FOLDER, device, n_jobs, progress)
         return _measured(paper, small, {name: found[name] for name in wanted}, folder, progress)
+
+
+def place_of_reproduction(name: str, *, small: bool, out: str | Path | None) -> Path:
+    """The folder of a reproduction; `KeyError` if there is no such paper, `ValueError` if it is a file."""
+    if name not in PAPERS:
+        raise KeyError(f"No paper {name!r} to reproduce; there are {', '.join(PAPERS)}.")
+    folder = Path(out).expanduser() if out is not None else Path("runs") / (f"{name}-small" if small else name)
+    check_is_folder(folder)
+    return folder
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The page of a run as a reader meets it: in a browser, from disk, without a network."""
 
-import re
 import shutil
 
 import pytest
@@ -9,9 +8,7 @@ import msp_lens as msp
 from msp_lens.experiments import infer_run
 from msp_lens.experiments import study as studies
 from msp_lens.training import PRESETS, Recipe
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+from tests.page.browsing import DESKTOP, PHONE, contrast, luminance
 
 
 @pytest.fixture(scope="module")
@@ -36,60 +33,18 @@ def inferred_page(study, tmp_path_factory):
     return folder / "report.html"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    from playwright.sync_api import sync_playwright
-
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def opened(browser, study):
-    """Open the run's page; at the end, nothing may have gone wrong or been fetched."""
-    contexts, troubles = [], []
+def opened(visit, study):
+    """Open the run's page, or another."""
 
     def open_page(viewport=DESKTOP, color_scheme="light", path=study.page):
-        context = browser.new_context(viewport=viewport, color_scheme=color_scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: troubles.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url[:80]}"))
-        own = path.as_uri()
-        page.on("request", lambda request: troubles.append(request.url[:80]) if is_foreign(request.url, own) else None)
-        page.goto(own)
-        return page
+        return visit(path, viewport, color_scheme)
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert troubles == []
-
-
-def is_foreign(url, own):
-    return url.partition("#")[0] != own and not url.startswith(("data:", "about:srcdoc"))
+    return open_page
 
 
 def column(page, table, index):
     return page.locator(table).first.locator(f"tbody tr > *:nth-child({index})").all_text_contents()
-
-
-def luminance(color):
-    """Relative luminance (WCAG 2) of a color such as rgb(20, 22, 26)."""
-    channels = [int(value) / 255 for value in re.findall(r"\d+", color)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one, other):
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
 
 
 PROBES = ".msp-lens-table:has(h3:text-is('Belief probes')) table"
