@@ -12,9 +12,7 @@ from msp_lens.figures.curves import plot_regret
 from tests.page.browsing import DESKTOP, PHONE, contrast, luminance
 
 CLAIMS = (
-    Claim(
-        says="The belief is read at layer 4", source="Fig. 6", published=0.95, measured=0.93, rule=at_least(0.93, 0.9)
-    ),
+    Claim(says="The belief is read", source="Fig. 6", published=0.95, measured=0.93, rule=at_least(0.93, 0.9)),
     Claim(
         says="It is read better than in an untrained network, and this sentence is long enough to need several lines",
         source="Fig. 7",
@@ -32,9 +30,7 @@ CLAIMS = (
 def path(tmp_path_factory):
     process = msp.processes.z1r()
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=16, n_ctx=4))
-    network = Trained(
-        name="z1r", model=model, process=process, regret=torch.full((4,), 0.25).double(), origin="made up"
-    )
+    network = Trained(name="z1r", model=model, process=process, regret=torch.full((4,), 0.25).double(), origin="here")
     sections = (
         Section(
             title="A picture and claims",
