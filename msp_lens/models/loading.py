@@ -101,9 +101,11 @@ def load_model(
     state, _ = read_tensors(file)
     beside = file.parent / "config.json"
     if config is None and beside.is_file():
-        config = read_json(beside, Mapping[str, Any])
-        if _is_hugging_face(config) and not {"embed.W_E", "embed.weight"} & state.keys():
+        config = beside
+        fields = read_json(beside, Mapping[str, Any])
+        if _is_hugging_face(fields) and not {"embed.W_E", "embed.weight"} & state.keys():
             return load_model(file.parent, dtype=dtype, device=device)
+        config = beside
     return _as_dtype(_of_state(state, str(file), config, device), dtype)
 
 

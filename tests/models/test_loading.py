@@ -76,10 +76,12 @@ class TestStateDictsOfAHookedTransformer:
     def test_a_config_beside_the_file_or_given(self, tmp_path):
         state, config, tokens, logits = what_it_said("rotary")
         save_file(state, tmp_path / "weights.safetensors")
-        (tmp_path / "config.json").write_text(json.dumps(config | {"model_name": "mine"}))
-        for source in (tmp_path, tmp_path / "weights.safetensors"):
-            with torch.no_grad():
-                torch.testing.assert_close(msp.load_model(source)(tokens), logits, rtol=1e-4, atol=1e-5)
+        described = config | {"model_name": "mine"}
+        for beside in (described, {"model": described, "source": "a paper", "seed": 42}):
+            (tmp_path / "config.json").write_text(json.dumps(beside))
+            for source in (tmp_path, tmp_path / "weights.safetensors"):
+                with torch.no_grad():
+                    torch.testing.assert_close(msp.load_model(source)(tokens), logits, rtol=1e-4, atol=1e-5)
 
     def test_a_wrapped_models_names(self):
         state, _, tokens, logits = what_it_said("plain")
