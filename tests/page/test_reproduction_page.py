@@ -77,9 +77,9 @@ def test_a_reader_sees_published_beside_measured_beside_control(visit, path):
         "rows => rows.map(row => [...row.cells].map(c => c.innerText))"
     )
     assert rows == [
-        ["The belief is read", "0.95 Fig. 6", "0.93", "–", "reproduced", "at least 0.9"],
-        [CLAIMS[1].says, "much better Fig. 7", "0.2", "0.9 untrained", "not reproduced", CLAIMS[1].rule.text],
-        ["Five factors", "11 Fig. 8", "–", "–", "beyond what was run", "it takes the paper’s own size"],
+        ["The belief is read", "0.95\nFig. 6", "0.93", "–", "reproduced", "at least 0.9"],
+        [CLAIMS[1].says, "much better\nFig. 7", "0.2", "0.9\nuntrained", "not reproduced", CLAIMS[1].rule.text],
+        ["Five factors", "11\nFig. 8", "–", "–", "beyond what was run", "it takes the paper’s own size"],
     ]
     assert page.locator(".lead").inner_text() == "1 of 3 claims reproduced, 1 not reproduced, 1 beyond what was run."
     assert page.get_by_role("link").first.get_attribute("href") == "https://arxiv.org/abs/2405.15943"

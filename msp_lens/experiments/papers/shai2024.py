@@ -57,7 +57,7 @@ def fractal(networks: Networks, small: bool) -> Section:
         measured = report[site].scores.in_sample.mse
         # What the embedding knows, the last token and the position, does not depend on the training.
         near = within_factor(measured, published, 1.01 if place == PLACES[0] else 3)
-        far = at_most(measured, untrained[site] / 5, "a fifth of the untrained network's")
+        far = at_most(measured, untrained[site] / 5, "a fifth of the untrained network’s")
         claims.append(
             Claim(
                 says=f"Squared error of the beliefs read at {place}",
@@ -69,7 +69,7 @@ def fractal(networks: Networks, small: bool) -> Section:
                 rule=near if place == PLACES[0] else all_of(near, far),
             )
         )
-    shown = [site for site in ("0_pre", "0_post", "3_post", "concatenated") if site in report]
+    shown = [site for site in ("0_pre", "3_post", "concatenated") if site in report]
     return Section(
         title="Mess3’s fractal is in the residual stream (Figures 5 and 6)",
         method="""
