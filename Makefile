@@ -1,4 +1,5 @@
-# `make demo` and `make test` set up everything they need: Python ≥ 3.11, make and a network will do.
+# `make demo` and `make test` set up everything they need: Python ≥ 3.11, make and a network will do. They install the
+# versions in constraints.txt, which `make lock` renews; `make test-newest` tests with the newest of everything.
 # Environments: .venv has TransformerLens 3 (HookedTransformer), .venv-4 TransformerLens 4 (TransformerBridge).
 
 PYTHON ?= python3
@@ -24,9 +25,9 @@ KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py t
 	published.py requests.py rrxor.py targets.py) \
 	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)
 
-.PHONY: demo test test-fast test-3 test-4 lint mutants benchmark clean
+.PHONY: demo test test-fast test-3 test-4 test-newest lint lock mutants benchmark clean
 
-demo: .venv/installed
+demo: .venv/core
 	.venv/bin/msp-lens run mess3
 
 test: lint test-3 test-4
@@ -67,22 +68,47 @@ benchmark: .venv/installed
 	.venv/bin/python -m tests.benchmarks.training
 
 clean:
-	rm -rf .venv .venv-4
+	rm -rf .venv .venv-4 .venv-newest
+
+# The newest versions of all but torch, whose other builds are gigabytes.
+test-newest:
+	rm -rf .venv-newest
+	$(call install,.venv-newest,--upgrade --editable ".[dev]" "torch==2.13.0")
+	OMP_NUM_THREADS=1 .venv-newest/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="$(PLAIN)"
+
+# TransformerLens itself is not locked by constraints.txt, as both of these are installed.
+LENS_3 = 3.9.0
+LENS_4 = 4.3.0
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header --upgrade pyproject.toml
+
+# Newer versions of everything, for every platform and Python. Look for newer LENS_3 and LENS_4 by hand.
+lock: .venv/installed
+	echo "torch==2.13.0" > .lock.in
+	for lens in $(LENS_3) $(LENS_4); do \
+		echo "transformer-lens==$$lens" | .venv/bin/$(COMPILE) - --constraint .lock.in || exit 1; done \
+		| grep -v "^transformer-lens==" | LC_ALL=C sort -u > .lock.out
+	(sed -n "/^#/p" constraints.txt; cat .lock.out) > .lock.new
+	mv .lock.new constraints.txt
+	rm .lock.in .lock.out
 
 # uv installs in a tenth of pip's time; where it cannot be had, pip does the same. Wheels that pip is told to look for on
 # this machine are looked for by uv, too.
 define install
 	$(PYTHON) -m venv $(1)
 	-$(1)/bin/pip install $(PIP_FLAGS) uv
-	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(PIP_FIND_LINKS:%=--find-links %) $(REQUIREMENTS) $(2) \
-		|| $(1)/bin/pip install $(PIP_FLAGS) $(REQUIREMENTS) $(2)
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(PIP_FIND_LINKS:%=--find-links %) $(2) \
+		|| $(1)/bin/pip install $(PIP_FLAGS) $(2)
 endef
-REQUIREMENTS = --constraint constraints.txt --editable ".[dev]"
 
-.venv/installed: constraints.txt pyproject.toml
-	$(call install,.venv,"transformer-lens==3.*")
+# What `make demo` needs, and then what the tests need.
+.venv/core: constraints.txt pyproject.toml
+	$(call install,.venv,--constraint constraints.txt --editable . "transformer-lens==$(LENS_3)")
 	touch $@
 
+.venv/installed: constraints.txt pyproject.toml
+	$(call install,.venv,--constraint constraints.txt --editable ".[dev]" "transformer-lens==$(LENS_3)")
+	touch $@ .venv/core
+
 .venv-4/installed: constraints.txt pyproject.toml
-	$(call install,.venv-4,"transformer-lens==4.*")
+	$(call install,.venv-4,--constraint constraints.txt --editable ".[dev]" "transformer-lens==$(LENS_4)")
 	touch $@

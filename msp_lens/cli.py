@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -370,6 +371,10 @@ app.command()(_experiment_commands.reproduce)
 
 def main() -> None:
     """Entry point of the `msp-lens` command."""
+    # OpenMP's threads wait for each other by spinning, unless they are told otherwise before torch is loaded. Where
+    # another program uses one of the cores, training then takes a hundred times as long.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     app()
 
 

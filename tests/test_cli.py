@@ -438,3 +438,23 @@ def test_a_training_of_something_else_is_refused_in_a_few_lines(tmp_path):
     assert "--fresh" in result.stderr
     assert "resume=" not in result.stderr
     assert len(result.stderr) < 900
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["PASSIVE", None]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
+        ({"GOMP_SPINCOUNT": "7"}, [None, "7"]),
+    ],
+)
+def test_threads_wait_without_spinning_unless_the_user_says_so(given, expected):
+    """Set before torch is loaded, or it would have no effect."""
+    program = (
+        "import os, sys\nfrom msp_lens import cli\nassert 'torch' not in sys.modules\n"
+        "cli.app = lambda: print([os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')])\ncli.main()"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == str(expected)

@@ -1,5 +1,6 @@
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,15 @@ def test_the_readmes_labels_are_read(capsys):
     data = found["data"]
     classes = [data.classes["label"][k] for k in data.targets["label"].argmax(dim=1)]
     assert classes == ["animal" if word in ("cat", "dog") else "other" for text in texts for word in text.split()]
+
+
+def test_what_the_two_commands_install_is_locked():
+    """Every dependency has a version in constraints.txt, and none an address."""
+    root = README.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=~ ;]", each)[0] for each in wanted} - {"transformer-lens"}
+    lines = [line for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", line) for line in lines)
+    assert names <= {line.partition("==")[0] for line in lines}
+    assert "transformer-lens" not in {line.partition("==")[0] for line in lines}, "both versions are installed"
