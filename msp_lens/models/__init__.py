@@ -2,12 +2,8 @@
 
 from msp_lens.models.activations import (
     ActivationBatch,
-    AttentionBatch,
-    attention_layers,
     keep_activations,
-    output_weights,
     stream_activations,
-    stream_attention,
 )
 from msp_lens.models.architecture import RecurrentConfig
 from msp_lens.models.beginning import CachedBeginning, after_beginning
@@ -22,7 +18,6 @@ from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
 
 __all__ = [
     "ActivationBatch",
-    "AttentionBatch",
     "CachedBeginning",
     "Checkpoint",
     "HookedModel",
@@ -33,7 +28,6 @@ __all__ = [
     "Sites",
     "SymbolReader",
     "after_beginning",
-    "attention_layers",
     "build_model",
     "check_causal",
     "check_model",
@@ -46,13 +40,11 @@ __all__ = [
     "load_model",
     "load_weights",
     "model_fingerprint",
-    "output_weights",
     "reading_symbols",
     "residual_sites",
     "save_checkpoint",
     "site_groups",
     "site_label",
     "stream_activations",
-    "stream_attention",
     "writing",
 ]

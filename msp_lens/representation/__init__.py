@@ -1,6 +1,12 @@
 """How the network holds beliefs, beyond one linear probe: attention by lag, what else it holds, curvature."""
 
 from msp_lens.representation.attention_by_lag import attention_by_lag
+from msp_lens.representation.attention_reading import (
+    AttentionBatch,
+    attention_layers,
+    output_weights,
+    stream_attention,
+)
 from msp_lens.representation.attention_report import AttentionByLag, HeadAttention, NetworkAttention, SiteReading
 from msp_lens.representation.crosstalk import crosstalk
 from msp_lens.representation.curvature import Curvature, CurvedBeliefs, curved_beliefs
@@ -9,6 +15,7 @@ from msp_lens.representation.inert_past import beyond_belief
 from msp_lens.representation.past_report import BeyondBelief, Decodable, Erased
 
 __all__ = [
+    "AttentionBatch",
     "AttentionByLag",
     "BeyondBelief",
     "Curvature",
@@ -22,8 +29,11 @@ __all__ = [
     "SiteFactors",
     "SiteReading",
     "attention_by_lag",
+    "attention_layers",
     "beyond_belief",
     "crosstalk",
     "curved_beliefs",
     "factor_geometry",
+    "output_weights",
+    "stream_attention",
 ]

@@ -36,7 +36,6 @@ from msp_lens.controls.untrained_twins import untrained_twins
 from msp_lens.data import BeliefDataset, LabelledTokens
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.splits import Folds
-from msp_lens.models.activations import attention_layers, output_weights, stream_attention
 from msp_lens.models.hooked import HookedModel, site_index
 from msp_lens.models.sites import site_label
 from msp_lens.moments.folds import Cells
@@ -44,6 +43,7 @@ from msp_lens.probing.geometry import explained
 from msp_lens.processes.process import Process
 from msp_lens.representation import folded_moments as folded
 from msp_lens.representation.attention_decay import by_lag, fit_decay
+from msp_lens.representation.attention_reading import attention_layers, output_weights, stream_attention
 from msp_lens.representation.attention_report import AttentionByLag, HeadAttention, NetworkAttention, SiteReading
 
 CONSTRAINED = "constrained belief"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import msp_lens as msp
-from msp_lens.models import attention_layers, output_weights, stream_attention
+from msp_lens.representation import attention_layers, output_weights, stream_attention
 from tests.hooked_models import CONFIG, TRANSFORMERS, activation_at, build
 
 
