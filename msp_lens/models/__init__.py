@@ -1,12 +1,8 @@
 """The one seam to TransformerLens: what a hooked model is, how to build, read, edit and save one."""
 
-from msp_lens.models.activations import (
-    ActivationBatch,
-    keep_activations,
-    stream_activations,
-)
+from msp_lens.models.activations import ActivationBatch, PrefixBatch, keep_activations, stream_activations
 from msp_lens.models.architecture import RecurrentConfig
-from msp_lens.models.beginning import CachedBeginning, after_beginning
+from msp_lens.models.beginning import CachedBeginning, after_beginning, stream_prefixes
 from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.checking import ModelCheck, check_causal, check_model
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, holding, residual_sites, site_groups
@@ -23,6 +19,7 @@ __all__ = [
     "HookedModel",
     "ModelCheck",
     "ModelConfig",
+    "PrefixBatch",
     "RecurrentConfig",
     "Site",
     "Sites",
@@ -46,5 +43,6 @@ __all__ = [
     "site_groups",
     "site_label",
     "stream_activations",
+    "stream_prefixes",
     "writing",
 ]

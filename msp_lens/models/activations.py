@@ -60,6 +60,32 @@ class ActivationBatch:
     output: Any
 
 
+@dataclass(frozen=True, eq=False)
+class PrefixBatch:
+    """What a model has at the prefixes of some words, each of which it read once if it can.
+
+    Attributes:
+        words: The words.
+        places: For each word and position, the row of its prefix.
+        activations: The activation at each site, on the model's device.
+        output: What was wanted of the model's output.
+    """
+
+    words: slice
+    places: Int[Tensor, "word pos"]
+    activations: dict[str, Float[Tensor, "row feature"]]
+    output: Any
+
+
+def word_by_word(batch: ActivationBatch) -> PrefixBatch:
+    """A batch of words, each place of which is a row of its own."""
+    n_words = batch.words.stop - batch.words.start
+    rows = {name: values.flatten(0, 1) for name, values in batch.activations.items()}
+    n_rows = len(next(iter(rows.values()))) if rows else len(batch.output.flatten(0, 1))
+    output = batch.output.flatten(0, 1) if isinstance(batch.output, Tensor) else batch.output
+    return PrefixBatch(batch.words, torch.arange(n_rows).view(n_words, -1), rows, output)
+
+
 @checked
 def stream_activations(
     model: HookedModel,
@@ -201,7 +227,12 @@ def vocabulary_out(model: HookedModel) -> int:
 
 
 def reduced_logits(
-    model: HookedModel, tokens: Int[Tensor, "word pos"], reduce: Reduction | None, columns: Tensor | None = None
+    model: HookedModel,
+    tokens: Int[Tensor, "word pos"],
+    reduce: Reduction | None,
+    columns: Tensor | None = None,
+    *,
+    run: Callable[[Tensor], Any] | None = None,
 ) -> Tensor | None:
     """What is wanted of the model's logits; `None` if nothing is, or it returns none.
 
@@ -212,16 +243,17 @@ def reduced_logits(
         tokens: The words.
         reduce: From some rows of logits to what is wanted of each; `None` if nothing is.
         columns: The columns of each word that are wanted, `[word, column]`; all by default.
+        run: What runs the model on the words, where it is not simply called.
     """
-    unembed = _last_unembedding(model)
+    unembed, run = _last_unembedding(model), run or model
     if unembed is None:
-        read, apply = model(tokens), None
+        read, apply = run(tokens), None
         if reduce is None or not isinstance(read, Tensor) or read.ndim != 3:
             return None
         width = read.shape[-1]
     else:
         held: list[Tensor] = []
-        output = _run_shortened(model, unembed, tokens, held)
+        output = _run_shortened(run, unembed, tokens, held)
         (read,), apply, width = held, unembed, output.shape[-1]
         if reduce is None:
             return None
@@ -235,8 +267,10 @@ def reduced_logits(
     return torch.cat(found).unflatten(0, read.shape[:2])
 
 
-def _run_shortened(model: HookedModel, unembed: nn.Module, tokens: Tensor, held: list[Tensor], scale: float = 1) -> Any:
-    """Run the model, but with only the first position to unembed; what there was to unembed is added to `held`."""
+def _run_shortened(
+    run: Callable[[Tensor], Any], unembed: nn.Module, tokens: Tensor, held: list[Tensor], scale: float = 1
+) -> Any:
+    """Run a model, but with only the first position to unembed; what there was to unembed is added to `held`."""
 
     def shorten(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         held.append(given[0])
@@ -244,7 +278,7 @@ def _run_shortened(model: HookedModel, unembed: nn.Module, tokens: Tensor, held:
 
     handle = unembed.register_forward_pre_hook(shorten)
     try:
-        return model(tokens)
+        return run(tokens)
     finally:
         handle.remove()
 
@@ -299,23 +333,39 @@ def _stream(
     device = model_device(model)
     for start in tqdm(range(0, len(tokens), size), desc=progress, disable=progress is None, unit="batch", leave=False):
         words = slice(start, min(start + size, len(tokens)))
-        captured: dict[str, list[Tensor]] = {}
-        # A hook is captured once, even if several of its heads are sites.
-        hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in sites.values()}]
-        batch = tokens[words].to(device)
-        with evaluating(model), model.hooks(fwd_hooks=hooks):
-            output = model(batch) if logits is True else reduced_logits(model, batch, logits or None)
-        missed = [site.hook for site in sites.values() if site.hook not in captured]
-        if missed:
-            raise ValueError(f"The model never reached {', '.join(missed)} in its forward pass: choose other sites.")
-        for name, each in captured.items():
-            if len(each) > 1:
-                raise ValueError(
-                    f"The model reached {name} {len(each)} times in one forward pass, with an activation each time: "
-                    "choose a site that it reaches once, or give each pass through a shared layer a hook of its own."
-                )
-        activations = {name: _taken(site, captured[site.hook][0], batch) for name, site in sites.items()}
+        with evaluating(model):
+            activations, output = read_once(model, tokens[words].to(device), sites, logits)
         yield ActivationBatch(words, activations, output)
+
+
+def read_once(
+    model: HookedModel,
+    tokens: Int[Tensor, "word pos"],
+    sites: Mapping[str, Site],
+    logits: bool | Reduction,
+    *,
+    run: Callable[[Tensor], Any] | None = None,
+) -> tuple[dict[str, Float[Tensor, "word pos feature"]], Any]:
+    """The sites' activations and the output of one forward pass, for which the model is called, or `run`.
+
+    It raises `ValueError` if a site does not have one activation for each word and position.
+    """
+    captured: dict[str, list[Tensor]] = {}
+    # A hook is captured once, even if several of its heads are sites.
+    hooks = [(hook, partial(_capture, captured, hook)) for hook in {site.hook: None for site in sites.values()}]
+    with model.hooks(fwd_hooks=hooks):
+        read = (run or model) if logits is True else partial(reduced_logits, model, reduce=logits or None, run=run)
+        output = read(tokens)
+    missed = [site.hook for site in sites.values() if site.hook not in captured]
+    if missed:
+        raise ValueError(f"The model never reached {', '.join(missed)} in its forward pass: choose other sites.")
+    for name, each in captured.items():
+        if len(each) > 1:
+            raise ValueError(
+                f"The model reached {name} {len(each)} times in one forward pass, with an activation each time: "
+                "choose a site that it reaches once, or give each pass through a shared layer a hook of its own."
+            )
+    return {name: _taken(site, captured[site.hook][0], tokens) for name, site in sites.items()}, output
 
 
 def _capture(captured: dict[str, list[Tensor]], name: str, activation: Tensor, hook: Any) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -372,3 +373,41 @@ def checked_hook(site: Site | str, edit: Callable[[Tensor], Tensor]) -> HookFunc
         return site.put(activation, edited) if before is not activation else edited
 
     return hook
+
+
+class SeenModel:
+    """A hooked model seen in some other way: what is the model's own is passed on."""
+
+    model: Any
+
+    @property
+    def hook_dict(self) -> Mapping[str, Any]:
+        """The model's own hook points."""
+        return self.model.hook_dict
+
+    def _config(self, **changed: Any) -> SimpleNamespace:
+        own = getattr(self.model, "cfg", None)
+        fields = dict(own) if isinstance(own, Mapping) else dict(getattr(own, "__dict__", {}))
+        return SimpleNamespace(**fields | changed)
+
+    @property
+    def held_as(self) -> Any:
+        """What is held while this is read or edited: the model itself."""
+        return getattr(self.model, "held_as", self.model)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The model's weights."""
+        return self.model.parameters()
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The model's modules."""
+        return self.model.modules()
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The model's own state: there is no other."""
+        return self.model.state_dict()
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the model's training or evaluation mode."""
+        self.model.train(mode)
+        return self

@@ -25,8 +25,8 @@ from torch.nn.functional import pad
 from msp_lens._checks import checked
 from msp_lens.data.token_map import TokenMap
 from msp_lens.models.activations import reduced_logits
-from msp_lens.models.beginning import CachedBeginning, SeenModel
-from msp_lens.models.hooked import HookedModel, check_fits_map, context_length, evaluating, unwrapped
+from msp_lens.models.beginning import CachedBeginning
+from msp_lens.models.hooked import HookedModel, SeenModel, check_fits_map, context_length, evaluating, unwrapped
 from msp_lens.models.sites import is_attention
 
 

@@ -33,6 +33,7 @@ from msp_lens._values import Value
 from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.data.labelled import BELIEF
 from msp_lens.models.activations import stream_activations
+from msp_lens.models.beginning import stream_prefixes
 from msp_lens.models.hooked import HookedModel, check_fits, find_sites
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.models.positions import Change, Position, widened, writing
@@ -392,11 +393,11 @@ def read_beliefs(
     sites = list(dict.fromkeys(site for probe in probes for site in probe.sites))
     read = [torch.empty(dataset.n_prefixes, probe.n_states, dtype=torch.float64) for probe in probes]
     how = {"batch_size": batch_size, "progress": progress, "logits": False}
-    for batch in stream_activations(model, tokens, sites, **how):
+    for batch in stream_prefixes(model, tokens, sites, **how):
         first = dataset.is_first[batch.words]
         prefixes = dataset.prefix_ids[batch.words][first]
-        row, column = first.nonzero()[:, 0], columns[batch.words][first]
-        activations = {site: at[row.to(at.device), column.to(at.device)] for site, at in batch.activations.items()}
+        places = batch.places[first.nonzero()[:, 0], columns[batch.words][first]]
+        activations = {site: rows[places.to(rows.device)] for site, rows in batch.activations.items()}
         for probe, beliefs in zip(probes, read, strict=True):
             beliefs[prefixes] = probe.predict(activations).cpu().double()
     return read

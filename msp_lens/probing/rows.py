@@ -19,7 +19,8 @@ from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.row_positions import Positions
-from msp_lens.models.activations import stream_activations, words_per_batch
+from msp_lens.models.activations import ActivationBatch, PrefixBatch, word_by_word, words_per_batch
+from msp_lens.models.beginning import stream_prefixes
 from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
 from msp_lens.models.sites import Site, SiteIndex, Sites
 from msp_lens.processes.process import Process
@@ -129,9 +130,9 @@ def model_rows(
     def batches() -> Iterator[RowBatch]:
         tokens = data.tokens[first:last]
         how = {"batch_size": batch_size, "progress": progress, "logits": logits}
-        for batch in stream_activations(model, tokens, names, **how):
+        for batch in stream_prefixes(model, tokens, names, **how):
             stretch = slice(batch.words.start + first, batch.words.stop + first)
-            yield labelled_batch(data, stretch, batch.activations, batch.output)
+            yield labelled_batch(data, stretch, batch)
 
     return Rows(names, data.description, batches)
 
@@ -200,17 +201,18 @@ def sampled_rows(
     return Rows(names, description, batches)
 
 
-def labelled_batch(data: LabelledTokens, words: slice, activations: Mapping[str, Tensor], output: Any) -> RowBatch:
+def labelled_batch(data: LabelledTokens, words: slice, batch: PrefixBatch) -> RowBatch:
     """The rows of a range of words."""
     rows = data.rows_of(words)
-    word_of_row, column = data.words[rows] - words.start, data.columns[rows]
+    place = batch.places[data.words[rows] - words.start, data.columns[rows]]
     features = {}
-    for name, values in activations.items():
-        # Rows are distinct places in order, so if there are as many rows as places, a view is enough.
-        if len(column) == values.shape[0] * values.shape[1]:
-            features[name] = values.flatten(0, 1)
-        else:
-            features[name] = values[word_of_row.to(values.device), column.to(values.device)]
+    for name, values in batch.activations.items():
+        # Where every place is a row, in order, a view is enough.
+        is_whole = len(place) == len(values) and torch.equal(place, torch.arange(len(place)))
+        features[name] = values if is_whole else values[place.to(values.device)]
+    output = batch.output
+    if isinstance(output, Tensor):
+        output = output[batch.places.to(output.device)]
     targets = {name: values[rows] for name, values in data.targets.items()}
     numbers = (each[rows] for each in (data.weights, data.groups, data.words, data.positions))
     undefined = {name: gone[rows] for name, gone in data.undefined.items()}
@@ -251,7 +253,8 @@ def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_s
     def batches() -> Iterator[RowBatch]:
         for start in range(0, len(data.tokens), size):
             words = slice(start, min(start + size, len(data.tokens)))
-            yield labelled_batch(data, words, {name: values[words] for name, values in activations.items()}, None)
+            batch = ActivationBatch(words, {name: values[words] for name, values in activations.items()}, None)
+            yield labelled_batch(data, words, word_by_word(batch))
 
     return Rows(names, {**data.description, "source": "cache"}, batches)
 

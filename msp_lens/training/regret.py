@@ -21,7 +21,7 @@ from msp_lens._distributed import total
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset, TokenMap, words
-from msp_lens.models.activations import stream_activations
+from msp_lens.models.beginning import stream_prefixes
 from msp_lens.models.hooked import HookedModel, check_fits
 from msp_lens.models.symbol_reader import reading_symbols, symbol_log_probabilities
 from msp_lens.processes.process import Process
@@ -76,10 +76,10 @@ def _sums(
     symbols = torch.arange(dataset.process.n_tokens)
     answer = partial(symbol_log_probabilities, symbols=symbols) if reader is model else True
     sums = torch.zeros(2, dataset.n_ctx, dtype=torch.float64)
-    for batch in stream_activations(reader, dataset.tokens, (), logits=answer, **how):
+    for batch in stream_prefixes(reader, dataset.tokens, (), logits=answer, **how):
         if batch.output is None:
             raise ValueError(f"{type(model).__name__} returned no logits [word, pos, token]: wrap it so that it does.")
-        sums += batch_regret(batch.output, dataset, batch.words)
+        sums += batch_regret(batch.output[batch.places.to(batch.output.device)], dataset, batch.words)
     return sums
 
 
