@@ -357,7 +357,7 @@ def stream_prefixes(
 def _tree_kind(model: Any, tokens: Int[Tensor, "word pos"], sites: Mapping[str, Site]) -> type[_Cache] | None:
     """How to read these words as a tree; `None` if that cannot be, or would gain little."""
     kind = _kind(model)
-    if kind is None or tokens.shape[1] < 2 or any(is_attention(site.hook) for site in sites.values()):
+    if kind is None or min(tokens.shape) < 2 or any(is_attention(site.hook) for site in sites.values()):
         return None
     is_new = _is_new(tokens)
     if 2 * int(is_new.sum()) > tokens.numel():

@@ -75,6 +75,12 @@ def test_any_words_in_any_order(words, is_sorted, size):
     assert_same(by_place(stream_prefixes(model, tokens, batch_size=size)), word_by_word(model, tokens))
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (1, 5), (4, 1)])
+def test_few_words(shape):
+    model, tokens = made(SOME), torch.ones(shape, dtype=torch.int64)
+    assert [len(batch.places) for batch in stream_prefixes(model, tokens)] == [shape[0]] * (shape[0] > 0)
+
+
 @pytest.mark.parametrize("logits", [False, True, lambda logits: logits.log_softmax(-1)[:, :2]])
 def test_what_is_wanted_of_the_output(logits):
     model = made(SOME)
