@@ -7,15 +7,21 @@ A belief b is a distribution over hidden states. Seeing token x moves it to
 and the belief at position t is the one held *after* token t. Before any token it is the process's initial
 distribution. The next token is then distributed as b E, with E[i, x] = P(emit x | in i).
 
+One long word is cut into about √n stretches that are filtered side by side, from each hidden state in which they might
+begin: the products T[x₁] … T[x_k], of which each row is kept as a distribution and the logarithm of its weight.
+
 For a generalized process, 1 becomes the right eigenvector w and E[i, x] = (T[x] w)_i. The entries
 of its beliefs may be negative and refer to no hidden state.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from msp_lens._checks import check_memory, checked, shown
 from msp_lens.processes.process import Process
@@ -45,6 +51,10 @@ def filter_beliefs(process: Process, tokens: Words) -> Float64[Tensor, "batch po
     tokens = process.read_words(tokens, what="tokens")
     what = f"The beliefs along {len(tokens)} words of {tokens.shape[1]} tokens"
     check_memory(what, 8 * tokens.numel() * process.n_states, "Filter fewer words at a time.")
+    if _gains_by_stretches(process, tokens):
+        found = _by_stretches(process, tokens)
+        if found is not None:
+            return found
     belief = process.initial.expand(len(tokens), -1)
     beliefs = torch.empty(*tokens.shape, process.n_states, dtype=torch.float64)
     for position, token in enumerate(tokens.T):
@@ -58,6 +68,51 @@ def filter_beliefs(process: Process, tokens: Words) -> Float64[Tensor, "batch po
             )
         beliefs[:, position] = belief
     return beliefs
+
+
+def _gains_by_stretches(process: Process, tokens: Int[Tensor, "batch pos"]) -> bool:
+    """Whether the words are few and long, so that steps one after another cost more than products of matrices."""
+    most_numbers = 2**22
+    n_words, length = tokens.shape
+    cost = n_words * process.n_states**3
+    return length >= 64 and cost <= 4096 and cost * length <= most_numbers and not process.is_generalized
+
+
+def _by_stretches(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float64[Tensor, "batch pos state"] | None:
+    """Beliefs along words that are cut into stretches; `None` if a word is impossible."""
+    (n_words, length), n_states = tokens.shape, process.n_states
+    size = math.isqrt(length - 1) + 1
+    n_stretches = -(-length // size)
+    # What fills the last stretch comes after every belief that is wanted.
+    steps = process.transitions[pad(tokens, (0, n_stretches * size - length)).view(n_words, n_stretches, size)]
+    rows = torch.eye(n_states, dtype=torch.float64).expand(n_words, n_stretches, -1, -1)
+    weights = torch.zeros(n_words, n_stretches, n_states, dtype=torch.float64)
+    rows_at, weights_at = [], []
+    for step in steps.unbind(dim=2):
+        rows = rows @ step
+        totals = rows.sum(dim=-1)
+        rows = rows / totals.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
+        weights = weights + totals.log()
+        rows_at.append(rows)
+        weights_at.append(weights)
+    belief, firsts = process.initial.expand(n_words, -1), []
+    for stretch in range(n_stretches):
+        firsts.append(belief)
+        belief = _mixed(belief, rows_at[-1][:, stretch], weights_at[-1][:, stretch])
+    first = torch.stack(firsts, dim=1).unsqueeze(2)
+    beliefs = _mixed(first, torch.stack(rows_at, dim=2), torch.stack(weights_at, dim=2))
+    beliefs = beliefs.flatten(1, 2)[:, :length]
+    return None if beliefs.isnan().any() else beliefs.contiguous()
+
+
+def _mixed(
+    belief: Float64[Tensor, "*batch state"],
+    rows: Float64[Tensor, "*batch state next_state"],
+    weights: Float64[Tensor, "*batch state"],
+) -> Float64[Tensor, "*batch next_state"]:
+    """The belief after a stretch: rows mixed by belief and weight; NaN where no state with belief allows it."""
+    shares = (belief.log() + weights).softmax(dim=-1)
+    return (shares.unsqueeze(-2) @ rows).squeeze(-2)
 
 
 @checked

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 import msp_lens as msp
 from tests import brute_force
@@ -88,3 +89,42 @@ def test_beliefs_in_any_container_predict_the_same(mess3):
     torch.testing.assert_close(msp.beliefs.filter_from(mess3, start, "ABC")[0, 1:], beliefs)
     with pytest.raises(ValueError, match="1 beliefs for 2 words"):
         msp.beliefs.filter_from(mess3, start, ["ABC", "CBA"])
+
+
+def step_by_step(process, tokens):
+    """Bayes' rule, one token after another."""
+    belief, found = process.initial.expand(len(tokens), -1), []
+    for token in tokens.T:
+        belief, _ = process.bayes_step(belief, token)
+        found.append(belief)
+    return torch.stack(found, dim=1)
+
+
+@given(brute_force.random_processes(), st.integers(1, 3), st.integers(64, 300), st.integers(0, 5))
+def test_long_words_are_filtered_in_stretches(process, n_words, length, seed):
+    tokens = process.sample(n_words, length, seed=seed)
+    torch.testing.assert_close(
+        msp.filter_beliefs(process, tokens), step_by_step(process, tokens), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("rare", [1e-3, 1e-30, 1e-200])
+def test_stretches_hold_what_is_very_unlikely(rare):
+    """The states' evidence differs by more than a float64 can hold, and turns round in the middle."""
+    emissions = torch.tensor([[1 - rare, rare], [0.5, 0.5]], dtype=torch.float64)
+    stays = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)
+    process = msp.processes.from_moore(stays, emissions)
+    tokens = torch.cat([torch.zeros(1, 100), torch.ones(1, 100), torch.zeros(1, 100)], dim=1).long()
+    found = msp.filter_beliefs(process, tokens)
+    torch.testing.assert_close(found, step_by_step(process, tokens), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("position", [0, 63, 64, 150, 199])
+def test_an_impossible_token_in_a_long_word_is_named(position):
+    process = msp.processes.golden_mean()
+    tokens = torch.zeros(2, 200, dtype=torch.int64)
+    tokens[1, max(0, position - 1) : position + 1] = 1
+    if position == 0:
+        tokens[1, 1] = 1
+    with pytest.raises(ValueError, match=rf"Word 1, .*token 1 at position {max(1, position)} has probability 0"):
+        msp.filter_beliefs(process, tokens)
