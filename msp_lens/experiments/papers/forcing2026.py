@@ -83,7 +83,7 @@ def predictors(networks: Networks, small: bool) -> Section:
     """How well the networks predict."""
     of_families = _of(networks, FAMILIES)
     excess = _mean(float(each.regret.mean()) for each in of_families)
-    untrained = _mean(float(_as_untrained(each).regret.mean()) for each in of_families)
+    untrained = _mean(map(_untrained_excess, of_families))
     worst = max(of_families, key=lambda each: float(each.regret.mean()))
     return Section(
         title="Tiny transformers predict almost as well as Bayes",
@@ -410,10 +410,13 @@ def _of(networks: Networks, names: Mapping[str, object]) -> list[Trained]:
 
 
 def _as_untrained(trained: Trained) -> Trained:
-    """A network with the same architecture and new weights."""
-    model = untrained_like(trained.model, seed=1)
-    regret = regret_by_position(model, evaluation_words(trained.process, len(trained.regret), seed=0))
-    return replace(trained, model=model, regret=regret, origin="untrained", training=None)
+    """The network with new weights; its regret is not measured."""
+    return replace(trained, model=untrained_like(trained.model, seed=1), origin="untrained", training=None)
+
+
+def _untrained_excess(trained: Trained) -> float:
+    dataset = evaluation_words(trained.process, len(trained.regret), seed=0)
+    return float(regret_by_position(_as_untrained(trained).model, dataset).mean())
 
 
 def _kl(found: InterventionReport, edit: str, process: str) -> float:

