@@ -121,6 +121,8 @@ def next_token_probabilities(
 ) -> Float64[Tensor, "*batch token"]:
     """The optimal observer's distribution over the next token, `b E`.
 
+    Where a generalized process gives a token no more than rounding, ±1e-17, its probability is 0.
+
     Raises:
         ValueError: if a belief has the wrong number of states or is none; see `check_beliefs`.
 
@@ -132,7 +134,9 @@ def next_token_probabilities(
                 [1.0000, 0.0000]], dtype=torch.float64)
     """
     check_beliefs(process, beliefs)
-    return beliefs @ process.emissions
+    probabilities = beliefs @ process.emissions
+    # Logarithms are taken of them: what is below 0 by rounding would make whatever is summed with it NaN.
+    return torch.where(probabilities.abs() > process.negligible, probabilities, 0.0)
 
 
 def check_beliefs(process: Process, beliefs: Float64[Tensor, "*batch state"]) -> None:

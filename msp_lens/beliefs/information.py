@@ -238,7 +238,8 @@ def _gains_of_a_long_past(
         informed = follow(process, informed, tokens.unsqueeze(1))[:, 1]
         if step >= long:
             short = follow(process, short, tokens.unsqueeze(1))[:, 1]
-    return kl_divergence(informed @ process.emissions, (short @ process.emissions).log())
+    of_long, of_short = (next_token_probabilities(process, past) for past in (informed, short))
+    return kl_divergence(of_long, of_short.log())
 
 
 def _independent(process: Process) -> tuple[Process, ...] | None:

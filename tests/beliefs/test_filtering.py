@@ -77,6 +77,16 @@ def test_beliefs_of_a_generalized_process_are_normalized_by_its_right_eigenvecto
         msp.next_token_probabilities(process, beliefs * 2)
 
 
+def test_what_is_impossible_has_probability_0_in_a_generalized_process_too():
+    """Rounding leaves ±1e-17, whose logarithm made a training's regret NaN."""
+    process = msp.processes.moon()
+    tokens = process.sample(500, 9, seed=0)
+    predicted = msp.next_token_probabilities(process, msp.filter_beliefs(process, tokens))
+    assert (predicted[tokens == 0][:, 0] == 0).all(), "a 0 never follows a 0"
+    assert float(predicted.min()) == 0
+    torch.testing.assert_close(predicted, msp.filter_beliefs(process, tokens) @ process.emissions, atol=1e-12, rtol=0)
+
+
 def test_beliefs_in_any_container_predict_the_same(mess3):
     beliefs = msp.filter_beliefs(mess3, "ABC")[0]
     expected = msp.next_token_probabilities(mess3, beliefs)
