@@ -62,7 +62,7 @@ def explore_beliefs(
         prefix = between.join(symbols[token] for token in word[: last + 1])
         heads.append(f"<b>{prefix}</b><br>belief {_listed(belief, panels.states)}")
     colors = [f"rgb({','.join(str(round(255 * c)) for c in color)})" for color in panels.colors[kept].tolist()]
-    is_solid = true.shape[1] == 4
+    is_solid = true.shape[1] == 4 and panels.project.corners is not None
     across = min(3, len(beliefs_of))
     down = -(-len(beliefs_of) // across)
     kinds = [[{"type": "scene" if is_solid else "xy"}] * across] * down

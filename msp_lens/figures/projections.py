@@ -1,7 +1,7 @@
 """Beliefs as colored points in the plane: where they lie, their color, and the image that any number of them makes.
 
-Three states: an equilateral triangle. Four: a tetrahedron seen from the side. More, or fewer: the principal axes of
-the *true* beliefs. All panels share the true beliefs' projection.
+Three states: an equilateral triangle. Four: a tetrahedron seen from the side. More, or fewer, or those of a generalized
+process, which lie on no simplex: the principal axes of the *true* beliefs. All panels share their projection.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ def projection(
     """
     n_states = true.shape[1]
     origin = torch.zeros(n_states, dtype=torch.float64)
-    if n_states == 3:
+    if n_states == 3 and on_simplex(true):
         return Projection(TRIANGLE, origin, TRIANGLE)
-    if n_states == 4:
+    if n_states == 4 and on_simplex(true):
         around, above = map(math.radians, view)
         # What a distant observer sees as right and up; their cross product points to the observer.
         right = [-math.sin(around), math.cos(around), 0.0]
@@ -158,18 +158,26 @@ def projection(
     return Projection(padded, weights @ true / weights.sum(), variance=variance)
 
 
+def on_simplex(beliefs: Beliefs) -> bool:
+    """Whether these are distributions, as the beliefs of a generalized process are not."""
+    # As accurate as beliefs in float32 are.
+    tolerance = 1e-5
+    return bool((beliefs >= -tolerance).all()) and bool(((beliefs.sum(dim=1) - 1).abs() < tolerance).all())
+
+
 def belief_colors(
     beliefs: Beliefs, *, among: Float[Tensor, "other state"] | None = None
 ) -> Float64[Tensor, "prefix rgb"]:
-    """Red, green and blue in [0, 1]: the belief itself for three states, else its place on three principal axes.
+    """Red, green and blue in [0, 1]: the belief itself over three states, else its place on three principal axes.
 
     The axes and their ranges are those of the beliefs `among`, by default of `beliefs`: give the same for all pictures
     in which a color should mean the same belief.
     """
     beliefs = beliefs.double()
-    if beliefs.shape[1] == 3:
-        return beliefs.clamp(0, 1)
     reference = beliefs if among is None else among.double()
+    # Read-outs of distributions lie beside the simplex, but in its plane.
+    if beliefs.shape[1] == 3 and bool(((reference.sum(dim=1) - 1).abs() < 1e-3).all()):
+        return beliefs.clamp(0, 1)
     axes, _ = principal_axes(reference, torch.ones(len(reference), dtype=torch.float64), 3)
     center = reference.mean(dim=0)
     known = (reference - center) @ axes

@@ -28,6 +28,7 @@ from msp_lens.figures.style import (
     ThemeName,
     finished,
     new_figure,
+    one_for_each,
     shortened,
     write_centered,
 )
@@ -128,12 +129,53 @@ def plot_positions(
     for axis, (name, position) in zip(axes, itertools.product(panels.points, shown), strict=True):
         _draw_panel(axis, panels, name, look, rows=positions == position, pixels=500)
     for axis, name in zip(axes[::across], panels.points, strict=True):
-        axis.text(
-            -0.04, 0.5, shortened(name, LONGEST_NAME), transform=axis.transAxes, rotation=90, ha="right", va="center"
-        )
+        _name_row(axis, name)
     for axis, position in zip(axes[:across], shown, strict=True):
         axis.set_title(f"position {position}: {int((positions == position).sum()):,}", fontsize=10)
     return _completed(figure, panels.project, title, look)
+
+
+@checked
+def plot_belief_rows(
+    rows: Mapping[str, Mapping[str, Beliefs]],
+    *,
+    weights: Mapping[str, Float[Tensor, "prefix"]] | None = None,
+    title: str | None = None,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Beliefs of several processes, a row each: the true ones, and beside them those read in each of several networks.
+
+    Args:
+        rows: For each process, the beliefs by panel title, the true ones first; the titles are the same for all.
+        weights: How much each prefix of a process counts; all alike by default.
+        title: Over the whole figure.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if there is no process, titles differ between processes, or beliefs cannot be drawn.
+        KeyError: if there are weights of something else.
+    """
+    one_for_each(rows=rows)
+    titles = list(next(iter(rows.values())))
+    for name, beliefs in rows.items():
+        if list(beliefs) != titles or not titles:
+            raise ValueError(f"rows[{name!r}] has {list(beliefs)}, the first row {titles}: give the same titles.")
+    if unknown := [name for name in weights or {} if name not in rows]:
+        raise KeyError(f"weights names {unknown[0]!r}; there are the rows {', '.join(map(repr, rows))}.")
+    found = {name: arranged(each, (weights or {}).get(name), None, THEMES[theme]) for name, each in rows.items()}
+    side, heights = 2.6, [max(0.3, each.aspect) for each in found.values()]
+    width, height = side * len(titles) + 0.4, sum(side * each + 0.1 for each in heights) + 0.4
+    layout = {"rows": len(found), "columns": len(titles), "gridspec_kw": {"height_ratios": heights}}
+    figure, axes, look = new_figure(width, height, theme, **layout)
+    for axis, (name, column) in zip(axes, itertools.product(found, titles), strict=True):
+        _draw_panel(axis, found[name], column, look, pixels=600)
+    for axis, column in zip(axes[: len(titles)], titles, strict=True):
+        axis.set_title(column, fontsize=11)
+    for axis, name in zip(axes[:: len(titles)], found, strict=True):
+        _name_row(axis, name)
+    if title:
+        figure.suptitle(title)
+    return finished(figure, look)
 
 
 def draw_simplex(axis: Axes, project: Projection, states: Sequence[str], look: Theme) -> None:
@@ -156,6 +198,11 @@ def _draw_panel(
     draw_simplex(axis, panels.project, panels.states, look)
     axis.set(xlim=x, ylim=y, aspect="equal")
     axis.set_axis_off()
+
+
+def _name_row(axis: Axes, name: str) -> None:
+    place = {"transform": axis.transAxes, "rotation": 90, "ha": "right", "va": "center"}
+    axis.text(-0.04, 0.5, shortened(name, LONGEST_NAME), **place)
 
 
 def _draw_path(axis: Axes, panels: Panels, name: str, rows: Tensor, tokens: Sequence[str], look: Theme) -> None:

@@ -37,7 +37,7 @@ from msp_lens.figures.score_curves import (
     plot_parts,
     plot_r2,
 )
-from msp_lens.figures.simplex import plot_beliefs, plot_positions
+from msp_lens.figures.simplex import plot_belief_rows, plot_beliefs, plot_positions
 from msp_lens.figures.tokens import Html, attention_view, belief_view, readout_view, word_view
 
 NAN, INF = float("nan"), float("inf")
@@ -118,6 +118,7 @@ def of_beliefs(name, true):
     tokens = [name] * len(true)
     yield lambda: plot_beliefs(true, {name: true}, states=states, path=[0], path_tokens=[name], title=name)
     yield lambda: plot_positions(true, {name: true}, last, states=states, title=name)
+    yield lambda: plot_belief_rows({name: {"": true, name: true}, "other": {"": true, name: true}}, title=name)
     yield lambda: explore_beliefs(true, {name: true}, words, last, states=states, tokens=[name])
     progress = Progress([0, 10], {name: [0.1, 0.1]})
     yield lambda: beliefs_movie(true, {name: [true, true]}, [name, name], states=states, progress=progress, title=name)
@@ -242,6 +243,7 @@ def test_beliefs_that_have_no_place_are_refused(beliefs, message):
     for figure in (
         lambda: plot_beliefs(beliefs, {}),
         lambda: plot_positions(beliefs, {}, words[:, 0]),
+        lambda: plot_belief_rows({"a": {"true": beliefs}}),
         lambda: explore_beliefs(beliefs, {}, words, words[:, 0]),
         lambda: beliefs_movie(beliefs, {"a": [beliefs]}, ["a"]),
         lambda: word_view(["a"] * len(beliefs), {"a": beliefs}),
@@ -269,6 +271,9 @@ def test_mismatches_are_refused_by_name():
         (lambda: plot_beliefs(true, {}, columns=0), "columns=0"),
         (lambda: plot_positions(true, {}, torch.zeros(2, dtype=torch.int64)), "positions has 2 entries"),
         (lambda: plot_positions(true, {}, torch.zeros(3, dtype=torch.int64), shown=[]), r"shown=\[\]"),
+        (lambda: plot_belief_rows({}), r"rows=\[\]: give at least one"),
+        (lambda: plot_belief_rows({"a": {}}), r"rows\['a'\] has \[\]"),
+        (lambda: plot_belief_rows({"a": {"b": true}, "c": {"d": true}}), r"rows\['c'\] has \['d'\], the first row"),
         (lambda: word_view(["a"], {}), r"beliefs=\[\]"),
         (lambda: word_view(["a"] * 3, {"a": true}, states=["a"]), "states has 1 names"),
         (lambda: plot_sites(["a"], [0.1, 0.2], [0.1], [0.1]), "labels has 1 entries and held_out 2"),

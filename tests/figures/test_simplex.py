@@ -5,7 +5,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.figures.projections import TETRAHEDRON, TRIANGLE, belief_colors, density_image, projection
-from msp_lens.figures.simplex import plot_positions
+from msp_lens.figures.simplex import plot_belief_rows, plot_positions
 
 BOUNDS = ((0.0, 1.0), (0.0, 1.0))
 
@@ -127,6 +127,36 @@ def test_many_panels_take_several_rows(mess3):
     assert [axis.get_title() for axis in figure.axes][1:] == [f"layer {k}" for k in range(5)]
     rows = {axis.get_subplotspec().rowspan.start for axis in figure.axes}
     assert rows == {0, 1}
+
+
+def test_beliefs_of_a_generalized_process_lie_on_their_principal_axes():
+    """Bloch vectors lie in a disk, which a triangle has no room for: a circle is drawn as a circle, in all colors."""
+    angles = torch.linspace(0, 2 * torch.pi, 101, dtype=torch.float64)[:-1]
+    circle = torch.stack([torch.ones_like(angles), angles.cos(), angles.sin()], dim=1)
+    places = projection(circle, torch.ones(100).double())(circle)
+    torch.testing.assert_close(places.norm(dim=1), torch.ones(100).double())
+    assert len(belief_colors(circle).unique(dim=0)) == 100
+    shifted = projection(msp.data.all_words(msp.processes.frdn(), 4).prefix_beliefs, torch.ones(30).double())
+    assert shifted.corners is None
+    # Read-outs of distributions lie beside the simplex and keep the colors of distributions.
+    beside = torch.tensor([[1.1, -0.1, 0.0], [0.2, 0.3, 0.5]])
+    torch.testing.assert_close(belief_colors(beside), beside.double().clamp(0, 1))
+
+
+def test_rows_of_processes_share_titles_and_have_their_own_beliefs():
+    rows = {}
+    for process in (msp.mess3(), msp.processes.bloch_walk()):
+        true = msp.data.all_words(process, 4).prefix_beliefs
+        rows[process.name] = {"true": true, "lstm": true, "gru": true.flip(0)}
+    figure = plot_belief_rows(rows)
+    assert [axis.get_title() for axis in figure.axes] == ["true", "lstm", "gru", "", "", ""]
+    assert [figure.axes[k].texts[-1].get_text() for k in (0, 3)] == ["mess3", "bloch_walk"]
+    for k in (0, 3):
+        true, lstm, gru = (axis.get_images()[0].get_array() for axis in figure.axes[k : k + 3])
+        assert np.array_equal(true, lstm)
+        assert not np.array_equal(true, gru)
+    with pytest.raises(KeyError, match="weights names 'moon'"):
+        plot_belief_rows(rows, weights={"moon": torch.ones(3)})
 
 
 def test_positions_show_the_prefixes_that_end_there(mess3):
