@@ -48,6 +48,17 @@ class HookedRecurrentNetwork(HookedRootModule):
         self.unembed = nn.Linear(width, config.d_vocab)
         self.setup()
 
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802 (TransformerLens's name)
+        """The unembedding's weights."""
+        return self.unembed.weight.T
+
+    @property
+    def read_out(self) -> tuple[str, ...]:
+        """The hooks whose activation the unembedding reads as it is; a state-space model's passes a LayerNorm first."""
+        last = f"blocks.{self.cfg.n_layers - 1}"
+        return () if self.cfg.kind == "ssm" else (f"{last}.hook_hidden", f"{last}.hook_output")
+
     def forward(self, tokens: Int[Tensor, "word pos"]) -> Float[Tensor, "word pos d_vocab"]:
         """Logits after each token."""
         read = self.hook_embed(self.embed(tokens))

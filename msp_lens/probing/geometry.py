@@ -32,7 +32,7 @@ from msp_lens._values import Value
 from msp_lens.beliefs.nearest import nearest_distribution
 from msp_lens.data import BeliefDataset, TokenMap, Weighting
 from msp_lens.data.labelled import BELIEF
-from msp_lens.models.hooked import HookedModel
+from msp_lens.models.hooked import HookedModel, unwrapped
 from msp_lens.models.sites import site_label
 from msp_lens.moments.moments import Moments
 from msp_lens.probing.belief_probe import BeliefProbe, read_beliefs
@@ -228,18 +228,21 @@ def unembedding_agreement(
     changes the prediction by dh W E. To first order, the unembedding changes it by dh diag(w) W_U (diag p̄ - p̄ p̄ᵀ),
     with the mean prediction p̄ = b̄ E. The site of a `HookedTransformer` (`ln_final.hook_normalized`) lies before the
     gains w of the final LayerNorm, which are therefore part of what is read out; that of a bridge (`ln_final.hook_out`)
-    lies after them, and w is 1. The two linear readings A and B of h are correlated over the data,
+    lies after them, and w is 1, as in a recurrent network, whose unembedding reads the last layer's hidden state. The
+    two linear readings A and B of h are correlated over the data,
 
         tr(Aᵀ Σ_hh B) / √(tr(Aᵀ Σ_hh A) · tr(Bᵀ Σ_hh B)).
 
     The softmax is over the process's symbols alone. It is not linear, so even a perfect predictor stays below 1 if its
-    predictions vary much. NaN if the site does not feed the unembedding, if the model has no `W_U` over the process's
+    predictions vary much. NaN if the site does not feed the unembedding (that of a recurrent state-space model passes a
+    LayerNorm without a hook first), if the model has no `W_U` over the process's
     tokens, or if it predicts other tokens between two symbols; and for a part of the belief, which alone implies no
     prediction.
     """
     token_map = token_map or TokenMap.identity(process.n_tokens)
     unembedding = getattr(model, "W_U", None)
-    is_read = len(probe.sites) == 1 and site_label(probe.sites[0]) == "ln_final" and "part" not in probe.provenance
+    feeds = site_label(probe.sites[0]) == "ln_final" or probe.sites[0] in getattr(unwrapped(model), "read_out", ())
+    is_read = len(probe.sites) == 1 and feeds and "part" not in probe.provenance
     if unembedding is None or not is_read or not token_map.predicts_symbols:
         return math.nan
     if unembedding.shape[0] != sum(probe.widths) or unembedding.shape[1] < token_map.d_vocab:

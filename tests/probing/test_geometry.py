@@ -16,6 +16,7 @@ from msp_lens.probing.geometry import (
     unembedding_agreement,
     variance_share,
 )
+from tests.trained.make import load
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,36 @@ def test_a_trained_networks_unembedding_reads_what_its_probe_implies(published_m
     assert agreement > 0.9
     assert abs(unembedding_agreement(report["ln_final"], model, mess3)) < agreement
     assert math.isnan(unembedding_agreement(trained["3_post"], published_model, mess3))
+
+
+def test_a_recurrent_networks_unembedding_reads_its_last_state(mess3):
+    """Computed from the logits: what a small step in the state changes is the unembedding's reading of it."""
+    network = load("mess3_lstm")
+    untrained = msp.build_model(network.cfg, seed=1)
+    found = {}
+    for name, each in (("trained", network), ("untrained", untrained)):
+        report = msp.probe(
+            each, msp.words(mess3, n_ctx=6), sites=["embed", "0_hidden", "0_output"], controls=False, progress=False
+        )
+        table = report.geometry().to_dataframe()["unembedding"]
+        assert table.notna().tolist() == [False, True, True]
+        assert table["0_hidden"] == pytest.approx(table["0_output"], abs=1e-9)
+        found[name] = table["0_output"]
+        # The same from the prediction's derivative at the mean prediction, and rows in place of the moments.
+        probe = report["0_output"]
+        states, _, weights = rows_of(each, report, "0_output")
+        mean = probe.belief_mean @ mess3.emissions
+        start = each.unembed(states.float()).detach().double()
+        step = start - weights @ start / weights.sum()
+        read = step * mean - (step @ mean).unsqueeze(1) * mean
+        implied = probe.predict(states) @ mess3.emissions
+        implied = implied - weights @ implied / weights.sum()
+        products = [float(weights @ (a * b).sum(dim=1)) for a, b in ((read, implied), (read, read), (implied, implied))]
+        assert found[name] == pytest.approx(products[0] / math.sqrt(products[1] * products[2]), abs=1e-5)
+    assert found["trained"] > 0.9 > found["untrained"]
+    ssm = msp.build_model(msp.models.RecurrentConfig(kind="ssm", d_vocab=3, n_ctx=4))
+    of_ssm = msp.probe(ssm, mess3, controls=False, progress=False)
+    assert all(math.isnan(unembedding_agreement(each, ssm, mess3)) for each in of_ssm.probes)
 
 
 SMALL = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
