@@ -314,6 +314,10 @@ OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
         name: {"words": lambda: msp.inference.process_words(good("process"), 4)}
         for name in ("fit_machine", "predictive_rank", "spectral_operators", "stationarity_gap")
     },
+    "similarity": {
+        "models": lambda: {"one": good("model"), "other": good("model")},
+        "sites": lambda: {"one": SITE},
+    },
     "cache_rows": {"data": lambda: msp.LabelledTokens.from_beliefs(good("dataset"))},
 }
 # Parameters whose annotation allows more than the value may be, or that mean something else for a value in BAD.

@@ -1,4 +1,4 @@
-"""How the network holds beliefs, beyond one linear probe: attention by lag, what else it holds, curvature."""
+"""How the network holds beliefs, beyond one linear probe: attention by lag, what else it holds, curvature, likeness."""
 
 from msp_lens.representation.attention_by_lag import attention_by_lag
 from msp_lens.representation.attention_reading import (
@@ -13,6 +13,7 @@ from msp_lens.representation.curvature import Curvature, CurvedBeliefs, curved_b
 from msp_lens.representation.factor_geometry import FactorGeometry, Predicted, SiteFactors, factor_geometry
 from msp_lens.representation.inert_past import beyond_belief
 from msp_lens.representation.past_report import BeyondBelief, Decodable, Erased
+from msp_lens.representation.similarity import Similarity, similarity
 
 __all__ = [
     "AttentionBatch",
@@ -26,6 +27,7 @@ __all__ = [
     "HeadAttention",
     "NetworkAttention",
     "Predicted",
+    "Similarity",
     "SiteFactors",
     "SiteReading",
     "attention_by_lag",
@@ -35,5 +37,6 @@ __all__ = [
     "curved_beliefs",
     "factor_geometry",
     "output_weights",
+    "similarity",
     "stream_attention",
 ]
