@@ -22,6 +22,7 @@ from torch import Tensor
 from msp_lens._checks import AtLeast, Count, checked
 from msp_lens._files import without_nan
 from msp_lens._tables import nats_text
+from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.mixed_states import MERGE_TOLERANCE, equal_beliefs, grow
 from msp_lens.beliefs.presentation import ROUNDING, presentation
 from msp_lens.beliefs.trajectories import draw_tokens, follow

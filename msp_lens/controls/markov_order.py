@@ -73,7 +73,7 @@ def markov_regret(process: Process, order: Count, n_ctx: Count) -> Float64[Tenso
     Example:
         >>> from msp_lens.processes import rrxor
         >>> [round(float(regret), 4) for regret in markov_regret(rrxor(), 2, 4)]
-        [0.0, 0.0, 0.0378, 0.1048]
+        [0.0, 0.0, 0.008, 0.0378]
     """
     losses = optimal_losses(process, n_ctx)
     return losses[torch.arange(n_ctx).clamp(max=order - 1)] - losses

@@ -210,7 +210,7 @@ def test_names_are_shown_as_they_stand():
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_views_for_browsers_show_names_as_text(name, tmp_path):
-    _, _, explored, movie, *views = (figure() for figure in of_beliefs(name, torch.eye(3)))
+    _, _, _, explored, movie, *views = (figure() for figure in of_beliefs(name, torch.eye(3)))
     pages = [view.save(tmp_path / "view.html").read_text(encoding="utf-8") for view in views]
     pages += [movie.to_html(), movie._repr_html_(), explored.to_html(include_plotlyjs=False)]
     for page in pages:

@@ -42,7 +42,7 @@ def test_it_is_cka_of_weighted_gram_matrices(mess3, weighting):
     assert found.lowest == pytest.approx(min(expected[0][1], expected[0][2], expected[1][2]), abs=1e-6)
     assert found.n == dataset.n_prefixes
     assert found.to_dataframe().loc["gru", "lstm"] == pytest.approx(expected[1][2], abs=1e-6)
-    assert "lstm at 0_hidden, 0_cell" in repr(found)
+    assert "lstm at 0_hidden, 0_cell" in " ".join(repr(found).split())
     found.plot(theme="dark")
 
 
