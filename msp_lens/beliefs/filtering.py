@@ -106,9 +106,9 @@ def _by_stretches(process: Process, tokens: Int[Tensor, "batch pos"]) -> Float64
 
 
 def _mixed(
-    belief: Float64[Tensor, "*batch state"],
-    rows: Float64[Tensor, "*batch state next_state"],
-    weights: Float64[Tensor, "*batch state"],
+    belief: Float64[Tensor, "*#batch state"],
+    rows: Float64[Tensor, "*#batch state next_state"],
+    weights: Float64[Tensor, "*#batch state"],
 ) -> Float64[Tensor, "*batch next_state"]:
     """The belief after a stretch: rows mixed by belief and weight; NaN where no state with belief allows it."""
     shares = (belief.log() + weights).softmax(dim=-1)
