@@ -15,12 +15,14 @@ from msp_lens._checks import Count, checked
 from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
 from msp_lens.figures.style import (
+    Curves,
     ThemeName,
     Values,
     draw_curve,
     drawable,
     finished,
     legend_beside,
+    marker,
     new_figure,
     one_for_each,
     say_if_empty,
@@ -103,16 +105,25 @@ def plot_regret(regret: Values, floor: Values, *, theme: ThemeName = "light") ->
 
 @checked
 def plot_learning(
-    entropies: Values, oracle: Values, limit: Values = (), *, title: str = "", theme: ThemeName = "light"
+    entropies: Values,
+    oracle: Values,
+    limit: Values = (),
+    *,
+    networks: Curves | None = None,
+    title: str = "",
+    theme: ThemeName = "light",
 ) -> Figure:
     """What an observer of a mixture and one who knows the component lose at each token, and the difference; in nats.
 
-    `limit`, if given, is what the difference is compared with, 1/(2ℓ).
+    `limit`, if given, is what the difference is compared with, 1/(2ℓ); `networks` what networks lose more than the one
+    who knows, by name, NaN where one predicts nothing.
 
     Raises:
-        ValueError: if there is no entropy, or not one of the oracle's, or of the limits given, for each.
+        ValueError: if there is no entropy, or not one of the oracle's, or of the others given, for each.
     """
-    one_for_each(entropies=entropies, oracle=oracle, **({"limit": limit} if len(limit) else {}))
+    networks = networks or {}
+    named = {f"networks[{name!r}]": values for name, values in networks.items()}
+    one_for_each(entropies=entropies, oracle=oracle, **named, **({"limit": limit} if len(limit) else {}))
     place, informed, learning = np.arange(1, len(entropies) + 1), drawable(oracle), drawable(entropies)
     figure, (losses, above), look = new_figure(10.4, 3.4, theme, columns=2)
     losses.plot(place, learning, color=look.color(0), linewidth=1.6, label="observer of the mixture")
@@ -126,6 +137,10 @@ def plot_learning(
     above.plot(place, excess, color=look.color(0), linewidth=1.6, label="excess")
     if len(limit):
         above.plot(place, positive(limit), color=look.soft, linewidth=1.2, linestyle="--", label="1/(2ℓ)")
+    for index, (name, values) in enumerate(networks.items(), start=2):
+        dots: Any = {"marker": marker(index), "markersize": 5, "linestyle": "none", "label": series_label(name)}
+        above.plot(place, positive(values), color=look.color(index), **dots)
+    if len(limit) or networks:
         above.legend(frameon=False, loc="best")
     above.set(xlabel="token ℓ", ylabel="excess (nats)", xscale="log", title="What not knowing costs")
     above.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

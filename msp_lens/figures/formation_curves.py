@@ -5,8 +5,9 @@ Over the tokens seen at each checkpoint, or whatever else was `counted`, such as
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from msp_lens.figures.style import (
     drawable,
     finished,
     legend_beside,
+    marker,
     new_figure,
     one_for_each,
     ordered_colors,
@@ -214,6 +216,55 @@ def plot_inferred(
     sizes.yaxis.set_major_locator(MaxNLocator(integer=True))
     sizes.set(xlabel=counted, ylabel="states", title="The world that the network believes in")
     left.set(xlabel=counted, ylabel="KL per token (nats)", title="What machines leave unexplained")
+    return finished(figure, look)
+
+
+@checked
+def plot_measures(
+    tokens: Values,
+    panels: Mapping[str, Curves],
+    *,
+    levels: Mapping[str, Mapping[str, float | Any]] | None = None,
+    logarithmic: Collection[str] = (),
+    counted: str = "tokens seen",
+    theme: ThemeName = "light",
+) -> Figure:
+    """Any measures over training, a panel for each, with the levels that they are compared with.
+
+    Args:
+        tokens: The tokens seen at each checkpoint, or whatever else is `counted`.
+        panels: The curves of each panel, by what it measures; NaN leaves a gap.
+        levels: Lines to draw across panels.
+        logarithmic: The panels whose heights are on a logarithmic axis.
+        counted: What the horizontal axis counts.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if there is no panel, curve or checkpoint, or not a value for each checkpoint.
+    """
+    one_for_each(panels=panels)
+    for name, curves in panels.items():
+        one_for_each(**{f"panels[{name!r}]": curves})
+    every = {f"{kind}: {name}": values for kind, curves in panels.items() for name, values in curves.items()}
+    one_for_each(tokens=tokens, **every)
+    figure, axes, look = new_figure(1.6 + 5.0 * len(panels), 3.8, theme, columns=len(panels))
+    for axis, (kind, curves) in zip(axes, panels.items(), strict=True):
+        shown = {name: positive(each) if kind in logarithmic else drawable(each) for name, each in curves.items()}
+        for index, (name, heights) in enumerate(shown.items()):
+            # Where there are many, markers hide the curve.
+            shape = marker(index) if len(heights) <= 40 else "none"
+            style: Any = {"marker": shape, "markersize": 4, "label": series_label(name)}
+            axis.plot(tokens, heights, color=look.color(index), **style)
+        for (name, level), dashes in zip((levels or {}).get(kind, {}).items(), itertools.cycle((":", "--", "-."))):
+            height = float(positive([level])[0] if kind in logarithmic else drawable([level])[0])
+            if math.isfinite(height):
+                axis.axhline(height, color=look.ink, linestyle=dashes, linewidth=1.2, label=series_label(name))
+        if kind in logarithmic and any(np.isfinite(heights).any() for heights in shown.values()):
+            axis.set_yscale("log")
+        say_if_empty(axis, *shown.values())
+        scale_tokens(axis, tokens)
+        axis.set(xlabel=counted, ylabel=kind)
+        axis.legend(frameon=False, fontsize=8, loc="best")
     return finished(figure, look)
 
 

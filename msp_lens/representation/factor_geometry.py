@@ -38,7 +38,9 @@ from msp_lens.models.hooked import HookedModel, check_fits, find_sites, model_de
 from msp_lens.models.sites import Sites, site_label
 from msp_lens.probing.geometry import explained
 from msp_lens.processes.chains import matrix_rank
+from msp_lens.processes.compose import WithBos
 from msp_lens.processes.factored import Factored
+from msp_lens.processes.process import Process
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -213,7 +215,7 @@ class FactorGeometry(Value, TableView):
 @checked
 def factor_geometry(
     model: HookedModel,
-    world: Factored,
+    world: Factored | WithBos,
     *,
     sites: Sites = None,
     n_ctx: Count | None = None,
@@ -228,7 +230,8 @@ def factor_geometry(
 
     Args:
         model: Any hooked model that reads the world's tokens.
-        world: A process of several factors. In a noisy one the varied streams are drawn without noise.
+        world: A process of several factors, with a BOS token before it or not. In a noisy one the varied streams are
+            drawn without noise.
         sites: As for `find_sites`.
         n_ctx: Tokens in a word; by default as many as fit the model's context.
         n_frozen: Words of the world, in each of which one factor after the other is varied.
@@ -240,20 +243,22 @@ def factor_geometry(
 
     Raises:
         KeyError: if the model lacks a site.
+        TypeError: if the world has no factors.
         ValueError: if the model cannot read the world's words, or an option is too small; before the model runs.
 
     Source: Shai et al. 2026 (arXiv 2602.02385), "vary one" and NC95.
     """
+    factored_world = world.process if isinstance(world, WithBos) else world
+    if not isinstance(factored_world, Factored):
+        raise TypeError(f"{world!r} has no factors: give a process that `product` or `Factored` made.")
     names = find_sites(model, sites)
     length = word_length(model, n_ctx)
     check_fits(model, world, length)
     twins = untrained_twins(model, untrained, names, seed=seed)
     words = world.sample(n_words, length, seed=seed).cpu()
-    beliefs = filter_beliefs(world, words)
-    parts = world.parts(beliefs)
-    spanned = {label: matrix_rank(_within_positions(part)) for label, part in parts.items()}
+    spanned, factored, joint = belief_dimensions(world, words)
     frozen = words[:n_frozen]
-    varied = {label: _varied(world, frozen, k, n_streams, seed) for k, label in enumerate(world.labels)}
+    varied = {label: _varied(factored_world, frozen, k, n_streams, seed) for k, label in enumerate(spanned)}
     found = []
     for name, network in itertools.chain([("network", model)], twins):
         streams = {
@@ -263,20 +268,35 @@ def factor_geometry(
         for site in names:
             covariances = {label: each[site] for label, each in streams.items()}
             found.append(_site(name, site_label(site), covariances, totals[site], spanned))
-    side_by_side = torch.cat(list(parts.values()), dim=-1)
-    factored, joint = (
-        Predicted(n_components(covariance), explained(covariance))
-        for covariance in map(_within_positions, (side_by_side, beliefs))
-    )
     return FactorGeometry(tuple(found), spanned, factored, joint, len(frozen), n_streams, len(words))
 
 
+def belief_dimensions(world: Process, words: Int[Tensor, "word pos"]) -> tuple[dict[str, int], Predicted, Predicted]:
+    """The dimensions of each part's beliefs, what these need side by side, and what the joint belief needs.
+
+    Over the words, every one alike, and without the mean of each position.
+    """
+    beliefs = filter_beliefs(world, words)
+    parts = world.parts(beliefs)
+    spanned = {label: matrix_rank(_within_positions(part)) for label, part in parts.items()}
+    factored, joint = (
+        Predicted(n_components(covariance), explained(covariance))
+        for covariance in map(_within_positions, (torch.cat(list(parts.values()), dim=-1), beliefs))
+    )
+    return spanned, factored, joint
+
+
 def _varied(world: Factored, frozen: Int[Tensor, "word pos"], factor: int, n_streams: int, seed: int) -> Tensor:
-    """The frozen words, each `n_streams` times with the tokens of one factor drawn anew, as if there were no noise."""
+    """The frozen words, each `n_streams` times with the tokens of one factor drawn anew, as if there were no noise.
+
+    A BOS token, which is none of the world's own, stays where it is.
+    """
     quiet = Factored(world.variants, parents=world.parents, name=world.name) if world.noise else world
     generator = derived_generator(seed, "vary", world.labels[factor])
     repeated = frozen.repeat_interleave(n_streams, dim=0)
-    return quiet.redraw(repeated, factor, generator=generator)
+    first = int((repeated[0] == world.n_tokens).sum())
+    redrawn = quiet.redraw(repeated[:, first:], factor, generator=generator)
+    return torch.cat([repeated[:, :first], redrawn], dim=1)
 
 
 def within_groups(

@@ -19,7 +19,13 @@ from matplotlib import mathtext
 
 from msp_lens.figures.curves import plot_inference, plot_learning, plot_regret, plot_sites, plot_sweep, plot_training
 from msp_lens.figures.edit_bars import plot_edits, plot_heat_map, plot_strengths
-from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plot_regret_against_error, plot_use
+from msp_lens.figures.formation_curves import (
+    plot_emergence,
+    plot_inferred,
+    plot_measures,
+    plot_regret_against_error,
+    plot_use,
+)
 from msp_lens.figures.graphs import plot_generator, plot_presentation
 from msp_lens.figures.interactive import explore_beliefs
 from msp_lens.figures.movie import Movie, Progress, beliefs_movie
@@ -73,6 +79,9 @@ def of_numbers(name, v):
     yield lambda: plot_regret(v, v)
     yield lambda: plot_learning(v, v, v, title=name)
     yield lambda: plot_learning(v, [0.0] * len(v))
+    yield lambda: plot_learning(v, [0.0] * len(v), networks={name: v, "other": v})
+    of_panels = {name: {name: v, "other": v}, "other": {"other": v}}
+    yield lambda: plot_measures(places, of_panels, levels={name: {name: ends[0]}}, logarithmic=[name], counted=name)
     yield lambda: plot_sites(labels, v, v, v)
     yield lambda: plot_sites(labels, v, v, v, control=v, intervals=[(x, x) for x in v], rivals={name: v, "other": v})
     yield lambda: plot_parts(labels, {name: v, "other": v}, controls={name: v}, intervals={name: [(x, x) for x in v]})
@@ -289,6 +298,9 @@ def test_mismatches_are_refused_by_name():
         (lambda: plot_sweep({"a": ([1], [0.1, 0.2])}, xlabel="", ylabel=""), "the places of 'a' has 1 entries"),
         (lambda: plot_learning_curves([(0, 0)], {"a": [0.1, 0.2]}), r"ranges has 1 entries and curves\['a'\] 2"),
         (lambda: plot_learning_curves([(3, 1)], {"a": [0.1]}), r"ranges=\[\(3, 1\)\]: give pairs of a first position"),
+        (lambda: plot_learning([1.0], [0.5], networks={"a": [0.1, 0.2]}), r"networks\['a'\] 2"),
+        (lambda: plot_measures([1], {"a": {"b": [0.1, 0.2]}}), r"tokens has 1 entries and a: b 2"),
+        (lambda: plot_measures([1], {"a": {}}), r"panels\['a'\]"),
         (lambda: plot_r2([1, 2], {"a": [0.1]}, xlabel=""), r"places has 2 entries and curves\['a'\] 1"),
     ):
         # Where annotated calls are checked, axes that differ are refused by these checks.

@@ -89,6 +89,9 @@ def test_learning_is_the_excess_over_the_oracle():
     assert excess[1:] == pytest.approx([0.05, 0.02])
     assert limit == [0.5, 0.25, 0.125]
     assert (above.get_xscale(), above.get_yscale(), losses.get_title()) == ("log", "log", "coins")
+    networks = {"trained": [0.01, 0.06, 0.03]}
+    *_, trained = plot_learning([0.7, 0.65, 0.6], [0.7, 0.6, 0.58], networks=networks).axes[1].lines
+    assert (trained.get_label(), list(trained.get_ydata())) == ("trained", [0.01, 0.06, 0.03])
     with pytest.raises(ValueError, match="entropies has 2 entries and oracle 1: give one for each"):
         plot_learning([0.7, 0.6], [0.5])
 

@@ -1,7 +1,13 @@
 import numpy as np
 
 from msp_lens.figures.curves import plot_sweep
-from msp_lens.figures.formation_curves import plot_emergence, plot_inferred, plot_regret_against_error, plot_use
+from msp_lens.figures.formation_curves import (
+    plot_emergence,
+    plot_inferred,
+    plot_measures,
+    plot_regret_against_error,
+    plot_use,
+)
 
 TOKENS = [0, 100, 1_000, 10_000]
 R2 = {"embed": [0.1, 0.2, 0.3, 0.3], "concatenated": [0.1, 0.5, 0.9, 0.99]}
@@ -97,3 +103,17 @@ def test_worlds_in_doubt_are_hollow(tmp_path):
         (outline,), (paper,) = doubted.get_edgecolors(), doubted.get_facecolors()
         assert outline.tolist() == trusted.get_edgecolors()[0].tolist() == trusted.get_facecolors()[0].tolist()
         assert paper.tolist() != outline.tolist()
+
+
+def test_measures_have_a_panel_each_and_levels_across(tmp_path):
+    panels = {"overlap": {"network": [0.5, 0.1, 0.0, 0.01]}, "count": {"one": [9, 8, 5, 4], "all": [9, 9, 7, 6]}}
+    levels = {"overlap": {"random": 0.03}, "count": {"needed": 6}}
+    figure = plot_measures(TOKENS, panels, levels=levels, logarithmic=["overlap"], counted="steps")
+    figure.savefig(tmp_path / "figure.png")
+    shares, counts = figure.axes
+    network, random = shares.get_lines()
+    np.testing.assert_allclose(network.get_ydata(), [0.5, 0.1, np.nan, 0.01])
+    assert list(random.get_ydata()) == [0.03, 0.03]
+    assert [line.get_label() for line in counts.get_lines()] == ["one", "all", "needed"]
+    assert (shares.get_yscale(), counts.get_yscale()) == ("log", "linear")
+    assert {axis.get_xlabel() for axis in figure.axes} == {"steps"}

@@ -18,10 +18,12 @@ class FactorNetwork(HookedRootModule):
     def __init__(self, world, kind, *, d_model=24):
         super().__init__()
         self.world, self.kind = world, kind
+        self.has_bos = isinstance(world, msp.processes.WithBos)
+        self.factors = (world.process if self.has_bos else world).factors
         self.scale = nn.Parameter(torch.ones(1))
         self.hook_beliefs = HookPoint()
         widths = {"factored": sum(part.shape[-1] for part in world.parts(world.initial).values())}
-        widths |= {"shared": world.factors[0].n_states, "joint": world.n_states}
+        widths |= {"shared": self.factors[0].n_states, "joint": world.n_states}
         generator = torch.Generator().manual_seed(0)
         basis = torch.linalg.qr(torch.randn(d_model, d_model, dtype=torch.float64, generator=generator))[0]
         self.directions = basis[: widths[kind]]
@@ -38,10 +40,10 @@ class FactorNetwork(HookedRootModule):
         else:
             read = self._held(torch.cat(parts, dim=-1)).split([part.shape[-1] for part in parts], dim=-1)
         logits = torch.zeros(*tokens.shape, 1, dtype=torch.float64)
-        for factor, belief in zip(self.world.factors, read, strict=True):
+        for factor, belief in zip(self.factors, read, strict=True):
             own = (belief @ factor.emissions).clamp(min=1e-12).log()
             logits = (logits.unsqueeze(-1) + own.unsqueeze(-2)).flatten(-2)
-        return logits
+        return torch.nn.functional.pad(logits, (0, 1), value=-30.0) if self.has_bos else logits
 
     def _held(self, beliefs):
         """Written into the hook's activation, and read from there."""

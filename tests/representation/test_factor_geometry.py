@@ -14,11 +14,11 @@ def world():
     return msp.processes.product([msp.mess3(x=0.15, a=0.6)] * 2)
 
 
-def measured(world, kind):
+def measured(world, kind, n_ctx=5):
     return factor_geometry(
         FactorNetwork(world, kind),
         world,
-        n_ctx=5,
+        n_ctx=n_ctx,
         n_frozen=8,
         n_streams=64,
         n_words=300,
@@ -48,6 +48,19 @@ def test_factors_in_one_subspace_overlap_entirely(world):
     (site,) = measured(world, "shared").sites
     assert site.overlap == pytest.approx(1)
     assert (site.union, *site.dimensions.values()) == (2, 2, 2)
+
+
+def test_a_bos_token_changes_nothing_that_is_measured(world):
+    """The words after it are the same, and at its own position nothing varies."""
+    without, with_bos = measured(world, "factored"), measured(msp.processes.with_bos(world), "factored", n_ctx=6)
+    (one,), (other,) = without.sites, with_bos.sites
+    assert (one.dimensions, one.union, one.total) == (other.dimensions, other.union, other.total)
+    assert with_bos.beliefs == without.beliefs
+    assert other.overlap < 1e-20
+    torch.testing.assert_close(one.explained, other.explained, rtol=0, atol=1e-12)
+    assert with_bos.factored.dimensions == without.factored.dimensions
+    with pytest.raises(TypeError, match="has no factors"):
+        factor_geometry(FactorNetwork(world, "factored"), msp.processes.with_bos(world.factors[0]), n_ctx=5)
 
 
 def test_predictions_are_those_of_the_beliefs_themselves(world):
