@@ -83,6 +83,7 @@ class Paper:
         differences: What differs from the paper's own setting, at the small size or not.
         small_minutes: Minutes that the small size takes on two cores, training included.
         full_cost: What the full size costs, in words.
+        address: Where to find it on the web, if it is not on arXiv.
     """
 
     name: str
@@ -95,11 +96,12 @@ class Paper:
     differences: Callable[[bool], tuple[str, ...]]
     small_minutes: int
     full_cost: str
+    address: str = ""
 
     @property
     def url(self) -> str:
         """The paper's address."""
-        return f"https://arxiv.org/abs/{self.source.removeprefix('arXiv:')}"
+        return self.address or f"https://arxiv.org/abs/{self.source.removeprefix('arXiv:')}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
