@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
+
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 
@@ -149,6 +151,24 @@ class Section(Value):
         if self.picture is None:
             raise ValueError(f"section {self.title!r} has no picture.")
         return self.picture(theme)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Table(Value, TableView):
+    """Numbers in full, to stand below a section's claims."""
+
+    title: str
+    values: pd.DataFrame
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The numbers."""
+        return self.values
+
+    def _title(self) -> str:
+        return self.title
+
+    def _display(self) -> pd.DataFrame:
+        return self.values.map(number_text)
 
 
 def number_text(value: float | str | None) -> str:

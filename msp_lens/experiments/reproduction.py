@@ -17,11 +17,12 @@ from msp_lens._values import Value
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.experiments.claims import VERDICTS, Claim, Section, number_text
 from msp_lens.models.architecture import RecurrentConfig
-from msp_lens.models.build import ModelConfig, versions
+from msp_lens.models.build import ModelConfig, untrained_like, versions
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
+from msp_lens.training.regret import evaluation_words, regret_by_position
 from msp_lens.training.training_run import TrainingRun
 
 REPRODUCTION_FILE, REPRODUCTION_PAGE = "reproduction.json", "reproduction.html"
@@ -63,6 +64,11 @@ class Trained(Value):
         """The expected loss over the least possible one, both averaged over positions."""
         optimum = optimal_losses(self.process, len(self.regret))
         return float((optimum + self.regret).mean() / optimum.mean())
+
+    def untrained_regret(self) -> Float64[Tensor, "pos"]:
+        """The regret of a network like this one, with new weights."""
+        drawn = evaluation_words(self.process, len(self.regret), seed=0)
+        return regret_by_position(untrained_like(self.model, seed=1), drawn)
 
 
 Networks = Mapping[str, Trained]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import fmean
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,7 +32,6 @@ from msp_lens.probing.fit import probe
 from msp_lens.processes.construct import from_moore
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
-from msp_lens.training.regret import evaluation_words, regret_by_position
 
 # By family: states, tokens, the probability of the likeliest next state, whether that is the state itself (else the
 # next in a cycle), and the probability that a state emits the token of its own.
@@ -71,7 +71,7 @@ def networks(small: bool) -> dict[str, Network]:
     width, steps = (32, 600) if small else (64, 3000)
     made = {}
     for process in processes:
-        sizes = {"d_model": width, "n_heads": 2, "d_head": width // 2, "d_mlp": 4 * width}
+        sizes: dict[str, Any] = {"d_model": width, "n_heads": 2, "d_head": width // 2, "d_mlp": 4 * width}
         model = ModelConfig(d_vocab=process.n_tokens, n_layers=2, n_ctx=10, **sizes)
         for seed in range(1 if small else 3):
             name = f"{process.name}_{seed}" if seed else process.name
@@ -83,7 +83,7 @@ def predictors(networks: Networks, small: bool) -> Section:
     """How well the networks predict."""
     of_families = _of(networks, FAMILIES)
     excess = fmean(float(each.regret.mean()) for each in of_families)
-    untrained = fmean(map(_untrained_excess, of_families))
+    untrained = fmean(float(each.untrained_regret().mean()) for each in of_families)
     worst = max(of_families, key=lambda each: float(each.regret.mean()))
     return Section(
         title="Tiny transformers predict almost as well as Bayes",
@@ -99,7 +99,7 @@ def predictors(networks: Networks, small: bool) -> Section:
                 measured=excess,
                 control=untrained,
                 control_is="untrained",
-                rule=all_of(at_most(excess, 0.0138), at_most(excess, untrained / 10, "a tenth of the untrained one's")),
+                rule=all_of(at_most(excess, 0.0138), at_most(excess, untrained / 10, "a tenth of the untrained one’s")),
             ),
         ),
         remark=f"The largest, of {worst.name}, is {number_text(float(worst.regret.mean()))}.",
@@ -214,7 +214,7 @@ def forcing(networks: Networks, small: bool) -> Section:
             ),
         ),
         picture=lambda theme: found.plot(theme=theme),
-        alt="KL to the forced state's prediction, by family and edit",
+        alt="KL to the forced state’s prediction, by family and edit",
         tables=(found,),
         remark=f"It beats all four controls in {ahead} of {len(FAMILIES)} families. With states by the true belief KL "
         f"is {number_text(likeliest)}, with a donor’s activation {number_text(average(found, 'donor'))}. In untrained "
@@ -267,7 +267,7 @@ def difficulty(networks: Networks, small: bool) -> Section:
         """,
         claims=tuple(claims),
         picture=lambda theme: found.plot(theme=theme),
-        alt="KL to the forced state's prediction, by level of difficulty and edit",
+        alt="KL to the forced state’s prediction, by level of difficulty and edit",
         tables=(found,),
     )
 
@@ -309,7 +309,7 @@ def steering(networks: Networks, small: bool) -> Section:
             ),
         ),
         picture=lambda theme: found.plot(theme=theme),
-        alt="KL to the forced state's prediction, by family: recovered states, steering, patching and references",
+        alt="KL to the forced state’s prediction, by family: recovered states, steering, patching and references",
         tables=(found,),
         remark=f"Steering beats the recovered state in {ahead} of {len(FAMILIES)} families. Steered to the belief of "
         f"another word, KL is {number_text(wrong)}; a donor’s activation leaves "
@@ -384,7 +384,7 @@ def force(networks: Sequence[Trained], edits: Sequence[str]) -> InterventionRepo
 
     Networks of one process, from several seeds, are averaged.
     """
-    tables = []
+    tables, position = [], 0
     for each in networks:
         dataset = words(each.process, n_ctx=word_length(each.model), max_words=5_000, seed=0)
         reader = probe(each.model, dataset, sites=SITE, controls=False, progress=False)
@@ -392,12 +392,13 @@ def force(networks: Sequence[Trained], edits: Sequence[str]) -> InterventionRepo
         asked = {name: makers[name] for name in edits}
         found = intervene(each.model, each.process, probes=reader, edits=asked, targets="vertex")
         tables.append(found.table.assign(site=each.process.name))
-    means = pd.concat(tables).groupby(["site", "edit"], sort=False)["kl_to_target"].mean()
-    processes = dict.fromkeys(each.process.name for each in networks)
-    table = means.loc[[(name, edit) for name in processes for edit in edits]].reset_index()
+        position = found.provenance["positions"][0]
+    means = pd.concat(tables).groupby(["site", "edit"], sort=False, as_index=False)["kl_to_target"].mean()
+    wanted = pd.DataFrame(product(dict.fromkeys(each.process.name for each in networks), edits))
+    table = wanted.set_axis(["site", "edit"], axis=1).merge(pd.DataFrame(means), how="left")
     label = "KL(E[k] ‖ model), nats"
     layout = Layout(["site"], "edit", "kl_to_target", label)
-    notes = (f"2,000 words a network, position {found.provenance['positions'][0]}, states drawn uniformly.",)
+    notes = (f"2,000 words a network, position {position}, states drawn uniformly.",)
     return InterventionReport(label, table, ("site", "edit"), notes, {"edits": list(edits)}, layout)
 
 
@@ -416,19 +417,14 @@ def _as_untrained(trained: Trained) -> Trained:
     return replace(trained, model=untrained_like(trained.model, seed=1), origin="untrained", training=None)
 
 
-def _untrained_excess(trained: Trained) -> float:
-    dataset = evaluation_words(trained.process, len(trained.regret), seed=0)
-    return float(regret_by_position(_as_untrained(trained).model, dataset).mean())
-
-
 def _kl(found: InterventionReport, edit: str, process: str) -> float:
     return float(found.select(site=process, edit=edit).kl_to_target)
 
 
-def _by_family(rows: Sequence[Mapping[str, object]], value: str) -> dict[str, dict[str, float]]:
+def _by_family(rows: Sequence[Mapping[str, Any]], value: str) -> dict[str, dict[str, float]]:
     """By name and family, the average over seeds."""
-    means = pd.DataFrame(rows).groupby(["name", "family"], sort=False)[value].mean()
-    return {str(name): dict(means[name]) for name in dict.fromkeys(row["name"] for row in rows)}
+    table = pd.DataFrame(rows).pivot_table(value, "name", "family", sort=False)
+    return {str(name): {str(family): float(mean) for family, mean in row.items()} for name, row in table.iterrows()}
 
 
 FORCING2026 = Paper(

@@ -27,7 +27,6 @@ from msp_lens.processes.catalog import coins, mess3
 from msp_lens.processes.compose import Mixture, WithBos, mixture, with_bos
 from msp_lens.representation.factor_geometry import SHARE, belief_dimensions, n_components, overlap, within_groups
 from msp_lens.training.config import TrainingConfig
-from msp_lens.training.regret import evaluation_words, regret_by_position
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,9 +108,7 @@ def coins_in_context(networks: Networks, small: bool) -> Section:
     trained = networks["coins"]
     mixed = _mixed(trained)
     curve = learning_curve(mixed, _ctx(trained))
-    drawn = evaluation_words(trained.process, _ctx(trained), seed=0)
-    twin = regret_by_position(untrained_like(trained.model, seed=1), drawn)
-    above, above_twin = (regret + curve.excess for regret in (trained.regret, twin))
+    above, above_twin = (regret + curve.excess for regret in (trained.regret, trained.untrained_regret()))
     farthest, farthest_twin = (float((each / curve.excess - 1).abs().max()) for each in (above, above_twin))
     last = len(curve.excess)
     limit = 0.5 / last
@@ -151,7 +148,7 @@ def coins_in_context(networks: Networks, small: bool) -> Section:
             ),
         ),
         picture=picture,
-        alt="Loss above the oracle's at each token: exact, of the network, and untrained, beside 1/(2ℓ)",
+        alt="Loss above the oracle’s at each token: exact, of the network, and untrained, beside 1/(2ℓ)",
         remark=f"With {len(mixed.components)} coins the exact cost at the last token is {float(curve.excess[-1]):.3g}, "
         f"a little below the limit of many coins, {limit:.3g}.",
     )

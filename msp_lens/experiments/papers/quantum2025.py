@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import pandas as pd
@@ -18,11 +18,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from msp_lens._tables import TableView
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.controls.markov_order import markov_beliefs, markov_regret, mean_beliefs
 from msp_lens.data import BeliefDataset, LabelledTokens, words
-from msp_lens.experiments.claims import Claim, Rule, Section, all_of, at_least, at_most, number_text
+from msp_lens.experiments.claims import Claim, Rule, Section, Table, all_of, at_least, at_most, number_text
 from msp_lens.experiments.reproduction import Network, Networks, Paper
 from msp_lens.figures.simplex import plot_belief_rows
 from msp_lens.formation import Emergence, emergence
@@ -118,7 +117,7 @@ def prediction(networks: Networks, small: bool) -> Section:
             from the exact entropies: the networks must lie well below it if they hold more than a Markov model.
         """,
         claims=tuple(claims),
-        tables=(_Table("Regret", pd.concat(tables, names=["process", "network"])),),
+        tables=(Table("Regret", pd.concat(tables, names=["process", "network"])),),
         remark="The regrets are small because the processes are nearly random: a random guess costs Bloch Walk only "
         f"{number_text(math.log(4) - float(optimal_losses(bloch_walk(), N_CTX).mean()))} nats. So the ratio of losses, "
         "which is the paper’s measure, is near 1 for any network. Each token of Bloch Walk turns the Bloch vector’s "
@@ -161,7 +160,7 @@ def geometry(networks: Networks, small: bool) -> Section:
         claims=tuple(claims),
         picture=lambda theme: plot_belief_rows(pictures, weights=weights, theme=theme),
         alt="True beliefs of four processes, and those read in a transformer, an LSTM, a GRU and an RNN",
-        tables=(_Table("Beliefs read, by network", table),),
+        tables=(Table("Beliefs read, by network", table),),
         remark="R² alone says little here. An untrained recurrent network remembers recent tokens, with older ones "
         "fading, as beliefs do; its R² is in the table. So claims compare errors: with the untrained network’s, and "
         "with that of the mean belief given the last three tokens and the position, the best that a memory of three "
@@ -278,7 +277,7 @@ def relations(networks: Networks, small: bool) -> Section:
             between the activations of their last layers, |Σ_ab|² / (|Σ_aa| |Σ_bb|), in which no probe takes part.
         """,
         claims=tuple(claims),
-        tables=(_Table("R² of cosines", pd.DataFrame(rows).set_index(["process", "network"])),),
+        tables=(Table("R² of cosines", pd.DataFrame(rows).set_index(["process", "network"])),),
         remark="Maps that are fitted to one target make whatever they are fitted to alike, so the untrained networks "
         "show what the comparison of read-outs is worth. CKA asks for more than the paper shows: that most of what "
         "varies in the last layer is the same in all architectures, not only the part that an affine map finds.",
@@ -368,20 +367,6 @@ def differences(small: bool) -> tuple[str, ...]:
         "steps of Adam at 1e-4.",
         *shared,
     )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Table(TableView):
-    """Results in full."""
-
-    title: str
-    values: pd.DataFrame
-
-    def _title(self) -> str:
-        return self.title
-
-    def _display(self) -> pd.DataFrame:
-        return self.values.map(number_text)
 
 
 def _layers(model: HookedModel) -> list[str]:

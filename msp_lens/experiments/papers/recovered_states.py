@@ -54,7 +54,8 @@ def recover(model: HookedModel, process: Process, *, n_words: int = 2_000, seed:
     batches = stream_activations(model, tokens, site, logits=False)
     activations = torch.cat([batch.activations[site].cpu().double() for batch in batches])
     beliefs, n_states = filter_beliefs(process, tokens), process.n_states
-    clusters = KMeans(n_states, n_init=10, random_state=seed).fit_predict(activations.flatten(0, 1).numpy())
+    k_means = KMeans(n_states, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
+    clusters = k_means.fit_predict(activations.flatten(0, 1).numpy())
     clusters = torch.as_tensor(clusters, dtype=torch.int64)
     held = _means(beliefs.flatten(0, 1), clusters, n_states)
     # Row by row, the state of each cluster.
