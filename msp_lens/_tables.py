@@ -63,7 +63,7 @@ def to_text(
     """
     there_are = width or shutil.get_terminal_size(fallback=(10_000, 24)).columns
     columns = {_visible(name): [_visible(value) for value in table[name]] for name in table.columns}
-    index = (_visible(table.index.name or ""), [_visible(label) for label in table.index])
+    index = (_visible(_index_name(table)), [_visible(_label(label)) for label in table.index])
     blocks, block, used, gap = [], {}, 0, 3
     for name, values in columns.items():
         wide = gap + _width(name, values)
@@ -111,10 +111,10 @@ def _visible(value: Any) -> str:
 
 def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shades: pd.DataFrame | None = None) -> str:
     """The table as HTML, for a notebook or a page; `shades` says how dark to shade some columns' cells, 0 to 1."""
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [table.index.name or "", *table.columns])
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in [_index_name(table), *table.columns])
     body = ""
     for place, (label, row) in enumerate(table.iterrows()):
-        body += f"<tr><th>{html.escape(str(label))}</th>"
+        body += f"<tr><th>{html.escape(_label(label))}</th>"
         for name, value in zip(table.columns, row, strict=True):
             shade = shades[name].iloc[place] if shades is not None and name in shades else 0
             # A blue over any background, light enough for text of any color.
@@ -128,6 +128,16 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
         '<div class="msp-lens-scroll" style="overflow-x: auto" tabindex="0">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
+
+
+def _index_name(table: pd.DataFrame) -> str:
+    """What the rows are, in one heading."""
+    return ", ".join(str(name) for name in table.index.names if name is not None)
+
+
+def _label(label: Any) -> str:
+    """What a row is called, by several names or by one."""
+    return ", ".join(map(str, label)) if isinstance(label, tuple) else str(label)
 
 
 def nats_text(nats: SupportsFloat) -> str:

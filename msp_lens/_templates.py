@@ -16,4 +16,6 @@ def render_template(package: str, name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Text written in Python has straight apostrophes.
+    environment.filters["curly"] = lambda text: text.replace("'", "’")
     return environment.get_template(name).render(**values)

@@ -119,3 +119,13 @@ def test_a_terminal_that_lacks_characters_gets_plain_ones(monkeypatch):
 def test_the_plain_module_is_light():
     code = "import sys, msp_lens._plain; print('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_rows_of_several_names_are_named_by_all():
+    table = pd.DataFrame({"n": [1, 2]}, index=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["who", "seed"]))
+    shown = to_text(table, title="T")
+    assert "who, seed" in shown
+    assert "a, 1" in shown
+    assert "(" not in shown
+    assert "<th>who, seed</th>" in to_html(table, title="T")
+    assert "<th>b, 2</th>" in to_html(table, title="T")

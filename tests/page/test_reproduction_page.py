@@ -34,7 +34,7 @@ def path(tmp_path_factory):
     sections = (
         Section(
             title="A picture and claims",
-            method="A paragraph.\n\nAnother.",
+            method="A paragraph of the paper's.\n\nAnother.",
             claims=CLAIMS,
             picture=lambda theme: plot_regret([0.1, 0.2], [0.6, 0.5], theme=theme),
             alt="regret by position",
@@ -82,6 +82,7 @@ def test_a_reader_sees_published_beside_measured_beside_control(visit, path):
         ["Five factors", "11\nFig. 8", "–", "–", "beyond what was run", "it takes the paper’s own size"],
     ]
     assert page.locator(".lead").inner_text() == "1 of 3 claims reproduced, 1 not reproduced, 1 beyond what was run."
+    assert page.get_by_text("A paragraph of the paper’s.").count() == 1
     assert page.get_by_role("link").first.get_attribute("href") == "https://arxiv.org/abs/2405.15943"
     assert page.locator(".numbers tbody tr").inner_text().split("\t") == ["z1r", "z1r(p=0.5)", "0.2500", "here"]
 
