@@ -124,7 +124,7 @@ def test_the_plain_module_is_light():
 def test_rows_of_several_names_are_named_by_all():
     table = pd.DataFrame({"n": [1, 2]}, index=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["who", "seed"]))
     shown = to_text(table, title="T")
-    assert "who, seed" in shown
+    assert "who,\nseed" in shown
     assert "a, 1" in shown
     assert "(" not in shown
     assert "<th>who, seed</th>" in to_html(table, title="T")
