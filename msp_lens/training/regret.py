@@ -176,9 +176,10 @@ class RegretSums:
 def evaluation_words(process: Process, n_ctx: int, *, seed: int) -> BeliefDataset:
     """All words of a length, or a sample if there are more than 100,000, or too many to compare within seconds.
 
-    The sample has at most four million tokens, and predictions for it at most 200 million probabilities.
+    The sample has at most four million tokens, and its beliefs and predictions at most 200 million probabilities each.
     """
-    most = min(100_000, 4_000_000 // n_ctx, 200_000_000 // (n_ctx * process.n_tokens))
+    widest = max(process.n_states, process.n_tokens)
+    most = min(100_000, 4_000_000 // n_ctx, 200_000_000 // (n_ctx * widest))
     return words(process, n_ctx=n_ctx, max_words=max(2, most), seed=seed)
 
 
