@@ -65,14 +65,15 @@ class MomentsGrid:
 
     def update(
         self,
-        blocks: Mapping[str, Float[Tensor, "_ _"]],
+        blocks: Mapping[str, Float[Tensor, "_ _"] | Sequence[Float[Tensor, "_ _"]]],
         weights: Float[Tensor, "row"],
         cells: Int[Tensor, "row"] | None = None,
     ) -> MomentsGrid:
         """Add a batch of rows, all of it or (on an error) none; returns the grid.
 
         Args:
-            blocks: The groups' blocks, each on any device, and the targets. Other blocks are ignored.
+            blocks: The groups' blocks, each on any device, and the targets. Other blocks are ignored. The rows of a
+                block may come in parts, one below the other, which spares joining them.
             weights: How much each row counts.
             cells: The cell of each row, 0 … n_cells - 1; cell 0 for all by default.
 
@@ -81,31 +82,29 @@ class MomentsGrid:
             ValueError: if a number is not finite, a weight is negative, a cell is out of range, or a width changed.
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
-        self._check(blocks, weights, cells)
+        parts = {name: (block,) if isinstance(block, Tensor) else tuple(block) for name, block in blocks.items()}
+        self._check(parts, weights, cells)
         joint = [(*group, *self.targets) for group in self.groups]
         if not self.moments:
-            widths = {name: block.shape[1] for name, block in blocks.items()}
+            widths = {name: of_block[0].shape[1] for name, of_block in parts.items()}
             check_memory(self.groups, widths, targets=self.targets, n_cells=self.n_cells, max_bytes=self.max_bytes)
             for names in joint:
-                own, device = {name: widths[name] for name in names}, blocks[names[0]].device
+                own, device = {name: widths[name] for name in names}, parts[names[0]][0].device
                 self.moments.append([Moments(own, device=device) for _ in range(self.n_cells)])
-        order, sizes = None, [len(weights)] + [0] * (self.n_cells - 1)
+        order, places, sizes = None, torch.arange(len(weights)), [len(weights)] + [0] * (self.n_cells - 1)
         if cells is not None and self.n_cells > 1:
             cells = cells.cpu()
             order, sizes = cells.argsort(stable=True), torch.bincount(cells, minlength=self.n_cells).tolist()
+            # Where each row goes for the rows of a cell to be together.
+            places = places.scatter(0, order, places)
         weights = weights.to("cpu", torch.float64)
-        parts = (weights if order is None else weights[order]).split(sizes)
+        shares = (weights if order is None else weights[order]).split(sizes)
         for names, row_of_cells in zip(joint, self.moments, strict=True):
-            device = blocks[names[0]].device
-            precise = torch.float64 if has_float64(device) else torch.float32
-            columns = [blocks[name].to(device) for name in names]
-            rounding = max(rounding_of(column.dtype) for column in columns)
-            if order is not None:
-                columns = [column.index_select(0, order.to(device)) for column in columns]
+            device = parts[names[0]][0].device
             # New memory, which absorb_rows overwrites.
-            joined = torch.empty(len(weights), sum(c.shape[1] for c in columns), dtype=precise, device=device)
-            torch.cat([column.to(precise) for column in columns], dim=1, out=joined)
-            for moments, rows, share in zip(row_of_cells, joined.split(sizes), parts, strict=True):
+            joined = _joined([parts[name] for name in names], places.to(device))
+            rounding = max(rounding_of(part.dtype) for name in names for part in parts[name])
+            for moments, rows, share in zip(row_of_cells, joined.split(sizes), shares, strict=True):
                 if len(rows):
                     moments.rounding = max(moments.rounding, rounding)
                     moments.absorb_rows(rows, share, self.accumulation)
@@ -154,17 +153,19 @@ class MomentsGrid:
         self.n_batches = self.n_batches if n_batches is None else n_batches
         return self
 
-    def _check(self, blocks: Mapping[str, Tensor], weights: Tensor, cells: Tensor | None) -> None:
+    def _check(self, parts: Mapping[str, tuple[Tensor, ...]], weights: Tensor, cells: Tensor | None) -> None:
         for name in dict.fromkeys([name for group in self.groups for name in group] + list(self.targets)):
-            if name not in blocks:
-                raise KeyError(f"The rows have no block {name!r}; they have {', '.join(blocks)}.")
-            n_rows, width = blocks[name].shape
+            if not parts.get(name):
+                raise KeyError(f"The rows have no block {name!r}; they have {', '.join(parts)}.")
+            n_rows, width = sum(map(len, parts[name])), parts[name][0].shape[1]
             if n_rows != len(weights):
                 raise ValueError(f"{name!r} has {n_rows} rows, the weights {len(weights)}: give one weight per row.")
             known = next((row[0].blocks[name] for row in self.moments if name in row[0].blocks), width)
-            if width != known:
-                raise ValueError(f"{name!r} has {width} columns; in earlier batches it had {known}.")
-            check_finite(blocks[name], f"{name} in batch {self.n_batches}", "Check where the rows come from.")
+            for part in parts[name]:
+                if part.shape[1] != known:
+                    there = f"{name!r} has {part.shape[1]} columns; in earlier batches it had {known}."
+                    raise ValueError(there)
+                check_finite(part, f"{name} in batch {self.n_batches}", "Check where the rows come from.")
         check_weights(weights, f"Weights of batch {self.n_batches}")
         if cells is not None and len(cells):
             low, high = int(cells.min()), int(cells.max())
@@ -173,6 +174,17 @@ class MomentsGrid:
 
     def __repr__(self) -> str:
         return f"MomentsGrid({len(self.groups)} groups × {self.n_cells} cells, {self.n_batches} batches)"
+
+
+def _joined(blocks: Sequence[Sequence[Tensor]], places: Int[Tensor, "row"]) -> Float[Tensor, "row column"]:
+    """Blocks side by side in the widest type of the places' device, each row of their parts at its place."""
+    precise = torch.float64 if has_float64(places.device) else torch.float32
+    widths = [parts[0].shape[1] for parts in blocks]
+    joined = torch.empty(len(places), sum(widths), dtype=precise, device=places.device)
+    for columns, parts in zip(joined.split(widths, dim=1), blocks, strict=True):
+        for part, at in zip(parts, places.split([len(part) for part in parts]), strict=True):
+            columns.index_copy_(0, at, part.to(places.device, precise))
+    return joined
 
 
 def check_memory(

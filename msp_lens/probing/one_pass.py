@@ -231,7 +231,7 @@ class Accumulator:
         self._bytes += sum(values.nbytes for values in features.values())
         self._n_batches += 1
         # Moments of a few rows cost as much as those of many, so rows wait until they fill this many bytes.
-        if self._bytes >= 2**26:
+        if self._bytes >= 2**25:
             self.flush()
         return cells
 
@@ -286,14 +286,11 @@ class Accumulator:
             keys = keys * self.n_positions + positions
         if len(self.strata) > 1:
             keys = keys * len(self.strata) + torch.cat([self._stratum(batch) for batch in batches])
-        # Rows that have been joined wait no longer, so that memory holds them once.
-        held = [dict(batch.features) for batch in batches]
         targets = {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
         weights = torch.cat([batch.weights for batch in batches])
-        del batches
+        features = {site: [batch.features[site] for batch in batches] for site in batches[0].features}
+        self.grid.update(features | targets, weights, keys)
         self._waiting, self._bytes = [], 0
-        blocks = {site: torch.cat([features.pop(site) for features in held]) for site in tuple(held[0])}
-        self.grid.update(blocks | targets, weights, keys)
 
     def _stratum(self, batch: RowBatch) -> Int[Tensor, "row"]:
         """The stratum of each row."""
