@@ -139,7 +139,7 @@ def plot_positions(
 def plot_belief_rows(
     rows: Mapping[str, Mapping[str, Beliefs]],
     *,
-    weights: Mapping[str, Float[Tensor, "prefix"]] | None = None,
+    weights: Mapping[str, Float[Tensor, "_"]] | None = None,
     title: str | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
