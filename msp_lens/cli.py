@@ -372,9 +372,10 @@ app.command()(_experiment_commands.reproduce)
 def main() -> None:
     """Entry point of the `msp-lens` command."""
     # OpenMP's threads wait for each other by spinning, unless they are told otherwise before torch is loaded. Where
-    # another program uses one of the cores, training then takes a hundred times as long.
+    # another program uses one of the cores, training then takes many times as long; where they do not spin at all,
+    # waking them takes as long. To spin briefly is fast in both cases (`tests/benchmarks/what_was_tried.md`).
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = "5000"
     app()
 
 

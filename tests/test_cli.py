@@ -443,12 +443,12 @@ def test_a_training_of_something_else_is_refused_in_a_few_lines(tmp_path):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ["PASSIVE", None]),
+        ({}, [None, "5000"]),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
         ({"GOMP_SPINCOUNT": "7"}, [None, "7"]),
     ],
 )
-def test_threads_wait_without_spinning_unless_the_user_says_so(given, expected):
+def test_threads_spin_briefly_unless_the_user_says_otherwise(given, expected):
     """Set before torch is loaded, or it would have no effect."""
     program = (
         "import os, sys\nfrom msp_lens import cli\nassert 'torch' not in sys.modules\n"
