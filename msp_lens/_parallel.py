@@ -69,6 +69,12 @@ def _numbered(function: Callable[[Any], Any], index: int, item: Any) -> tuple[in
     return index, function(item)
 
 
+def check_n_jobs(n_jobs: int, what: str) -> None:
+    """Raise `ValueError` if no job at all is asked for."""
+    if n_jobs == 0:
+        raise ValueError(f"n_jobs=0: give the number of {what} at once, or -1 for all cores.")
+
+
 @functools.cache
 def end_with(parent: int) -> None:
     """End this process, if it is a worker, as soon as its parent has ended: killed, say, while its restart runs."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from msp_lens._checks import checked
 from msp_lens._files import write_atomically, write_json
-from msp_lens._parallel import ONE_AT_A_TIME, end_with, run_each
+from msp_lens._parallel import ONE_AT_A_TIME, check_n_jobs, end_with, run_each
 from msp_lens.experiments.papers import PAPERS
 from msp_lens.experiments.reproduction import (
     REPRODUCTION_FILE,
@@ -88,8 +88,7 @@ def reproduce(
         FileNotFoundError: if `checkpoints` holds none of the networks.
         OSError: if `out` can't be written to.
     """
-    if n_jobs == 0:
-        raise ValueError("n_jobs=0: give the number of networks to train at once, or -1 for all cores.")
+    check_n_jobs(n_jobs, "networks to train")
     folder = place_of_reproduction(name, small=small, out=out)
     paper = PAPERS[name]
     wanted = paper.networks(small)

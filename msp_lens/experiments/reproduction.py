@@ -23,7 +23,7 @@ from msp_lens.models.model_files import model_fingerprint
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.regret import evaluation_words, regret_by_position
-from msp_lens.training.training_run import TrainingRun
+from msp_lens.training.training_run import TrainingRun, loss_ratio
 
 REPRODUCTION_FILE, REPRODUCTION_PAGE = "reproduction.json", "reproduction.html"
 
@@ -62,13 +62,16 @@ class Trained(Value):
     @property
     def loss_ratio(self) -> float:
         """The expected loss over the least possible one, both averaged over positions."""
-        optimum = optimal_losses(self.process, len(self.regret))
-        return float((optimum + self.regret).mean() / optimum.mean())
+        return loss_ratio(self.regret, optimal_losses(self.process, len(self.regret)))
+
+    def untrained(self) -> HookedModel:
+        """A network like this one, with new weights."""
+        return untrained_like(self.model, seed=1)
 
     def untrained_regret(self) -> Float64[Tensor, "pos"]:
-        """The regret of a network like this one, with new weights."""
+        """The regret of such a network."""
         drawn = evaluation_words(self.process, len(self.regret), seed=0)
-        return regret_by_position(untrained_like(self.model, seed=1), drawn)
+        return regret_by_position(self.untrained(), drawn)
 
 
 Networks = Mapping[str, Trained]

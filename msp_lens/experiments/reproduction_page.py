@@ -7,7 +7,6 @@ from msp_lens._templates import render_template
 from msp_lens.experiments.claims import number_text
 from msp_lens.experiments.reproduction import Reproduction
 from msp_lens.models.build import versions
-from msp_lens.page.inference_section import embedded
 from msp_lens.page.pictures import themed
 
 
@@ -15,10 +14,7 @@ def reproduction_page(found: Reproduction) -> str:
     """The page as HTML."""
     sections = []
     for section in found.sections:
-        picture = None
-        if section.picture is not None:
-            drawn = themed(section.picture)
-            picture = {"light": embedded(drawn.light), "dark": embedded(drawn.dark)}
+        picture = themed(section.picture).embedded() if section.picture is not None else None
         tables = [table._repr_html_() for table in section.tables]
         shown = {"paragraphs": section.paragraphs, "picture": picture, "tables": tables}
         sections.append(vars(section) | shown)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from msp_lens._checks import Seed, checked
 from msp_lens._files import safe_name, write_json
-from msp_lens._parallel import ONE_AT_A_TIME, end_with, run_each
+from msp_lens._parallel import ONE_AT_A_TIME, check_n_jobs, end_with, run_each
 from msp_lens._tables import json_records
 from msp_lens.data import Weighting
 from msp_lens.experiments.study import check_has_beliefs, training_numbers
@@ -97,8 +97,7 @@ def sweep(
         >>> found.to_dataframe()[["d_model", "status"]].values.tolist()
         [[2, 'done'], [4, 'done']]
     """
-    if n_jobs == 0:
-        raise ValueError("n_jobs=0: give the number of runs to make at once, or -1 for all cores.")
+    check_n_jobs(n_jobs, "runs to make")
     out = Path(out)
     check_is_folder(out)
     measures = {

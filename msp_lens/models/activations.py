@@ -76,6 +76,12 @@ class PrefixBatch:
     activations: dict[str, Float[Tensor, "row feature"]]
     output: Any
 
+    def by_word(self, rows: Tensor) -> Tensor:
+        """What is known of each row, at every place, `[word, pos, …]`; a view where the places are the rows."""
+        if torch.equal(self.places.flatten(), torch.arange(len(rows))):
+            return rows.unflatten(0, self.places.shape)
+        return rows[self.places.to(rows.device)]
+
 
 def word_by_word(batch: ActivationBatch) -> PrefixBatch:
     """A batch of words, each place of which is a row of its own."""
@@ -120,14 +126,26 @@ def stream_activations(
             word and position, as it is with one that is reached twice or never.
     """
     model = unwrapped(model)
-    names = () if isinstance(sites, Sequence | Mapping) and not sites else find_sites(model, sites)
-    n_features = len(names) * (config_value(model, "d_model") or 0)
+    found = chosen_sites(model, sites)
+    n_features = len(found) * (config_value(model, "d_model") or 0)
     n_logits = vocabulary_out(model) if logits is True else 0
     size = words_per_batch(
         batch_size, tokens.shape[1], numbers_per_token=n_features + n_logits, device=model_device(model)
     )
+    return _stream(model, tokens, found, size, progress, logits)
+
+
+def chosen_sites(model: HookedModel, sites: Sites) -> dict[str, Site]:
+    """The sites by name; of an empty sequence, none."""
+    names = () if isinstance(sites, Sequence | Mapping) and not sites else find_sites(model, sites)
     index = site_index(model)
-    return _stream(model, tokens, {name: index.site(name) for name in names}, size, progress, logits)
+    return {name: index.site(name) for name in names}
+
+
+def batches_of_words(n_words: int, size: int, progress: str | None = None) -> Iterator[slice]:
+    """Ranges of `size` words, the last one of what is left, under a progress bar if it has a title."""
+    for start in tqdm(range(0, n_words, size), desc=progress, disable=progress is None, unit="batch", leave=False):
+        yield slice(start, min(start + size, n_words))
 
 
 @checked
@@ -331,8 +349,7 @@ def _stream(
     logits: bool | Reduction,
 ) -> Iterator[ActivationBatch]:
     device = model_device(model)
-    for start in tqdm(range(0, len(tokens), size), desc=progress, disable=progress is None, unit="batch", leave=False):
-        words = slice(start, min(start + size, len(tokens)))
+    for words in batches_of_words(len(tokens), size, progress):
         with evaluating(model):
             activations, output = read_once(model, tokens[words].to(device), sites, logits)
         yield ActivationBatch(words, activations, output)

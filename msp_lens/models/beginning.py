@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,12 +19,13 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from msp_lens._checks import Count, checked
 from msp_lens.models.activations import (
     PrefixBatch,
     Reduction,
+    batches_of_words,
+    chosen_sites,
     read_once,
     reduced_logits,
     stream_activations,
@@ -39,9 +40,7 @@ from msp_lens.models.hooked import (
     config_value,
     context_length,
     evaluating,
-    find_sites,
     model_device,
-    site_index,
     unwrapped,
 )
 from msp_lens.models.sites import Site, Sites, is_attention
@@ -344,14 +343,12 @@ def stream_prefixes(
         ValueError: as for `stream_activations`.
     """
     model = cast(Any, unwrapped(model))
-    names = () if isinstance(sites, Sequence | Mapping) and not sites else find_sites(model, sites)
-    index = site_index(model)
-    found = {name: index.site(name) for name in names}
+    found = chosen_sites(model, sites)
     kind = _tree_kind(model, tokens, found)
     if kind is not None:
         return _stream_tree(model, kind, tokens, found, batch_size, progress, logits)
     how: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "logits": logits}
-    return map(word_by_word, stream_activations(model, tokens, names, **how))
+    return map(word_by_word, stream_activations(model, tokens, list(found), **how))
 
 
 def _tree_kind(model: Any, tokens: Int[Tensor, "word pos"], sites: Mapping[str, Site]) -> type[_Cache] | None:
@@ -405,8 +402,7 @@ def _stream_tree(
     heads = (config_value(model, "n_heads") or 1) * (config_value(model, "d_head") or 1)
     held = 2 * width + 2 * n_positions * (config_value(model, "n_layers") or 1) * heads
     size = words_per_batch(batch_size, 1, numbers_per_token=held, device=device)
-    for start in tqdm(range(0, len(tokens), size), desc=progress, disable=progress is None, unit="batch", leave=False):
-        words = slice(start, min(start + size, len(tokens)))
+    for words in batches_of_words(len(tokens), size, progress):
         with evaluating(model):
             read = _read_tree(model, kind, tokens[words].to(device), sites, logits)
         yield PrefixBatch(words, *read)

@@ -101,7 +101,6 @@ def load_model(
     state, _ = read_tensors(file)
     beside = file.parent / "config.json"
     if config is None and beside.is_file():
-        config = beside
         fields = read_json(beside, Mapping[str, Any])
         if _is_hugging_face(fields) and not {"embed.W_E", "embed.weight"} & state.keys():
             return load_model(file.parent, dtype=dtype, device=device)

@@ -91,14 +91,11 @@ class MomentsGrid:
             for names in joint:
                 own, device = {name: widths[name] for name in names}, parts[names[0]][0].device
                 self.moments.append([Moments(own, device=device) for _ in range(self.n_cells)])
-        order, places, sizes = None, torch.arange(len(weights)), [len(weights)] + [0] * (self.n_cells - 1)
-        if cells is not None and self.n_cells > 1:
-            cells = cells.cpu()
-            order, sizes = cells.argsort(stable=True), torch.bincount(cells, minlength=self.n_cells).tolist()
-            # Where each row goes for the rows of a cell to be together.
-            places = places.scatter(0, order, places)
-        weights = weights.to("cpu", torch.float64)
-        shares = (weights if order is None else weights[order]).split(sizes)
+        cells = torch.zeros(len(weights), dtype=torch.int64) if cells is None else cells.cpu()
+        order, sizes = cells.argsort(stable=True), torch.bincount(cells, minlength=self.n_cells).tolist()
+        # Where each row goes for the rows of a cell to be together.
+        places = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
+        shares = weights.to("cpu", torch.float64)[order].split(sizes)
         for names, row_of_cells in zip(joint, self.moments, strict=True):
             device = parts[names[0]][0].device
             # New memory, which absorb_rows overwrites.
@@ -163,8 +160,7 @@ class MomentsGrid:
             known = next((row[0].blocks[name] for row in self.moments if name in row[0].blocks), width)
             for part in parts[name]:
                 if part.shape[1] != known:
-                    there = f"{name!r} has {part.shape[1]} columns; in earlier batches it had {known}."
-                    raise ValueError(there)
+                    raise ValueError(f"{name!r} has {part.shape[1]} columns; in earlier batches it had {known}.")
                 check_finite(part, f"{name} in batch {self.n_batches}", "Check where the rows come from.")
         check_weights(weights, f"Weights of batch {self.n_batches}")
         if cells is not None and len(cells):

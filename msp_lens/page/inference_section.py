@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-
-from PIL import Image
 
 from msp_lens._templates import render_template
 from msp_lens.inference import Inference
@@ -33,7 +29,6 @@ def inference_section(
             compared = found.compare(process)._repr_html_()
         except ValueError as error:
             refusal = str(error)
-    images = {"light": embedded(picture.light), "dark": embedded(picture.dark)} if picture is not None else None
     return render_template(
         "msp_lens.page",
         "inference.html",
@@ -42,7 +37,7 @@ def inference_section(
         table=found._repr_html_() if found is not None else None,
         compared=compared,
         refusal=refusal,
-        picture=images,
+        picture=picture.embedded() if picture is not None else None,
     )
 
 
@@ -50,10 +45,3 @@ def renewed(page: str, section: str) -> str | None:
     """The page with this section in the place of its own; `None` if it has none."""
     after, count = _SECTION.subn(lambda _: section, page, count=1)
     return after if count else None
-
-
-def embedded(image: Image.Image) -> str:
-    """The picture as a data URL, in WebP: a third of what PNG takes."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="WEBP", quality=90)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +39,16 @@ class ThemedPicture:
 
     light: Image.Image
     dark: Image.Image
+
+    def embedded(self) -> dict[str, str]:
+        """Both as data URLs, in WebP: a third of what PNG takes."""
+        return {theme: _data_url(image) for theme, image in vars(self).items()}
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def run_pictures(

@@ -15,7 +15,7 @@ from msp_lens.inference import Inference
 from msp_lens.interventions.intervention_report import Effect, InterventionReport, effect, effect_text, percent
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.page.caveats import caveats, of_words, untrained_snapshot
-from msp_lens.page.inference_section import embedded, inference_section
+from msp_lens.page.inference_section import inference_section
 from msp_lens.page.parts_section import parts_table, rivals_table
 from msp_lens.page.pictures import ThemedPicture
 from msp_lens.probing.probe_report import ProbeReport
@@ -70,7 +70,7 @@ def render_page(
     tables: dict[str, Any] = {"probes": report, "controls": report.controls, **experiments}
     tables |= {"emergence": emergence} if emergence is not None else {}
     tables |= {"over_seeds": over_seeds} if over_seeds is not None else {}
-    images = {name: {"light": embedded(both.light), "dark": embedded(both.dark)} for name, both in pictures.items()}
+    images = {name: both.embedded() for name, both in pictures.items()}
     kl = None
     if steered is not None:
         edits = ("steer", "none", "placebo", "donor")

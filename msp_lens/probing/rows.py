@@ -19,7 +19,7 @@ from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
 from msp_lens.data.labelled import BELIEF
 from msp_lens.data.row_positions import Positions
-from msp_lens.models.activations import ActivationBatch, PrefixBatch, word_by_word, words_per_batch
+from msp_lens.models.activations import ActivationBatch, PrefixBatch, batches_of_words, word_by_word, words_per_batch
 from msp_lens.models.beginning import stream_prefixes
 from msp_lens.models.hooked import HookedModel, check_fits, check_reads_tokens, find_sites, word_length
 from msp_lens.models.sites import Site, SiteIndex, Sites
@@ -205,14 +205,11 @@ def labelled_batch(data: LabelledTokens, words: slice, batch: PrefixBatch) -> Ro
     """The rows of a range of words."""
     rows = data.rows_of(words)
     place = batch.places[data.words[rows] - words.start, data.columns[rows]]
-    features = {}
+    in_order, features = torch.equal(place, torch.arange(len(place))), {}
     for name, values in batch.activations.items():
-        # Where every place is a row, in order, a view is enough.
-        is_whole = len(place) == len(values) and torch.equal(place, torch.arange(len(place)))
-        features[name] = values if is_whole else values[place.to(values.device)]
-    output = batch.output
-    if isinstance(output, Tensor):
-        output = output[batch.places.to(output.device)]
+        # Where every place is a row, in order, no copy is needed.
+        features[name] = values if in_order and len(place) == len(values) else values[place.to(values.device)]
+    output = batch.by_word(batch.output) if isinstance(batch.output, Tensor) else batch.output
     targets = {name: values[rows] for name, values in data.targets.items()}
     numbers = (each[rows] for each in (data.weights, data.groups, data.words, data.positions))
     undefined = {name: gone[rows] for name, gone in data.undefined.items()}
@@ -251,8 +248,7 @@ def cache_rows(cache: Any, data: LabelledTokens, sites: Sites = None, *, batch_s
             )
 
     def batches() -> Iterator[RowBatch]:
-        for start in range(0, len(data.tokens), size):
-            words = slice(start, min(start + size, len(data.tokens)))
+        for words in batches_of_words(len(data.tokens), size):
             batch = ActivationBatch(words, {name: values[words] for name, values in activations.items()}, None)
             yield labelled_batch(data, words, word_by_word(batch))
 

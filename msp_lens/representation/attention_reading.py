@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, checked
-from msp_lens.models.activations import stream_activations, words_per_batch
+from msp_lens.models.activations import batches_of_words, stream_activations, words_per_batch
 from msp_lens.models.hooked import HookedModel, editing, evaluating, model_device, unwrapped
 
 Layer = Annotated[int, AtLeast(0)]
@@ -93,8 +93,8 @@ def _stream_attention(
     fitting = words_per_batch(batch_size, tokens.shape[1], device=device)
     size = min(fitting, max(1, _PAIRS_AT_ONCE // tokens.shape[1] ** 2))
     names = _PATTERN.format(layer), f"blocks.{layer}.attn.hook_v"
-    for start in range(0, len(tokens), size):
-        words, seen = slice(start, min(start + size, len(tokens))), {}
+    for words in batches_of_words(len(tokens), size):
+        seen = {}
         hooks = [(name, partial(_keep, seen, name)) for name in names]
         with evaluating(model), model.hooks(fwd_hooks=hooks):
             model(tokens[words].to(device))

@@ -79,7 +79,7 @@ def _sums(
     for batch in stream_prefixes(reader, dataset.tokens, (), logits=answer, **how):
         if batch.output is None:
             raise ValueError(f"{type(model).__name__} returned no logits [word, pos, token]: wrap it so that it does.")
-        sums += batch_regret(batch.output[batch.places.to(batch.output.device)], dataset, batch.words)
+        sums += batch_regret(batch.by_word(batch.output), dataset, batch.words)
     return sums
 
 

@@ -69,7 +69,7 @@ class TrainingRun(Value):
     @property
     def loss_ratio(self) -> float:
         """The expected loss over the least possible one, both averaged over positions."""
-        return float((self.optimum + self.regret).mean() / self.optimum.mean())
+        return loss_ratio(self.regret, self.optimum)
 
     @property
     def checkpoints(self) -> tuple[SavedCheckpoint, ...]:
@@ -94,6 +94,11 @@ class TrainingRun(Value):
         steps = f"{self.process.name}: {self.step} steps in {self.seconds:.0f} s{resumed}"
         regret, optimum = float(self.regret.mean()), float(self.optimum.mean())
         return f"TrainingRun({steps}, regret {nats_text(regret)} nats, optimum {nats_text(optimum)})"
+
+
+def loss_ratio(regret: Float64[Tensor, "pos"], optimum: Float64[Tensor, "pos"]) -> float:
+    """The expected loss over the least possible one, both averaged over positions."""
+    return float((optimum + regret).mean() / optimum.mean())
 
 
 class _Ending(TypedDict):

@@ -26,7 +26,7 @@ from msp_lens.figures.edit_bars import plot_edits
 from msp_lens.interventions.intervene import intervene
 from msp_lens.interventions.intervention_report import InterventionReport, Layout
 from msp_lens.interventions.menu import EDITS
-from msp_lens.models.build import ModelConfig, untrained_like
+from msp_lens.models.build import ModelConfig
 from msp_lens.models.hooked import word_length
 from msp_lens.probing.fit import probe
 from msp_lens.processes.construct import from_moore
@@ -414,7 +414,7 @@ def _of(networks: Networks, names: Mapping[str, object]) -> list[Trained]:
 
 def _as_untrained(trained: Trained) -> Trained:
     """The network with new weights; its regret is not measured."""
-    return replace(trained, model=untrained_like(trained.model, seed=1), origin="untrained", training=None)
+    return replace(trained, model=trained.untrained(), origin="untrained", training=None)
 
 
 def _kl(found: InterventionReport, edit: str, process: str) -> float:

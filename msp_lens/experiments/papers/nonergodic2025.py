@@ -18,7 +18,7 @@ from msp_lens.beliefs.learning import LearningCurve, learning_curve
 from msp_lens.data import words
 from msp_lens.experiments.claims import Claim, Section, all_of, at_least, at_most, within, within_factor
 from msp_lens.experiments.reproduction import Network, Networks, Paper, Trained
-from msp_lens.models.build import ModelConfig, untrained_like
+from msp_lens.models.build import ModelConfig
 from msp_lens.models.hooked import HookedModel, find_sites, word_length
 from msp_lens.probing.fit import probe
 from msp_lens.probing.geometry import explained
@@ -201,7 +201,7 @@ def which_and_where(networks: Networks, small: bool) -> Section:
 def subspaces(networks: Networks, small: bool) -> Section:
     """Three Mess3 machines: how many dimensions, and how far the two kinds of belief share them."""
     trained = networks["mess3"]
-    twin = untrained_like(trained.model, seed=1)
+    twin = trained.untrained()
     drawn = trained.process.sample(4_000, _ctx(trained), seed=0)
     _, apart, joint = belief_dimensions(trained.process, drawn)
     spread, spread_of_twin = (_covariance(model, drawn) for model in (trained.model, twin))

@@ -15,7 +15,6 @@ from msp_lens.data import LabelledTokens, words
 from msp_lens.experiments.claims import Claim, Section, all_of, at_least, at_most, number_text, within, within_factor
 from msp_lens.experiments.reproduction import Network, Networks, Paper, Trained
 from msp_lens.formation import emergence
-from msp_lens.models.build import build_model
 from msp_lens.models.hooked import word_length
 from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import ProbeReport
@@ -249,16 +248,11 @@ def spread_over_layers(networks: Networks, small: bool) -> Section:
 
 def distances(networks: Networks, small: bool) -> Section:
     """RRXOR and Mess3: whether distances follow the beliefs, or only the next token."""
-    report, control = _fitted(networks["rrxor"]), _fitted(networks["mess3"])
-    twin = probe(
-        build_model(recipe("paper", networks["rrxor"].process).model, seed=1),
-        networks["rrxor"].process,
-        weighting="sequence",
-        solver="ols",
-        controls=False,
-        progress=False,
-    )
-    found, of_mess3, of_twin = (each.distances("concatenated") for each in (report, control, twin))
+    trained, control = networks["rrxor"], networks["mess3"]
+    pairs = ((trained.model, trained), (control.model, control), (trained.untrained(), trained))
+    # The same maps as in the sections above, without their controls.
+    how: dict[str, Any] = {"weighting": "sequence", "solver": "ols", "controls": False, "progress": False}
+    found, of_mess3, of_twin = (probe(model, of.process, **how).distances("concatenated") for model, of in pairs)
     numbers = (
         ("RRXOR: distances read follow those of the beliefs, R²", 0.95, found.r2_true, of_twin.r2_true),
         ("RRXOR: they hardly follow those of the next token, R²", 0.31, found.r2_next_token, of_twin.r2_next_token),
