@@ -7,7 +7,7 @@ from msp_lens.models.build import ModelConfig, build_model, load_weights
 from msp_lens.models.checking import ModelCheck, check_causal, check_model
 from msp_lens.models.hooked import HookedModel, editing, evaluating, find_sites, holding, residual_sites, site_groups
 from msp_lens.models.loading import load_model
-from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, save_checkpoint
+from msp_lens.models.model_files import Checkpoint, load_checkpoint, model_fingerprint, published_mess3, save_checkpoint
 from msp_lens.models.positions import writing
 from msp_lens.models.sites import Site, Sites, site_label
 from msp_lens.models.symbol_reader import SymbolReader, reading_symbols
@@ -37,6 +37,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "model_fingerprint",
+    "published_mess3",
     "reading_symbols",
     "residual_sites",
     "save_checkpoint",

@@ -7,13 +7,19 @@ holds the model's config, the process, any provenance that the caller adds, and 
 from __future__ import annotations
 
 import hashlib
+import http.client
+import io
 import json
+import urllib.request
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +35,7 @@ from msp_lens.models.build import (
     weights,
 )
 from msp_lens.models.hooked import HookedModel, context_length, evaluating, model_device, unwrapped
+from msp_lens.processes.catalog import mess3
 from msp_lens.processes.process import Process
 
 MODEL_FILE = "model.safetensors"
@@ -265,3 +272,106 @@ def state_fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+class _Published(TypedDict):
+    """The published network: where it is hosted, what it is, and each tensor's shape and the SHA-256 of its numbers."""
+
+    source: str
+    model: dict[str, Any]
+    training: dict[str, Any]
+    tensors: dict[str, tuple[list[int], str]]
+
+
+@checked
+def published_mess3(path: str | Path | None = None, *, device: str | torch.device = "cpu") -> Checkpoint:
+    """The Mess3 network that Shai et al. 2024 (arXiv 2405.15943) published, with its process, to check numbers against.
+
+    The authors host it on GitHub as a pickled state dict of 0.6 MB. It is downloaded once, into the folder of
+    `torch.hub`, and is never unpickled: its arrays are plain bytes in the archive, and each is told by its SHA-256.
+    So the network has exactly the published weights, or there is an error.
+
+    Args:
+        path: Where the weights are, to download nothing: the file `629209600.pt` of the authors', a safetensors file of
+            the same state dict, or a folder that holds one of them.
+        device: Where to put the model.
+
+    Returns:
+        The model, in evaluation mode, with the process that it was trained on, `mess3(x=0.05, a=0.85)`.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or it could not be downloaded.
+        ValueError: if the file is damaged, or holds other weights than the published ones.
+
+    Example:
+        `published = msp.models.published_mess3()`, then
+        `msp.probe(published.model, published.process, weighting="sequence")` gives the bars of the paper's figure.
+    """
+    known = read_json(Path(__file__).with_name("published_mess3.json"), _Published)
+    kept = Path(torch.hub.get_dir()) / "msp_lens" / "published_mess3.safetensors"
+    if path is not None:
+        state, where = _published_in(Path(path).expanduser(), known), str(path)
+    elif kept.is_file():
+        state, where = _published_in(kept, known), str(kept)
+    else:
+        state, where = _published_arrays(_downloaded(known["source"]), known["source"], known), known["source"]
+        # Where nothing can be kept, it is downloaded again.
+        with suppress(OSError):
+            write_tensors(kept, state, {"source": known["source"]})
+    model = restored(where, known["model"], state, device)
+    provenance = {"source": known["source"], "paper": "arXiv 2405.15943", "training": known["training"]}
+    return Checkpoint(model, mess3(x=0.05, a=0.85), provenance, model_fingerprint(model))
+
+
+def _published_in(path: Path, known: _Published) -> dict[str, Tensor]:
+    """The published weights in a file or folder; `ValueError` if it holds others."""
+    if path.is_dir():
+        names = (MODEL_FILE, known["source"].rsplit("/", 1)[-1])
+        path = next((path / name for name in names if (path / name).is_file()), path / MODEL_FILE)
+    if path.suffix != ".safetensors" and path.is_file():
+        return _published_arrays(path.read_bytes(), str(path), known)
+    state, _ = read_tensors(path)
+    digests = {name: hashlib.sha256(_bytes_of(each)).hexdigest() for name, each in state.items()}
+    if wrong := [name for name, (_, digest) in known["tensors"].items() if digests.get(name) != digest]:
+        raise ValueError(_not_published(str(path), wrong, known))
+    return {name: state[name].reshape(shape) for name, (shape, _) in known["tensors"].items()}
+
+
+def _published_arrays(content: bytes, where: str, known: _Published) -> dict[str, Tensor]:
+    """The published weights out of the archive that `torch.save` writes, in which each array is a member of its own."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # An array of this network has at most 64 KB.
+            members = [each for each in archive.infolist() if "/data/" in each.filename and each.file_size < 1e5]
+            arrays = {hashlib.sha256(found).hexdigest(): found for found in map(archive.read, members)}
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{where} is not a file of torch.save, or damaged ({error}): copy it again.") from error
+    if wrong := [name for name, (_, digest) in known["tensors"].items() if digest not in arrays]:
+        raise ValueError(_not_published(where, wrong, known))
+    return {
+        name: torch.from_numpy(np.frombuffer(arrays[digest], dtype="<f4").copy()).reshape(shape)
+        for name, (shape, digest) in known["tensors"].items()
+    }
+
+
+def _not_published(where: str, wrong: list[str], known: _Published) -> str:
+    names = f"{', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}"
+    return (
+        f"{where} does not hold the published weights: {len(wrong)} of {len(known['tensors'])} tensors are missing or "
+        f"have other numbers ({names}). Get {known['source']} and give its path; other models are for load_model."
+    )
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _downloaded(source: str) -> bytes:
+    try:
+        with urllib.request.urlopen(source, timeout=30) as response:
+            return response.read(10_000_000)
+    except (OSError, http.client.HTTPException) as error:
+        raise FileNotFoundError(
+            f"The published weights could not be downloaded ({error}). Get {source} by other means, and give its "
+            "path: published_mess3(path)."
+        ) from error
