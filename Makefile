@@ -14,10 +14,10 @@ PLAIN = --doctest-modules --strict-markers
 UNCHECKED = inference test_demos.py experiments formation test_cli.py test_damaged_files.py test_bad_input.py \
 	figures/test_any_input.py interventions/test_requests.py \
 	$(addprefix interventions/test_,beginnings.py given_words.py rrxor.py token_maps.py) \
-	$(addprefix models/test_,limits.py precisions.py sharded.py) test_refusals.py page/test_page.py test_readme.py
+	$(addprefix models/test_,limits.py precisions.py sharded.py) test_refusals.py page/test_page.py test_readme.py test_distribution.py
 # What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
-	test_cli.py test_refusals.py page/test_page.py experiments formation data controls \
+	test_cli.py test_distribution.py test_refusals.py page/test_page.py experiments formation data controls \
 	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py) \
 	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py parts.py probe.py \
 	probe_plots.py probe_report.py transfer.py) \

@@ -4,9 +4,8 @@ The notebook face. Names load on first use, so that importing the package costs 
 where they live.
 """
 
-from importlib.metadata import version
-
 import lazy_loader
 
+from msp_lens._version import __version__ as __version__
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-__version__ = version("msp-lens")

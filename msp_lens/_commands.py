@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from msp_lens._plain import plain_streams
+from msp_lens._version import __version__
 
 # Recent versions of typer carry a click of their own, which has no public name.
 _USAGE_ERRORS: Any = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -112,7 +112,7 @@ def as_options(message: str, options: dict[str, str]) -> str:
 def show_version(is_asked: bool) -> bool:
     """Print the version and exit, if it is asked for."""
     if is_asked:
-        print(f"msp-lens {version('msp-lens')}")
+        print(f"msp-lens {__version__}")
         raise typer.Exit
     return is_asked
 

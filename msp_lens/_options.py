@@ -43,7 +43,7 @@ def complete_paper(incomplete: str) -> list[str]:
 _PROCESS_HELP = "A process of the catalog; msp-lens processes lists them."
 _WEIGHTING_HELP = "How much each prefix counts: probability, sequence (as in the paper) or prefix."
 _SEED_HELP = "Seed of everything random."
-_PRESET_HELP = "Recipe of model and training: quick, paper or shai2024; or rnn, gru, lstm or ssm."
+_PRESET_HELP = "Recipe of model and training: quick, paper or shai2024; rnn, gru, lstm or ssm; tiny to try it out."
 _SITE_HELP = "A hook name, a label such as 2_post, a glob such as '*_mid', or all. Repeatable."
 _OTHER_HELP = "A process of the catalog. By default the one the model was trained on."
 _PARAMETER_HELP = "A parameter of the process, as name=value. Repeatable."

@@ -13,7 +13,7 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_arrays", "_plain"),
+    ("_arrays", "_extras", "_plain", "_version"),
     ("_annotations", "_ranges"),
     ("_random", "_values", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
     ("_commands",),
@@ -159,7 +159,10 @@ def test_the_face_is_whole():
 
 
 def test_rooms_load_on_first_use():
-    code = "import sys, msp_lens as msp; assert not any(m.startswith('msp_lens.') for m in sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", code + "; msp.processes.z1r(); assert 'msp_lens.probing' not in sys.modules"], check=True
+    code = (
+        "import sys, msp_lens as msp\n"
+        "assert [name for name in sys.modules if name.startswith('msp_lens.')] == ['msp_lens._version']\n"
+        "msp.processes.z1r()\n"
+        "assert 'msp_lens.probing' not in sys.modules"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -133,7 +133,9 @@ def test_what_the_two_commands_install_is_locked():
     """Every dependency has a version in constraints.txt, and none an address."""
     root = README.parent
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    assert extras["dev"][0] == "msp-lens[lm,notebook]"
+    wanted = [*project["dependencies"], *extras["lm"], *extras["notebook"], *extras["dev"][1:]]
     names = {re.split(r"[<>=~ ;]", each)[0] for each in wanted} - {"transformer-lens"}
     lines = [line for line in (root / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .*)?", line) for line in lines)

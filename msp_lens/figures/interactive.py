@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from msp_lens._checks import Count, checked
+from msp_lens._extras import from_extra
 from msp_lens.figures.projections import TETRAHEDRON, Beliefs, Panels, arranged, density_image, png
 from msp_lens.figures.style import THEMES, Theme, ThemeName
 
@@ -43,9 +44,11 @@ def explore_beliefs(
 
     Raises:
         ValueError: if `max_points` is less than 1, or there is not a word and a position for each prefix.
+        ImportError: if plotly is not installed.
     """
-    from plotly.graph_objects import Scatter3d, Scattergl
-    from plotly.subplots import make_subplots
+    with from_extra("notebook", purpose="A picture to explore", packages=("plotly",)):
+        from plotly.graph_objects import Scatter3d, Scattergl
+        from plotly.subplots import make_subplots
 
     for name, rows in {"words": words, "positions": positions}.items():
         if len(rows) != len(true):

@@ -9,6 +9,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msp_lens._checks import checked
+from msp_lens._extras import from_extra
 from msp_lens._files import write_atomically
 from msp_lens._templates import render_template
 from msp_lens.figures.projections import belief_colors, check_drawable, check_states
@@ -112,8 +114,10 @@ def attention_view(tokens: Sequence[str], pattern: Float[Tensor, "head query key
 
     Raises:
         ValueError: if the pattern is not square, a row and a column for each token.
+        ImportError: if circuitsvis is not installed.
     """
-    from circuitsvis.attention import attention_patterns
+    with _circuitsvis():
+        from circuitsvis.attention import attention_patterns
 
     for axis, size in (("rows", pattern.shape[1]), ("columns", pattern.shape[2])):
         _check_length(len(tokens), size, f"pattern's {axis}")
@@ -130,8 +134,10 @@ def readout_view(
 
     Raises:
         ValueError: if the numbers of tokens, sites or states are not the read-outs'.
+        ImportError: if circuitsvis is not installed.
     """
-    from circuitsvis.activations import text_neuron_activations
+    with _circuitsvis():
+        from circuitsvis.activations import text_neuron_activations
 
     _check_length(len(tokens), readouts.shape[1], "readouts' second axis")
     _check_length(len(sites), readouts.shape[0], "readouts' first axis", of="site")
@@ -153,14 +159,20 @@ def belief_view(tokens: Sequence[str], beliefs: Float[Tensor, "pos state"], *, s
 
     Raises:
         ValueError: if the numbers of tokens or states are not the beliefs'.
+        ImportError: if circuitsvis is not installed.
     """
-    from circuitsvis.tokens import colored_tokens_multi
+    with _circuitsvis():
+        from circuitsvis.tokens import colored_tokens_multi
 
     check_drawable("beliefs", beliefs)
     _check_length(len(tokens), beliefs.shape[0], "beliefs' first axis")
     _check_length(len(states), beliefs.shape[1], "beliefs' second axis", of="state")
     view = colored_tokens_multi(list(tokens), beliefs.detach().cpu().float(), labels=list(states))
     return Html(_well_formed(view.local_src), f"Beliefs over {' '.join(tokens)}")
+
+
+def _circuitsvis() -> AbstractContextManager[None]:
+    return from_extra("notebook", purpose="This view", packages=("circuitsvis",))
 
 
 def _well_formed(markup: str) -> str:

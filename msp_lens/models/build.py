@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, check_memory, checked
+from msp_lens._version import __version__
 from msp_lens.models.architecture import (
     ARCHITECTURE,
     HUGGING_FACE,
@@ -103,7 +104,7 @@ def transformer_lens_version() -> str:
 def versions() -> dict[str, str]:
     """The versions that results depend on."""
     return {
-        "msp_lens": importlib.metadata.version("msp-lens"),
+        "msp_lens": __version__,
         "transformer_lens": transformer_lens_version(),
         "torch": torch.__version__,
         "python": platform.python_version(),

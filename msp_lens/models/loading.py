@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import warnings
@@ -14,6 +13,7 @@ from typing import Any, Literal, cast
 import torch
 
 from msp_lens._checks import checked
+from msp_lens._extras import from_extra
 from msp_lens._files import read_header, read_json, read_tensors
 from msp_lens.models.architecture import checked_architecture
 from msp_lens.models.build import building, check_known, has_hooked_transformer, listed, state_tensors
@@ -212,8 +212,9 @@ def _unpickling_tensors_only() -> Iterator[None]:
 def _hugging_face(
     where: str, gguf_file: str | None, *, dtype: str | None, device: Any, device_map: Any, is_local: bool
 ) -> HookedModel:
-    if gguf_file and importlib.util.find_spec("gguf") is None:
-        raise ImportError(f"{Path(where) / gguf_file}: it takes a package to read GGUF files. Do `pip install gguf`.")
+    if gguf_file:
+        with from_extra("lm", purpose=f"Reading {Path(where) / gguf_file}", packages=("gguf",)):
+            import gguf  # noqa: F401
     kind = getattr(torch, dtype) if dtype else None
     try:
         with building(0, torch.float32), _without_progress_bars():

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -16,6 +16,7 @@ from msp_lens.processes.process import Process, shown_parameters
 
 Parameter = float | Sequence[float]
 Edges = Mapping[tuple[str, int, str], float]
+Builder = TypeVar("Builder", bound=Callable[..., Process])
 
 CATALOG: dict[str, Callable[..., Process]] = {}
 _FINITE: set[str] = set()
@@ -37,10 +38,10 @@ class CatalogEntry:
     process: Process
 
 
-def named(*, finite: bool) -> Callable[[Callable[..., Process]], Callable[..., Process]]:
+def named(*, finite: bool) -> Callable[[Builder], Builder]:
     """Enter a function in the catalog; `finite` says whether its process has finitely many mixed states by default."""
 
-    def enter(build: Callable[..., Process]) -> Callable[..., Process]:
+    def enter(build: Builder) -> Builder:
         CATALOG[build.__name__] = build
         if finite:
             _FINITE.add(build.__name__)

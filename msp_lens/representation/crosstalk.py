@@ -96,7 +96,7 @@ def crosstalk(
         "belief is written. KL(model's next-token distribution before ‖ after the edit), for each factor's own token.",
         "On the diagonal the edit should move the prediction as far as a donor does, the activation of a run in which "
         "only that factor's tokens were others. Off the diagonal it should move nothing; what it does is crosstalk.",
-        "placebo: a step as long as steer's in a random direction.",
+        "placebo: a step in a random direction, of the same length as that of steer.",
     )
     provenance = {"process": world.to_dict(), "n_words": n_words, "seed": seed, "position": wanted}
     chosen_for_picture = {"edit": "steer", "site": table["site"].iloc[-1]}

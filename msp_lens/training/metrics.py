@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from msp_lens._checks import checked
+from msp_lens._extras import from_extra
 
 Record: TypeAlias = dict[str, Any]
 
@@ -80,10 +81,8 @@ def tensorboard_logger(folder: str | Path) -> Logger:
     Raises:
         ImportError: if TensorBoard is not installed.
     """
-    try:
+    with from_extra("tensorboard", purpose="This logger", packages=("tensorboard",)):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError("tensorboard_logger needs TensorBoard: pip install tensorboard.") from error
     writer = SummaryWriter(str(folder))
 
     def log(record: Record) -> None:

@@ -38,6 +38,12 @@ def quick(process: Process) -> Recipe:
     return Recipe(paper_model(process), TrainingConfig(learning_rate=rate))
 
 
+def tiny(process: Process) -> Recipe:
+    """Seconds on one core, to try out an installation or a script. What it trains is too small to be a result."""
+    small = ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=16, d_mlp=32, n_ctx=6)
+    return Recipe(small, TrainingConfig(steps=100, batch_size=64, learning_rate=1e-2, warmup_steps=10))
+
+
 def paper(process: Process) -> Recipe:
     """A loss within 1.0002 of the least possible one, as in the paper, in minutes instead of 56 hours.
 
@@ -64,7 +70,7 @@ def _recurrent(kind: RecurrentKind, process: Process) -> Recipe:
     return Recipe(RecurrentConfig(kind=kind, d_vocab=process.n_tokens, n_layers=n_layers), TrainingConfig())
 
 
-PRESETS = {"quick": quick, "paper": paper, "shai2024": shai2024}
+PRESETS = {"quick": quick, "tiny": tiny, "paper": paper, "shai2024": shai2024}
 PRESETS |= {kind: partial(_recurrent, kind) for kind in get_args(RecurrentKind)}
 
 

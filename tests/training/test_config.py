@@ -133,15 +133,17 @@ def test_a_config_prints_and_comes_back_from_json():
 
 
 def test_presets():
-    assert list(PRESETS) == ["quick", "paper", "shai2024", "rnn", "gru", "lstm", "ssm"]
+    assert list(PRESETS) == ["quick", "tiny", "paper", "shai2024", "rnn", "gru", "lstm", "ssm"]
     for preset in ("quick", "paper", "shai2024"):
         assert recipe(preset, msp.mess3()).model == msp.ModelConfig(d_vocab=3)
         wide = recipe(preset, msp.rrxor()).model
         assert (wide.d_model, wide.n_heads, wide.d_head, wide.d_mlp) == (128, 4, 16, 512)
+    tiny = recipe("tiny", msp.rrxor())
+    assert (tiny.model.d_vocab, tiny.model.n_layers, tiny.training.steps) == (2, 1, 100)
     for kind in ("rnn", "gru", "lstm", "ssm"):
         model = recipe(kind, msp.rrxor()).model
         assert (model.kind, model.d_vocab, model.n_ctx) == (kind, 2, 10)
-    with pytest.raises(KeyError, match="'slow': choose one of 'quick', 'paper', 'shai2024'"):
+    with pytest.raises(KeyError, match="'slow': choose one of 'quick', 'tiny', 'paper', 'shai2024'"):
         recipe("slow", msp.mess3())
 
 

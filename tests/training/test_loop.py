@@ -321,10 +321,11 @@ def test_checkpoints_that_are_not_there_are_asked_for(tmp_path, small_model):
 
 def test_loggers_say_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ImportError, match="pip install wandb"):
         wandb_logger(project="beliefs")
-    with pytest.raises(ImportError, match="pip install tensorboard"):
+    with pytest.raises(ImportError, match=r'needs tensorboard: pip install "msp-lens\[tensorboard\]"'):
         tensorboard_logger(tmp_path)
 
 
