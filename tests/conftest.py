@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import functools
 import json
 import os
 import threading
@@ -82,6 +83,21 @@ def global_state():
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global random state was touched"
+
+
+@pytest.fixture(scope="module")
+def small_reports():
+    """Reports with few words in each experiment, few checkpoints and small pictures: a fraction of the time."""
+    from msp_lens.experiments import study
+    from msp_lens.page import pictures
+
+    few = {name: functools.partial(experiment, n_words=50) for name, experiment in study.EXPERIMENTS.items()}
+    themed = pictures.themed
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(study, "EXPERIMENTS", few)
+        patched.setattr(study, "CHECKPOINTS", 4)
+        patched.setattr(pictures, "themed", lambda draw, dots_per_inch=0: themed(draw, 30))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The command line as a user meets it: a process of its own."""
 
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import msp_lens as msp
+from msp_lens.beliefs import description
 from msp_lens.cli import app
 from msp_lens.training import PRESETS, Recipe
 
@@ -30,6 +32,19 @@ def call_here(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_is_tiny():
+    """Networks of the default preset's depth, but narrow and with a short context."""
+
+    def tiny(process):
+        model = msp.ModelConfig(d_vocab=process.n_tokens, d_model=8, d_head=4, d_mlp=8, n_ctx=6)
+        return Recipe(model, msp.TrainingConfig(steps=10, batch_size=32))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PRESETS, "quick", tiny)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "z1r"
@@ -41,7 +56,7 @@ def trained(tmp_path_factory):
 def test_a_model_is_trained_and_can_be_loaded(trained):
     folder, result = trained
     assert result["folder"] == str(folder)
-    assert len(result["regret_nats"]) == 10
+    assert len(result["regret_nats"]) == 6
     loaded = msp.load_checkpoint(folder)
     assert loaded.process == msp.processes.z1r(p=0.4)
     assert loaded.provenance["step"] == 30
@@ -139,10 +154,10 @@ def test_commands_use_the_weighting_and_seed_of_the_run(trained, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_report_made_again_is_that_of_the_run(tmp_path, monkeypatch):
+def test_a_report_made_again_is_that_of_the_run(tmp_path, monkeypatch, small_reports):
     def tiny(process):
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=8, d_head=4, d_mlp=16, n_ctx=4)
-        return Recipe(model, msp.TrainingConfig(steps=10, batch_size=32))
+        return Recipe(model, msp.TrainingConfig(steps=2, batch_size=32))
 
     monkeypatch.setitem(PRESETS, "tiny", tiny)
     options = ("--preset", "tiny", "--weighting", "sequence", "--seed", 3)
@@ -264,9 +279,11 @@ def test_help_teaches_by_example():
 
 
 @pytest.mark.slow
-def test_processes_are_listed():
-    result = call("processes")
-    assert result.returncode == 0, result.stderr
+def test_processes_are_listed(monkeypatch):
+    # The table is made once and shown twice.
+    monkeypatch.setattr(description, "catalog_table", functools.cache(description.catalog_table))
+    result = call_here("processes")
+    assert result.exit_code == 0, result.stderr
     rows = {line.split("(")[0].strip(): line.split() for line in result.stdout.splitlines() if "(" in line}
     assert set(msp.processes.CATALOG) <= set(rows)
     assert rows["rrxor"][-4:] == ["36", "1", "of", "4"]
@@ -363,21 +380,35 @@ def test_a_closed_pipe_is_a_quiet_success():
     assert running.wait(timeout=100) == 0
 
 
+# All in one process, which takes seconds to start.
+SEVERAL = """
+import json, sys
+from msp_lens.cli import app
+for arguments in json.loads(sys.argv[1]):
+    try:
+        app(arguments)
+    except SystemExit as ended:
+        print("exit code", ended.code or 0, flush=True)
+"""
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_without_unicode_gets_plain_characters(encoding):
+    commands = json.dumps([["msp", "z1r"], ["msp", "z1r", "--json"], ["msp", "η"]])
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    for arguments in (["msp", "z1r"], ["msp", "z1r", "--json"], ["msp", "η"]):
-        result = subprocess.run([*COMMAND, *arguments], capture_output=True, env=environment, check=False)
-        assert result.returncode == (2 if arguments[1] == "η" else 0), result.stderr
-        assert b"Traceback" not in result.stderr
-        (result.stdout + result.stderr).decode(encoding)
-    table = subprocess.run([*COMMAND, "msp", "z1r"], capture_output=True, env=environment, check=True).stdout
-    assert b"----------" in table
+    result = subprocess.run(
+        [sys.executable, "-c", SEVERAL, commands], capture_output=True, env=environment, check=True, timeout=100
+    )
+    assert b"Traceback" not in result.stderr
+    shown, error = result.stdout.decode(encoding), result.stderr.decode(encoding)
+    assert re.findall(r"exit code (\d)", shown) == ["0", "0", "2"]
+    assert "----------" in shown.partition("exit code")[0]
+    assert "No process" in error
 
 
 def test_progress_bars_do_not_go_to_files(trained):
-    result = call("probe", str(trained[0]), "--site", "3_post")
-    assert result.returncode == 0
+    result = call_here("probe", trained[0], "--site", "3_post")
+    assert result.exit_code == 0
     assert result.stderr == ""
 
 
@@ -394,8 +425,17 @@ def test_paths_may_begin_at_home(trained, monkeypatch):
 @pytest.mark.slow
 def test_ctrl_c_leaves_what_is_whole(tmp_path):
     out = tmp_path / "run"
+    # A small network that is trained for hours.
+    program = """
+import sys, msp_lens as msp
+from msp_lens.cli import main
+from msp_lens.training import PRESETS, Recipe
+model = msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4)
+PRESETS["quick"] = lambda process: Recipe(model, msp.TrainingConfig(steps=10**6, batch_size=8, save_every=10))
+main()
+"""
     with subprocess.Popen(
-        [*COMMAND, "run", "z1r", "--out", str(out)],
+        [sys.executable, "-c", program, "run", "z1r", "--out", str(out)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

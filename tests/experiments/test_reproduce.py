@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 from importlib import import_module
@@ -71,9 +72,21 @@ def listed():
         yield
 
 
+def sent_to_workers(function, items, *, n_jobs, was_started):
+    """What two workers would do, each item there and each result back through a pickle; sweeps have real workers."""
+    assert n_jobs == 2
+    for item in items:
+        assert not was_started(item)
+        sent, received = pickle.loads(pickle.dumps((function, item)))
+        yield item, pickle.loads(pickle.dumps(sent(received)))
+        assert was_started(item)
+
+
 @pytest.fixture(scope="module")
 def found(listed, tmp_path_factory):
-    return reproduce("invented", small=True, out=tmp_path_factory.mktemp("out"), n_jobs=2, progress=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(import_module("msp_lens.experiments.reproduce"), "run_each", sent_to_workers)
+        return reproduce("invented", small=True, out=tmp_path_factory.mktemp("out"), n_jobs=2, progress=False)
 
 
 @pytest.fixture

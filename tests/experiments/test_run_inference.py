@@ -17,7 +17,7 @@ SECTION = re.compile(r'<section id="inference">.*?</section>', re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(small_reports):
     """Less than a second to train."""
 
     def recipe_of(process):
@@ -90,7 +90,7 @@ def test_a_page_without_the_section_is_made_again(copied, monkeypatch):
     assert made == [True]
 
 
-def test_a_training_gets_files_and_no_page(tmp_path):
+def test_a_training_gets_files_and_no_page(tmp_path, small_reports):
     model = msp.build_model(msp.ModelConfig(d_vocab=2, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4))
     config = msp.TrainingConfig(steps=2, batch_size=4)
     msp.train(msp.processes.z1r(), model, config=config, out=tmp_path, progress=False)

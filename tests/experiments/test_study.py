@@ -15,12 +15,12 @@ from msp_lens.training import PRESETS, Recipe, loop
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_preset():
+def tiny_preset(small_reports):
     """Seconds instead of minutes; everything else is the real thing."""
 
     def tiny(process):
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
-        return Recipe(model, msp.TrainingConfig(steps=150, batch_size=64, learning_rate=1e-2, warmup_steps=10))
+        return Recipe(model, msp.TrainingConfig(steps=60, batch_size=64, learning_rate=1e-2, warmup_steps=10))
 
     PRESETS["tiny"] = tiny
     yield
@@ -41,7 +41,7 @@ def test_everything_is_there(study):
 def test_beliefs_are_followed_along_the_training(study):
     steps = [snapshot.step for snapshot in study.emergence.snapshots]
     assert steps == [checkpoint.step for checkpoint in study.training.checkpoints]
-    assert (steps[0], steps[-1], len(steps)) == (0, 150, studies.CHECKPOINTS)
+    assert (steps[0], steps[-1], len(steps)) == (0, 60, studies.CHECKPOINTS)
     rows = json.loads((study.folder / "report.json").read_text())["emergence"]
     assert len(rows) == len(steps) * len(study.report)
     assert [row["R² held out"] for row in rows] == study.emergence.to_dataframe()["R² held out"].tolist()
@@ -66,7 +66,7 @@ def test_results_can_be_loaded_and_agree(study):
         assert findings[name] == found.to_dict()
         assert {row["site"] for row in findings[name]["results"]} >= {"0_pre", "0_post", "1_post", "ln_final"}
         assert found.title in repr(study)
-    again = msp.necessity(loaded.model, loaded.process, probes=again, n_words=500).to_dataframe()
+    again = msp.necessity(loaded.model, loaded.process, probes=again, n_words=50).to_dataframe()
     assert again["regret"].tolist() == pytest.approx(study.necessity.to_dataframe()["regret"].tolist(), rel=1e-4)
 
     config = json.loads((study.folder / "config.json").read_text())
@@ -231,10 +231,10 @@ def test_a_folder_in_use_is_refused(copied, tinier, in_use):
 
 
 def test_scores_over_seeds(tmp_path, tinier):
-    study = msp.run(msp.processes.z1r(), out=tmp_path, seeds=3, seed=5, **tinier)
+    study = msp.run(msp.processes.z1r(), out=tmp_path, seeds=2, seed=5, **tinier)
     found = study.over_seeds
-    assert found.seeds == (5, 6, 7)
-    assert "5, 6, 7" in repr(study)
+    assert found.seeds == (5, 6)
+    assert "5, 6" in repr(study)
     table = found.to_dataframe().set_index(["seed", "site"])
     for seed in found.seeds:
         run = msp.train(msp.processes.z1r(), preset="tinier", seed=seed, progress=False)
@@ -251,7 +251,7 @@ def test_scores_over_seeds(tmp_path, tinier):
     assert (spread["lowest"], spread["highest"]) == (values.min(), values.max())
     written = json.loads((tmp_path / "report.json").read_text())["over_seeds"]
     assert written == found.to_dict()
-    assert written["seeds"] == [5, 6, 7]
+    assert written["seeds"] == [5, 6]
     # The report made again from the folder knows the other networks.
     assert studies.report(tmp_path, emergence=False, progress=False).over_seeds == found
 
@@ -350,20 +350,17 @@ def test_bad_requests_write_nothing(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "skipped"),
     [
         (msp.rrxor(), {}),
-        (msp.processes.z1r(), {}),
-        (msp.processes.golden_mean(), {}),
         (msp.processes.even(), {}),
         (msp.processes.bloch_walk(), {"interventions": "no distributions", "persistence": "no distributions"}),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_other_processes_run_to_the_end(process, skipped, tmp_path):
-    study = msp.run(process, preset="tiny", out=tmp_path, emergence=process.name == "rrxor", progress=False)
+def test_other_processes_run_to_the_end(process, skipped, tmp_path, tinier):
+    study = msp.run(process, out=tmp_path, **tinier)
     page = study.page.read_text()
     assert {name for name in studies.EXPERIMENTS if getattr(study, name) is None} == skipped.keys()
     assert study.skipped.keys() == skipped.keys()
@@ -376,7 +373,6 @@ def test_other_processes_run_to_the_end(process, skipped, tmp_path):
     assert json.loads((study.folder / "report.json").read_text())["skipped"] == study.skipped
 
 
-@pytest.mark.slow
 def test_a_context_of_one_token_runs_to_the_end(tmp_path, monkeypatch):
     def short(process):
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=1)
