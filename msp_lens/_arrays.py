@@ -39,6 +39,29 @@ def is_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
 
 
+def seem_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all these tensors' sums are finite. If not, a number may not be: ask `is_finite` of each.
+
+    A GPU is waited for once, not once for each tensor.
+    """
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for values in tensors:
+        # A sum in half precision overflows soon.
+        total = values.sum(dtype=torch.promote_types(values.dtype, torch.float32)).float()
+        by_device.setdefault(total.device, []).append(total)
+    return all(bool(torch.isfinite(torch.stack(totals)).all()) for totals in by_device.values())
+
+
+def moved(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """The tensor on a device. A GPU goes on with its queued work meanwhile: do not write into the tensor afterwards."""
+    device = torch.device(device)
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    # The driver takes a copy of a little memory at once; for more it waits for the GPU, unless the memory is pinned.
+    pinned = tensor.pin_memory() if tensor.nbytes > 2**16 else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 def shown(value: Any, *, longest: int = 80) -> str:
     """A value in an error message: one short line."""
     if isinstance(value, Tensor | np.ndarray) and (value.ndim > 1 or math.prod(value.shape) > 6):

@@ -9,7 +9,7 @@ import difflib
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from msp_lens._annotations import converted
-from msp_lens._arrays import LARGEST_INTEGER, MismatchError, as_whole_numbers, is_finite, refusal, shown
+from msp_lens._arrays import LARGEST_INTEGER, MismatchError, as_whole_numbers, is_finite, refusal, seem_finite, shown
 from msp_lens._ranges import Above, AtLeast, Below, Between
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Seed",
     "Share",
     "as_tokens",
+    "check_all_finite",
     "check_at_least",
     "check_finite",
     "check_memory",
@@ -173,6 +174,13 @@ def check_at_least(name: str, value: float | None, minimum: float, reason: str =
     if value is not None and not value >= minimum:
         because = f" ({reason})" if reason else ""
         raise ValueError(f"{name}={value}: give at least {minimum:g}{because}.")
+
+
+def check_all_finite(tensors: Sequence[tuple[str, Tensor]], remedy: str) -> None:
+    """`check_finite` of several tensors, each with its place; a GPU is waited for once."""
+    if not seem_finite(values for _, values in tensors):
+        for where, values in tensors:
+            check_finite(values, where, remedy)
 
 
 def check_finite(values: Tensor, where: str, remedy: str) -> None:

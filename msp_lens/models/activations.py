@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from msp_lens._arrays import moved
 from msp_lens._checks import Count, checked
 from msp_lens._files import read_tensors, tensors_checksum, tensors_written
 from msp_lens.models.hooked import (
@@ -80,7 +81,7 @@ class PrefixBatch:
         """What is known of each row, at every place, `[word, pos, …]`; a view where the places are the rows."""
         if torch.equal(self.places.flatten(), torch.arange(len(rows))):
             return rows.unflatten(0, self.places.shape)
-        return rows[self.places.to(rows.device)]
+        return rows[moved(self.places, rows.device)]
 
 
 def word_by_word(batch: ActivationBatch) -> PrefixBatch:
@@ -351,7 +352,7 @@ def _stream(
     device = model_device(model)
     for words in batches_of_words(len(tokens), size, progress):
         with evaluating(model):
-            activations, output = read_once(model, tokens[words].to(device), sites, logits)
+            activations, output = read_once(model, moved(tokens[words], device), sites, logits)
         yield ActivationBatch(words, activations, output)
 
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from msp_lens._arrays import moved
 from msp_lens._checks import Count, checked
 from msp_lens.models.activations import (
     PrefixBatch,
@@ -361,10 +362,10 @@ def _tree_kind(model: Any, tokens: Int[Tensor, "word pos"], sites: Mapping[str, 
         return None
     # Two words that part late, if there are such.
     second = int(is_new.sum(dim=1)[1:].argmin()) + 1
-    some = tokens[second - 1 : second + 1].to(model_device(model))
+    some = tokens[second - 1 : second + 1]
     with evaluating(model):
         try:
-            activations, output = read_once(model, some, sites, True)
+            activations, output = read_once(model, some.to(model_device(model)), sites, True)
             places, rows, answers = _read_tree(model, kind, some, sites, True)
         except _NOT_OF_THIS_MAKE:
             return None
@@ -396,15 +397,15 @@ def _stream_tree(
     progress: str | None,
     logits: bool | Reduction,
 ) -> Iterator[PrefixBatch]:
-    device, n_positions = model_device(model), tokens.shape[1]
+    n_positions = tokens.shape[1]
     # What is held for each word: activations and logits at its new prefixes, and keys and values at all its positions.
     width = len(sites) * (config_value(model, "d_model") or 0) + (vocabulary_out(model) if logits is True else 0)
     heads = (config_value(model, "n_heads") or 1) * (config_value(model, "d_head") or 1)
     held = 2 * width + 2 * n_positions * (config_value(model, "n_layers") or 1) * heads
-    size = words_per_batch(batch_size, 1, numbers_per_token=held, device=device)
+    size = words_per_batch(batch_size, 1, numbers_per_token=held, device=model_device(model))
     for words in batches_of_words(len(tokens), size, progress):
         with evaluating(model):
-            read = _read_tree(model, kind, tokens[words].to(device), sites, logits)
+            read = _read_tree(model, kind, tokens[words], sites, logits)
         yield PrefixBatch(words, *read)
 
 
@@ -416,25 +417,27 @@ def _read_tree(
     logits: bool | Reduction,
 ) -> tuple[Int[Tensor, "word pos"], dict[str, Tensor], Any]:
     """The place of each prefix among the rows, the rows, and the output, level by level of the tree of prefixes."""
+    # What is read when is decided on the CPU, so that a GPU is never asked.
+    tokens, device = tokens.cpu(), model_device(model)
     is_new = _is_new(tokens)
     # The number of each place's prefix among those of its length.
     node = is_new.cumsum(dim=0) - 1
     n_nodes = node[-1] + 1
     # The first levels have few prefixes and are read at once, the shorter ones as often as there are longer ones.
-    lengths = torch.arange(1, len(n_nodes) + 1, device=tokens.device)
+    lengths = torch.arange(1, len(n_nodes) + 1)
     first = max(1, int((n_nodes * lengths <= max(64, int(n_nodes.sum()) // 8)).sum()))
     words = is_new[:, first - 1].nonzero().flatten()
     cache = kind(model)
-    parts = [read_once(model, tokens[words, :first], sites, logits, run=cache.read)]
-    places = [node[:, first - 1 : first] * first + torch.arange(first, device=tokens.device)]
+    parts = [read_once(model, moved(tokens[words, :first], device), sites, logits, run=cache.read)]
+    places = [node[:, first - 1 : first] * first + torch.arange(first)]
     n_rows = len(words) * first
     for level in range(first, tokens.shape[1]):
         words = is_new[:, level].nonzero().flatten()
-        cache.keep(node[words, level - 1])
-        parts.append(read_once(model, tokens[words, level : level + 1], sites, logits, run=cache.read))
+        cache.keep(moved(node[words, level - 1], device))
+        parts.append(read_once(model, moved(tokens[words, level : level + 1], device), sites, logits, run=cache.read))
         places.append(node[:, level : level + 1] + n_rows)
         n_rows += len(words)
     rows = {name: torch.cat([activations[name].flatten(0, 1) for activations, _ in parts]) for name in sites}
     outputs = [output for _, output in parts]
     output = torch.cat([each.flatten(0, 1) for each in outputs]) if isinstance(outputs[0], Tensor) else None
-    return torch.cat(places, dim=1).cpu(), rows, output
+    return torch.cat(places, dim=1), rows, output

@@ -22,6 +22,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from msp_lens._arrays import moved
 from msp_lens._checks import checked
 from msp_lens.data.token_map import TokenMap
 from msp_lens.models.activations import reduced_logits
@@ -170,10 +171,9 @@ def symbol_log_probabilities(
     logits: Float[Tensor, "row token"], symbols: Int[Tensor, "symbol"]
 ) -> Float64[Tensor, "row symbol_or_other"]:
     """Log P(symbol) of each symbol's token, then log P(any other token): -∞ if there is no other."""
-    symbols = symbols.to(logits.device)
     if torch.equal(symbols, torch.arange(logits.shape[1], device=symbols.device)):
         return pad(logits.double().log_softmax(dim=1), (0, 1), value=-torch.inf)
-    scores = logits.to(torch.float64, copy=True)
+    symbols, scores = moved(symbols, logits.device), logits.to(torch.float64, copy=True)
     own = scores[:, symbols]
     rest = scores.index_fill_(1, symbols, -torch.inf).logsumexp(dim=1, keepdim=True)
     return torch.cat([own, rest], dim=1).log_softmax(dim=1)

@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from msp_lens._arrays import moved
+
 Accumulation = Literal["float64", "split"]
 
 N_SLICES = 4
@@ -57,7 +59,7 @@ def split_scatters(
         total = float(weight.sum())
         if total == 0:
             continue
-        weight = weight.to(span)
+        weight = moved(weight.to(span.dtype), span.device)
         share, root = weight / total, weight.sqrt().unsqueeze(1)
         reference = share @ span
         # A mean far from zero is off by rounding; the mean of the remainder corrects it.

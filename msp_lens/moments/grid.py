@@ -7,12 +7,14 @@ Fitting site by site needs the products of each site's columns with the targets,
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from msp_lens._checks import Count, check_finite, checked
+from msp_lens._arrays import moved
+from msp_lens._checks import Count, check_all_finite, checked
 from msp_lens.moments.exact_products import Accumulation, has_float64
 from msp_lens.moments.moments import Moments, check_weights, merge_all, rounding_of
 
@@ -68,6 +70,8 @@ class MomentsGrid:
         blocks: Mapping[str, Float[Tensor, "_ _"] | Sequence[Float[Tensor, "_ _"]]],
         weights: Float[Tensor, "row"],
         cells: Int[Tensor, "row"] | None = None,
+        *,
+        are_finite: bool = False,
     ) -> MomentsGrid:
         """Add a batch of rows, all of it or (on an error) none; returns the grid.
 
@@ -76,6 +80,7 @@ class MomentsGrid:
                 block may come in parts, one below the other, which spares joining them.
             weights: How much each row counts.
             cells: The cell of each row, 0 … n_cells - 1; cell 0 for all by default.
+            are_finite: Whether the blocks' numbers are known to be finite, which is then not checked again.
 
         Raises:
             KeyError: if a block is missing.
@@ -83,7 +88,7 @@ class MomentsGrid:
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
         parts = {name: (block,) if isinstance(block, Tensor) else tuple(block) for name, block in blocks.items()}
-        self._check(parts, weights, cells)
+        self._check(parts, weights, cells, are_finite=are_finite)
         joint = [(*group, *self.targets) for group in self.groups]
         if not self.moments:
             widths = {name: of_block[0].shape[1] for name, of_block in parts.items()}
@@ -95,16 +100,25 @@ class MomentsGrid:
         order, sizes = cells.argsort(stable=True), torch.bincount(cells, minlength=self.n_cells).tolist()
         # Where each row goes for the rows of a cell to be together.
         places = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
-        shares = weights.to("cpu", torch.float64)[order].split(sizes)
+        by_cell = weights.to("cpu", torch.float64)[order]
+
+        @cache
+        def shared(device: torch.device) -> tuple[dict[str, list[Tensor]], Tensor, tuple[Tensor, ...]]:
+            # The targets, places and weights of all groups come to a device once.
+            precise = torch.float64 if has_float64(device) else torch.float32
+            targets = {name: [moved(part.to(precise), device) for part in parts[name]] for name in self.targets}
+            return targets, moved(places, device), moved(by_cell.to(precise), device).split(sizes)
+
         for names, row_of_cells in zip(joint, self.moments, strict=True):
-            device = parts[names[0]][0].device
+            targets, there, beside = shared(parts[names[0]][0].device)
             # New memory, which absorb_rows overwrites.
-            joined = _joined([parts[name] for name in names], places.to(device))
+            joined = _joined([targets.get(name, parts[name]) for name in names], there)
             rounding = max(rounding_of(part.dtype) for name in names for part in parts[name])
-            for moments, rows, share in zip(row_of_cells, joined.split(sizes), shares, strict=True):
+            of_cells = zip(row_of_cells, joined.split(sizes), by_cell.split(sizes), beside, strict=True)
+            for moments, rows, *weights_of_rows in of_cells:
                 if len(rows):
                     moments.rounding = max(moments.rounding, rounding)
-                    moments.absorb_rows(rows, share, self.accumulation)
+                    moments.absorb_rows(rows, *weights_of_rows, accumulation=self.accumulation)
         self.n_batches += 1
         return self
 
@@ -150,8 +164,16 @@ class MomentsGrid:
         self.n_batches = self.n_batches if n_batches is None else n_batches
         return self
 
-    def _check(self, parts: Mapping[str, tuple[Tensor, ...]], weights: Tensor, cells: Tensor | None) -> None:
-        for name in dict.fromkeys([name for group in self.groups for name in group] + list(self.targets)):
+    def _check(
+        self,
+        parts: Mapping[str, tuple[Tensor, ...]],
+        weights: Tensor,
+        cells: Tensor | None,
+        *,
+        are_finite: bool,
+    ) -> None:
+        names = dict.fromkeys([name for group in self.groups for name in group] + list(self.targets))
+        for name in names:
             if not parts.get(name):
                 raise KeyError(f"The rows have no block {name!r}; they have {', '.join(parts)}.")
             n_rows, width = sum(map(len, parts[name])), parts[name][0].shape[1]
@@ -161,7 +183,9 @@ class MomentsGrid:
             for part in parts[name]:
                 if part.shape[1] != known:
                     raise ValueError(f"{name!r} has {part.shape[1]} columns; in earlier batches it had {known}.")
-                check_finite(part, f"{name} in batch {self.n_batches}", "Check where the rows come from.")
+        if not are_finite:
+            numbers = [(f"{name} in batch {self.n_batches}", part) for name in names for part in parts[name]]
+            check_all_finite(numbers, "Check where the rows come from.")
         check_weights(weights, f"Weights of batch {self.n_batches}")
         if cells is not None and len(cells):
             low, high = int(cells.min()), int(cells.max())

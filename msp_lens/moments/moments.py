@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from msp_lens._arrays import moved
 from msp_lens._checks import AtLeast, Between, Count, Share, check_finite, checked
 from msp_lens._files import check_tensors, read_entry, read_tensors, write_tensors
 from msp_lens._values import same_values
@@ -116,14 +117,20 @@ class Moments:
         precise = torch.float64 if has_float64(rows.device) else torch.float32
         self.rounding = max(self.rounding, rounding_of(rows.dtype))
         weights = weights.to("cpu", torch.float64)
-        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation)
+        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation=accumulation)
 
     def absorb_rows(
-        self, rows: Float[Tensor, "row column"], weights: Float64[Tensor, "row"], accumulation: Accumulation | None
+        self,
+        rows: Float[Tensor, "row column"],
+        weights: Float64[Tensor, "row"],
+        beside: Float[Tensor, "row"] | None = None,
+        *,
+        accumulation: Accumulation | None = None,
     ) -> Moments:
         """`update` without its copy, its checks and `rounding`: the rows' memory is overwritten.
 
-        Rows are float64, or float32 on a device that has nothing better; weights are on the CPU.
+        Rows are float64, or float32 on a device that has nothing better; weights are on the CPU, and may be given a
+        second time `beside` the rows, on their device.
         """
         self.n += len(rows)
         total = float(weights.sum())
@@ -134,7 +141,7 @@ class Moments:
                 self.scatter += scatter.to(self.scatter.device)
                 self._shift(weight, mean)
             return self
-        weights = weights.to(rows.device)
+        weights = moved(weights, rows.device) if beside is None else beside
         mean = weights @ rows / total
         rows.sub_(mean).mul_(weights.sqrt().unsqueeze(1))
         if rows.device == self.scatter.device:

@@ -10,13 +10,15 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from msp_lens._checks import check_finite
+from msp_lens._arrays import moved
+from msp_lens._checks import check_all_finite
 from msp_lens._distributed import total
 from msp_lens.data import LabelledTokens
 from msp_lens.data.splits import CELLS_PER_FOLD, deal
@@ -218,10 +220,9 @@ class Accumulator:
         words = f" (words {int(batch.words.min())} to {int(batch.words.max())})" if len(batch) else ""
         place = f"batch {self._n_batches}{words}"
         features = {site: batch.features[site] for site in sites}
-        for site, values in features.items():
-            check_finite(values, f"{site} in {place}", CHECK_THE_MODEL)
-        for name, values in batch.targets.items():
-            check_finite(values, f"the target {name!r} in {place}", "Check the data.")
+        check_all_finite([(f"{site} in {place}", values) for site, values in features.items()], CHECK_THE_MODEL)
+        targets = [(f"the target {name!r} in {place}", values) for name, values in batch.targets.items()]
+        check_all_finite(targets, "Check the data.")
         if self.grid is None:
             self._start({name: values.shape[1] for name, values in {**features, **batch.targets}.items()})
         cells = deal(batch.groups, self.n_cells, n_groups=self.n_groups, seed=self.seed)
@@ -289,7 +290,7 @@ class Accumulator:
         targets = {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
         weights = torch.cat([batch.weights for batch in batches])
         features = {site: [batch.features[site] for batch in batches] for site in batches[0].features}
-        self.grid.update(features | targets, weights, keys)
+        self.grid.update(features | targets, weights, keys, are_finite=True)
         self._waiting, self._bytes = [], 0
 
     def _stratum(self, batch: RowBatch) -> Int[Tensor, "row"]:
@@ -373,9 +374,12 @@ class ClassRows:
         ends = torch.searchsorted(self.rows, torch.tensor([rows.start, rows.stop]))
         here = slice(int(ends[0]), int(ends[1]))
         inside = self.rows[here] - rows.start
+        there = cache(partial(moved, inside))
         for site, kept in self._kept.items():
             features = batch.features[site]
-            kept[here] = features[inside.to(features.device)].float().cpu()
+            # Rows stay where they are until the pass ends.
+            self._kept[site] = kept = kept.to(features.device)
+            kept[here] = features[there(features.device)].float()
         self._cells[here] = cells[inside]
 
     def state(self) -> dict[str, Tensor]:
@@ -390,7 +394,7 @@ class ClassRows:
 
     def reduce(self) -> None:
         """Gather the rows of all processes: each row is kept by one of them, and 0 in the others."""
-        self._kept = {site: total(kept) for site, kept in self._kept.items()}
+        self._kept = {site: total(kept).cpu() for site, kept in self._kept.items()}
         self._cells = total(self._cells)
 
     def readouts(self, groups: Mapping[str, Sequence[str]], n_folds: int) -> ClassReadouts:

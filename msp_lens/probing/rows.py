@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from msp_lens._arrays import moved
 from msp_lens._checks import Count, Seed, check_finite, checked
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
@@ -206,9 +208,10 @@ def labelled_batch(data: LabelledTokens, words: slice, batch: PrefixBatch) -> Ro
     rows = data.rows_of(words)
     place = batch.places[data.words[rows] - words.start, data.columns[rows]]
     in_order, features = torch.equal(place, torch.arange(len(place))), {}
+    there = cache(partial(moved, place))
     for name, values in batch.activations.items():
         # Where every place is a row, in order, no copy is needed.
-        features[name] = values if in_order and len(place) == len(values) else values[place.to(values.device)]
+        features[name] = values if in_order and len(place) == len(values) else values[there(values.device)]
     output = batch.by_word(batch.output) if isinstance(batch.output, Tensor) else batch.output
     targets = {name: values[rows] for name, values in data.targets.items()}
     numbers = (each[rows] for each in (data.weights, data.groups, data.words, data.positions))

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from msp_lens._arrays import moved
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.processes.process import Process
 
@@ -37,7 +38,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        return Batch(*(part.to(device) for part in (self.tokens, self.targets, self.optimal, self.weights)))
+        return Batch(*(moved(part, device) for part in (self.tokens, self.targets, self.optimal, self.weights)))
 
     def loss(self, log_probabilities: Float[Tensor, "word pos token"]) -> Float[Tensor, ""]:
         """The batch's part of the cross-entropy, in nats a token."""

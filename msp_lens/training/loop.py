@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from msp_lens._checks import Seed, check_at_least, checked
@@ -40,6 +40,9 @@ from msp_lens.training.regret import evaluation_words, regret_by_position
 from msp_lens.training.resume import TrainingState
 from msp_lens.training.training_run import StoppedBy, TrainingRun, load_run
 from msp_lens.training.workers import Workers
+
+# On a GPU, the losses of so many steps are looked at together.
+_LOOK_EVERY = 16
 
 
 @checked
@@ -76,8 +79,8 @@ def train(
     Raises:
         KeyError: if there is no such preset.
         ValueError: if the model does not fit the process, has no weight to train or could not be loaded from a file in
-            `out`; if `out` is a file's name or holds files of another training; or if the loss is not finite. The model
-            is then in the mode it had.
+            `out`; if `out` is a file's name or holds files of another training; or if the loss is not finite, which on
+            a GPU is seen up to 16 steps later. The model is then in the mode it had.
         OSError: if `out` can't be written to or its disk is full; train again to resume from the last save.
 
     Example:
@@ -218,6 +221,7 @@ def _run(training: Training, folder: RunFolder | None, log_to: Logger | None, *,
                 if not ended:
                     with training.average.in_force(model):
                         folder.save_model(model, training.progress())
+    training.check_losses()
     return stopped_by
 
 
@@ -234,27 +238,31 @@ class Training:
         state: TrainingState | None,
     ) -> None:
         self.model, self.workers, self.process, self.config, self.n_ctx = workers.model, workers, process, config, n_ctx
-        self.optimum, self._sums = optimal_losses(process, n_ctx), MetricSums(n_ctx)
+        self.optimum = optimal_losses(process, n_ctx)
         self.optimizer, self.average = WeightOptimizer(self.model, config), WeightAverage(self.model, config.averaging)
         self.step, self.seconds = 0, 0.0
         self.metrics: list[Record] = []
-        generator = None
+        sums = generator = None
         if state is not None:
             self.step, self.seconds, self.metrics = state.step, state.seconds, list(state.metrics)
             load_weights(self.model, state.part("model"))
             self.optimizer.restore(state.part("optimizer"))
             self.average.restore(state.part("average"))
-            self._sums.tensors, generator = state.part("sums"), state.tensors["generator"]
+            sums, generator = state.part("sums"), state.tensors["generator"]
         own, size = share(config.batch_size), config.batch_size
         self._batches = Batches(process, size, n_ctx, seed=seed, share=own, n_ready=self.step, state=generator)
         self._supply, self._device = iter(self._batches), model_device(self.model)
+        self._sums = MetricSums(n_ctx, self._device, sums)
+        # Losses that have not been looked at: for each look, the CPU waits for the GPU.
+        self._unseen: list[Tensor] = []
+        self._look_every = 1 if self._device.type == "cpu" else _LOOK_EVERY
         self._logged_at = (self.step, self.seconds)
         self._evaluation: BeliefDataset | None = None
         self._clock = time.perf_counter()
         self.model.train()
 
     def advance(self) -> Record | None:
-        """Make one step; returns a record if it is due, and raises `ValueError` if the loss is not finite."""
+        """Make one step; returns a record if it is due, and raises `ValueError` if a loss is seen not to be finite."""
         config = self.config
         batch = next(self._supply).to(self._device)
         rate = config.learning_rate_at(self.step)
@@ -269,9 +277,10 @@ class Training:
         self.workers.backward(part)
         loss = total(part.detach())
         self.step += 1
-        if not math.isfinite(float(loss)):
-            raise ValueError(self._diverged(f"The loss became {float(loss)}"))
+        self._unseen.append(loss)
         is_due = self.step % config.log_every == 0 or self.step == config.steps
+        if is_due or len(self._unseen) >= self._look_every:
+            self.check_losses()
         gradient_norm = total_norm(parameter.grad for parameter in self.model.parameters()) if is_due else None
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -281,6 +290,14 @@ class Training:
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         return self._record(rate, gradient_norm) if is_due else None
+
+    def check_losses(self) -> None:
+        """Raise `ValueError` if one of the losses that nobody has looked at is not finite."""
+        losses = torch.stack(self._unseen).tolist() if self._unseen else []
+        self._unseen.clear()
+        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise ValueError(self._diverged(f"The loss became {loss}", step))
 
     def stopped_by(self) -> StoppedBy | None:
         """Why the training ends here, if it does; the same in all processes."""
@@ -296,14 +313,16 @@ class Training:
         return None
 
     def progress(self) -> dict[str, Any]:
-        """The provenance of a model saved at this moment."""
+        """The provenance of a model saved at this moment; raises `ValueError` if a loss is not finite."""
+        self.check_losses()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return {"step": self.step, "tokens": self._tokens(self.step), "seconds": self.seconds, "saved_at": now}
 
     def state(self) -> TrainingState:
-        """Everything that decides the remaining steps; raises `ValueError` if a weight is not finite."""
+        """Everything that decides the remaining steps; raises `ValueError` if a loss or a weight is not finite."""
+        self.check_losses()
         if not math.isfinite(total_norm(self.model.parameters())):
-            raise ValueError(self._diverged("A weight became infinite or NaN"))
+            raise ValueError(self._diverged("A weight became infinite or NaN", self.step))
         parts = {"model": weights(self.model), "optimizer": self.optimizer.tensors}
         parts |= {"average": self.average.tensors, "sums": self._sums.tensors}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
@@ -325,13 +344,13 @@ class Training:
             self._clock = time.perf_counter()
         record = without_nan(record)
         self.metrics.append(record)
-        self._sums = MetricSums(self.n_ctx)
+        self._sums = MetricSums(self.n_ctx, self._device)
         return record
 
     def _tokens(self, n_steps: int) -> int:
         return self.config.tokens_at(n_steps, self.n_ctx)
 
-    def _diverged(self, what: str) -> str:
+    def _diverged(self, what: str, step: int) -> str:
         rate, warmup = self.config.learning_rate, self.config.warmup_steps
         remedy = f"lower the learning rate ({rate:g}) or lengthen the warm-up ({warmup} steps)"
-        return f"{what} at step {self.step}: {remedy}."
+        return f"{what} at step {step}: {remedy}."

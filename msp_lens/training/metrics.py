@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msp_lens._checks import checked
 from msp_lens._extras import from_extra
+from msp_lens.moments.exact_products import has_float64
 
 Record: TypeAlias = dict[str, Any]
 
@@ -42,16 +43,22 @@ Logger: TypeAlias = Callable[[Record], None]
 
 
 class MetricSums:
-    """Loss and regret, at each of `n_ctx` positions, of the steps since the last record, in float64."""
+    """Loss and regret, at each of `n_ctx` positions, of the steps since the last record, in float64.
 
-    def __init__(self, n_ctx: int) -> None:
-        loss, regret = torch.zeros((), dtype=torch.float64), torch.zeros(n_ctx, dtype=torch.float64)
-        self.tensors = {"loss": loss, "regret": regret, "steps": torch.zeros((), dtype=torch.int64)}
+    They are summed on the device, if it has float64, so that no step waits for it.
+    """
+
+    def __init__(self, n_ctx: int, device: torch.device, tensors: Mapping[str, Tensor] | None = None) -> None:
+        self._device = device if has_float64(device) else torch.device("cpu")
+        sums = {name: torch.zeros(size, dtype=torch.float64) for name, size in (("loss", ()), ("regret", n_ctx))}
+        sums = dict(tensors or sums | {"steps": torch.zeros((), dtype=torch.int64)})
+        self.tensors = sums | {name: sums[name].to(self._device) for name in ("loss", "regret")}
 
     def add(self, loss: Float[Tensor, ""], regret: Float[Tensor, "pos"]) -> None:
         """Add one step's loss and regret."""
-        for name, value in (("loss", loss.cpu()), ("regret", regret.cpu()), ("steps", 1)):
-            self.tensors[name] += value
+        for name, value in (("loss", loss), ("regret", regret)):
+            self.tensors[name] += value.to(self._device)
+        self.tensors["steps"] += 1
 
     def record(self, optimum: float) -> Record:
         """Means over the steps; the loss ratio is (least possible loss + regret) / least possible loss."""

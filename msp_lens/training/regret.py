@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from msp_lens._arrays import moved
 from msp_lens._checks import Count, checked
 from msp_lens._distributed import total
 from msp_lens.beliefs.filtering import next_token_probabilities
@@ -75,12 +76,53 @@ def _sums(
     # A reader answers with log-probabilities of symbols itself.
     symbols = torch.arange(dataset.process.n_tokens)
     answer = partial(symbol_log_probabilities, symbols=symbols) if reader is model else True
-    sums = torch.zeros(2, dataset.n_ctx, dtype=torch.float64)
+    sums = _Sums(dataset)
     for batch in stream_prefixes(reader, dataset.tokens, (), logits=answer, **how):
         if batch.output is None:
             raise ValueError(f"{type(model).__name__} returned no logits [word, pos, token]: wrap it so that it does.")
-        sums += batch_regret(batch.by_word(batch.output), dataset, batch.words)
-    return sums
+        sums.add(batch.by_word(batch.output), batch.words)
+    return sums.so_far
+
+
+class _Sums:
+    """Adds what batches of words contribute to the regret.
+
+    Answers on a GPU wait until there are many, because the CPU waits for the GPU to get them.
+    """
+
+    def __init__(
+        self, dataset: BeliefDataset, sums: Float64[Tensor, "2 pos"] | None = None, *, has_others: bool = False
+    ) -> None:
+        self.dataset, self._has_others = dataset, has_others
+        self._sums = torch.zeros(2, dataset.n_ctx, dtype=torch.float64) if sums is None else sums
+        self._waiting: list[tuple[Tensor, slice]] = []
+
+    def add(self, answers: Float64[Tensor, "word pos symbol_or_other"], words: slice) -> None:
+        self._waiting.append((answers, words))
+        if answers.device.type != "cuda" or sum(waiting.nbytes for waiting, _ in self._waiting) > 2**25:
+            self._take_in()
+
+    @property
+    def so_far(self) -> Float64[Tensor, "2 pos"]:
+        self._take_in()
+        return self._sums
+
+    @property
+    def has_others(self) -> bool:
+        """Whether any answer gave a probability to a token that is no symbol."""
+        self._take_in()
+        return self._has_others
+
+    def _take_in(self) -> None:
+        if not self._waiting:
+            return
+        answers, words_of = zip(*self._waiting, strict=True)
+        self._waiting = []
+        # Brought to the CPU at once.
+        together = answers[0].cpu() if len(answers) == 1 else torch.cat(answers).cpu()
+        for some, of_words in zip(together.split([len(each) for each in answers]), words_of, strict=True):
+            self._has_others |= bool((some[..., -1] > -torch.inf).any())
+            self._sums = self._sums + batch_regret(some, self.dataset, of_words)
 
 
 def batch_regret(
@@ -126,8 +168,7 @@ class RegretSums:
 
     def __init__(self, dataset: BeliefDataset, columns: Int[Tensor, "word pos"]) -> None:
         self.dataset, self.columns = dataset, columns
-        self._sums: Float64[Tensor, "2 pos"] | None = torch.zeros(2, dataset.n_ctx, dtype=torch.float64)
-        self._has_others = False
+        self._sums: _Sums | None = _Sums(dataset)
 
     def answer(self, logits: Tensor) -> Float64[Tensor, "row symbol_or_other"]:
         """Log-probabilities of the next symbol and of any other token; without columns if there are too few logits."""
@@ -139,12 +180,12 @@ class RegretSums:
     @property
     def by_position(self) -> Float64[Tensor, "pos"] | None:
         """The regret; `None` if the model gives no logits."""
-        return None if self._sums is None else self._sums[0]
+        return None if self._sums is None else self._sums.so_far[0]
 
     @property
     def outside(self) -> Float64[Tensor, "pos"] | None:
         """What of it is due to tokens that are no symbols; `None` if there are no others."""
-        return self._sums[1] if self._sums is not None and self._has_others else None
+        return self._sums.so_far[1] if self._sums is not None and self._sums.has_others else None
 
     def update(self, batch: _Answers, cells: Int[Tensor, "row"], n_cells: int) -> None:
         """Add a batch, from what the model answered to its words."""
@@ -152,25 +193,25 @@ class RegretSums:
         if self._sums is None or not isinstance(answers, Tensor) or not answers.shape[-1] or batch.batch_words is None:
             self._sums = None
             return
-        columns = self.columns[batch.batch_words].unsqueeze(2).expand(-1, -1, answers.shape[2])
-        answers = answers.cpu().gather(1, columns)
-        self._has_others |= bool((answers[..., -1] > -torch.inf).any())
-        self._sums += batch_regret(answers, self.dataset, batch.batch_words)
+        columns = moved(self.columns[batch.batch_words], answers.device).unsqueeze(2).expand(-1, -1, answers.shape[2])
+        self._sums.add(answers.gather(1, columns), batch.batch_words)
 
     def state(self) -> dict[str, Tensor]:
         """The sums so far, to be saved."""
-        return {} if self._sums is None else {"regret": self._sums, "regret.others": torch.tensor([self._has_others])}
+        if self._sums is None:
+            return {}
+        return {"regret": self._sums.so_far, "regret.others": torch.tensor([self._sums.has_others])}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from sums that `state` returned."""
-        self._sums = state.get("regret")
-        self._has_others = bool(state.get("regret.others", torch.zeros(1)).any())
+        found, others = state.get("regret"), state.get("regret.others", torch.zeros(1))
+        self._sums = None if found is None else _Sums(self.dataset, found, has_others=bool(others.any()))
 
     def reduce(self) -> None:
         """Add the sums of all processes."""
         if self._sums is not None:
-            self._sums = total(self._sums)
-            self._has_others = bool(total(torch.tensor([float(self._has_others)])) > 0)
+            has_others = bool(total(torch.tensor([float(self._sums.has_others)])) > 0)
+            self._sums = _Sums(self.dataset, total(self._sums.so_far), has_others=has_others)
 
 
 def evaluation_words(process: Process, n_ctx: int, *, seed: int) -> BeliefDataset:

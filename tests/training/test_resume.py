@@ -12,7 +12,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.models import model_fingerprint
-from msp_lens.training import load_run, loop, resume
+from msp_lens.training import load_run, loop, resume, saved_checkpoints
 from msp_lens.training.folder import STATE_FOLDER
 
 MODEL = {"n_layers": 1, "d_model": 8, "d_head": 4, "d_mlp": 8, "n_ctx": 3}
@@ -222,10 +222,13 @@ def test_folders_that_cannot_be_written_are_refused_before_work(tmp_path, monkey
         train(tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypatch):
-    config = msp.TrainingConfig(steps=40, batch_size=8, save_every=10)
+@pytest.mark.parametrize("look_every", [1, 16])
+def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypatch, look_every):
+    """On a GPU too, where losses are looked at together: before anything is saved."""
+    config = msp.TrainingConfig(steps=40, batch_size=8, save_every=10, checkpoints=(28,))
 
     def advance(self):
+        self._look_every = look_every
         if self.step == 25:
             with torch.no_grad():
                 next(iter(self.model.parameters())).fill_(float("nan"))
@@ -236,6 +239,8 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(tmp_path, monkeypa
     with pytest.raises(ValueError, match="loss became nan at step 26"):
         train(tmp_path, config)
     monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match="There are no checkpoints"):
+        saved_checkpoints(tmp_path)
     run = train(tmp_path, config)
     assert run.resumed_from == 20
     assert float(run.regret.mean()) < 1
