@@ -15,7 +15,7 @@ import msp_lens
 FLOORS = (
     ("_arrays", "_extras", "_plain", "_version"),
     ("_annotations", "_ranges"),
-    ("_random", "_values", "_files", "_tables", "_templates", "_parallel", "_checks", "_distributed"),
+    ("_random", "_values", "_files", "_tables", "_threads", "_templates", "_parallel", "_checks", "_distributed"),
     ("_commands",),
     ("figures",),
     ("moments",),

@@ -1,5 +1,7 @@
 """Batches of freshly drawn words, with repeated words merged and the optimal observer's predictions added.
 
+The words are independent, or drawn evenly (`strata.py`).
+
 Words of n_ctx + 1 tokens are drawn, so that all n_ctx positions have a next token to learn from. The model reads each
 distinct word once, and the tokens that followed it are counted. The loss, a mean over all tokens drawn,
 
@@ -21,6 +23,8 @@ from torch import Tensor
 from msp_lens._arrays import moved
 from msp_lens.beliefs.filtering import filter_beliefs, next_token_probabilities
 from msp_lens.processes.process import Process
+from msp_lens.training.config import Sampling
+from msp_lens.training.strata import even_numbers, words_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +67,13 @@ class Batches:
         n_ctx: int,
         *,
         seed: int,
+        sampling: Sampling = "independent",
         share: slice | None = None,
         n_ready: int = 0,
         state: Tensor | None = None,
     ) -> None:
         self.process, self.batch_size, self.n_ctx = process, batch_size, n_ctx
+        self.seed, self.sampling = seed, sampling
         self.share = share or slice(0, batch_size)
         # Sampling is cheap in bulk: up to 50 steps are drawn at once, as far as they have at most two million tokens,
         # and 16 million next-token probabilities.
@@ -86,12 +92,19 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         while True:
             self._state = self._generator.get_state()
-            n_words = self.steps_per_draw * self.batch_size
-            words = self.process.sample(n_words, self.n_ctx + 1, generator=self._generator)
-            ready = self._merged(rearrange(words, "(step word) pos -> step word pos", step=self.steps_per_draw))
+            ready = self._merged(rearrange(self._draw(), "(step word) pos -> step word pos", step=self.steps_per_draw))
             for batch in ready[self._taken % self.steps_per_draw :]:
                 self._taken += 1
                 yield batch
+
+    def _draw(self) -> Int[Tensor, "word pos"]:
+        """The words of the next `steps_per_draw` steps, one step after another."""
+        if self.sampling == "independent":
+            n_words = self.steps_per_draw * self.batch_size
+            return self.process.sample(n_words, self.n_ctx + 1, generator=self._generator)
+        first = self._taken - self._taken % self.steps_per_draw
+        numbers = even_numbers(range(first, first + self.steps_per_draw), self.batch_size, seed=self.seed)
+        return words_at(self.process, numbers.flatten(), self.n_ctx + 1, generator=self._generator)
 
     def _merged(self, words: Int[Tensor, "step word pos"]) -> list[Batch]:
         """A batch for each step, of this process's share of its words."""

@@ -11,6 +11,7 @@ from msp_lens._checks import Above, AtLeast, Below, Count, checked
 
 Optimizer = Literal["adamw", "muon", "sgd"]
 Schedule = Literal["linear", "cosine", "constant"]
+Sampling = Literal["independent", "stratified"]
 CheckpointSchedule = Literal["logarithmic", "linear"]
 
 _Decay = Annotated[float, AtLeast(0), Below(1)]
@@ -20,11 +21,13 @@ _Size = Annotated[float, Above(0), Below(math.inf)]
 @checked
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How to train; by default with AdamW on freshly sampled words, with linear warm-up and linear decay to 0.
+    """How to train; by default with AdamW on freshly sampled, independent words, with linear warm-up and linear decay to 0.
 
     Attributes:
         steps: Largest number of optimizer steps.
         batch_size: Words of n_ctx + 1 tokens in a step, over all processes.
+        sampling: How words are drawn: `"independent"`, or `"stratified"`: each still with its probability, but evenly
+            over a batch and from batch to batch, which makes gradients less noisy.
         optimizer: `"adamw"`, `"sgd"`, or `"muon"` for the matrices of the blocks with AdamW for all other weights.
         learning_rate: The peak learning rate.
         betas: AdamW's decay rates for the averages of the gradient and its square.
@@ -48,6 +51,7 @@ class TrainingConfig:
 
     steps: Count = 1500
     batch_size: Count = 256
+    sampling: Sampling = "independent"
     optimizer: Optimizer = "adamw"
     learning_rate: _Size = 3e-3
     betas: tuple[_Decay, _Decay] = (0.9, 0.98)

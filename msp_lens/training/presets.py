@@ -33,9 +33,10 @@ def paper_model(process: Process) -> ModelConfig:
 
 
 def quick(process: Process) -> Recipe:
-    """About a minute on four cores; the regret falls well below 1e-3 nats on the processes of the catalog."""
-    rate = 2e-3 if process.name == "rrxor" else 3e-3
-    return Recipe(paper_model(process), TrainingConfig(learning_rate=rate))
+    """Half a minute on one core; the regret falls well below 1e-3 nats on the processes of the catalog."""
+    steps, batch_size, rate = (400, 96, 4e-3) if process.name == "rrxor" else (500, 128, 3e-3)
+    training = TrainingConfig(steps=steps, batch_size=batch_size, learning_rate=rate)
+    return Recipe(paper_model(process), replace(training, optimizer="muon", sampling="stratified"))
 
 
 def tiny(process: Process) -> Recipe:

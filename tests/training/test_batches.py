@@ -64,16 +64,19 @@ def test_shares_make_up_the_batch(mess3):
             )
 
 
+@pytest.mark.parametrize("n_ctx", [4, 40])
+@pytest.mark.parametrize("sampling", ["independent", "stratified"])
 @pytest.mark.parametrize("n_taken", [0, 3, 50, 57])
-def test_a_state_continues_with_the_same_words(n_taken):
+def test_a_state_continues_with_the_same_words(n_taken, sampling, n_ctx):
     process = msp.processes.z1r()
-    batches = Batches(process, 8, 4, seed=0)
+    batches = Batches(process, 8, n_ctx, seed=0, sampling=sampling)
     supply = iter(batches)
     for _ in range(n_taken):
         next(supply)
     state = batches.state
     rest = [next(supply) for _ in range(60)]
-    again = take(Batches(process, 8, 4, seed=99, n_ready=n_taken, state=state), 60)
+    seed = 99 if sampling == "independent" else 0
+    again = take(Batches(process, 8, n_ctx, seed=seed, sampling=sampling, n_ready=n_taken, state=state), 60)
     for ours, theirs in zip(rest, again, strict=True):
         assert torch.equal(ours.tokens, theirs.tokens)
         assert torch.equal(ours.targets, theirs.targets)
