@@ -21,7 +21,7 @@ _Size = Annotated[float, Above(0), Below(math.inf)]
 @checked
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How to train; by default with AdamW on freshly sampled, independent words, with linear warm-up and linear decay to 0.
+    """How to train; by default with AdamW on independent words, with linear warm-up and linear decay to 0.
 
     Attributes:
         steps: Largest number of optimizer steps.

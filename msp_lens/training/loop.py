@@ -63,7 +63,7 @@ def train(
     """Train a network to predict the process's tokens: a transformer, or a recurrent one.
 
     Under `accelerate launch` or `torchrun` each process takes its share of every batch, and the first one writes. A
-    small network is trained by one thread, which is hardly slower than several; torch's setting is as before afterwards.
+    small network is trained by one thread, which is hardly slower than several; afterwards torch has as many as before.
 
     Args:
         process: The process that emits the tokens.

@@ -33,10 +33,9 @@ def paper_model(process: Process) -> ModelConfig:
 
 
 def quick(process: Process) -> Recipe:
-    """Half a minute on one core; the regret falls well below 1e-3 nats on the processes of the catalog."""
-    steps, batch_size, rate = (400, 96, 4e-3) if process.name == "rrxor" else (500, 128, 3e-3)
-    training = TrainingConfig(steps=steps, batch_size=batch_size, learning_rate=rate)
-    return Recipe(paper_model(process), replace(training, optimizer="muon", sampling="stratified"))
+    """Half a minute on one core for Mess3, and a minute for others; the regret falls well below 1e-3 nats on most."""
+    steps, batch_size, rate = {"mess3": (500, 128, 3e-3), "rrxor": (400, 96, 4e-3)}.get(process.name, (1500, 128, 3e-3))
+    return Recipe(paper_model(process), _evenly_drawn(steps, batch_size, rate))
 
 
 def tiny(process: Process) -> Recipe:
@@ -46,14 +45,15 @@ def tiny(process: Process) -> Recipe:
 
 
 def paper(process: Process) -> Recipe:
-    """A loss within 1.0002 of the least possible one, as in the paper, in minutes instead of 56 hours.
+    """A loss within 1.0002 of the least possible one, as in the paper, in minutes instead of 56 hours."""
+    steps, batch_size = {"mess3": (2000, 128), "rrxor": (800, 256)}.get(process.name, (3000, 256))
+    return Recipe(paper_model(process), _evenly_drawn(steps, batch_size, 3e-3))
 
-    Muon reaches a lower regret than AdamW in the same time. RRXOR has only 436 words of ten tokens, and repeated words
-    are merged, so a step of thousands of words costs little more than one of hundreds.
-    """
-    steps, batch_size = (700, 4096) if process.name == "rrxor" else (3000, 256)
-    training = TrainingConfig(steps=steps, batch_size=batch_size, optimizer="muon", learning_rate=3e-3)
-    return Recipe(paper_model(process), training)
+
+def _evenly_drawn(steps: int, batch_size: int, learning_rate: float) -> TrainingConfig:
+    """Muon on words that are drawn evenly: either reaches a lower regret in the same time."""
+    config = TrainingConfig(steps=steps, batch_size=batch_size, learning_rate=learning_rate)
+    return replace(config, optimizer="muon", sampling="stratified")
 
 
 def shai2024(process: Process) -> Recipe:

@@ -6,8 +6,8 @@ word, and a uniform number gives a word of the process. Step k of a training tak
     (i + u_k) / batch_size,  i = 0 … batch_size - 1,  with u_k = u_0 + k (√5 - 1) / 2  modulo 1.
 
 Each number by itself is uniform, so the expected gradient is that of independent words. Its noise is smaller, because
-the numbers are spread evenly within a batch and from batch to batch: randomized quasi-Monte Carlo (Cranley and Patterson
-1976), as used for stochastic gradients by Buchholz, Wenzel and Mandt (2018, arXiv 1807.01604).
+the numbers are spread evenly within a batch and from batch to batch. This is randomized quasi-Monte Carlo (Cranley and
+Patterson 1976), as used for stochastic gradients by Buchholz, Wenzel and Mandt (2018, arXiv 1807.01604).
 """
 
 from __future__ import annotations

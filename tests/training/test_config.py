@@ -113,7 +113,7 @@ def test_a_misspelt_field_is_answered_with_the_nearest():
 def test_a_schedule_of_checkpoints_needs_nothing_else():
     """As the errors of `saved_checkpoints` and `emergence` advise."""
     steps = msp.TrainingConfig(checkpoints="logarithmic").checkpoint_steps(10)
-    assert (steps[0], steps[-1]) == (0, recipe("quick", msp.mess3()).training.steps)
+    assert (steps[0], steps[-1]) == (0, msp.TrainingConfig().steps)
 
 
 def test_tokens_beyond_the_end_are_refused():
@@ -136,6 +136,8 @@ def test_presets():
     assert list(PRESETS) == ["quick", "tiny", "paper", "shai2024", "rnn", "gru", "lstm", "ssm"]
     for preset in ("quick", "paper", "shai2024"):
         assert recipe(preset, msp.mess3()).model == msp.ModelConfig(d_vocab=3)
+        is_even = recipe(preset, msp.mess3()).training.sampling == "stratified"
+        assert is_even == (preset != "shai2024")
         wide = recipe(preset, msp.rrxor()).model
         assert (wide.d_model, wide.n_heads, wide.d_head, wide.d_mlp) == (128, 4, 16, 512)
     tiny = recipe("tiny", msp.rrxor())
