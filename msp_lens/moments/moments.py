@@ -173,6 +173,16 @@ class Moments:
         found = [torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted]
         return found[0] if len(found) == 1 else torch.cat(found)
 
+    def _place(self, names: str | Sequence[str]) -> slice | Int[Tensor, "column"]:
+        """Where the columns of blocks are: a slice, which is not copied, if the blocks are neighbors in this order."""
+        names = (names,) if isinstance(names, str) else tuple(names)
+        order = list(self.blocks)
+        first = order.index(names[0]) if names and names[0] in self.blocks else 0
+        if tuple(order[first : first + len(names)]) != names:
+            return self.columns(names)
+        start = sum(self.blocks[name] for name in order[:first])
+        return slice(start, start + sum(self.blocks[name] for name in names))
+
     def select(self, names: Sequence[str]) -> Moments:
         """The moments of these blocks alone, in the order given; `KeyError` if there is no such block."""
         columns, blocks = self.columns(names), {name: self.blocks[name] for name in names}
@@ -198,11 +208,11 @@ class Moments:
 
     def block_mean(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
         """The weighted mean of the blocks' columns."""
-        return self.mean[self.columns(names)]
+        return self.mean[self._place(names)]
 
     def covariance(self, rows: str | Sequence[str], columns: str | Sequence[str]) -> Float64[Tensor, "row column"]:
         """The weighted population covariance between two groups of blocks, Σ = S / W."""
-        return self.scatter[self.columns(rows)][:, self.columns(columns)] / self.weight
+        return self.scatter[self._place(rows)][:, self._place(columns)] / self.weight
 
     @checked
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
