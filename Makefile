@@ -25,10 +25,16 @@ KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py t
 	published.py requests.py rrxor.py targets.py) \
 	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)
 
-.PHONY: demo test test-fast test-3 test-4 test-newest lint lock mutants benchmark records clean
+.PHONY: demo shell test test-fast test-3 test-4 test-newest lint lock mutants benchmark records clean
 
 demo: .venv/core
 	.venv/bin/msp-lens run mess3
+	@echo "For a shell that finds msp-lens: make shell"
+
+# A shell that finds msp-lens and its Python.
+shell: .venv/core
+	@echo "This shell finds msp-lens, for example: msp-lens infer runs/mess3. To leave it: exit"
+	@VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/.venv/bin:$$PATH" $${SHELL:-sh}
 
 test: lint test-3 test-4
 

@@ -31,6 +31,7 @@ from msp_lens._arrays import (
     refusal,
     without_container,
 )
+from msp_lens._names import meant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,9 @@ def _literal(choices: tuple[Any, ...]) -> Kind:
         for choice in choices:
             if type(plain) is type(choice) and plain == choice:
                 return choice
-        raise MismatchError(value, rule, is_wrong_type=type(plain) not in {type(each) for each in choices})
+        near = meant(plain, choices) if isinstance(plain, str) else ""
+        is_wrong_type = type(plain) not in {type(each) for each in choices}
+        raise MismatchError(value, f"{rule}.{near}".removesuffix("."), is_wrong_type=is_wrong_type)
 
     return Kind(rule, read)
 
@@ -335,7 +338,8 @@ def _typed_dict(schema: Any) -> Kind:
         found = {}
         for name, each in value.items():
             if name not in kinds:
-                raise MismatchError(each, f"there is no such field; there are {', '.join(kinds)}", place=f".{name}")
+                listed = f"there is no such field; there are {', '.join(kinds)}"
+                raise MismatchError(each, f"{listed}.{meant(name, kinds)}".removesuffix("."), place=f".{name}")
             kind = kinds[name]
             found[name] = _field(each, kind, f".{name}") if kind else each
         return found

@@ -31,7 +31,8 @@ class MismatchError(Exception):
 def refusal(mismatch: MismatchError, where: str, value: Any) -> TypeError | ValueError:
     """The error that names the place, the value and the rule: `TypeError` for a value of a wrong kind."""
     error = TypeError if mismatch.is_wrong_type else ValueError
-    return error(f"{where}={shown(value)}: {mismatch.rule}.")
+    end = "" if mismatch.rule.endswith("?") else "."
+    return error(f"{where}={shown(value)}: {mismatch.rule}{end}")
 
 
 def is_finite(values: Tensor) -> bool:

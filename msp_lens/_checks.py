@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import typing
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from msp_lens._annotations import converted
 from msp_lens._arrays import LARGEST_INTEGER, MismatchError, as_whole_numbers, is_finite, refusal, seem_finite, shown
+from msp_lens._names import meant
 from msp_lens._ranges import Above, AtLeast, Below, Between
 
 __all__ = [
@@ -115,9 +115,8 @@ def _binding_error(
     unknown = [each for each in given if each not in there_are]
     if not unknown:
         return f"{name}(): {error}."
-    nearest = difflib.get_close_matches(unknown[0], there_are, n=1, cutoff=0.5)
-    meant = f" Did you mean {nearest[0]}?" if nearest else ""
-    return f"{name}() has no parameter {unknown[0]!r}: choose from {', '.join(there_are)}.{meant}"
+    listed = ", ".join(there_are)
+    return f"{name}() has no parameter {unknown[0]!r}: choose from {listed}.{meant(unknown[0], there_are)}"
 
 
 def as_tokens(value: Any, name: str = "tokens") -> Tensor:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from msp_lens._names import meant
 from msp_lens._plain import plain_streams
 from msp_lens._version import __version__
 
 # Recent versions of typer carry a click of their own, which has no public name.
 _USAGE_ERRORS: Any = tuple(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_ABORTED: Any = (typer.Abort, KeyboardInterrupt)
 # Python's spelling of a remedy, and the command line's, where it is not the option's name.
 _REMEDIES = {
     "resume=False": "--fresh",
@@ -57,6 +60,8 @@ class OneLineGroup(TyperGroup):
             sys.stdout.flush()
         except BrokenPipeError:
             code = _stop_writing()
+        except _ABORTED:
+            code = _interrupted("No file was written.")
         except CommandError as failure:
             code = self._complain(str(failure), failure.exit_code)
         except _USAGE_ERRORS as error:
@@ -90,7 +95,10 @@ def _usage_message(error: Any, arguments: Sequence[str]) -> str:
             if name == option:
                 value = value or "".join(arguments[place + 1 : place + 2])
                 rule = str(error.message).removeprefix("Value error, ").rstrip(".")
-                return f"{option} {value}: {rule[:1].lower()}{rule[1:]}."
+                near = meant(value, getattr(error.param.type, "choices", ()))
+                return f"{option} {value}: {rule[:1].lower()}{rule[1:]}.{near}"
+    if possible := getattr(error, "possibilities", None):
+        return f"{error.message.rstrip('.')}. Did you mean {sorted(possible)[0]}?"
     return error.format_message()
 
 
@@ -121,21 +129,16 @@ def show_version(is_asked: bool) -> bool:
 def command(debug: bool, plot: Path | None = None) -> Iterator[SimpleNamespace]:
     """Check the path of the picture, make errors one line, and say what an interruption left in the folder.
 
-    The command sets the folder on what it is given.
+    The command sets the folder on what it is given, and how to go on if that is not by the same command.
     """
-    place = SimpleNamespace(folder=None)
+    place = SimpleNamespace(folder=None, again="run the same command again")
     try:
         with usage(plot=plot):
             if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
                 raise ValueError(f"--plot {plot}: pictures are .png, .svg or .pdf.")
         yield place
     except KeyboardInterrupt:
-        folder = place.folder
-        files = [each for each in folder.iterdir() if each.is_file()] if folder and folder.is_dir() else []
-        whole = sorted(each.name for each in files if not each.name.startswith("."))
-        kept = f" Complete files in {folder}: {', '.join(whole)}." if whole else " No file was written."
-        print(f"\nInterrupted.{kept}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(_interrupted(_left_in(place.folder, place.again))) from None
     except BrokenPipeError:
         raise typer.Exit(_stop_writing()) from None
     except (_UsageError, ValueError, KeyError, TypeError, OSError) as error:
@@ -146,6 +149,22 @@ def command(debug: bool, plot: Path | None = None) -> Iterator[SimpleNamespace]:
             raise error from None
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise CommandError(str(message), code) from None
+
+
+def _left_in(folder: Path | None, again: str) -> str:
+    """What an interrupted command left in its folder, and how to go on."""
+    inner = [each.relative_to(folder) for each in folder.rglob("*") if each.is_file()] if folder is not None else []
+    whole = [each for each in inner if not any(part.startswith(".") for part in each.parts)]
+    if not whole:
+        return "No file was written."
+    # Those in folders within, of checkpoints and networks, are many.
+    named = ", ".join(sorted(str(each) for each in whole if len(each.parts) == 1)) or f"{len(whole)} in folders within"
+    return f"Complete files in {folder}: {named}. To go on, {again}."
+
+
+def _interrupted(told: str) -> int:
+    print(f"\nInterrupted. {told}", file=sys.stderr)
+    return 130
 
 
 class _UsageError(Exception):
@@ -180,18 +199,36 @@ def is_watched() -> bool:
     return sys.stderr.isatty()
 
 
+def tell_how_to_call() -> None:
+    """Say on stderr how to call `msp-lens` again, if it was called by a path because the shell does not find it."""
+    called, found = Path(sys.argv[0]), shutil.which("msp-lens")
+    if called.stem != "msp-lens" or (found is not None and Path(found).resolve() == called.resolve()):
+        return
+    activate = called.with_name("activate")
+    or_else = f", or first run: source {activate}" if activate.exists() else ""
+    print(f"Your shell does not find msp-lens by its name: call it as {called}{or_else}", file=sys.stderr)
+
+
 def check_exists(path: Path) -> None:
     """Raise `ValueError` if there is no such file or folder."""
     if not path.exists():
-        raise ValueError(f"There is no file or folder {path}: check the path.")
+        beside = [str(each) for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ValueError(f"There is no file or folder {path}: check the path.{meant(str(path), beside)}")
 
 
-def show(result: Any, values: Any, as_json: bool, plot: Path | None = None) -> None:
-    """Save the picture, and print the result, or its values as JSON."""
+def in_short(result: Any, notes: Sequence[str], *, is_verbose: bool) -> str:
+    """A result's table with the notes that answer the question, or with all of its own notes."""
+    if is_verbose:
+        return repr(result)
+    return result.as_text([*notes, "--verbose adds how to read this table, and how far to trust it."])
+
+
+def show(result: Any, values: Any, as_json: bool, plot: Path | None = None, *, drawn: Any = None) -> None:
+    """Save the picture, and print the result, or its values as JSON; `drawn` is what to draw, if not the result."""
     from msp_lens._files import without_nan
 
     if plot is not None:
-        result.plot().savefig(plot)
+        (result if drawn is None else drawn).plot().savefig(plot)
     if as_json:
         # Plain characters in place of others would change names.
         is_unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from msp_lens._commands import check_exists, command, is_watched, show, usage
+from msp_lens._commands import check_exists, command, is_watched, show, tell_how_to_call, usage
+from msp_lens._completion import complete_paper
 from msp_lens._options import (
     AsJson,
     Debug,
@@ -22,8 +23,8 @@ from msp_lens._options import (
     RunSeed,
     RunWeighting,
     Seed,
+    Verbose,
     Weighting,
-    complete_paper,
     expanded,
     named_process,
 )
@@ -46,31 +47,33 @@ def run(
     weighting: Weighting = "probability",
     device: Device = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that OUT holds.")] = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Train, probe, intervene, and write a report: the whole experiment.
 
+    Interrupted, it goes on when the same command is run again.
+
     Example: msp-lens run mess3 --param x=0.05 --param a=0.85 --out runs/mess3
     """
     with command(debug) as place:
-        from msp_lens._files import safe_name
         from msp_lens.experiments import study as studies
-        from msp_lens.training import recipe
 
         with usage(device=device):
             chosen = named_process(process, param)
-            recipe(preset, chosen)
+            what: dict[str, Any] = {"preset": preset, "weighting": weighting, "seed": seed, "seeds": seeds}
+            config = studies.run_config(chosen, **what)
             if out is not None and not overwrite and (page := out / studies.PAGE_FILE).exists():
                 other = next(new for k in range(2, 10_000) if not (new := out.with_name(f"{out.name}-{k}")).exists())
                 raise ValueError(
                     f"--out {out} already holds a run: open {page}, give another folder (--out {other}), or replace it "
                     "with --overwrite."
                 )
-            place.folder = studies.choose_folder(out, safe_name(chosen.name), overwrite=overwrite)
-        options: dict[str, Any] = {"preset": preset, "weighting": weighting, "seed": seed, "device": device}
-        options |= {"seeds": seeds, "progress": is_watched()}
-        _show_study(studies.run(chosen, out=place.folder, overwrite=overwrite, **options), as_json)
+            place.folder = studies.choose_folder(out, chosen.name, overwrite=overwrite, config=config)
+        how: dict[str, Any] = {"overwrite": overwrite, "device": device, "progress": is_watched()}
+        _show_study(studies.run(chosen, out=place.folder, **what, **how), verbose, as_json)
+        tell_how_to_call()
 
 
 def report(
@@ -78,6 +81,7 @@ def report(
     weighting: RunWeighting = None,
     seed: RunSeed = None,
     device: Device = "cpu",
+    verbose: Verbose = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -90,9 +94,9 @@ def report(
 
         with usage(device=device):
             check_exists(run)
-        place.folder = run
+        place.folder, place.again = run, "run the same command again: it begins anew"
         options: dict[str, Any] = {"weighting": weighting, "seed": seed, "device": device, "progress": is_watched()}
-        _show_study(studies.report(run, **options), as_json)
+        _show_study(studies.report(run, **options), verbose, as_json)
 
 
 def reproduce(
@@ -142,8 +146,9 @@ def reproduce(
         show(found, found.to_dict() | {"page": str(found.page)}, as_json)
 
 
-def _show_study(study: Study, as_json: bool) -> None:
+def _show_study(study: Study, verbose: bool, as_json: bool) -> None:
     from msp_lens._files import read_json
     from msp_lens.experiments.study import REPORT_FILE
 
-    show(study, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json)
+    shown = study.details() if verbose else f"{study}\n\nEvery table is in the report; --verbose prints them here."
+    show(shown, read_json(study.folder / REPORT_FILE) | {"page": str(study.page)}, as_json)

@@ -277,6 +277,15 @@ def locked(folder: str | Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: str | Path) -> bool:
+    """Whether somebody else holds the folder's lock, or it cannot be had."""
+    try:
+        with locked(folder):
+            return False
+    except (ValueError, OSError):
+        return True
+
+
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files of killed writers from a folder that this process has locked."""
     for path in Path(folder).glob(f".*{TEMPORARY}"):

@@ -5,15 +5,29 @@ Heavy imports happen inside the functions, so that `--help` is quick.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from msp_lens._commands import check_exists, usage
+from msp_lens._completion import (
+    complete_device,
+    complete_edit,
+    complete_model,
+    complete_parameter,
+    complete_preset,
+    complete_process,
+    complete_site,
+    complete_target,
+)
+from msp_lens._names import from_menu
 
 if TYPE_CHECKING:
     from msp_lens.models.model_files import Checkpoint
+    from msp_lens.probing.probe_tables import ProbeTables
     from msp_lens.processes.process import Process
 
 
@@ -22,40 +36,33 @@ def expanded(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def complete_process(incomplete: str) -> list[str]:
-    from msp_lens.processes.registry import CATALOG
-
-    return [name for name in CATALOG if name.startswith(incomplete)]
-
-
-def complete_preset(incomplete: str) -> list[str]:
-    from msp_lens.training.presets import PRESETS
-
-    return [name for name in PRESETS if name.startswith(incomplete)]
-
-
-def complete_paper(incomplete: str) -> list[str]:
-    from msp_lens.experiments.papers import PAPERS
-
-    return [name for name in PAPERS if name.startswith(incomplete)]
-
-
 _PROCESS_HELP = "A process of the catalog; msp-lens processes lists them."
 _WEIGHTING_HELP = "How much each prefix counts: probability, sequence (as in the paper) or prefix."
 _SEED_HELP = "Seed of everything random."
 _PRESET_HELP = "Recipe of model and training: quick, paper or shai2024; rnn, gru, lstm or ssm; tiny to try it out."
 _SITE_HELP = "A hook name, a label such as 2_post, a glob such as '*_mid', or all. Repeatable."
+_EDIT_HELP = "An edit such as steer, patch or erase. Repeatable. By default several."
+_TARGET_HELP = "The belief to write, such as another-word or vertex. Repeatable."
 _OTHER_HELP = "A process of the catalog. By default the one the model was trained on."
 _PARAMETER_HELP = "A parameter of the process, as name=value. Repeatable."
 ProcessName = Annotated[str, typer.Argument(help=_PROCESS_HELP, autocompletion=complete_process)]
-Parameters = Annotated[list[str] | None, typer.Option("--param", "-p", help=_PARAMETER_HELP)]
+Parameters = Annotated[
+    list[str] | None, typer.Option("--param", "-p", help=_PARAMETER_HELP, autocompletion=complete_parameter)
+]
 Preset = Annotated[str, typer.Option(help=_PRESET_HELP, autocompletion=complete_preset)]
 ModelPath = Annotated[
-    Path, typer.Argument(parser=expanded, help="A saved model: a run's folder, or a .safetensors file.")
+    Path,
+    typer.Argument(
+        parser=expanded, help="A saved model: a run's folder, or a .safetensors file.", autocompletion=complete_model
+    ),
 ]
-RunFolder = Annotated[Path, typer.Argument(parser=expanded, help="The folder of a training.")]
+RunFolder = Annotated[
+    Path, typer.Argument(parser=expanded, help="The folder of a training.", autocompletion=complete_model)
+]
 OtherProcess = Annotated[str | None, typer.Option("--process", help=_OTHER_HELP, autocompletion=complete_process)]
-Sites = Annotated[list[str] | None, typer.Option("--site", "-s", help=_SITE_HELP)]
+Sites = Annotated[list[str] | None, typer.Option("--site", "-s", help=_SITE_HELP, autocompletion=complete_site)]
+Edits = Annotated[list[str] | None, typer.Option("--edit", help=_EDIT_HELP, autocompletion=complete_edit)]
+Targets = Annotated[list[str] | None, typer.Option("--target", help=_TARGET_HELP, autocompletion=complete_target)]
 WeightingName = Literal["probability", "sequence", "prefix"]
 Weighting = Annotated[WeightingName, typer.Option(help=_WEIGHTING_HELP)]
 LAST_SEED = 2**63 - 1
@@ -66,8 +73,9 @@ RunWeighting = Annotated[
 RunSeed = Annotated[
     int | None, typer.Option("--seed", min=0, max=LAST_SEED, help=f"{_SEED_HELP} By default as in the run.")
 ]
-Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, …")]
+Device = Annotated[str, typer.Option(help="Device of the model: cpu, cuda, …", autocompletion=complete_device)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every table with all its notes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Picture = Annotated[
     Path | None, typer.Option("--plot", parser=expanded, help="Save a picture to this file (.png, .svg or .pdf).")
@@ -127,9 +135,27 @@ def options_of_run(path: Path, weighting: str | None, seed: int | None) -> dict[
     return run_options(path) | {name: value for name, value in given.items() if value is not None}
 
 
+def named_on(menu: Iterable[str], names: list[str] | None) -> list[str] | None:
+    """Edits or targets as the library calls them, also where they were written as one word: donor-belief."""
+    return [from_menu(name, menu) for name in names] if names else None
+
+
 def chosen_sites(sites: list[str] | None) -> Any:
     """The sites as the library takes them."""
     return "all" if sites == ["all"] else sites or None
+
+
+def best_read(report: ProbeTables) -> list[str]:
+    """Where a belief is read best, beside the best control: the answer of a probe in a sentence."""
+    from msp_lens._tables import skill_text
+
+    best = report.best_site
+    control, skill = report.controls.best(best.label), report.skill(best.label)
+    found = f"Read best at {best.label}: R² {best.scores.held_out.r2:.4f}, held out"
+    if control is None or math.isnan(skill):
+        return [f"{found}."]
+    beside = f"the best control ({control.name}) reaches {control.held_out.r2:.4f}"
+    return [f"{found}; {beside}. Of what that leaves, the network explains {skill_text(skill)} (skill)."]
 
 
 def listed_numbers(text: str | None) -> list[int] | None:

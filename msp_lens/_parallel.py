@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,10 +78,15 @@ def check_n_jobs(n_jobs: int, what: str) -> None:
 
 @functools.cache
 def end_with(parent: int) -> None:
-    """End this process, if it is a worker, as soon as its parent has ended: killed, say, while its restart runs."""
+    """End this process, if it is a worker, as soon as its parent has ended: killed, say, while its restart runs.
+
+    Ctrl-C is the parent's alone, which then ends its workers; a terminal sends it to all of them.
+    """
     if os.getppid() != parent:
         # This is the parent itself, or a worker on a cluster, which has a master of its own.
         return
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -45,9 +45,14 @@ class TableView:
     def _html_notes(self) -> list[str]:
         return self.summary()
 
-    def __repr__(self) -> str:
-        text = to_text(self._display(), title=self._title(), notes=self.summary(), left=self._prose)
+    def as_text(self, notes: Sequence[str] | None = None) -> str:
+        """The table as plain text, with these notes below it, by default all of `summary()`."""
+        below = self.summary() if notes is None else notes
+        text = to_text(self._display(), title=self._title(), notes=below, left=self._prose)
         return in_encoding_of(sys.stdout, text)
+
+    def __repr__(self) -> str:
+        return self.as_text()
 
     def _repr_html_(self) -> str:
         return to_html(self._display(), title=self._title(), notes=self._html_notes(), shades=self._shades())
@@ -59,13 +64,16 @@ def to_text(
     """The table as plain text, for a `repr`; values are never cut off, and no name is taken for markup.
 
     A table wider than `width` characters (by default those of the terminal, or of COLUMNS, if any) continues below, and
-    the notes are wrapped. The columns in `left`, such as words, are aligned left.
+    the notes are wrapped. The columns in `left`, such as words, are aligned left, and wrapped where one alone is wider.
     """
     there_are = width or shutil.get_terminal_size(fallback=(10_000, 24)).columns
     columns = {_visible(name): [_visible(value) for value in table[name]] for name in table.columns}
     index = (_visible(_index_name(table)), [_visible(_label(label)) for label in table.index])
     blocks, block, used, gap = [], {}, 0, 3
     for name, values in columns.items():
+        if name in left and gap + _width(name, values) + _width(*index) + 1 > there_are:
+            room = max(there_are - _width(*index) - gap - 1, 10)
+            values = [textwrap.fill(value, room) for value in values]
         wide = gap + _width(name, values)
         if block and _width(*index) + used + wide + 1 >= there_are:
             blocks.append(block)
@@ -73,9 +81,27 @@ def to_text(
         used += wide
         block[name] = values
     tables = [_grid({index[0]: index[1]} | each, left) for each in [*blocks, block]]
-    wrapped = [textwrap.fill(note, min(there_are, MOST_CHARACTERS)) for note in notes]
-    text = "\n".join([_visible(title), "\n\n".join(tables), *wrapped])
+    wrapped = [_filled(note, min(there_are, MOST_CHARACTERS)) for note in notes]
+    text = "\n".join([_filled(_visible(title), there_are), "\n\n".join(tables), *wrapped])
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def to_lines(lines: Mapping[str, str], *, title: Sequence[str] = (), width: int | None = None) -> str:
+    """Sentences under headings of a word or two, which stand to their left; wrapped as notes are."""
+    there_are = min(width or shutil.get_terminal_size(fallback=(10_000, 24)).columns, MOST_CHARACTERS)
+    indent = max(map(len, lines), default=0) + 3
+    wrapped = [_filled(line, there_are) for line in title] + [""] * bool(title)
+    for heading, line in lines.items():
+        wrapped.append(heading.ljust(indent) + _filled(line, there_are, indent)[indent:])
+    return "\n".join(_visible(line) for text in wrapped for line in text.split("\n"))
+
+
+def _filled(text: str, width: int, indent: int = 0) -> str:
+    """The text in lines; what belongs together stays so: paths and commands, to be copied, and numbers with their %."""
+    how: dict[str, Any] = {"initial_indent": " " * indent, "subsequent_indent": " " * indent}
+    how |= {"break_long_words": False, "break_on_hyphens": False}
+    kept = "\N{NO-BREAK SPACE}%"
+    return textwrap.fill(text.replace(" %", kept), width, **how).replace(kept, " %")
 
 
 def _grid(columns: Mapping[str, Sequence[str]], left: Sequence[str]) -> str:
@@ -101,7 +127,8 @@ def _grid(columns: Mapping[str, Sequence[str]], left: Sequence[str]) -> str:
 
 def _width(name: str, values: Sequence[str]) -> int:
     """Characters across a column: headings wrap where they are wider than the values below, which never do."""
-    return max(max(map(len, values), default=0), *map(len, name.split()), 1)
+    lines = (line for value in values for line in value.splitlines())
+    return max(max(map(len, lines), default=0), *map(len, name.split()), 1)
 
 
 def _visible(value: Any) -> str:

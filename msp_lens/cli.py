@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from msp_lens import _experiment_commands
-from msp_lens._commands import OneLineGroup, check_exists, command, is_watched, show, show_version, usage
+from msp_lens._commands import OneLineGroup, check_exists, command, in_short, is_watched, show, show_version, usage
+from msp_lens._names import meant
 from msp_lens._options import (
     AsJson,
     Debug,
     Device,
+    Edits,
     ModelPath,
     OtherProcess,
     Parameters,
@@ -28,11 +30,15 @@ from msp_lens._options import (
     RunWeighting,
     Seed,
     Sites,
+    Targets,
+    Verbose,
+    best_read,
     chosen_sites,
     expanded,
     listed_numbers,
     model_and_known,
     named_model,
+    named_on,
     named_process,
     options_of_run,
 )
@@ -139,6 +145,7 @@ def train(
             if checkpoints:
                 config = replace(config, checkpoints="logarithmic", n_checkpoints=checkpoints)
             place.folder = out if out is not None else Path("runs") / safe_name(chosen.name)
+            place.again = "run the same command again without --fresh" if fresh else place.again
             if place.folder.exists() and not place.folder.is_dir():
                 raise ValueError(f"--out {place.folder} is a file: give a folder.")
         trained = train_model(
@@ -182,6 +189,7 @@ def probe(
     plot: Picture = None,
     seed: RunSeed = None,
     device: Device = "cpu",
+    verbose: Verbose = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -204,14 +212,17 @@ def probe(
         with usage():
             names = [each.name for each in process_parts(chosen)] if part is not None else []
             if part not in (None, *names):
-                raise ValueError(f"--part {part}: {chosen.name} has {', '.join(names) or 'no parts'}.")
+                raise ValueError(
+                    f"--part {part}: {chosen.name} has {', '.join(names) or 'no parts'}.{meant(part, names)}"
+                )
         options = options_of_run(model, weighting, seed) | {"split": split, "solver": solves}
         options |= {"untrained": untrained, "progress": is_watched()}
         report = probe_model(loaded.model, chosen, sites=chosen_sites(site), **options)
         if out is not None:
             report.save(out)
         shown = report if part is None else report.parts[part]
-        show(shown, shown.to_dict(), as_json, plot)
+        told = in_short(shown, best_read(shown), is_verbose=verbose)
+        show(told, shown.to_dict(), as_json, plot, drawn=shown)
 
 
 @app.command()
@@ -225,14 +236,13 @@ def intervene(
         list[int] | None,
         typer.Option(min=0, help="Position to edit. Repeatable. By default three quarters into the words."),
     ] = None,
-    edit: Annotated[
-        list[str] | None, typer.Option(help="An edit such as steer, patch or erase. Repeatable. By default several.")
-    ] = None,
-    target: Annotated[list[str] | None, typer.Option(help="The belief to write. Repeatable.")] = None,
+    edit: Edits = None,
+    target: Targets = None,
     n_words: Annotated[int, typer.Option(min=1, help="Number of pairs of a word and a target belief.")] = 2000,
     plot: Picture = None,
     seed: RunSeed = None,
     device: Device = "cpu",
+    verbose: Verbose = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -241,7 +251,9 @@ def intervene(
     Example: msp-lens intervene runs/mess3 --site 1_post --site 3_post --position 7 --edit steer --edit pseudo-inverse
     """
     with command(debug, plot):
+        from msp_lens.interventions import EDITS, TARGETS
         from msp_lens.interventions import intervene as intervene_on
+        from msp_lens.interventions.intervention_report import worse_than_placebo
         from msp_lens.interventions.menu import resolve_edits
         from msp_lens.interventions.preparation import chosen_positions
         from msp_lens.interventions.targets import resolve_targets
@@ -249,8 +261,9 @@ def intervene(
         from msp_lens.probing import probe as probe_model
 
         with usage(device=device):
-            resolve_edits(edit or None)
-            resolve_targets(target or "another word")
+            edits, targets = named_on(EDITS, edit), named_on(TARGETS, target) or "another word"
+            resolve_edits(edits)
+            resolve_targets(targets)
         loaded, chosen = named_model(model, process, param, device, site)
         with usage():
             chosen_positions(position or None, context_length(loaded.model))
@@ -258,10 +271,13 @@ def intervene(
         report = probe_model(
             loaded.model, chosen, sites=chosen_sites(site), concatenate=False, controls=False, **options
         )
-        asked: dict[str, Any] = {"positions": position or None, "edits": edit or None, "n_words": n_words}
-        asked |= {"targets": target or "another word", "seed": options["seed"]}
+        asked: dict[str, Any] = {"positions": position or None, "edits": edits, "n_words": n_words}
+        asked |= {"targets": targets, "seed": options["seed"], "progress": is_watched()}
         found = intervene_on(loaded.model, chosen, probes=report, **asked)
-        show(found, found.to_dict(), as_json, plot)
+        # The first notes say what the edits did, and the stars in the table are explained.
+        notes = [*found.notes[:2], *worse_than_placebo(found)]
+        told = in_short(found, notes, is_verbose=verbose)
+        show(told, found.to_dict(), as_json, plot, drawn=found)
 
 
 @app.command()

@@ -13,9 +13,10 @@ import pytest
 import msp_lens
 
 FLOORS = (
-    ("_arrays", "_extras", "_plain", "_version"),
+    ("_arrays", "_extras", "_names", "_plain", "_version"),
     ("_annotations", "_ranges"),
     ("_random", "_values", "_files", "_tables", "_threads", "_templates", "_parallel", "_checks", "_distributed"),
+    ("_long_work",),
     ("_commands",),
     ("figures",),
     ("moments",),
@@ -32,6 +33,7 @@ FLOORS = (
     ("formation",),
     ("page",),
     ("experiments",),
+    ("_completion",),
     ("_options",),
     ("_experiment_commands",),
     ("cli",),

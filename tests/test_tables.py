@@ -12,7 +12,7 @@ import rich.console
 import torch
 
 from msp_lens._plain import in_encoding_of
-from msp_lens._tables import TableView, nats_text, to_html, to_text
+from msp_lens._tables import TableView, nats_text, to_html, to_lines, to_text
 from msp_lens.beliefs import Measure
 from msp_lens.experiments.over_seeds import SCORES, OverSeeds
 from msp_lens.figures.edit_bars import plot_heat_map
@@ -129,3 +129,36 @@ def test_rows_of_several_names_are_named_by_all():
     assert "(" not in shown
     assert "<th>who, seed</th>" in to_html(table, title="T")
     assert "<th>b, 2</th>" in to_html(table, title="T")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_column_of_words_wider_than_the_terminal_is_wrapped(width):
+    words = " ".join(f"word{k}" for k in range(30))
+    table = pd.DataFrame({"title": [words, "short"], "n": [1, 2]}, index=pd.Index(["a", "b"], name="paper"))
+    text = to_text(table, title=f"Papers, {words}", left=["title"], width=width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert text.count("word29") == 2
+    # Numbers are not, wherever they do not fit.
+    long = to_text(pd.DataFrame({"n": ["1 2 3 " * 30]}), title="Numbers", width=width)
+    assert "1 2 3 " * 29 in long
+
+
+def test_a_share_keeps_its_sign_and_a_path_its_parts():
+    note = "steering recovers " + "99.6 % " * 20 + "and runs/my-run/report.html shows it"
+    for width in range(20, 60):
+        text = to_text(pd.DataFrame({"a": [1]}), title="Shares", notes=[note], width=width)
+        assert not any(line.startswith("%") for line in text.splitlines())
+        assert "runs/my-run/report.html" in text
+
+
+def test_sentences_stand_beside_their_headings():
+    text = to_lines({"regret": "small " * 12, "read": "well"}, title=["Does it carry the belief?", "Yes."], width=40)
+    assert text.splitlines() == [
+        "Does it carry the belief?",
+        "Yes.",
+        "",
+        "regret   small small small small small",
+        "         small small small small small",
+        "         small small",
+        "read     well",
+    ]

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypedDict
 
 import pandas as pd
 
+from msp_lens._names import meant
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 from msp_lens.moments.scores import HeldOutScore, SavedHeldOut, SavedScore, Score
@@ -97,7 +98,8 @@ class Controls(Value, TableView, Sequence[ControlScore]):
         for each in self.scores:
             if each.name == name and each.site in (None, site):
                 return each
-        raise KeyError(f"No control {name!r} for site {site!r}; there are {', '.join(self.names) or 'none'}.")
+        there_are = ", ".join(self.names) or "none"
+        raise KeyError(f"No control {name!r} for site {site!r}; there are {there_are}.{meant(name, self.names)}")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Count, checked, converted
+from msp_lens._names import meant
 from msp_lens._values import Value
 from msp_lens.data.belief_dataset import BeliefDataset, Weighting, prefix_hashes
 from msp_lens.data.row_positions import Positions, described_positions, position_mask, read_lengths
@@ -370,7 +371,8 @@ class LabelledTokens(Value):
     def only(self, name: str) -> LabelledTokens:
         """The same rows with a single target; `KeyError` if there is none of that name."""
         if name not in self.targets:
-            raise KeyError(f"No target {name!r}: choose one of {', '.join(map(repr, self.targets))}.")
+            there_are = ", ".join(map(repr, self.targets))
+            raise KeyError(f"No target {name!r}: choose one of {there_are}.{meant(name, self.targets)}")
         classes = {name: self.classes[name]} if name in self.classes else {}
         undefined = {name: self.undefined[name]} if name in self.undefined else {}
         return replace(self, targets={name: self.targets[name]}, classes=classes, undefined=undefined)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from msp_lens._names import meant
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -73,7 +75,8 @@ def _columns(table: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 def _column(columns: Mapping[str, Any], name: str, option: str) -> Any:
     if name not in columns:
-        raise KeyError(f"{option}={name!r} is no column of the table: choose from {', '.join(map(str, columns))}.")
+        there_are = ", ".join(map(str, columns))
+        raise KeyError(f"{option}={name!r} is no column of the table: choose from {there_are}.{meant(name, columns)}")
     return columns[name]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot as torch_one_hot
 
 from msp_lens._checks import Count, check_memory, checked, is_finite
+from msp_lens._names import meant
 
 # Numbers, or labels in an array of integers, or of strings (as objects, where None is a missing one).
 Values: TypeAlias = Tensor | np.ndarray
@@ -145,7 +146,8 @@ def class_numbers(
     number_of = {class_name: number for number, class_name in enumerate(names)}
     distinct, inverse = np.unique(labels.astype(str), return_inverse=True)
     if unknown := [str(label) for label in distinct if str(label) not in number_of]:
-        raise ValueError(f"{name} holds {unknown[0]!r}, which is none of its classes {', '.join(names)}.")
+        near = meant(unknown[0], names)
+        raise ValueError(f"{name} holds {unknown[0]!r}, which is none of its classes {', '.join(names)}.{near}")
     numbers = np.array([number_of[str(label)] for label in distinct], dtype=np.int64)
     return torch.from_numpy(numbers[inverse.reshape(-1)]), names
 

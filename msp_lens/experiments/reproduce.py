@@ -14,10 +14,13 @@ from tqdm.auto import tqdm
 
 from msp_lens._checks import checked
 from msp_lens._files import write_atomically, write_json
+from msp_lens._long_work import announce, going_on
+from msp_lens._names import meant
 from msp_lens._parallel import ONE_AT_A_TIME, check_n_jobs, end_with, run_each
 from msp_lens.experiments.papers import PAPERS
 from msp_lens.experiments.reproduction import (
     REPRODUCTION_FILE,
+    REPRODUCTION_PAGE,
     Network,
     Networks,
     Paper,
@@ -25,6 +28,7 @@ from msp_lens.experiments.reproduction import (
     Trained,
 )
 from msp_lens.experiments.reproduction_page import reproduction_page
+from msp_lens.experiments.runs_bar import RunsBar
 from msp_lens.models.hooked import check_fits, word_length
 from msp_lens.models.loading import load_model
 from msp_lens.training.folder import check_is_folder, owned
@@ -93,7 +97,9 @@ def reproduce(
     paper = PAPERS[name]
     wanted = paper.networks(small)
     found = _loaded(paper, wanted, checkpoints, device)
-    with owned(folder):
+    again = f"To go on, call reproduce again with out={str(folder)!r} and the same options: it trains what is missing."
+    with owned(folder), going_on(again):
+        announce(f"{paper.title}: the page will be {folder / REPRODUCTION_PAGE}.", progress=progress)
         missing = {name: network for name, network in wanted.items() if name not in found}
         found |= _trained(missing, folder / NETWORKS_FOLDER, device, n_jobs, progress)
         return _measured(paper, small, {name: found[name] for name in wanted}, folder, progress)
@@ -102,7 +108,7 @@ def reproduce(
 def place_of_reproduction(name: str, *, small: bool, out: str | Path | None) -> Path:
     """The folder of a reproduction; `KeyError` if there is no such paper, `ValueError` if it is a file."""
     if name not in PAPERS:
-        raise KeyError(f"No paper {name!r} to reproduce; there are {', '.join(PAPERS)}.")
+        raise KeyError(f"No paper {name!r} to reproduce; there are {', '.join(PAPERS)}.{meant(name, PAPERS)}")
     folder = Path(out).expanduser() if out is not None else Path("runs") / (f"{name}-small" if small else name)
     check_is_folder(folder)
     return folder
@@ -155,10 +161,11 @@ def _trained(
     """The networks, trained side by side, each in a folder of its own."""
     works = [_Work(folder / name, network, str(device), os.getpid()) for name, network in wanted.items()]
     failures = []
-    with tqdm(total=len(works), desc="Training", unit="network", disable=not progress) as bar:
-        for _, failure in run_each(_train, works, n_jobs=n_jobs, was_started=lambda work: work.folder.exists()):
+    steps = {work.folder: work.network.training.steps for work in works}
+    with RunsBar(steps, title="Training", unit="network", n_done=0, progress=progress) as bar:
+        for work, failure in run_each(_train, works, n_jobs=n_jobs, was_started=lambda work: work.folder.exists()):
             failures += [failure] if failure is not None else []
-            bar.update()
+            bar.done(work.folder)
     if failures:
         raise failures[0]
     return {name: _of_run(name, load_run(folder / name, device=device)) for name in wanted}
@@ -185,7 +192,9 @@ def _of_run(name: str, run: TrainingRun) -> Trained:
 def _measured(paper: Paper, small: bool, networks: Networks, folder: Path, progress: bool) -> Reproduction:
     """Make every experiment of the paper, and write the page."""
     sections, seconds = [], []
-    for experiment in tqdm(paper.sections, desc="Measuring", unit="section", disable=not progress):
+    bar = tqdm(paper.sections, desc="Measuring", unit="section", disable=not progress)
+    for experiment in bar:
+        bar.set_postfix_str(getattr(experiment, "__name__", "").replace("_", " "))
         started = time.perf_counter()
         sections.append(experiment(networks, small))
         seconds.append(time.perf_counter() - started)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from msp_lens._checks import Count, Seed
-from msp_lens._files import read_json, safe_name
+from msp_lens._files import is_locked, read_json, safe_name
 from msp_lens.data import Weighting
 from msp_lens.inference import Inference
 from msp_lens.models.hooked import HookedModel
@@ -65,8 +65,12 @@ def read_inference(folder: Path, model: HookedModel) -> Inference | None:
     return found
 
 
-def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:
+def choose_folder(
+    out: str | Path | None, name: str, *, overwrite: bool = False, config: Mapping[str, Any] | None = None
+) -> Path:
     """The folder to write a run of a process to: `out`, or the first free one under `runs/`. Nothing is written.
+
+    A folder that holds an interrupted run of this very config is free, unless somebody goes on with it.
 
     It raises `ValueError` if `out` is a file, or holds a complete run and `overwrite` is false.
     """
@@ -75,13 +79,21 @@ def choose_folder(out: str | Path | None, name: str, *, overwrite: bool = False)
         check_is_folder(folder)
     else:
         names = itertools.chain([safe_name(name)], (f"{safe_name(name)}-{k}" for k in itertools.count(2)))
-        folder = next(each for each in map(Path("runs").joinpath, names) if not each.exists())
+        places = map(Path("runs").joinpath, names)
+        folder = next(each for each in places if not each.exists() or _goes_on(each, config))
     present = [file for file in RUN_FILES if (folder / file).exists()]
     is_unfinished = CONFIG_FILE in present and PAGE_FILE not in present
     if present and not overwrite and not is_unfinished:
         remedy = "give another folder, or overwrite it with overwrite=True (--overwrite)."
         raise ValueError(f"out={str(folder)!r} already holds a run ({', '.join(present)}): {remedy}")
     return folder
+
+
+def _goes_on(folder: Path, config: Mapping[str, Any] | None) -> bool:
+    """Whether a folder holds a run of this config that was interrupted."""
+    if config is None or not (folder / CONFIG_FILE).exists() or (folder / PAGE_FILE).exists():
+        return False
+    return _is_of(folder, config, must=False) and not is_locked(folder)
 
 
 def place_of_run(folder: Path, config: Mapping[str, Any], *, overwrite: bool) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,9 @@ import torch
 
 from msp_lens._checks import Count, Seed, checked, converted
 from msp_lens._files import as_saved, write_atomically, write_json
-from msp_lens._tables import json_records
+from msp_lens._long_work import Stages, announce, going_on
+from msp_lens._plain import in_encoding_of
+from msp_lens._tables import json_records, to_lines
 from msp_lens._values import Value
 from msp_lens.data import Weighting, words
 from msp_lens.experiments.over_seeds import OverSeeds
@@ -35,6 +38,7 @@ from msp_lens.experiments.run_folder import (
     run_options,
     seed_folder,
 )
+from msp_lens.experiments.study_summary import key_results, question_and_answer
 from msp_lens.formation import Emergence
 from msp_lens.formation import emergence as probe_checkpoints
 from msp_lens.inference import Inference
@@ -52,6 +56,7 @@ from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance, saved_checkpoints
+from msp_lens.training.config import TrainingConfig
 from msp_lens.training.folder import owned
 from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
@@ -106,12 +111,24 @@ class Study(Value):
         """The report to open in a browser."""
         return self.folder / PAGE_FILE
 
-    def __repr__(self) -> str:
+    def summary(self) -> dict[str, str]:
+        """The answer in some ten lines, each under a heading of a word or two."""
+        found = {"emergence": self.emergence, "inference": self.inference, "skipped": self.skipped}
+        shared = (self.training, self.report, self.interventions)
+        lines = key_results(*shared, **found, several_seeds=self.over_seeds is not None, folder=self.folder)
+        return lines | {"report": str(self.page), "all files": str(self.folder)}
+
+    def details(self) -> str:
+        """Every result as a table with its notes."""
         found = [getattr(self, name) for name in EXPERIMENTS if name not in self.skipped]
         more = [each for each in (self.over_seeds, self.emergence, self.inference) if each is not None]
         results = [self.training, self.report, *found, *more]
         skipped = [f"No {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n\n".join([*map(repr, results), *skipped, f"Report: {self.page}"])
+
+    def __repr__(self) -> str:
+        title = question_and_answer(self.training, self.report, self.interventions)
+        return in_encoding_of(sys.stdout, to_lines(self.summary(), title=title))
 
 
 @checked
@@ -136,14 +153,14 @@ def run(
         process: The process to learn.
         preset: Recipe of model and training.
         weighting: How much each prefix counts in the probes.
-        out: Folder for the results; by default a new one under `runs/`.
+        out: Folder for the results; by default a new one under `runs/`, or that of the same run if it was interrupted.
         overwrite: Whether a run already in `out` may be replaced. It stays until the new one is complete.
         emergence: Whether to show how beliefs formed; keeps checkpoints even if the preset keeps none.
         seed: Seed of everything random.
         seeds: How many networks to train and probe, from the seeds `seed`, `seed + 1`, …, to see how much the scores
             depend on the seed. All else is reported of the first.
         device: Device for training and probing.
-        progress: Whether to show progress bars.
+        progress: Whether to say where results will be, and to show progress bars.
 
     Raises:
         ValueError: if `out` already holds a run, an option is out of range, or the process has no belief to find;
@@ -151,16 +168,41 @@ def run(
         KeyError: if there is no such preset.
         OSError: if `out` can't be written to; what was trained is there, and the same call goes on.
     """
+    config = run_config(process, preset=preset, weighting=weighting, emergence=emergence, seed=seed, seeds=seeds)
+    chosen, training = recipe(preset, process).model, TrainingConfig.from_dict(config["training"])
+    folder = choose_folder(out, process.name, overwrite=overwrite, config=config)
+    model = build_model(chosen, seed=seed, device=device)
+    check_fits(model, process, word_length(model))
+    again = f"To go on, call run again with out={str(folder)!r} and the same options: what is done there is kept."
+    with owned(folder), going_on(again):
+        place = place_of_run(folder, config, overwrite=overwrite)
+        with _explained(folder, "call run again with the same folder and options"):
+            write_json(place / CONFIG_FILE, config)
+        announce(f"{process.name}, preset {preset}: the report will be {folder / PAGE_FILE}.", progress=progress)
+        stages = _stages(emergence, progress, first="Training")
+        stages.begin(f"{seeds} networks" * (seeds > 1))
+        shared: dict[str, Any] = {"config": training, "device": device, "progress": progress}
+        trained = [train(process, model, seed=seed, out=place, **shared)]
+        for k in range(1, seeds):
+            trained.append(train(process, chosen, seed=seed + k, out=seed_folder(place, seed + k), **shared))
+        study = _report(trained, config, place, emergence, device, stages, progress)
+        if place != folder:
+            replace_run(folder)
+            study = _moved(study, folder)
+    return study
+
+
+def run_config(
+    process: Process, *, preset: str, weighting: Weighting, seed: int, seeds: int, emergence: bool = True
+) -> dict[str, Any]:
+    """What `config.json` says of a run with these options; errors as for `run`."""
     chosen = recipe(preset, process)
     check_has_beliefs(process)
     training = chosen.training
     if emergence and training.checkpoints is None:
         training = replace(training, checkpoints="logarithmic", n_checkpoints=CHECKPOINTS)
-    all_seeds = [converted(seed + k, Seed, f"seed + {k}") for k in range(seeds)]
-    folder = choose_folder(out, process.name, overwrite=overwrite)
-    model = build_model(chosen.model, seed=seed, device=device)
-    check_fits(model, process, word_length(model))
-    config: dict[str, Any] = {
+    converted(seed + seeds - 1, Seed, f"seed + {seeds - 1}")
+    return {
         "process": process.to_dict(),
         "preset": preset,
         "model": chosen.model.to_dict(),
@@ -171,19 +213,12 @@ def run(
         "versions": versions(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with owned(folder):
-        place = place_of_run(folder, config, overwrite=overwrite)
-        with _explained(folder, "call run again with the same folder and options"):
-            write_json(place / CONFIG_FILE, config)
-        shared: dict[str, Any] = {"config": training, "device": device, "progress": progress}
-        trained = [train(process, model, seed=seed, out=place, **shared)]
-        for each in all_seeds[1:]:
-            trained.append(train(process, chosen.model, seed=each, out=seed_folder(place, each), **shared))
-        study = _report(trained, config, place, emergence, device, progress)
-        if place != folder:
-            replace_run(folder)
-            study = _moved(study, folder)
-    return study
+
+
+def _stages(emergence: bool, progress: bool, *, first: str | None = None) -> Stages:
+    """What a run does, one after the other."""
+    names = ["Probing", "Writing and erasing beliefs:", *["Probing the checkpoints"] * emergence, "Drawing the report"]
+    return Stages([*([first] if first is not None else []), *names], progress=progress)
 
 
 @checked
@@ -206,7 +241,7 @@ def report(
         emergence: Whether to show how beliefs formed, if checkpoints were kept.
         seed: Seed of the experiments; by default the run's own.
         device: Device for probing.
-        progress: Whether to show progress bars.
+        progress: Whether to say where results will be, and to show progress bars.
 
     Raises:
         FileNotFoundError: if the folder holds no trained model.
@@ -235,8 +270,10 @@ def report(
         trained.append(load_run(seed_folder(folder, config["seed"] + k), device=device))
     changes = {"weighting": weighting, "seed": seed}
     config |= {key: value for key, value in changes.items() if value is not None}
-    with owned(folder):
-        return _report(trained, config, folder, emergence, device, progress)
+    with owned(folder), going_on("To go on, call report again: it begins anew."):
+        announce(f"The report will be {folder / PAGE_FILE}.", progress=progress)
+        stages = _stages(emergence and (folder / CHECKPOINTS_FOLDER).is_dir(), progress)
+        return _report(trained, config, folder, emergence, device, stages, progress)
 
 
 def check_has_beliefs(process: Process) -> None:
@@ -255,31 +292,37 @@ def _report(
     folder: Path,
     emergence: bool,
     device: str | torch.device,
+    stages: Stages,
     progress: bool,
 ) -> Study:
     """Probe, intervene, and write the files."""
     trained, *others = trainings
     process, inferred = trained.process, read_inference(folder, trained.model)
     options: dict[str, Any] = {"weighting": config["weighting"], "seed": config["seed"], "progress": progress}
+    stages.begin(f"{len(trainings)} networks" if others else "every site")
     probes = probe(trained.model, process, **options)
     over_seeds = None
     if others:
         probed = [(each, probe(each.model, process, **{**options, "seed": each.seed})) for each in others]
         over_seeds = OverSeeds.of([(trained, probes), *probed])
     experiments, skipped = {}, {}
+    stages.begin(f"{len(EXPERIMENTS)} experiments")
+    how = {"seed": config["seed"], "progress": progress}
     for name, experiment in EXPERIMENTS.items():
         try:
-            experiments[name] = experiment(trained.model, process, probes=probes, seed=config["seed"])
+            experiments[name] = experiment(trained.model, process, probes=probes, **how)
         except ValueError as refusal:
             # Not every question can be asked of every process.
             skipped[name] = str(refusal)
     formed = movie = None
     if emergence and (folder / CHECKPOINTS_FOLDER).is_dir():
+        stages.begin()
         # At most about 7,000 words: each checkpoint is then probed in about a second.
         length = min(len(trained.regret), max(2, int(math.log(7_000, max(2, process.n_tokens)))))
         short = words(process, n_ctx=length, max_words=7_000, seed=config["seed"])
         formed = probe_checkpoints(folder, short, controls=False, device=device, **options)
         movie = formed.plot.movie(probes.best_site.label, device=str(device))
+    stages.begin()
     pictures = run_pictures(trained, probes, experiments.get("interventions"), formed)
     if inferred is not None:
         pictures["inference"] = inference_picture(inferred, process)

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from msp_lens._checks import Seed, checked
 from msp_lens._files import safe_name, write_json
+from msp_lens._long_work import announce, going_on
+from msp_lens._names import meant
 from msp_lens._parallel import ONE_AT_A_TIME, check_n_jobs, end_with, run_each
 from msp_lens._tables import json_records
 from msp_lens.data import Weighting
+from msp_lens.experiments.runs_bar import RunsBar
 from msp_lens.experiments.study import check_has_beliefs, training_numbers
 from msp_lens.experiments.sweep_result import RESULT_FILE, SweepResult, SweepRun, read_result
 from msp_lens.formation import emergence as probe_checkpoints
@@ -111,7 +113,8 @@ def sweep(
     varied = {name: _values(name, value) for name, value in (settings or {}).items()}
     runs = _plan(worlds, varied, _values("seeds", seeds), preset, measures)
     folders = [out / run["folder"] for run in runs]
-    with owned(out):
+    again = f"To go on, call sweep again with out={str(out)!r} and the same options: it makes what is missing."
+    with owned(out), going_on(again):
         found = {}
         for run, folder in zip(runs, folders, strict=True):
             if (folder / RESULT_FILE).is_file():
@@ -121,15 +124,17 @@ def sweep(
         for work in todo:
             (work.folder / STARTED_FILE).unlink(missing_ok=True)
         n_done = len(runs) - len(todo)
-        with tqdm(total=len(runs), initial=n_done, desc="Sweep", unit="run", disable=not progress) as bar:
+        before = f", {n_done} of them made before" if n_done else ""
+        announce(f"Sweep of {len(runs)} runs{before}: each will be in a folder of its own in {out}.", progress=progress)
+        steps = {work.folder: work.run["decisive"]["training"]["steps"] for work in todo}
+        with RunsBar(steps, title="Sweep", unit="run", n_done=n_done, progress=progress) as bar:
             for work, result in run_each(_run, todo, n_jobs=n_jobs, was_started=_was_started):
                 if isinstance(result, Exception):
                     result = _failure(work.run, result)
                     write_json(work.folder / RESULT_FILE, result)
                 found[work.folder] = result
                 failed = sum(each["status"] == "failed" for each in found.values())
-                bar.set_postfix_str(f"{failed} failed" if failed else "")
-                bar.update()
+                bar.done(work.folder, f", {failed} failed" if failed else "")
     return SweepResult(tuple(SweepRun.of(found[folder], folder) for folder in folders))
 
 
@@ -162,7 +167,8 @@ def _plan(
     kinds = [*[type(recipe(preset, process).model) for process in processes[:1]], TrainingConfig]
     of_model, of_training = ([field.name for field in fields(kind)] for kind in kinds)
     if unknown := [name for name in varied if name not in (*of_model, *of_training)]:
-        raise KeyError(f"No setting {unknown[0]!r}; there are {', '.join((*of_model, *of_training))}.")
+        known = [*of_model, *of_training]
+        raise KeyError(f"No setting {unknown[0]!r}; there are {', '.join(known)}.{meant(unknown[0], known)}")
     for process in processes:
         check_has_beliefs(process)
     runs: dict[str, dict[str, Any]] = {}
@@ -261,7 +267,7 @@ def _measured(decisive: Mapping[str, Any], folder: Path, device: str) -> dict[st
     report.save(folder / "probes.safetensors")
     steered = emerged = None
     if measures["interventions"]:
-        steered = intervene(trained.model, process, probes=report, edits="steer", seed=seed)
+        steered = intervene(trained.model, process, probes=report, edits="steer", seed=seed, progress=False)
     if measures["emergence"]:
         steer = measures["interventions"]
         emerged = probe_checkpoints(folder, **read, interventions=steer, seed=seed, device=device, progress=False)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from msp_lens._checks import AtLeast, Between, checked
 from msp_lens._files import as_saved, read_json
+from msp_lens._names import meant
 from msp_lens._tables import TableView, nats_text, skill_text
 from msp_lens._values import Value
 from msp_lens.formation.snapshots import recoveries
@@ -181,12 +182,13 @@ class SweepResult(Value, TableView):
         if site is not None:
             sites = list(dict.fromkeys(table["site"])) if "site" in table else []
             if site not in sites:
-                raise KeyError(f"No site {site!r} in this sweep; it has {', '.join(map(str, sites))}.")
+                there_are = ", ".join(map(str, sites))
+                raise KeyError(f"No site {site!r} in this sweep; it has {there_are}.{meant(site, sites)}")
             table = table.loc[table["site"] == site]
         numbers = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
         for name, known in ((x, self.settings), (y, numbers)):
             if name not in known or name not in table:
-                raise KeyError(f"No {name!r} here; there are {', '.join(known)}.")
+                raise KeyError(f"No {name!r} here; there are {', '.join(known)}.{meant(name, known)}")
         table = table.dropna(subset=[y])
         if table.empty:
             raise ValueError(f"No run has a number for {y!r}: {len(self.failed)} of {len(self)} failed.")

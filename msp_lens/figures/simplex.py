@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from msp_lens._checks import Count, checked
+from msp_lens._names import meant
 from msp_lens.figures.placement import Box, around, first_free, subscript, text_box
 from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
 from msp_lens.figures.style import (
@@ -161,7 +162,8 @@ def plot_belief_rows(
         if list(beliefs) != titles or not titles:
             raise ValueError(f"rows[{name!r}] has {list(beliefs)}, the first row {titles}: give the same titles.")
     if unknown := [name for name in weights or {} if name not in rows]:
-        raise KeyError(f"weights names {unknown[0]!r}; there are the rows {', '.join(map(repr, rows))}.")
+        there_are = ", ".join(map(repr, rows))
+        raise KeyError(f"weights names {unknown[0]!r}; there are the rows {there_are}.{meant(unknown[0], rows)}")
     found = {name: arranged(each, (weights or {}).get(name), None, THEMES[theme]) for name, each in rows.items()}
     side, heights = 2.6, [max(0.3, each.aspect) for each in found.values()]
     width, height = side * len(titles) + 0.4, sum(side * each + 0.1 for each in heights) + 0.4

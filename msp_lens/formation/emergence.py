@@ -87,7 +87,7 @@ def emergence(
         raise ValueError(f"position={position}: words have positions 0 to {dataset.n_ctx - 1}.")
     shared = {"seed": seed, "batch_size": batch_size}
     reading: dict[str, Any] = {"sites": sites, "weighting": weighting, "controls": controls, "by_position": False}
-    steering: dict[str, Any] = {"edits": "steer", "positions": position, "n_words": n_words}
+    steering: dict[str, Any] = {"edits": "steer", "positions": position, "n_words": n_words, "progress": False}
     snapshots = []
     for saved in tqdm(checkpoints, desc="Emergence", unit="checkpoint", disable=not progress):
         model = first.model if saved is checkpoints[0] else saved.load(device=device).model

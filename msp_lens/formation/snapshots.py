@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from msp_lens._names import meant
 from msp_lens._values import Value
 from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.probing.probe_report import ProbeReport
@@ -69,7 +70,7 @@ def over_training(snapshots: Sequence[Snapshot], column: str, *sites: str) -> pd
     table, probes = snapshot_table(snapshots), snapshots[0].report
     numbers = [name for name in table.columns if name not in ("step", "tokens", "site")]
     if column not in numbers:
-        raise KeyError(f"No column {column!r} in this table; it has {', '.join(numbers)}.")
+        raise KeyError(f"No column {column!r} in this table; it has {', '.join(numbers)}.{meant(column, numbers)}")
     wide = table.pivot(index="step", columns="site", values=column)
     return wide.loc[:, [probes[site].label for site in sites] or list(probes)]
 

@@ -94,9 +94,11 @@ def infer(
     rank = predictive_rank(words, seed=seed)
     operators = spectral_operators(words, rank.rank)
     candidates: list[Candidate] = []
-    with tqdm(disable=not progress, unit="step", leave=False) as bar:
+    with tqdm(total=_STEPS, disable=not progress, unit="step", leave=False) as bar:
         for k in numbers:
-            bar.set_description(f"{k} state{'s' * (k > 1)}")
+            # At most so many steps: fits that stand still end earlier.
+            bar.reset(total=_STEPS)
+            bar.set_description(f"Fitting machines of {k} state{'s' * (k > 1)}")
             fit = fit_machine(words, k, n_starts=n_starts, n_steps=_STEPS, seed=seed, progress=bar.update)
             candidates.append(Candidate.of(fit.process, read.judge(fit.process), worth, fit=fit))
             is_beyond = k > rank.rank and k >= best_candidate(candidates).process.n_states + 1 + rank.is_growing

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import torch
@@ -45,6 +46,7 @@ def bayes_consistency(
     n_words: Count | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
+    progress: bool = True,
 ) -> InterventionReport:
     """Whether updating the belief read at one position gives the belief read at the next, by site and token.
 
@@ -59,6 +61,7 @@ def bayes_consistency(
             else this many drawn; by default 20,000, or fewer of more than ten tokens.
         seed: Seed of drawn words.
         batch_size: Words in one forward pass.
+        progress: Whether to show a progress bar.
 
     Returns:
         A row for each site and token, and for all tokens together. Mean squared errors per coordinate: `update`, of the
@@ -77,7 +80,7 @@ def bayes_consistency(
     chosen = in_firing_order(model, chosen)
     # Weighted sums by site and token: of update, copy and read errors, of defined and of all steps.
     sums = {probe.label: torch.zeros(process.n_tokens, 5, dtype=torch.float64) for probe in chosen}
-    for words, read, _ in _reads(model, dataset, chosen, batch_size, predicts=False):
+    for words, read, _ in _reads(model, dataset, chosen, batch_size, predicts=False, progress=progress):
         tokens = dataset.tokens[words, 1:].flatten()
         truth = dataset.beliefs[words, 1:].flatten(0, 1)
         steps = dataset.n_ctx - 1
@@ -127,6 +130,7 @@ def prediction_consistency(
     n_words: Count | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
+    progress: bool = True,
 ) -> InterventionReport:
     """Whether the model's own predictions are those that the belief read at each site implies, b̂ E.
 
@@ -142,7 +146,7 @@ def prediction_consistency(
     optimal = next_token_probabilities(process, dataset.beliefs)
     average = einsum(dataset.word_weights, optimal, "word, word pos token -> token") / dataset.n_ctx
     totals = {probe.label: torch.zeros(4, dataset.n_ctx, dtype=torch.float64) for probe in chosen}
-    for words, read, predicted in _reads(model, dataset, chosen, batch_size, predicts=True):
+    for words, read, predicted in _reads(model, dataset, chosen, batch_size, predicts=True, progress=progress):
         weights = dataset.word_weights[words]
         for label, beliefs in read.items():
             # Beliefs read of a generalized process are left where they are, and may imply probabilities below 0.
@@ -179,12 +183,19 @@ def _without_steps(process: Process, n_ctx: int, probes: list[BeliefProbe]) -> N
 
 
 def _reads(
-    model: HookedModel, dataset: BeliefDataset, probes: list[BeliefProbe], batch_size: int | None, *, predicts: bool
+    model: HookedModel,
+    dataset: BeliefDataset,
+    probes: list[BeliefProbe],
+    batch_size: int | None,
+    *,
+    predicts: bool,
+    progress: bool,
 ) -> Iterator[tuple[slice, dict[str, Float64[Tensor, "word pos state"]], Tensor]]:
     """Batches of words with the beliefs that each probe reads along them, and the model's log-probabilities."""
     sites = [probe.sites[0] for probe in probes]
     wanted = partial(log_probabilities, n_tokens=dataset.process.n_tokens) if predicts else False
-    for batch in stream_activations(model, dataset.tokens, sites, batch_size=batch_size, logits=wanted):
+    how: dict[str, Any] = {"batch_size": batch_size, "progress": "Reading beliefs" if progress else None}
+    for batch in stream_activations(model, dataset.tokens, sites, **how, logits=wanted):
         if predicts and batch.output is None:
             raise ValueError("The model returned no next-token logits [word, pos, token]: there is nothing to compare.")
         read = {}

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from msp_lens._random import derived_generator
 from msp_lens.beliefs.filtering import filter_beliefs
@@ -183,13 +184,20 @@ class Engine:
         return words, donors, beliefs, third
 
     def run(
-        self, drawn: Draw, groups: list[list[BeliefProbe]], spans: Mapping[int, slice], strengths: list[float]
+        self,
+        drawn: Draw,
+        groups: list[list[BeliefProbe]],
+        spans: Mapping[int, slice],
+        strengths: list[float],
+        *,
+        progress: str | None = None,
     ) -> tuple[pd.DataFrame, Float64[Tensor, "pos"]]:
         """Make every edit at each group of sites, over the positions of each span, at each strength.
 
         The references are always made whole, too. Returns a row for each site (or group), span, edit, strength and
         number of tokens `after` the draw's position, averaged over words (the measures are described at
         `InterventionReport`), and the regret at the last positions of the donors' runs, which nothing edits.
+        `progress` is the title of a progress bar, if there is to be one.
         """
         measured: dict[tuple[str, int, str, float], list[Tensor]] = {}
         writing, regrets = set(), []
@@ -212,7 +220,9 @@ class Engine:
             # One for each edit of a site goes on from batch to batch, and does not know what else is asked.
             return derived_generator(self.seed, position, *names)
 
-        for rows in torch.arange(len(drawn.words)).split(self._batch(drawn.words)):
+        batches = torch.arange(len(drawn.words)).split(self._batch(drawn.words))
+        bar = bar_of_edits(progress, len(batches) * len(groups) * len(spans))
+        for rows in batches:
             donors_predict, donor = self._forward(*self._after("donors", drawn.donors[rows], regret_from), sites)
             regrets.append(kl_divergence(along_donors[rows] @ process.emissions, donors_predict))
             donor = {site: values[:, first - regret_from :] for site, values in donor.items()}
@@ -245,6 +255,8 @@ class Engine:
                     measured.setdefault((label, span, name, strength), []).append(quantities)
                     if name not in PLACEBOS and all(edit.writes for edit in edits):
                         writing.add(name)
+                bar.update()
+        bar.close()
         self._read_last.clear()
         found = _table({key: torch.cat(parts, dim=1) for key, parts in measured.items()}, writing)
         return found, torch.cat(regrets).nanmean(dim=0)
@@ -352,6 +364,11 @@ class _After(Process):
 
     def join_parts(self, parts: Mapping[str, Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch state"]:
         return self._whole.join_parts(parts)
+
+
+def bar_of_edits(title: str | None, total: int) -> tqdm:
+    """A progress bar over edited sites, for what takes more than two seconds; none without a title."""
+    return tqdm(total=total, desc=title, disable=title is None, unit="site", leave=False, delay=2)
 
 
 def _table(

@@ -55,6 +55,7 @@ def intervene(
     n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
+    progress: bool = True,
 ) -> InterventionReport:
     """Write beliefs into the residual stream and measure whether the network acts on them: layer × position × edit.
 
@@ -79,6 +80,7 @@ def intervene(
         n_words: Words to draw, or targets of the contexts; by default 2,000, or fewer of more than 100 tokens.
         seed: Seed of the words, the targets and the placebo's directions.
         batch_size: Words in one forward pass.
+        progress: Whether to show a progress bar, if it takes more than two seconds.
 
     Returns:
         A row for each site, position, edit, target and strength, and for each span if there are several.
@@ -115,7 +117,9 @@ def intervene(
     tables, cautions = [], []
     for drawn in draws:
         last = drawn.position + 1
-        table, regret = engine.run(drawn, groups, {span: slice(last - span, last) for span in lengths}, scales)
+        ends = {span: slice(last - span, last) for span in lengths}
+        title = f"Writing beliefs at position {drawn.position}" if progress else None
+        table, regret = engine.run(drawn, groups, ends, scales, progress=title)
         tables.append(table.assign(position=drawn.position, target=drawn.target))
         cautions += untrained_end(regret, last - len(regret))
     keys = ["site", "position", *(["span"] if lengths != [1] else []), "edit", "target", "strength"]

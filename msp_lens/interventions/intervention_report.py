@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 import pandas as pd
 
 from msp_lens._checks import checked, converted, value_errors
+from msp_lens._names import meant
 from msp_lens._tables import TableView, json_records, nats_text
 from msp_lens._values import Value
 
@@ -166,7 +167,8 @@ class InterventionReport(Value, TableView):
         where = {column: value for column, value in where.items() if value is not None}
         for column in (*where, *by):
             if column not in self.table:
-                raise KeyError(f"No column {column!r}; there are {', '.join(self.table.columns)}.")
+                there_are = ", ".join(self.table.columns)
+                raise KeyError(f"No column {column!r}; there are {there_are}.{meant(column, self.table.columns)}")
         found = self.table
         for column, value in where.items():
             found = found.loc[found[column] == value]

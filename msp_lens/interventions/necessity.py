@@ -25,6 +25,7 @@ from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.edits import Edit, applying, moments_of, no_edit
+from msp_lens.interventions.engine import bar_of_edits
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
 from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
 from msp_lens.interventions.preparation import (
@@ -51,6 +52,7 @@ def necessity(
     n_words: Count | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
+    progress: bool = True,
 ) -> InterventionReport:
     """Regret with the belief erased, with only the belief kept, and with as many random dimensions erased.
 
@@ -87,13 +89,17 @@ def necessity(
     trained = slice(None, -1) if caution else slice(None)
     worth = float(worth_of_context(dataset)[trained].mean())
     records = []
-    for group in [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else []):
+    groups = [[probe] for probe in chosen] + ([chosen] if len(chosen) > 1 else [])
+    bar = bar_of_edits("Erasing beliefs" if progress else None, len(groups))
+    for group in groups:
         for name, draws in {"none": [], **_ablations(group, n_random, seed)}.items():
             values = torch.stack([each[trained].mean() for each in [*map(regret, draws)] or [left_alone]])
             row = {"site": group_label(group), "edit": name, "regret": float(values.mean())}
             row["share_lost"] = row["regret"] / worth if worth > 1e-12 else math.nan
             row["spread"] = float(values.std()) if len(values) > 1 else math.nan
             records.append(row | {"draws": len(values)})
+        bar.update()
+    bar.close()
     table = pd.DataFrame(records)
     title = "Regret with the belief erased, and with nothing else kept, nats"
     notes = (

@@ -44,6 +44,7 @@ def persistence(
     n_words: Annotated[int, AtLeast(2, "a standard error needs two words")] | None = None,
     seed: Seed = 0,
     batch_size: Count | None = None,
+    progress: bool = True,
 ) -> InterventionReport:
     """Edit at one position, or from it onward along the filtered trajectory, and follow the predictions.
 
@@ -75,7 +76,8 @@ def persistence(
     (target_name,) = engine.targets
     drawn = engine.draw(start, target_name, n_after)
     spans = {1: slice(start, start + 1), n_after + 1: slice(start, length)}
-    table, regret = engine.run(drawn, [[probe] for probe in engine.probes], spans, [1.0])
+    title = "Following edits over later tokens" if progress else None
+    table, regret = engine.run(drawn, [[probe] for probe in engine.probes], spans, [1.0], progress=title)
     # For one site and time, the two ways of editing stand together.
     table["edited"] = [ALONE if span == 1 else ONWARD for span in table["span"]]
     table["order"] = pd.factorize(table["site"])[0]

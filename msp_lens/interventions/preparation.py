@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from msp_lens._names import meant
 from msp_lens._tables import nats_text
 from msp_lens.data import BeliefDataset, TokenMap, words
 from msp_lens.data.belief_dataset import default_count
@@ -115,7 +116,7 @@ def from_menu(menu: Mapping[str, Any], asked: str | Sequence[str] | Mapping[str,
     for name in names:
         if name not in menu:
             own = "{name: maker} for your own" if kind == "edit" else "{name: belief}"
-            raise KeyError(f"No {kind} {name!r}; there are {', '.join(menu)}, or give {own}.")
+            raise KeyError(f"No {kind} {name!r}; there are {', '.join(menu)}, or give {own}.{meant(name, menu)}")
     return {name: menu[name] for name in names}
 
 

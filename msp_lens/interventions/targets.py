@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens._names import meant
 from msp_lens._values import Value
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.beliefs.trajectories import draw_tokens
@@ -68,7 +69,8 @@ def another_part(process: Process, words: Words, generator: torch.Generator, *, 
     actual, other = (filter_beliefs(process, each)[:, -1] for each in (words.cpu(), others))
     held, new = process.parts(actual), process.parts(other)
     if part not in held:
-        raise KeyError(f"{process!r} has no part {part!r}; its parts are {', '.join(held) or 'none'}.")
+        there_are = ", ".join(held) or "none"
+        raise KeyError(f"{process!r} has no part {part!r}; its parts are {there_are}.{meant(part, held)}")
     if not torch.allclose(process.join_parts(held), actual, rtol=0, atol=1e-9):
         raise ValueError(f"{process!r}: beliefs about its parts hang together, so that none can be exchanged alone.")
     for name in held:
@@ -112,7 +114,8 @@ def vertex(process: Process, words: Words, generator: torch.Generator, *, state:
     else:
         index = process.states.index(state) if state in process.states else state
         if not isinstance(index, int) or not 0 <= index < process.n_states:
-            raise KeyError(f"{process.name} has no state {state!r}; it has {', '.join(process.states)}.")
+            there_are = ", ".join(process.states)
+            raise KeyError(f"{process.name} has no state {state!r}; it has {there_are}.{meant(state, process.states)}")
         states = torch.full((len(words),), index)
     return _with_nearest_donors(process, words, torch.eye(process.n_states, dtype=torch.float64)[states])
 

@@ -144,8 +144,9 @@ def chosen_sites(model: HookedModel, sites: Sites) -> dict[str, Site]:
 
 
 def batches_of_words(n_words: int, size: int, progress: str | None = None) -> Iterator[slice]:
-    """Ranges of `size` words, the last one of what is left, under a progress bar if it has a title."""
-    for start in tqdm(range(0, n_words, size), desc=progress, disable=progress is None, unit="batch", leave=False):
+    """Ranges of `size` words, the last one of what is left; with a title, a progress bar, if it takes over a second."""
+    how: dict[str, Any] = {"unit": "batch", "leave": False, "delay": 1}
+    for start in tqdm(range(0, n_words, size), desc=progress, disable=progress is None, **how):
         yield slice(start, min(start + size, n_words))
 
 

@@ -7,7 +7,6 @@ offers the same hooks under the same names.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.metadata
 import inspect
 import math
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, check_memory, checked
+from msp_lens._names import meant
 from msp_lens._version import __version__
 from msp_lens.models.architecture import (
     ARCHITECTURE,
@@ -199,10 +199,9 @@ def check_known(fields: Mapping[str, Any]) -> None:
     known |= set() if is_of_recurrent(fields) else _parameters(_bridge_config())
     for name in fields:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), sorted(known), n=1, cutoff=0.5)
-            meant = f"did you mean {nearest[0]}? " if nearest else ""
             of = "recurrent network" if is_of_recurrent(fields) else "model of TransformerLens"
-            raise ValueError(f"config has a field {name!r}, which no {of} has: {meant}Leave it out.")
+            near = meant(name, sorted(known))
+            raise ValueError(f"config has a field {name!r}, which no {of} has: leave it out.{near}")
 
 
 def _check_sizes(fields: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from msp_lens._checks import Seed, checked
+from msp_lens._names import meant
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 from msp_lens.models.hooked import (
@@ -86,7 +87,8 @@ class ModelCheck(Value, TableView):
         for each in self.findings:
             if each.check == check:
                 return each
-        raise KeyError(f"There is no check {check!r}; there are {', '.join(each.check for each in self.findings)}.")
+        checks = [each.check for each in self.findings]
+        raise KeyError(f"There is no check {check!r}; there are {', '.join(checks)}.{meant(check, checks)}")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each check."""

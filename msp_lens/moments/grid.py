@@ -15,6 +15,7 @@ from torch import Tensor
 
 from msp_lens._arrays import moved
 from msp_lens._checks import Count, check_all_finite, checked
+from msp_lens._names import meant
 from msp_lens.moments.exact_products import Accumulation, has_float64
 from msp_lens.moments.moments import Moments, check_weights, merge_all, rounding_of
 
@@ -175,7 +176,7 @@ class MomentsGrid:
         names = dict.fromkeys([name for group in self.groups for name in group] + list(self.targets))
         for name in names:
             if not parts.get(name):
-                raise KeyError(f"The rows have no block {name!r}; they have {', '.join(parts)}.")
+                raise KeyError(f"The rows have no block {name!r}; they have {', '.join(parts)}.{meant(name, parts)}")
             n_rows, width = sum(map(len, parts[name])), parts[name][0].shape[1]
             if n_rows != len(weights):
                 raise ValueError(f"{name!r} has {n_rows} rows, the weights {len(weights)}: give one weight per row.")

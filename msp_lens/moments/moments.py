@@ -27,6 +27,7 @@ from torch import Tensor
 from msp_lens._arrays import moved
 from msp_lens._checks import AtLeast, Between, Count, Share, check_finite, checked
 from msp_lens._files import check_tensors, read_entry, read_tensors, write_tensors
+from msp_lens._names import meant
 from msp_lens._values import same_values
 from msp_lens.moments.exact_products import Accumulation, accumulation_for, has_float64, split_scatters
 
@@ -169,7 +170,8 @@ class Moments:
         wanted = (names,) if isinstance(names, str) else names
         for name in wanted:
             if name not in self.blocks:
-                raise KeyError(f"No block {name!r} in these moments; they have {', '.join(self.blocks)}.")
+                near = meant(name, self.blocks)
+                raise KeyError(f"No block {name!r} in these moments; they have {', '.join(self.blocks)}.{near}")
         found = [torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted]
         return found[0] if len(found) == 1 else torch.cat(found)
 

@@ -27,6 +27,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens._names import meant
 from msp_lens._values import Value
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF
@@ -139,7 +140,9 @@ class PrincipalComponents(Value):
     def matrix(self, site: str, width: int) -> Float64[Tensor, "feature column"]:
         """The site's directions; `KeyError` if there are none, `ValueError` if they have another number of features."""
         if site not in self.directions:
-            raise KeyError(f"No principal components of {site!r}; there are some of {', '.join(self.directions)}.")
+            there_are = ", ".join(self.directions)
+            near = meant(site, self.directions)
+            raise KeyError(f"No principal components of {site!r}; there are some of {there_are}.{near}")
         if len(self.directions[site]) != width:
             raise ValueError(f"{site!r} has {width} features; its components are of {len(self.directions[site])}.")
         return self.directions[site]

@@ -17,6 +17,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Between, Count, checked
+from msp_lens._names import meant
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
 from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, mean_squared_errors
@@ -156,7 +157,8 @@ def as_solver(solver: Solver | str) -> Solver:
         return solver
     named = {"auto": Auto, "ols": OLS, "ridge": Ridge}
     if solver not in named:
-        raise ValueError(f"solver={solver!r}: choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2).")
+        rule = "choose 'auto', 'ols', 'ridge', or a solver such as ReducedRank(2)"
+        raise ValueError(f"solver={solver!r}: {rule}.{meant(solver, named)}")
     return named[solver]()
 
 

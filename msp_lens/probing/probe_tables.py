@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msp_lens._checks import Share
 from msp_lens._files import check_tensors
+from msp_lens._names import meant
 from msp_lens._tables import TableView, nats_text
 from msp_lens._values import Value
 from msp_lens.controls.control_scores import Controls, ControlScore
@@ -78,7 +79,8 @@ class ClassReadouts(Value, TableView):
         for each in self.readouts:
             if each.site == site:
                 return each
-        raise KeyError(f"No read-out at {site!r}; there are some at {', '.join(each.site for each in self.readouts)}.")
+        sites = [each.site for each in self.readouts]
+        raise KeyError(f"No read-out at {site!r}; there are some at {', '.join(sites)}.{meant(site, sites)}")
 
     @property
     def entropy(self) -> float:
@@ -223,7 +225,7 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         for probe in self.probes:
             if site == probe.label or (len(probe.sites) == 1 and site == probe.sites[0]):
                 return probe
-        raise KeyError(f"No probe for {site!r} in this report; it has {', '.join(self)}.")
+        raise KeyError(f"No probe for {site!r} in this report; it has {', '.join(self)}.{meant(site, self)}")
 
     def __iter__(self) -> Iterator[str]:
         return (probe.label for probe in self.probes)

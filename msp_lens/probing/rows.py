@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msp_lens._arrays import moved
 from msp_lens._checks import Count, Seed, check_finite, checked
+from msp_lens._names import meant
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap, stream_words
 from msp_lens.data.belief_dataset import prefix_hashes
 from msp_lens.data.labelled import BELIEF
@@ -321,7 +322,8 @@ def taken(activations: Any, site: str) -> Float[Tensor, "*batch feature"]:
         return values if values.ndim == 2 else Site(site).take(values)
     found = Site.parse(site)
     if found.hook not in activations.keys():  # noqa: SIM118
-        raise KeyError(f"There are no activations of {site!r}; there are some of {', '.join(activations.keys())}.")
+        there_are, near = ", ".join(activations.keys()), meant(found.hook, activations.keys())
+        raise KeyError(f"There are no activations of {site!r}; there are some of {there_are}.{near}")
     return found.take(activations[found.hook])
 
 

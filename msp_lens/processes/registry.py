@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from msp_lens._checks import checked
+from msp_lens._names import meant
 from msp_lens.processes.process import Process, shown_parameters
 
 Parameter = float | Sequence[float]
@@ -66,7 +67,7 @@ def build_process(name: str, parameters: Mapping[str, Any] | None = None) -> Pro
     for key in parameters or {}:
         if key not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"{name} has no parameter {key!r}; {has}.")
+            raise ValueError(f"{name} has no parameter {key!r}; {has}.{meant(key, known)}")
     return CATALOG[name](**(parameters or {}))
 
 
@@ -95,7 +96,8 @@ def catalog_entry(name: str) -> CatalogEntry:
 
 def _builder(name: str) -> Callable[..., Process]:
     if name not in CATALOG:
-        raise KeyError(f"No process {name!r} in the catalog; there are {', '.join(sorted(CATALOG))}.")
+        there_are = ", ".join(sorted(CATALOG))
+        raise KeyError(f"No process {name!r} in the catalog; there are {there_are}.{meant(name, CATALOG)}")
     return CATALOG[name]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Complex128, Float64
 from torch import Tensor
 
+from msp_lens._names import meant
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 
@@ -94,14 +95,14 @@ class NetworkAttention(Value):
         """The head with this label, or a layer's heads together (`"layer 0"`); `KeyError` if there is none."""
         found = {each.head: each for each in self.heads}
         if label not in found:
-            raise KeyError(f"No head {label!r}; there are {', '.join(found)}.")
+            raise KeyError(f"No head {label!r}; there are {', '.join(found)}.{meant(label, found)}")
         return found[label]
 
     def site(self, label: str) -> SiteReading:
         """The site with this label; `KeyError` if there is none."""
         found = {each.site: each for each in self.sites}
         if label not in found:
-            raise KeyError(f"No site {label!r}; there are {', '.join(found)}.")
+            raise KeyError(f"No site {label!r}; there are {', '.join(found)}.{meant(label, found)}")
         return found[label]
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, Seed, check_finite, checked
+from msp_lens._names import meant
 from msp_lens._random import derived_generator
 from msp_lens._tables import TableView
 from msp_lens._values import Value
@@ -94,7 +95,7 @@ class CurvedBeliefs(Value, TableView):
     def __getitem__(self, site: str) -> Curvature:
         found = {each.site: each for each in self.sites}
         if site not in found:
-            raise KeyError(f"No site {site!r}; there are {', '.join(found)}.")
+            raise KeyError(f"No site {site!r}; there are {', '.join(found)}.{meant(site, found)}")
         return found[site]
 
     def to_dataframe(self) -> pd.DataFrame:

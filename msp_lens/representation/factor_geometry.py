@@ -28,6 +28,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, Seed, checked
+from msp_lens._names import meant
 from msp_lens._random import derived_generator
 from msp_lens._tables import TableView
 from msp_lens._values import Value
@@ -152,7 +153,8 @@ class FactorGeometry(Value, TableView):
                 return each
         there = ", ".join(dict.fromkeys(each.site for each in self.sites))
         models = ", ".join(dict.fromkeys(each.model for each in self.sites))
-        raise KeyError(f"No site {site!r} of {model!r}; there are {there} of {models}.")
+        near = meant(site, (each.site for each in self.sites if each.site != site))
+        raise KeyError(f"No site {site!r} of {model!r}; there are {there} of {models}.{near}")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each model and site."""

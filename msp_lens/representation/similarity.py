@@ -24,6 +24,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
+from msp_lens._names import meant
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 from msp_lens.data import BeliefDataset, LabelledTokens, Weighting
@@ -123,7 +124,8 @@ def similarity(
     if len(models) < 2:
         raise ValueError(f"models names {len(models)}: give at least two networks to compare.")
     if unknown := [name for name in sites or {} if name not in models]:
-        raise KeyError(f"sites names {unknown[0]!r}; there are the models {', '.join(map(repr, models))}.")
+        there_are = ", ".join(map(repr, models))
+        raise KeyError(f"sites names {unknown[0]!r}; there are the models {there_are}.{meant(unknown[0], models)}")
     chosen = {
         name: list(find_sites(model, sites[name])) if sites and name in sites else list(find_sites(model, None))[-1:]
         for name, model in models.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from msp_lens._checks import Seed, check_at_least, checked
 from msp_lens._distributed import agreed, is_main, process_count, share, total, wait
 from msp_lens._files import without_nan
+from msp_lens._long_work import going_on
 from msp_lens._tables import nats_text
 from msp_lens._threads import fitting_threads
 from msp_lens.beliefs.information import optimal_losses
@@ -120,8 +121,12 @@ def train(
         try:
             weights_read = sum(parameter.numel() for parameter in model.parameters())
             multiply_adds = weights_read * config.batch_size * n_ctx // process_count()
-            alone = owned(folder.path) if folder is not None else nullcontext()
-            with alone, fitting_threads(multiply_adds, model_device(model)):
+            with ExitStack() as stack:
+                if folder is not None:
+                    stack.enter_context(owned(folder.path))
+                    how = f"call train again with out={str(folder.path)!r} and the same options: it resumes"
+                    stack.enter_context(going_on(f"To go on, {how} from the last save."))
+                stack.enter_context(fitting_threads(multiply_adds, model_device(model)))
                 return _train(workers, process, config, n_ctx, seed, folder, resume, log_to, progress)
         except BaseException:
             for module, mode in modes:

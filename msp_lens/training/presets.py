@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, get_args
 
 from msp_lens._checks import checked
+from msp_lens._names import meant
 from msp_lens.models.architecture import RecurrentConfig, RecurrentKind
 from msp_lens.models.build import ModelConfig
 from msp_lens.processes.process import Process
@@ -89,5 +90,6 @@ def recipe(preset: str, process: Process) -> Recipe:
         64
     """
     if preset not in PRESETS:
-        raise KeyError(f"No preset {preset!r}: choose one of {', '.join(map(repr, PRESETS))}.")
+        there_are = ", ".join(map(repr, PRESETS))
+        raise KeyError(f"No preset {preset!r}: choose one of {there_are}.{meant(preset, PRESETS)}")
     return PRESETS[preset](process)

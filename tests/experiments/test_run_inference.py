@@ -78,7 +78,7 @@ def test_a_report_made_again_has_what_was_inferred(copied, finished):
     renewed = SECTION.search((copied / "report.html").read_text())[0]
     study = report(copied, progress=False)
     assert study.inference == found
-    assert repr(found) in repr(study)
+    assert repr(found) in study.details()
     assert SECTION.search((copied / "report.html").read_text())[0] == renewed
 
 

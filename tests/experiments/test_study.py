@@ -34,8 +34,27 @@ def study(tmp_path_factory):
 
 def test_everything_is_there(study):
     assert {file.name for file in study.folder.iterdir()} == {*run_folder.RUN_FILES, "checkpoints", ".lock"}
-    assert "Report: " in repr(study)
-    assert "Emergence of beliefs" in repr(study)
+    assert "Report: " in study.details()
+    assert "Emergence of beliefs" in study.details()
+
+
+def test_the_answer_is_told_in_some_ten_lines(study, monkeypatch):
+    found, best = study.summary(), study.report.best_site
+    control, first = study.report.controls.best(best.label), study.emergence.snapshots[0].report[best.label]
+    said = f"R² {best.scores.held_out.r2:.4f} held out, best at {best.label}; {control.held_out.r2:.4f} for the best"
+    assert found["belief read"].startswith(said)
+    assert f"{first.scores.held_out.r2:.4f} before training" in found["belief read"]
+    assert found["skill"].startswith(f"{study.report.skill(best.label):.2f}: ")
+    steered = study.interventions.select(site=best.label, edit="steer")
+    assert f"moves predictions {100 * steered.recovery:.1f} % of the way" in found["belief used"]
+    assert found["trained"].startswith("transformer of 2 layers, width 16, 150 steps")
+    assert f"msp-lens infer {study.folder}" in found["its world"]
+    assert found["report"] == str(study.page)
+    for width, most in ((120, 18), (80, 24)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = repr(study).splitlines()
+        assert len(lines) <= most
+        assert all(len(line) <= width or str(study.folder) in line for line in lines)
 
 
 def test_beliefs_are_followed_along_the_training(study):
@@ -65,7 +84,7 @@ def test_results_can_be_loaded_and_agree(study):
         found = getattr(study, name)
         assert findings[name] == found.to_dict()
         assert {row["site"] for row in findings[name]["results"]} >= {"0_pre", "0_post", "1_post", "ln_final"}
-        assert found.title in repr(study)
+        assert found.title in study.details()
     again = msp.necessity(loaded.model, loaded.process, probes=again, n_words=50).to_dataframe()
     assert again["regret"].tolist() == pytest.approx(study.necessity.to_dataframe()["regret"].tolist(), rel=1e-4)
 
@@ -234,7 +253,7 @@ def test_scores_over_seeds(tmp_path, tinier):
     study = msp.run(msp.processes.z1r(), out=tmp_path, seeds=2, seed=5, **tinier)
     found = study.over_seeds
     assert found.seeds == (5, 6)
-    assert "5, 6" in repr(study)
+    assert "5, 6" in study.details()
     table = found.to_dataframe().set_index(["seed", "site"])
     for seed in found.seeds:
         run = msp.train(msp.processes.z1r(), preset="tinier", seed=seed, progress=False)
@@ -366,7 +385,7 @@ def test_other_processes_run_to_the_end(process, skipped, tmp_path, tinier):
     assert study.skipped.keys() == skipped.keys()
     for name, reason in skipped.items():
         assert reason in study.skipped[name]
-        assert reason in repr(study)
+        assert reason in study.details()
     assert page.count("Not run for this network") == len(skipped)
     n_answers = page.count("Does writing a different belief change the predictions accordingly?")
     assert n_answers == len({"interventions"} - skipped.keys())

@@ -90,7 +90,10 @@ def test_a_device_that_is_not_there_is_refused():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (CONFIG.to_dict() | {"n_layer": 2}, "'n_layer', which no model of TransformerLens has: did you mean n_layers"),
+        (
+            CONFIG.to_dict() | {"n_layer": 2},
+            "'n_layer', .* leave it out. Did you mean n_layers",
+        ),
         (CONFIG.to_dict() | {"d_model": "16"}, r"config\.d_model='16': give a whole number"),
         (CONFIG.to_dict() | {"n_heads": 2.5}, r"config\.n_heads=2\.5: give a whole number"),
         (CONFIG.to_dict() | {"act_fn": "foo"}, r"config\.act_fn='foo': choose one of 'relu'"),

@@ -135,7 +135,7 @@ class TestStateDictsOfAHookedTransformer:
             torch.testing.assert_close(msp.load_model(state, config=rest | {"act_fn": "silu"})(tokens), logits)
 
     def test_a_misspelled_field(self):
-        with pytest.raises(ValueError, match="did you mean act_fn"):
+        with pytest.raises(ValueError, match="Did you mean act_fn"):
             msp.load_model(what_it_said("plain")[0], config={"act_fun": "relu"})
 
     def test_other_networks(self):

@@ -390,7 +390,7 @@ def force(networks: Sequence[Trained], edits: Sequence[str]) -> InterventionRepo
         reader = probe(each.model, dataset, sites=SITE, controls=False, progress=False)
         makers = {**EDITS, **state_edits(each.model, each.process)}
         asked = {name: makers[name] for name in edits}
-        found = intervene(each.model, each.process, probes=reader, edits=asked, targets="vertex")
+        found = intervene(each.model, each.process, probes=reader, edits=asked, targets="vertex", progress=False)
         tables.append(found.table.assign(site=each.process.name))
         position = found.provenance["positions"][0]
     means = pd.concat(tables).groupby(["site", "edit"], sort=False, as_index=False)["kl_to_target"].mean()
