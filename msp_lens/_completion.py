@@ -30,7 +30,7 @@ def complete_process(incomplete: str) -> Candidates:
 
 def complete_parameter(ctx: typer.Context, incomplete: str) -> Candidates:
     """The parameters of the process named before, with their defaults, but for those that are given."""
-    build = _catalog().get(str(ctx.params.get("process")))
+    build = _catalog().get(str(_named_before(ctx, "process")))
     if build is None:
         return []
     given = {str(pair).partition("=")[0] for pair in ctx.params.get("param") or ()}
@@ -78,7 +78,7 @@ def complete_model(incomplete: str) -> Candidates:
 
 def complete_site(ctx: typer.Context, incomplete: str) -> Candidates:
     """The labels of the sites along the residual stream of the model named before, or of its recurrent states."""
-    fields = _model_fields(ctx.params.get("model") or ctx.params.get("run"))
+    fields = _model_fields(_named_before(ctx, "model", "run"))
     layers = range(fields["n_layers"]) if isinstance(fields.get("n_layers"), int) else range(0)
     if "kind" in fields:
         states = ("cell", "hidden") if fields["kind"] == "lstm" else ("hidden",)
@@ -87,6 +87,16 @@ def complete_site(ctx: typer.Context, incomplete: str) -> Candidates:
     between = ("post",) if fields.get("attn_only") else ("mid", "post")
     labels = ["0_pre", *(f"{layer}_{each}" for layer in layers for each in between), "ln_final", "all"]
     return _begun([(each, "") for each in labels], incomplete) if layers else []
+
+
+def _named_before(ctx: typer.Context, *names: str) -> Any:
+    """What an option or the first argument of one of these names was given before; `None` if it was not."""
+    for name in names:
+        if ctx.params.get(name):
+            return ctx.params[name]
+    # After an option that still lacks its value, arguments are left as they were written.
+    first = next((each.name for each in ctx.command.params if each.param_type_name == "argument"), None)
+    return ctx.args[0] if first in names and ctx.args else None
 
 
 def _begun(candidates: Iterable[tuple[str, str]], incomplete: str) -> Candidates:

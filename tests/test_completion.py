@@ -17,6 +17,11 @@ from msp_lens.processes.registry import CATALOG, catalog_entry
 from msp_lens.training import PRESETS
 
 
+def asked(**given):
+    """What the shell knows of the command so far."""
+    return SimpleNamespace(params=given, args=[], command=SimpleNamespace(params=[]))
+
+
 def names(candidates):
     return [name for name, _ in candidates]
 
@@ -45,7 +50,7 @@ def test_processes_come_with_what_they_are():
 
 def test_parameters_are_those_of_the_process_named():
     def complete(incomplete, **given):
-        return names(completion.complete_parameter(SimpleNamespace(params=given), incomplete))
+        return names(completion.complete_parameter(asked(**given), incomplete))
 
     for name in CATALOG:
         defaults = {pair.partition("=")[0] for pair in complete("", process=name)}
@@ -70,13 +75,13 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("name", ["transformer", "lstm"])
 def test_sites_are_those_of_the_model_named(models, name):
     path = models / "runs" / name
-    labels = {site_label(site) for site in find_sites(msp.load_checkpoint(path).model)} - {"embed", "hook_embed"}
+    labels = {site_label(site) for site in find_sites(msp.load_checkpoint(path).model, None)} - {"embed", "hook_embed"}
     for given in ({"model": path}, {"run": str(path)}, {"model": path / "model.safetensors"}):
-        found = names(completion.complete_site(SimpleNamespace(params=given), ""))
+        found = names(completion.complete_site(asked(**given), ""))
         assert labels <= set(found)
         # Each of them is a site.
         assert find_sites(msp.load_checkpoint(path).model, [each for each in found if each != "all"])
-    found = names(completion.complete_site(SimpleNamespace(params={"model": path}), "1_"))
+    found = names(completion.complete_site(asked(model=path), "1_"))
     assert found
     assert all(each.startswith("1_") for each in found)
 
@@ -84,7 +89,7 @@ def test_sites_are_those_of_the_model_named(models, name):
 def test_there_are_no_sites_of_a_model_that_cannot_be_read(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 20)
     for given in ({}, {"model": tmp_path}, {"model": tmp_path / "nowhere"}):
-        assert completion.complete_site(SimpleNamespace(params=given), "") == []
+        assert completion.complete_site(asked(**given), "") == []
 
 
 def test_folders_that_hold_a_model_are_found(models, monkeypatch):
@@ -97,7 +102,7 @@ def test_folders_that_hold_a_model_are_found(models, monkeypatch):
     assert names(completion.complete_model("nowhere/")) == []
 
 
-def test_a_shell_gets_completions_without_torch():
+def test_a_shell_gets_completions_without_torch(models):
     """As bash asks for them, and without the imports that take seconds."""
     program = (
         "import sys\nfrom msp_lens import cli\n"
@@ -106,9 +111,12 @@ def test_a_shell_gets_completions_without_torch():
     for words, expected in (
         ("msp-lens run mess", "mess3"),
         ("msp-lens run mess3 --param a", "a=0.85"),
+        ("msp-lens msp mess3 --param x=0.1 -p ", "a=0.85"),
+        ("msp-lens probe runs/x --process mess3 --param x", "x=0.05"),
         ("msp-lens intervene runs/x --edit wro", "wrong-belief"),
+        (f"msp-lens probe {models / 'runs' / 'transformer'} --site 1_p", "1_post"),
         ("msp-lens probe runs/x --solver rid", "ridge"),
     ):
-        asked = {"_MSP_LENS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-        done = subprocess.run([sys.executable, "-c", program], env=asked, capture_output=True, text=True, check=False)
+        wanted = {"_MSP_LENS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run([sys.executable, "-c", program], env=wanted, capture_output=True, text=True, check=False)
         assert done.stdout.split() == [expected], done.stderr

@@ -17,7 +17,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from msp_lens._checks import Seed, checked
-from msp_lens._names import meant
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 from msp_lens.models.hooked import (
@@ -87,8 +86,7 @@ class ModelCheck(Value, TableView):
         for each in self.findings:
             if each.check == check:
                 return each
-        checks = [each.check for each in self.findings]
-        raise KeyError(f"There is no check {check!r}; there are {', '.join(checks)}.{meant(check, checks)}")
+        raise KeyError(f"There is no check {check!r}; there are {', '.join(each.check for each in self.findings)}.")
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each check."""

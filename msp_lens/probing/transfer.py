@@ -26,7 +26,6 @@ from torch import Tensor
 
 from msp_lens._checks import Count, Seed, check_finite, checked
 from msp_lens._distributed import share
-from msp_lens._names import meant
 from msp_lens._tables import TableView
 from msp_lens._values import Value
 from msp_lens.controls.control_scores import Controls, ControlScore, interval_text, r2_text
@@ -107,9 +106,7 @@ class TransferReport(Value, TableView):
         if len(found) != 1:
             places = ", ".join(f"{each.probe!r} at {each.site!r}" for each in self.scores)
             missing = f"No probe {probe!r}" + (f" read at {site!r}" if site is not None else "")
-            problem = f"{probe!r} was read at several places" if found else missing
-            near = "" if found else meant(probe, (each.probe for each in self.scores))
-            raise KeyError(f"{problem}; there are {places}.{near}")
+            raise KeyError(f"{f'{probe!r} was read at several places' if found else missing}; there are {places}.")
         return found[0]
 
     @property
