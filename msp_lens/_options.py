@@ -145,16 +145,18 @@ def chosen_sites(sites: list[str] | None) -> Any:
     return "all" if sites == ["all"] else sites or None
 
 
-def best_read(report: ProbeTables) -> list[str]:
-    """Where a belief is read best, beside the best control: the answer of a probe in a sentence."""
+def best_read(report: ProbeTables, process: Process) -> list[str]:
+    """Where a belief is read best, beside the best control: the answer of a probe in a sentence or two."""
     from msp_lens._tables import skill_text
 
-    best = report.best_site
+    best, name = report.best_site, repr(process).partition(": ")[0]
     control, skill = report.controls.best(best.label), report.skill(best.label)
-    found = f"Read best at {best.label}: R² {best.scores.held_out.r2:.4f}, held out"
+    found = f"The belief of {name} is read best at {best.label}: R² {best.scores.held_out.r2:.4f}, held out"
     if control is None or math.isnan(skill):
         return [f"{found}."]
     beside = f"the best control ({control.name}) reaches {control.held_out.r2:.4f}"
+    if skill <= 0:
+        return [f"{found}, which is no more than a control explains: {beside} (skill {skill_text(skill)})."]
     return [f"{found}; {beside}. Of what that leaves, the network explains {skill_text(skill)} (skill)."]
 
 

@@ -221,7 +221,7 @@ def probe(
         if out is not None:
             report.save(out)
         shown = report if part is None else report.parts[part]
-        told = in_short(shown, best_read(shown), is_verbose=verbose)
+        told = in_short(shown, best_read(shown, chosen), is_verbose=verbose)
         show(told, shown.to_dict(), as_json, plot, drawn=shown)
 
 
