@@ -47,7 +47,7 @@ def test_the_answer_is_told_in_some_ten_lines(study, monkeypatch):
     assert found["skill"].startswith(f"{study.report.skill(best.label):.2f}: ")
     steered = study.interventions.select(site=best.label, edit="steer")
     assert f"moves predictions {100 * steered.recovery:.1f} % of the way" in found["belief used"]
-    assert found["trained"].startswith("transformer of 2 layers, width 16, 150 steps")
+    assert found["trained"].startswith(f"transformer of 2 layers, width 16, {study.training.step} steps")
     assert f"msp-lens infer {study.folder}" in found["its world"]
     assert found["report"] == str(study.page)
     for width, most in ((120, 18), (80, 24)):
