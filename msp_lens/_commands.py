@@ -95,10 +95,11 @@ def _usage_message(error: Any, arguments: Sequence[str]) -> str:
             if name == option:
                 value = value or "".join(arguments[place + 1 : place + 2])
                 rule = str(error.message).removeprefix("Value error, ").rstrip(".")
-                near = meant(value, getattr(error.param.type, "choices", ()))
+                # The choices stand in the rule, if there are any, each between quotes.
+                near = meant(value, [each for each in re.findall(r"'([^']*)'", rule) if each != value])
                 return f"{option} {value}: {rule[:1].lower()}{rule[1:]}.{near}"
     if possible := getattr(error, "possibilities", None):
-        return f"{error.message.rstrip('.')}. Did you mean {sorted(possible)[0]}?"
+        return f"{error.message.rstrip('.')}.{meant(error.option_name, possible)}"
     return error.format_message()
 
 

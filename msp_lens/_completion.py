@@ -124,11 +124,10 @@ def _first_line(function: ast.FunctionDef) -> str:
 def _assigned(file: str, name: str) -> ast.expr:
     """What a module assigns to a name first."""
     for node in _tree(file).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(each, ast.Name) and each.id == name for each in targets) and node.value is not None:
-            return node.value
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(each, ast.Name) and each.id == name for each in targets):
+                return node.value
     raise KeyError(f"{file} assigns nothing to {name}.")
 
 

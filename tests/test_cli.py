@@ -193,6 +193,11 @@ def test_theory_is_told_and_drawn(tmp_path):
         (["probe", "{trained}", "--solver", "reduced_rank"], "needs a rank"),
         (["probe", "{trained}", "--solver", "lasso"], "--solver lasso: "),
         (["probe", "{trained}", "--split", "half"], "--split half: "),
+        (["probe", "{trained}", "--solver", "reduced"], "Did you mean reduced_rank?"),
+        (["probe", "{trained}", "--sitee", "2_post"], "No such option: --sitee. Did you mean --site?"),
+        (["probe", "{trained}x"], "Did you mean {trained}?"),
+        (["intervene", "{trained}", "--edit", "ster"], "Did you mean steer?"),
+        (["prob", "{trained}"], "Did you mean 'probe'?"),
         (["probe", "{trained}", "--untrained", "-1"], "--untrained -1: "),
         (["probe", "{trained}", "--plot", "fractal.doc"], "pictures are .png"),
         (["probe", "{trained}", "--plot", "/nowhere/fractal.png"], "there is no folder /nowhere"),
@@ -244,7 +249,7 @@ def test_wrong_usage_is_one_line_before_any_work(trained, arguments, message, mo
     result = call_here(*(argument.format(trained=trained[0]) for argument in arguments))
     assert result.exit_code == 2, result.exception
     assert result.stdout == ""
-    assert message in result.stderr
+    assert message.format(trained=trained[0]) in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("msp-lens: ")
     assert len(result.stderr) < 500
