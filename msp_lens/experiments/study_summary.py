@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from msp_lens._tables import nats_text
+from msp_lens._tables import nats_text, skill_text
 from msp_lens.formation import Emergence
 from msp_lens.inference import Inference
 from msp_lens.interventions.intervention_report import InterventionReport, percent
@@ -66,7 +66,9 @@ def key_results(
     beside = f"; {', '.join(compared)}" if compared else ""
     found["belief read"] = f"R² {best.scores.held_out.r2:.4f} held out, best at {best.label}{beside}"
     if not math.isnan(skill := report.skill(best.label)):
-        found["skill"] = f"{skill:.2f}: the share of what that control leaves unexplained that the network explains"
+        share = "the share of what that control leaves unexplained that the network explains"
+        less = "below 0, as that control reads the belief better than the network does"
+        found["skill"] = f"{skill_text(skill, digits=2)}: {share if skill > 0 else less}"
     if interventions is not None:
         edits = ("steer", "placebo", "donor")
         share = {edit: percent(interventions.select(site=best.label, edit=edit).recovery) for edit in edits}
