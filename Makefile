@@ -25,7 +25,7 @@ KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py t
 	published.py requests.py rrxor.py targets.py) \
 	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)
 
-.PHONY: demo shell test test-fast test-3 test-4 test-newest lint lock mutants benchmark records clean
+.PHONY: demo shell test test-fast test-3 test-4 test-newest lint lock mutants notebooks benchmark records clean
 
 demo: .venv/core
 	.venv/bin/msp-lens run mess3
@@ -72,6 +72,10 @@ benchmark: .venv/installed
 	.venv/bin/python -m tests.benchmarks.interventions
 	.venv/bin/python -m tests.benchmarks.inference
 	.venv/bin/python -m tests.benchmarks.training
+
+# The outputs that the notebooks keep; half an hour on an idle machine.
+notebooks: .venv/installed
+	.venv/bin/python -m tests.execute_demos
 
 # Seconds to a fixed regret, kept by commit and machine; only on an idle machine.
 records: .venv/installed
