@@ -89,6 +89,11 @@ METHODS = (
     "probing.ProbeReport.load",
     "probing.ProbeReport.distances",
     "probing.ProbeReport.geometry",
+    "interventions.SteeringVector.hook",
+    "interventions.SteeringVector.steer",
+    "interventions.SteeringVector.to_neuronpedia",
+    "interventions.SteeringVector.save",
+    "interventions.SteeringVector.load",
     "formation.Emergence.load",
     "experiments.SweepResult.load",
     "training.TrainingConfig.from_dict",
@@ -233,6 +238,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "probe": lambda: good("report")[SITE],
     "probes": lambda: [good("probe")],
     "edit": lambda: msp.interventions.steer(good("probe")),
+    "steering vector": lambda: msp.interventions.steering_vector(good("probe"), good("belief")),
     "beginning": lambda: torch.tensor([[0, 1]]),
     "edits": lambda: good("edit"),
     "changes": dict,
@@ -278,7 +284,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "optimal": distributions,
     "log_predicted": lambda: distributions().log(),
     "symbols": lambda: (0, 1),
-    **{name: lambda: "nowhere" for name in ("path", "name_or_path", "folder", "out", "run")},
+    **{name: lambda: "nowhere" for name in ("path", "name_or_path", "folder", "out", "run", "what")},
     **{
         name: lambda: 2 for name in ("length", "depth", "position", "width", "n_words", "n_ctx", "n_tokens", "n_states")
     },
@@ -292,6 +298,8 @@ GOOD: dict[str, Callable[[], Any]] = {
     "name": lambda: "z1r",
     "preset": lambda: "quick",
     "kind": lambda: "gru",
+    "repository": lambda: "someone/name",
+    "model_id": lambda: "tiny",
 }
 OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
     "BeliefDataset": {"beliefs": lambda: good("beliefs")[None]},
@@ -365,6 +373,7 @@ def instance_of(path: str) -> Any:
         "BeliefDataset": "dataset",
         "BeliefProbe": "probe",
         "ProbeReport": "report",
+        "SteeringVector": "steering vector",
     }
     return msp.TokenMap((0, 1)) if owner == "TokenMap" else good(names[owner])
 
@@ -386,7 +395,10 @@ def cases() -> list[Case]:
         for name, parameter in parameters(path).items():
             if name in annotations:
                 for bad in sorted(bad_for(annotations[name], name)):
-                    if (path, name, bad) not in ALLOWED and parameter.kind is not parameter.VAR_KEYWORD:
+                    if (path, name, bad) not in ALLOWED and parameter.kind not in (
+                        parameter.VAR_KEYWORD,
+                        parameter.VAR_POSITIONAL,
+                    ):
                         found.append(Case(path, name, bad))
     return found
 

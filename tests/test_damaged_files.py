@@ -137,6 +137,11 @@ READERS = {
         lambda path: report()["blocks.0.hook_resid_post"].save(path / "probe.safetensors"),
         lambda path: msp.BeliefProbe.load(path / "probe.safetensors"),
     ),
+    "steering vector": Reader(
+        "vector.safetensors",
+        lambda path: msp.interventions.steering_vector(report()["0_post"], [1, 0, 0]).save(path / "vector.safetensors"),
+        lambda path: str(msp.interventions.SteeringVector.load(path / "vector.safetensors")),
+    ),
     "report": Reader(
         "report.safetensors",
         lambda path: report_with_parts().save(path / "report.safetensors"),

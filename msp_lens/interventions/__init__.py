@@ -1,6 +1,5 @@
 """Write beliefs: edits of the residual stream, and the experiments that tell whether the network uses them."""
 
-from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.consistency import bayes_consistency, prediction_consistency
 from msp_lens.interventions.edits import (
     Edit,
@@ -23,6 +22,8 @@ from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.menu import EDITS, Material
 from msp_lens.interventions.necessity import necessity
 from msp_lens.interventions.persistence import persistence
+from msp_lens.interventions.real_activations import Centroids, belief_centroids
+from msp_lens.interventions.steering_vector import SteeringVector, steering_vector
 from msp_lens.interventions.targets import TARGETS, Targets, another_part, nearest_words
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Edit",
     "InterventionReport",
     "Material",
+    "SteeringVector",
     "Targets",
     "another_part",
     "applying",
@@ -57,5 +59,6 @@ __all__ = [
     "project_out_random",
     "pseudo_inverse_shift",
     "steer",
+    "steering_vector",
     "toward",
 ]

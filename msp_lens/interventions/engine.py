@@ -31,10 +31,8 @@ from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.trajectories import continuations, follow
 from msp_lens.data import words as words_of
 from msp_lens.data.belief_dataset import default_count
-from msp_lens.interventions.centroids import Centroids, belief_centroids
 from msp_lens.interventions.edits import Edit, applying
 from msp_lens.interventions.intervention_report import acts_on_belief
-from msp_lens.interventions.manifold import Cloud, cloud_words, numbered
 from msp_lens.interventions.menu import PLACEBOS, REFERENCES, Edits, Material, check_makes, resolve_edits
 from msp_lens.interventions.preparation import (
     Probes,
@@ -43,6 +41,7 @@ from msp_lens.interventions.preparation import (
     log_probabilities,
     single_site_probes,
 )
+from msp_lens.interventions.real_activations import Centroids, Cloud, belief_centroids, cloud_words, numbered
 from msp_lens.interventions.targets import AskedTargets, resolve_targets
 from msp_lens.models.activations import stream_activations, words_per_batch
 from msp_lens.models.beginning import after_beginning, keeps_beginnings

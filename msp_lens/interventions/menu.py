@@ -12,9 +12,9 @@ from torch import Tensor
 
 from msp_lens.interventions import edits as write
 from msp_lens.interventions import erasure
-from msp_lens.interventions.centroids import Centroids
 from msp_lens.interventions.edits import Edit
 from msp_lens.interventions.preparation import from_menu
+from msp_lens.interventions.real_activations import Centroids
 from msp_lens.probing.belief_probe import BeliefProbe
 
 

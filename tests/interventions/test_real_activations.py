@@ -7,7 +7,7 @@ import torch
 
 import msp_lens as msp
 from msp_lens.interventions import EDITS, edits
-from msp_lens.interventions.manifold import Cloud, cloud_words
+from msp_lens.interventions.real_activations import Cloud, cloud_words
 from tests.hooked_models import Observer
 
 POSITION = 3
