@@ -16,7 +16,7 @@ FLOORS = (
     ("_arrays", "_extras", "_names", "_plain", "_version"),
     ("_annotations", "_ranges"),
     ("_random", "_values", "_files", "_tables", "_threads", "_templates", "_parallel", "_checks", "_distributed"),
-    ("_long_work",),
+    ("_hub", "_long_work"),
     ("_commands",),
     ("figures",),
     ("moments",),

@@ -4,6 +4,7 @@ from msp_lens.experiments.claims import Claim, Section
 from msp_lens.experiments.reproduce import papers_to_reproduce, reproduce
 from msp_lens.experiments.reproduction import Reproduction
 from msp_lens.experiments.run_inference import infer_run
+from msp_lens.experiments.sharing import from_hub, push_to_hub
 from msp_lens.experiments.study import Study, report, run
 from msp_lens.experiments.sweep import SweepResult, SweepRun, sweep
 
@@ -14,8 +15,10 @@ __all__ = [
     "Study",
     "SweepResult",
     "SweepRun",
+    "from_hub",
     "infer_run",
     "papers_to_reproduce",
+    "push_to_hub",
     "report",
     "reproduce",
     "run",

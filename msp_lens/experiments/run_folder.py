@@ -14,6 +14,7 @@ from msp_lens.data import Weighting
 from msp_lens.inference import Inference
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
+from msp_lens.probing.probe_report import PROBES_FILE
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance
 from msp_lens.training.folder import STATE_FOLDER, check_is_folder
 from msp_lens.training.training_run import METRICS_FILE, TrainingRun
@@ -22,7 +23,16 @@ CONFIG_FILE, REPORT_FILE, PAGE_FILE, MOVIE_FILE = "config.json", "report.json", 
 PICTURES = {"fractal": "fractal.png", "sites": "sites.png", "training": "training.png"}
 # What `infer_run` adds.
 INFERENCE_FILE, INFERENCE_PICTURE = "inference.json", "inference.png"
-RUN_FILES = (CONFIG_FILE, METRICS_FILE, MODEL_FILE, *PICTURES.values(), MOVIE_FILE, REPORT_FILE, PAGE_FILE)
+RUN_FILES = (
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    PROBES_FILE,
+    *PICTURES.values(),
+    MOVIE_FILE,
+    REPORT_FILE,
+    PAGE_FILE,
+)
 # The trainings with other seeds, if there are any.
 SEEDS_FOLDER = "seeds"
 # Where a new run is made, within the folder of the old one that it replaces at the end.

@@ -53,7 +53,7 @@ from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
 from msp_lens.page.pictures import inference_picture, run_pictures
 from msp_lens.page.render import render_page
 from msp_lens.probing.fit import probe
-from msp_lens.probing.probe_report import ProbeReport
+from msp_lens.probing.probe_report import PROBES_FILE, ProbeReport
 from msp_lens.processes.process import Process
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance, saved_checkpoints
 from msp_lens.training.config import TrainingConfig
@@ -231,7 +231,7 @@ def report(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Study:
-    """Report on the training in a folder: probe, intervene, write `report.json`, `report.html` and pictures.
+    """Report on a training: probe, intervene, write `probes.safetensors`, `report.json`, `report.html` and pictures.
 
     An earlier report in the folder is replaced; the model, its checkpoints and its metrics are only read.
 
@@ -356,6 +356,7 @@ def _report(
             write_atomically(folder / file, buffer.getvalue())
         if movie is not None:
             movie.save_gif(folder / MOVIE_FILE)
+        probes.save(folder / PROBES_FILE)
         write_json(folder / REPORT_FILE, findings)
         # The page is written last: a folder that has one holds a complete run.
         write_atomically(folder / PAGE_FILE, page)

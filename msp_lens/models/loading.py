@@ -15,6 +15,7 @@ import torch
 from msp_lens._checks import checked
 from msp_lens._extras import from_extra
 from msp_lens._files import read_header, read_json, read_tensors
+from msp_lens._hub import local_path
 from msp_lens.models.architecture import checked_architecture
 from msp_lens.models.build import building, check_known, has_hooked_transformer, listed, state_tensors
 from msp_lens.models.hooked import HookedModel
@@ -47,7 +48,7 @@ def load_model(
     Args:
         name_or_path: One of
 
-            - a file or run's folder of msp_lens's;
+            - a file or run's folder of msp_lens's, or one shared on the Hugging Face hub, `"hf://user/name"`;
             - a folder of Hugging Face's, `config.json` and safetensors, of any architecture that TransformerLens has
               a bridge for; the tokenizer, if there is one, comes along;
             - a GGUF file (it takes the package `gguf`), whose weights become ordinary numbers;
@@ -81,7 +82,7 @@ def load_model(
     if isinstance(name_or_path, Mapping):
         _check_one_device(device_map, "a state dict")
         return _as_dtype(_of_state(name_or_path, "name_or_path", config, device), dtype)
-    path = Path(name_or_path).expanduser()
+    path = local_path(name_or_path)
     if not path.exists():
         return _named(str(name_or_path), config=config, dtype=dtype, device=device, device_map=device_map)
     file = _file_in(path) if path.is_dir() else path

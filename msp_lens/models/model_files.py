@@ -25,6 +25,7 @@ from torch import Tensor
 
 from msp_lens._checks import checked
 from msp_lens._files import read_entry, read_json, read_tensors, write_tensors
+from msp_lens._hub import local_path
 from msp_lens.models.architecture import fitting_architecture, plain
 from msp_lens.models.build import (
     build_model,
@@ -164,11 +165,11 @@ def load_checkpoint(
     that you have, `load_weights`.
 
     Under TransformerLens 4, a HookedTransformer's weights are converted exactly to a bridge's; a bridge's weights
-    give a bridge under TransformerLens 3, too. The model's numbers keep their dtype. No code in a file is run, and no
-    hub is asked.
+    give a bridge under TransformerLens 3, too. The model's numbers keep their dtype. No code in a file is run.
 
     Args:
-        path: The file of `save_checkpoint`, or the folder of a run.
+        path: The file of `save_checkpoint`, or the folder of a run; or what `push_to_hub` shared on the Hugging Face
+            hub, as `"hf://user/name"` or `"hf://user/name@revision"`.
         config: For a safetensors file that msp_lens did not write, a plain state dict of TransformerLens's: a
             `ModelConfig`, a mapping or a config of TransformerLens's, or a JSON file that holds one, by itself or
             under `"model"`.
@@ -187,7 +188,7 @@ def load_checkpoint(
         >>> load_checkpoint(folder)
         Checkpoint(... process=None)
     """
-    path = _model_file(path)
+    path = _model_file(local_path(path))
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(
             f"{path} is not a safetensors file, and other files are never unpickled. Convert it once, if you trust it: "

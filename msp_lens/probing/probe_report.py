@@ -17,6 +17,7 @@ from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
 from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
+from msp_lens._hub import local_path
 from msp_lens._tables import TableView, json_records, nats_text
 from msp_lens._values import same_values
 from msp_lens.controls.control_scores import Controls, ControlScore, SavedControl, interval_text, r2_text
@@ -33,6 +34,9 @@ from msp_lens.probing.probe_notes import checked_provenance, positions_left_out,
 from msp_lens.probing.probe_plots import ProbePlots
 from msp_lens.probing.probe_tables import ClassReadouts, Increment, ProbeTables, SavedIncrement, SavedReadouts
 from msp_lens.processes.process import Process
+
+# The report in a run's folder, or in a repository on the hub.
+PROBES_FILE = "probes.safetensors"
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -263,7 +267,8 @@ class ProbeReport(TableView, ProbeTables):
         """Load a report that `save` wrote.
 
         Args:
-            path: The file.
+            path: The file; a folder with a `probes.safetensors`, such as a run's; or what `push_to_hub` shared on the
+                Hugging Face hub, as `"hf://user/name"` or `"hf://user/name@revision"`.
             model: The model that was probed, for pictures and geometry; checked by its fingerprint.
             process: The process that was probed, to check its fingerprint; or the dataset that you passed to `probe`,
                 whose words are not saved.
@@ -272,7 +277,13 @@ class ProbeReport(TableView, ProbeTables):
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged or not a report, or the report is on another model or process.
         """
-        path = Path(path)
+        path = local_path(path)
+        if path.is_dir():
+            path = path / PROBES_FILE
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"{path.parent} has no {PROBES_FILE}: msp.experiments.report(folder) probes the run in a folder."
+                )
         tensors, metadata = read_tensors(path)
         if "msp_lens_report" not in metadata:
             raise ValueError(f"{path} is not a probe report of msp_lens: give a file that report.save(path) wrote.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Seed, checked
 from msp_lens._files import as_saved, read_lines
+from msp_lens._hub import local_path
 from msp_lens._tables import nats_text
 from msp_lens._values import Value
 from msp_lens.beliefs.information import optimal_losses
@@ -115,14 +116,14 @@ class _Ending(TypedDict):
 
 @checked
 def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> TrainingRun:
-    """The finished training in a folder, as `train(..., out=folder)` left it.
+    """The finished training in a folder, as `train(..., out=folder)` left it, or in one shared as `"hf://user/name"`.
 
     Raises:
         FileNotFoundError: if the folder holds no model, or no metrics.
         ValueError: if a file is damaged or of another training, or the training has not ended (call `train` again to
             resume it).
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     file = folder / MODEL_FILE
     checkpoint = load_checkpoint(folder, device=device)
     provenance, process, model = checkpoint.provenance, checkpoint.process, checkpoint.model
