@@ -19,7 +19,7 @@ from . import (
 )
 from .beliefs import filter_beliefs, next_token_probabilities
 from .data import BeliefDataset, LabelledTokens, TokenMap, words
-from .experiments import Study, SweepResult, run, sweep
+from .experiments import Study, SweepResult, compare, run, sweep
 from .formation import Emergence, emergence
 from .inference import Inference, infer
 from .interventions import InterventionReport, applying, intervene, necessity, persistence
@@ -53,6 +53,7 @@ __all__ = [
     "beliefs",
     "build_model",
     "check_model",
+    "compare",
     "controls",
     "data",
     "emergence",

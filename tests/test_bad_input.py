@@ -379,10 +379,11 @@ def instance_of(path: str) -> Any:
 
 
 def parameters(path: str) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, without `self`."""
+    """The parameters of a function, without `self` and `*others`."""
     function = named(path)
     target = function.__init__ if isinstance(function, type) else function
-    return {name: each for name, each in inspect.signature(target).parameters.items() if name not in ("self", "cls")}
+    found = inspect.signature(target).parameters.items()
+    return {name: each for name, each in found if name not in ("self", "cls") and each.kind is not each.VAR_POSITIONAL}
 
 
 def cases() -> list[Case]:
@@ -395,10 +396,7 @@ def cases() -> list[Case]:
         for name, parameter in parameters(path).items():
             if name in annotations:
                 for bad in sorted(bad_for(annotations[name], name)):
-                    if (path, name, bad) not in ALLOWED and parameter.kind not in (
-                        parameter.VAR_KEYWORD,
-                        parameter.VAR_POSITIONAL,
-                    ):
+                    if (path, name, bad) not in ALLOWED and parameter.kind is not parameter.VAR_KEYWORD:
                         found.append(Case(path, name, bad))
     return found
 

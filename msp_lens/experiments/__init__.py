@@ -1,6 +1,7 @@
 """Whole experiments: a run from process to report, sweeps of networks side by side, papers reproduced."""
 
 from msp_lens.experiments.claims import Claim, Section
+from msp_lens.experiments.report_comparison import ReportComparison, compare
 from msp_lens.experiments.reproduce import papers_to_reproduce, reproduce
 from msp_lens.experiments.reproduction import Reproduction
 from msp_lens.experiments.run_inference import infer_run
@@ -10,11 +11,13 @@ from msp_lens.experiments.sweep import SweepResult, SweepRun, sweep
 
 __all__ = [
     "Claim",
+    "ReportComparison",
     "Reproduction",
     "Section",
     "Study",
     "SweepResult",
     "SweepRun",
+    "compare",
     "from_hub",
     "infer_run",
     "papers_to_reproduce",

@@ -154,16 +154,17 @@ def from_hub(repository: str, *, revision: str | None = None, token: str | None 
     return folder
 
 
-def _gather(what: Any, stage: Path) -> None:
+def _gather(what: Study | TrainingRun | ProbeReport | str | Path, stage: Path) -> None:
     """Copy what is to be shared into a folder of its own, so that it can't change between the check and the upload."""
     if isinstance(what, ProbeReport):
         what.save(stage / PROBES_FILE)
         return
-    if isinstance(what, Study | TrainingRun) and what.folder is None:
+    place = what if isinstance(what, str | Path) else what.folder
+    if place is None:
         raise ValueError(
             "This training has no folder to share: train with out=, or share a file of save_checkpoint(path, model)."
         )
-    path = Path(what if isinstance(what, str | Path) else what.folder).expanduser()
+    path = Path(place).expanduser()
     if path.is_file():
         header = read_header(path)
         names = {HEADER: MODEL_FILE, "msp_lens_report": PROBES_FILE}
@@ -252,7 +253,7 @@ def _about(material: _Material, process: Process | None) -> Iterator[str]:
     if run is not None:
         how = run.config
         yield (
-            f"- **Training:** {run.step:,} steps of {how.batch_size} freshly sampled words, {how.optimizer} with peak "
+            f"- **Training:** {run.step:,} steps of {how.batch_size} freshly drawn words, {how.optimizer} with peak "
             f"learning rate {how.learning_rate:g}, seed {run.seed}, {run.seconds:,.0f} s."
         )
         yield (

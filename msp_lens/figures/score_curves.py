@@ -138,11 +138,13 @@ def plot_parts(
     *,
     controls: Curves | None = None,
     intervals: Mapping[str, Sequence[tuple[float | Any, float | Any]]] | None = None,
+    title: str = "Parts of the belief by site; bars: best control",
     theme: ThemeName = "light",
 ) -> Figure:
-    """Held-out R² of each part of the belief at each site: points side by side, each with its best control as a bar.
+    """Held-out R² of several things at each site: points side by side, each with its best control as a bar.
 
-    `held_out` and `controls` have a curve for each part over the sites, `intervals` the ends of each score's interval.
+    They are the parts of a belief, or several networks. `held_out` and `controls` have a curve for each over the sites,
+    `intervals` the ends of each score's interval.
 
     Raises:
         ValueError: if there is no site or no part, or not a score for each site.
@@ -170,7 +172,7 @@ def plot_parts(
         )
     scale_r2(axis, shown)
     say_if_empty(axis, *heights.values())
-    axis.set(ylabel="R², held out", title="Parts of the belief by site; bars: best control")
+    axis.set(ylabel="R², held out", title=title)
     axis.set_xticks(place, labels, rotation=25 if max(map(len, labels)) > 8 else 0)
     axis.grid(axis="y", color=look.faint, linewidth=0.4)
     legend_beside(axis)

@@ -17,10 +17,10 @@ from msp_lens._files import read_json, without_nan, write_json
 from msp_lens._tables import TableView, nats_text
 from msp_lens._values import Value
 from msp_lens.beliefs.information import entropy_rate
-from msp_lens.inference.compare import Comparison, compare
 from msp_lens.inference.likelihood import Fit
 from msp_lens.inference.operators import Operators, eigenvalues_text, sorted_eigenvalues
 from msp_lens.inference.predictive_states import PredictiveRank
+from msp_lens.inference.process_comparison import ProcessComparison, compare_processes
 from msp_lens.inference.source import Kind
 from msp_lens.processes.process import Process
 from msp_lens.processes.structure import minimal_dimension
@@ -244,9 +244,9 @@ class Inference(Value, TableView):
         return not self.doubts
 
     @checked
-    def compare(self, other: Process | Inference) -> Comparison:
+    def compare(self, other: Process | Inference) -> ProcessComparison:
         """The process beside another one, or one inferred from another network; see `compare`."""
-        return compare(self.process, other if isinstance(other, Process) else other.process)
+        return compare_processes(self.process, other if isinstance(other, Process) else other.process)
 
     @checked
     def plot(self, *, against: Process | None = None, theme: ThemeName = "light") -> Figure:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class SavedHeldOut(SavedScore):
     r2_interval: tuple[float | None, float | None]
     r2_by_fold: list[float | None]
     mse_by_cell: list[float | None]
+    # Files of earlier versions lack it.
+    variance_by_cell: NotRequired[list[float | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +89,13 @@ class HeldOutScore(Score):
             population, it shows how evenly the score is spread over them.
         r2_by_fold: R² of each fold, against the common mean.
         mse_by_cell: What each cell adds to the MSE, fold by fold.
+        variance_by_cell: What each cell adds to the variance: the same for all maps that were scored on these cells.
     """
 
     r2_interval: tuple[float, float] = (math.nan, math.nan)
     r2_by_fold: tuple[float, ...] = field(default=(), repr=False)
     mse_by_cell: tuple[float, ...] = field(default=(), repr=False)
+    variance_by_cell: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def width(self) -> float:
@@ -135,6 +139,7 @@ class CellErrors:
             r2_interval=bootstrap_interval(errors, spread),
             r2_by_fold=tuple(ratio(float(errors[k].sum()), float(spread[k].sum())) for k in folds),
             mse_by_cell=tuple((errors / total / self.errors.shape[1]).tolist()),
+            variance_by_cell=tuple((spread / total / self.errors.shape[1]).tolist()),
         )
 
 
@@ -184,6 +189,23 @@ def skill_interval(network: HeldOutScore, control: HeldOutScore) -> tuple[float,
     if len(ours) != len(theirs) or control.mse <= NOTHING_LEFT * network.variance:
         return (math.nan, math.nan)
     return bootstrap_interval(torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64))
+
+
+def r2_difference(first: HeldOutScore, second: HeldOutScore) -> tuple[float, tuple[float, float]]:
+    """R² of the second map less that of the first, with its 95 % paired bootstrap interval over cells.
+
+    Each resample draws the same cells for both maps, which stay fixed, so that what is hard for both cancels. NaN ends
+    if the two were not scored on the same cells of the same rows.
+    """
+    ours, theirs, spread, other = (
+        torch.tensor(values, dtype=torch.float64)
+        for values in (second.mse_by_cell, first.mse_by_cell, first.variance_by_cell, second.variance_by_cell)
+    )
+    is_whole = len(ours) == len(theirs) == len(spread) == len(other) > 0
+    is_paired = is_whole and bool(torch.allclose(spread, other, rtol=1e-6, atol=SMALLEST))
+    # 1 - (s - (e₁ - e₂)) / s = R²₂ - R²₁
+    interval = bootstrap_interval(spread - (theirs - ours), spread) if is_paired else (math.nan, math.nan)
+    return second.r2 - first.r2, interval
 
 
 @checked

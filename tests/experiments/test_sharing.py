@@ -250,7 +250,7 @@ class TestTheCard:
     def test_process_training_and_regret(self, card, run_folder):
         run = msp.training.load_run(run_folder)
         assert "z1r(p=0.5): 3 states, 2 tokens; states 0, 1, R; tokens 0, 1." in card
-        assert "3 steps of 4 freshly sampled words, adamw with peak learning rate 0.003, seed 0" in card
+        assert "3 steps of 4 freshly drawn words, adamw with peak learning rate 0.003, seed 0" in card
         pattern = (
             r"possible: (\S+) nats on average over positions, (\S+) at the last. "
             r"The least possible loss is (\S+) nats, so the loss is (\S+) times the optimum"

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import msp_lens as msp
-from msp_lens.inference.compare import compare
 from msp_lens.inference.machine import divergence_rate, named_by_words, simplified
+from msp_lens.inference.process_comparison import compare_processes
 from tests.inference.worlds import CATALOG, GENERALIZED
 
 processes = msp.processes
@@ -47,7 +47,7 @@ def test_leaks_and_doubles_go_and_the_machine_stays(name):
     found = simplified(with_leaks(with_a_double(process)), tolerance=1e-2)
     assert found.n_states == process.n_states
     assert found.is_unifilar
-    beside = compare(found, process)
+    beside = compare_processes(found, process)
     assert set(beside.matching.values()) == set(process.states)
     assert beside.largest_deviation < 2e-3
 
@@ -104,7 +104,7 @@ def test_a_divergence_is_the_sum_over_words():
 @given(st.integers(0, 1000), st.integers(2, 4))
 def test_a_process_is_the_same_whatever_its_states_are_called(seed, n_states):
     process = processes.random_process(n_states, 2, seed=seed)
-    beside = compare(process, relabeled(process, seed), length=5)
+    beside = compare_processes(process, relabeled(process, seed), length=5)
     assert beside.divergence < 1e-12
     assert beside.reverse < 1e-12
     assert beside.first.rank == beside.second.rank
@@ -118,7 +118,7 @@ def test_a_process_is_the_same_whatever_its_states_are_called(seed, n_states):
 def test_states_of_unifilar_machines_are_matched(name):
     process, _ = CATALOG[name]
     other = relabeled(process)
-    beside = compare(process, other)
+    beside = compare_processes(process, other)
     order = torch.randperm(process.n_states, generator=torch.Generator().manual_seed(0)).tolist()
     assert beside.matching == {process.states[k]: f"q{order.index(k)}" for k in range(process.n_states)}
     assert beside.largest_deviation < 1e-12
@@ -131,7 +131,7 @@ def test_mess3_has_other_machines_with_the_same_beliefs_up_to_an_affine_map():
     moved = inverse @ MESS3.transitions @ mixing
     assert (moved > -1e-12).all()
     other = msp.Process(moved.clamp_min(0), tokens=MESS3.tokens)
-    beside = compare(MESS3, other)
+    beside = compare_processes(MESS3, other)
     assert beside.divergence < 1e-12
     assert beside.r2_first == pytest.approx(1, abs=1e-9)
     assert beside.matching is None
@@ -143,7 +143,7 @@ def test_mess3_has_other_machines_with_the_same_beliefs_up_to_an_affine_map():
 def test_generalized_processes_are_compared_too(name):
     process, length = GENERALIZED[name]
     operators = msp.inference.spectral_operators(msp.inference.process_words(process, length), process.n_states)
-    beside = compare(process, operators.to_process(), length=6)
+    beside = compare_processes(process, operators.to_process(), length=6)
     assert beside.divergence < 1e-9
     assert beside.r2_first == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(beside.first.eigenvalues, beside.second.eigenvalues, rtol=0, atol=1e-6)
@@ -151,21 +151,21 @@ def test_generalized_processes_are_compared_too(name):
 
 def test_redundant_states_do_not_change_the_eigenvalues():
     doubled = with_a_double(processes.golden_mean(p=0.5))
-    beside = compare(doubled, processes.golden_mean(p=0.5))
+    beside = compare_processes(doubled, processes.golden_mean(p=0.5))
     assert (beside.first.n_states, beside.first.rank, beside.second.n_states) == (3, 2, 2)
     torch.testing.assert_close(beside.first.eigenvalues, beside.second.eigenvalues, rtol=0, atol=1e-9)
 
 
 def test_a_comparison_is_shown_as_a_table():
-    beside = compare(processes.even(), relabeled(processes.even()))
+    beside = compare_processes(processes.even(), relabeled(processes.even()))
     table = beside.to_dataframe()
     assert list(table.columns) == ["even", "process"]
     assert table.loc["states"].tolist() == [2, 2]
     assert "no transition differs by more than" in repr(beside)
     assert "<table>" in beside._repr_html_()
-    assert list(compare(MESS3, MESS3).to_dataframe().columns) == ["mess3 (1)", "mess3 (2)"]
+    assert list(compare_processes(MESS3, MESS3).to_dataframe().columns) == ["mess3 (1)", "mess3 (2)"]
 
 
 def test_processes_over_other_tokens_are_refused():
     with pytest.raises(ValueError, match="mess3 has 3 tokens, even 2: only processes over the same tokens"):
-        compare(MESS3, processes.even())
+        compare_processes(MESS3, processes.even())

@@ -56,8 +56,8 @@ class Invariants(Value):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Value, TableView):
-    """Two processes beside each other; `compare` makes it.
+class ProcessComparison(Value, TableView):
+    """Two processes beside each other; `compare_processes` makes it.
 
     Attributes:
         first: What the first one is.
@@ -119,7 +119,7 @@ class Comparison(Value, TableView):
 
 
 @checked
-def compare(first: Process, second: Process, *, length: Count = 10) -> Comparison:
+def compare_processes(first: Process, second: Process, *, length: Count = 10) -> ProcessComparison:
     """Two processes beside each other, by what does not depend on how their states are chosen.
 
     Args:
@@ -132,9 +132,9 @@ def compare(first: Process, second: Process, *, length: Count = 10) -> Compariso
 
     Example:
         >>> from msp_lens.processes.catalog import even, golden_mean
-        >>> compare(even(), golden_mean()).first.rank
+        >>> compare_processes(even(), golden_mean()).first.rank
         2
-        >>> compare(even(), even()).matching
+        >>> compare_processes(even(), even()).matching
         {'E': 'E', 'O': 'O'}
     """
     if first.n_tokens != second.n_tokens:
@@ -146,7 +146,9 @@ def compare(first: Process, second: Process, *, length: Count = 10) -> Compariso
     beliefs = _beliefs_along(first, second, length), _beliefs_along(second, first, length)
     matching, deviation = _matched(first, second, *beliefs[0]) if beliefs[0] is not None else (None, math.nan)
     r2 = [_affine_r2(*each) if each is not None else math.nan for each in beliefs]
-    return Comparison(_invariants(first), _invariants(second), forward, backward, r2[0], r2[1], matching, deviation)
+    return ProcessComparison(
+        _invariants(first), _invariants(second), forward, backward, r2[0], r2[1], matching, deviation
+    )
 
 
 def _invariants(process: Process) -> Invariants:
