@@ -26,8 +26,8 @@ from msp_lens.experiments.reproduction import (
     Paper,
     Reproduction,
     Trained,
+    reproduction_page,
 )
-from msp_lens.experiments.reproduction_page import reproduction_page
 from msp_lens.experiments.runs_bar import RunsBar
 from msp_lens.models.hooked import check_fits, word_length
 from msp_lens.models.loading import load_model

@@ -1,4 +1,4 @@
-"""Papers, the networks that reproducing them needs, and what a reproduction found."""
+"""Papers, the networks that reproducing them needs, what a reproduction found, and its page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Seed, checked
-from msp_lens._tables import TableView, json_records
+from msp_lens._tables import TableView, json_records, nats_text
+from msp_lens._templates import render_template
 from msp_lens._values import Value
 from msp_lens.beliefs.information import optimal_losses
 from msp_lens.experiments.claims import VERDICTS, Claim, Section, number_text
@@ -20,6 +21,7 @@ from msp_lens.models.architecture import RecurrentConfig
 from msp_lens.models.build import ModelConfig, untrained_like, versions
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
+from msp_lens.page.pictures import themed
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.regret import evaluation_words, regret_by_position
@@ -208,3 +210,48 @@ def claims_table(claims: tuple[Claim, ...]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index("claim")
+
+
+def reproduction_page(found: Reproduction) -> str:
+    """The page as one self-contained HTML file: published beside measured beside control."""
+    sections = []
+    for section in found.sections:
+        picture = themed(section.picture).embedded() if section.picture is not None else None
+        tables = [table._repr_html_() for table in section.tables]
+        shown = {"paragraphs": section.paragraphs, "picture": picture, "tables": tables}
+        sections.append(vars(section) | shown)
+    networks = [
+        {
+            "name": name,
+            "process": repr(each.process).partition(": ")[0],
+            "regret": nats_text(each.regret.mean()),
+            "origin": each.origin,
+        }
+        for name, each in found.networks.items()
+    ]
+    return render_template(
+        "msp_lens.page",
+        "reproduction.html",
+        paper=found.paper,
+        small=found.small,
+        verdict=verdict_text(found.verdicts),
+        differences=found.paper.differences(found.small),
+        sections=sections,
+        number=number_text,
+        networks=networks,
+        command=f"msp-lens reproduce {found.paper.name}{' --small' if found.small else ''}",
+        seconds=f"{sum(found.seconds):.0f} s",
+        versions=versions(),
+    )
+
+
+def verdict_text(verdicts: dict[str, int]) -> str:
+    """How many claims got each verdict, in a sentence.
+
+    Example:
+        >>> verdict_text({"reproduced": 11, "not reproduced": 1, "beyond what was run": 0})
+        '11 of 12 claims reproduced, 1 not reproduced.'
+    """
+    total = sum(verdicts.values())
+    others = "".join(f", {count} {verdict}" for verdict, count in list(verdicts.items())[1:] if count)
+    return f"{verdicts['reproduced']} of {total} claims reproduced{others}."

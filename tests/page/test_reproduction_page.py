@@ -6,8 +6,7 @@ import torch
 import msp_lens as msp
 from msp_lens.experiments.claims import Claim, Section, at_least
 from msp_lens.experiments.papers import PAPERS
-from msp_lens.experiments.reproduction import Reproduction, Trained
-from msp_lens.experiments.reproduction_page import reproduction_page
+from msp_lens.experiments.reproduction import Reproduction, Trained, reproduction_page
 from msp_lens.figures.curves import plot_regret
 from tests.page.browsing import DESKTOP, PHONE, contrast, luminance
 
