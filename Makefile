@@ -14,10 +14,11 @@ PLAIN = --doctest-modules --strict-markers
 UNCHECKED = inference test_demos.py experiments formation test_cli.py test_damaged_files.py test_bad_input.py \
 	figures/test_any_input.py interventions/test_requests.py \
 	$(addprefix interventions/test_,beginnings.py given_words.py rrxor.py token_maps.py) \
-	$(addprefix models/test_,limits.py precisions.py sharded.py) test_refusals.py page/test_page.py test_readme.py test_distribution.py
+	$(addprefix models/test_,limits.py precisions.py sharded.py) test_refusals.py page/test_page.py test_readme.py \
+	test_distribution.py docs
 # What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
 KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
-	test_cli.py test_distribution.py test_refusals.py page/test_page.py experiments formation data controls \
+	test_cli.py test_distribution.py test_refusals.py page/test_page.py experiments formation data controls docs \
 	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py) \
 	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py parts.py probe.py \
 	probe_plots.py probe_report.py transfer.py) \
@@ -25,7 +26,7 @@ KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py t
 	published.py requests.py rrxor.py targets.py) \
 	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)
 
-.PHONY: demo shell test test-fast test-3 test-4 test-newest lint lock mutants notebooks benchmark records clean
+.PHONY: demo shell docs test test-fast test-3 test-4 test-newest lint lock mutants notebooks benchmark records clean
 
 demo: .venv/core
 	.venv/bin/msp-lens run mess3
@@ -37,6 +38,11 @@ shell: .venv/core
 	@VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/.venv/bin:$$PATH" $${SHELL:-sh}
 
 test: lint test-3 test-4
+
+# The site, into build/docs; `tests/docs` builds it too, and follows its links.
+docs: .venv/installed
+	.venv/bin/python -m sphinx -W --keep-going -n -q docs build/docs
+	@echo "Open build/docs/index.html in a browser."
 
 # One thread a worker, also in the processes that tests start: threads of two jobs on the same cores wait for each other.
 test-fast test-3 test-4: export OMP_NUM_THREADS = 1
@@ -88,13 +94,13 @@ clean:
 # The newest versions of all but torch, whose other builds are gigabytes.
 test-newest:
 	rm -rf .venv-newest
-	$(call install,.venv-newest,--upgrade --editable ".[dev]" "torch==2.13.0")
+	$(call install,.venv-newest,--upgrade --editable ".[dev,docs]" "torch==2.13.0")
 	OMP_NUM_THREADS=1 .venv-newest/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="$(PLAIN)"
 
 # TransformerLens itself is not locked by constraints.txt, as both of these are installed.
 LENS_3 = 3.9.0
 LENS_4 = 4.3.0
-COMPILE = uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header --upgrade pyproject.toml
+COMPILE = uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra docs --no-annotate --no-header --upgrade pyproject.toml
 
 # Newer versions of everything, for every platform and Python. Look for newer LENS_3 and LENS_4 by hand.
 lock: .venv/installed
@@ -121,7 +127,7 @@ endef
 	touch $@
 
 .venv/installed: constraints.txt pyproject.toml
-	$(call install,.venv,--constraint constraints.txt --editable ".[dev]" "transformer-lens==$(LENS_3)")
+	$(call install,.venv,--constraint constraints.txt --editable ".[dev,docs]" "transformer-lens==$(LENS_3)")
 	touch $@ .venv/core
 
 .venv-4/installed: constraints.txt pyproject.toml
