@@ -9,24 +9,21 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 IN_PARALLEL ?= --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 PLAIN = --doctest-modules --strict-markers
-# Whole experiments, and what is generated, killed or shown: what they call has its annotations checked in its own room.
-# The longest files come first, so that no core waits for the other at the end.
-UNCHECKED = inference test_demos.py experiments formation test_cli.py test_damaged_files.py test_bad_input.py \
-	figures/test_any_input.py interventions/test_requests.py \
-	$(addprefix interventions/test_,beginnings.py given_words.py rrxor.py token_maps.py) \
-	$(addprefix models/test_,limits.py precisions.py sharded.py) test_refusals.py page/test_page.py test_readme.py \
-	test_distribution.py docs
 # What hardly depends on TransformerLens, or takes long and depends on it only through what it is made of.
-KNOWS_NOTHING = moments processes beliefs figures test_checks.py test_files.py test_bad_input.py test_damaged_files.py \
-	test_cli.py test_distribution.py test_refusals.py page/test_page.py experiments formation data controls docs \
+KNOWS_NOTHING = moments processes beliefs figures page experiments formation data controls docs \
+	$(addprefix test_,architecture.py bad_input.py checks.py cli.py damaged_files.py distributed.py distribution.py \
+	files.py parallel.py pyright.py refusals.py tables.py) \
 	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py) \
 	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py parts.py probe.py \
 	probe_plots.py probe_report.py transfer.py) \
 	$(addprefix interventions/test_,edits.py experiments.py findings.py given_words.py inferred_process.py manifold.py \
 	published.py requests.py rrxor.py targets.py) \
-	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py)
+	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py) \
+	$(addprefix training/test_,batches.py config.py folder.py resume.py)
+# The rooms whose examples build or read a network.
+KNOWS_LENS = $(addprefix msp_lens/,models training probing interventions representation)
 
-.PHONY: demo shell docs test test-fast test-3 test-4 test-newest lint lock mutants notebooks benchmark records clean
+.PHONY: demo shell docs test test-fast test-3 test-4 test-newest style lint lock mutants notebooks benchmark records clean
 
 demo: .venv/core
 	.venv/bin/msp-lens run mess3
@@ -37,7 +34,8 @@ shell: .venv/core
 	@echo "This shell finds msp-lens, for example: msp-lens infer runs/mess3. To leave it: exit"
 	@VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/.venv/bin:$$PATH" $${SHELL:-sh}
 
-test: lint test-3 test-4
+# Pyright is one of the tests (tests/test_pyright.py).
+test: style test-3 test-4
 
 # The site, into build/docs; `tests/docs` builds it too, and follows its links.
 docs: .venv/installed
@@ -51,18 +49,19 @@ test-fast test-3 test-4: export OMP_NUM_THREADS = 1
 test-fast: .venv/installed
 	.venv/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="$(PLAIN)"
 
-# With the checks of every annotated call, which cost most of the time, and then what gains nothing from them.
+# With the checks of annotated calls, but for what gains nothing from them (UNCHECKED in tests/conftest.py).
 test-3: .venv/installed
-	.venv/bin/pytest $(IN_PARALLEL) $(UNCHECKED:%=--ignore tests/%)
-	.venv/bin/pytest $(IN_PARALLEL) -o addopts="$(PLAIN)" $(UNCHECKED:%=tests/%)
+	.venv/bin/pytest $(IN_PARALLEL)
 
 # What knows TransformerLens, without these checks.
 test-4: .venv-4/installed
-	.venv-4/bin/pytest $(IN_PARALLEL) -o addopts="$(PLAIN)" $(KNOWS_NOTHING:%=--ignore tests/%) tests msp_lens
+	.venv-4/bin/pytest $(IN_PARALLEL) -o addopts="$(PLAIN)" $(KNOWS_NOTHING:%=--ignore tests/%) tests $(KNOWS_LENS)
 
-lint: .venv/installed
+style: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+lint: style
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 # Hours; continues where it was stopped. `.venv/bin/mutmut results` lists what no test noticed.

@@ -7,17 +7,19 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
 
 import msp_lens as msp
 from msp_lens._files import locked
+from tests import calls
 
 # Models here are small, and two jobs with thread pools on the same cores stall each other for minutes.
 torch.set_num_threads(1)
 
-settings.register_profile("default", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("default")
 
 # Tables are as wide as they need to be, whatever terminal the tests run in. Readline tells child processes of 80
@@ -29,11 +31,84 @@ os.unsetenv("COLUMNS")
 ORACLE = Path(os.environ.get("MSP_LENS_ORACLES", Path(__file__).parents[2] / "shared" / "oracles")) / "shai2024_mess3"
 
 
+ROOT = Path(__file__).parents[1]
+# Where annotated calls are not checked, which takes twice the time: whole experiments, and what is generated, killed or
+# shown. What they call is checked in its own room.
+UNCHECKED = (
+    "msp_lens/beliefs/description.py",
+    "msp_lens/experiments/",
+    "msp_lens/formation/",
+    "msp_lens/inference/",
+    "tests/docs/",
+    "tests/experiments/",
+    "tests/figures/test_any_input.py",
+    "tests/formation/",
+    "tests/inference/",
+    "tests/interventions/test_beginnings.py",
+    "tests/interventions/test_experiments.py",
+    "tests/interventions/test_given_words.py",
+    "tests/interventions/test_intervene.py",
+    "tests/interventions/test_requests.py",
+    "tests/interventions/test_rrxor.py",
+    "tests/interventions/test_token_maps.py",
+    "tests/models/test_limits.py",
+    "tests/models/test_precisions.py",
+    "tests/models/test_prefixes.py",
+    "tests/models/test_sharded.py",
+    "tests/models/test_threads.py",
+    "tests/models/test_untrusted_files.py",
+    "tests/models/test_wrappers.py",
+    "tests/page/",
+    "tests/probing/test_fit.py",
+    "tests/probing/test_transfer.py",
+    "tests/representation/test_attention_by_lag.py",
+    "tests/test_bad_input.py",
+    "tests/test_cli.py",
+    "tests/test_damaged_files.py",
+    "tests/test_demos.py",
+    "tests/test_distribution.py",
+    "tests/test_readme.py",
+    "tests/test_refusals.py",
+    "tests/training/test_resume.py",
+    "tests/training/test_workers.py",
+)
+# The files that take longest are the first, so that no core waits for another at the end.
+FIRST = (
+    "tests/test_pyright.py",
+    "tests/test_distribution.py",
+    "tests/test_demos.py",
+    "tests/docs/",
+    "tests/experiments/test_study.py",
+    "tests/test_cli.py",
+    "tests/inference/",
+    "tests/experiments/",
+    "tests/probing/test_fit.py",
+    "tests/figures/test_any_input.py",
+    "tests/test_damaged_files.py",
+)
+
+
+def place_in(files, item):
+    """The number of the entry that an item's file belongs to, or how many there are if it belongs to none."""
+    path = item.path.relative_to(ROOT).as_posix()
+    return next((place for place, start in enumerate(files) if path.startswith(start)), len(files))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Check annotated calls in this test, if they are checked at all (`--jaxtyping-packages`), or do not."""
+    jaxtyping.config.update("jaxtyping_disable", place_in(UNCHECKED, item) < len(UNCHECKED))
+    calls.clear()
+    return (yield)
+
+
 def pytest_collection_modifyitems(items):
     """Slow: what runs the published model on all of its 59,049 words, and files that train or start processes."""
+    items.sort(key=functools.partial(place_in, FIRST))
     whole_files = (
         "test_demos",
         "test_page",
+        "test_pyright",
         "test_reproduce",
         "test_reproduction_page",
         "test_readme",

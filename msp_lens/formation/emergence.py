@@ -70,11 +70,13 @@ def emergence(
 
     Example:
         >>> import tempfile
+        >>> from msp_lens.models import ModelConfig
         >>> from msp_lens.processes.catalog import z1r
         >>> from msp_lens.training import TrainingConfig, train
         >>> folder = tempfile.mkdtemp()
+        >>> model = ModelConfig(d_vocab=2, n_layers=1, d_model=8, n_ctx=4)
         >>> config = TrainingConfig(steps=4, batch_size=8, checkpoints=(0, 2))
-        >>> run = train(z1r(), config=config, out=folder, progress=False)
+        >>> run = train(z1r(), model, config=config, out=folder, progress=False)
         >>> found = emergence(folder, controls=False, progress=False)
         >>> found.over_training("R² held out").index.tolist()
         [0, 2, 4]

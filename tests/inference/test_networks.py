@@ -32,7 +32,7 @@ def inferred(name):
     else:
         process, *recipe = TRAINED[name]
         model = train(process, *recipe)
-    return process, msp.infer(model, progress=False)
+    return process, msp.infer(model, n_starts=8, progress=False)
 
 
 @pytest.mark.parametrize("name", ["golden mean", "even", "z1r"])
@@ -67,14 +67,14 @@ def test_a_world_without_hidden_states_is_found_as_dimensions():
 
 
 def test_a_network_stopped_early_is_not_believed():
-    found = msp.infer(train(msp.mess3(x=0.05, a=0.85), 30, 256, 3e-3), n_states=[1, 2, 3], n_starts=8, progress=False)
+    found = msp.infer(train(msp.mess3(x=0.05, a=0.85), 30, 64, 3e-3), n_states=[1, 2, 3], n_starts=4, progress=False)
     assert not found.is_trusted
     assert found.explained < 0.98
     assert found.summary()[0].startswith("No process is named with confidence.")
 
 
 def test_a_network_with_a_short_context_is_not_believed():
-    found = msp.infer(train(msp.rrxor(), 300, 256, 3e-3, n_ctx=3), n_states=[1, 2, 3], n_starts=8, progress=False)
+    found = msp.infer(train(msp.rrxor(), 100, 256, 5e-3, n_ctx=3), n_states=[1, 2, 3], n_starts=4, progress=False)
     assert not found.is_trusted
     assert found.n_states < 5
     assert any("Words of 4 tokens are too short" in doubt for doubt in found.doubts)
@@ -82,7 +82,7 @@ def test_a_network_with_a_short_context_is_not_believed():
 
 def test_rrxor_comes_back_as_it_is():
     process = msp.rrxor()
-    found = msp.infer(make.load("rrxor"), n_states=[4, 5, 6], n_starts=8, progress=False)
+    found = msp.infer(make.load("rrxor"), n_states=[4, 5, 6], n_starts=4, progress=False)
     assert found.is_trusted, found.doubts
     assert found.n_states == 5
     beside = found.compare(process)

@@ -58,7 +58,8 @@ def test_an_edit_in_one_thread_is_none_in_another(small_model, mess3):
 
 def test_probes_of_one_model(small_model, mess3):
     def scores(weighting):
-        return msp.probe(small_model, mess3, weighting=weighting, batch_size=50, progress=False).to_dataframe().to_csv()
+        less_work = {"controls": False, "by_position": False, "progress": False}
+        return msp.probe(small_model, mess3, weighting=weighting, batch_size=50, **less_work).to_dataframe().to_csv()
 
     weightings = ("probability", "sequence", "prefix")
     alone = [scores(weighting) for weighting in weightings]
@@ -77,8 +78,8 @@ def test_a_seed_means_the_same_weights_in_every_thread(global_state):
     config = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
 
     def fingerprints(seed):
-        return [model_fingerprint(msp.build_model(config, seed=seed)) for _ in range(6)]
+        return [model_fingerprint(msp.build_model(config, seed=seed)) for _ in range(3)]
 
-    together = in_threads(fingerprints, range(4))
-    assert together == [fingerprints(seed) for seed in range(4)]
-    assert len({each for one in together for each in one}) == 4
+    together = in_threads(fingerprints, range(3))
+    assert together == [fingerprints(seed) for seed in range(3)]
+    assert len({each for one in together for each in one}) == 3

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -97,6 +97,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=20)
 @given(st.data())
 def test_whatever_a_header_says_is_an_architecture_or_refused(data):
     model = msp.build_model(msp.ModelConfig(d_vocab=3, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4), seed=0)

@@ -29,14 +29,6 @@ def in_parallel(model):
     return nn.DataParallel(model)
 
 
-@pytest.fixture(autouse=True)
-def without_type_checks(request):
-    """Where every annotation is checked, `DataParallel` is refused already, as it is no `HookedModel`."""
-    is_parallel = "in_parallel" in request.node.name or "no_hooked_model" in request.node.name
-    if is_parallel and request.config.getoption("jaxtyping_packages", default=None):
-        pytest.skip("annotations are checked")
-
-
 WRAPPERS = pytest.mark.parametrize("wrap", [compiled, compiled_in_place, in_parallel])
 
 

@@ -24,6 +24,10 @@ def train(folder):
 
 def worker(index, folder):
     """The script of each process, in the environment that torchrun would give it."""
+    from accelerate.state import AcceleratorState
+
+    # A fork knows what other tests left behind.
+    AcceleratorState._reset_state(reset_partial_state=True)
     with open(f"{folder}/port") as file:
         port = file.read()
     os.environ |= {

@@ -26,7 +26,7 @@ def found(tmp_path_factory):
             name: dataclasses.replace(
                 network,
                 model=dataclasses.replace(network.model, **size),
-                training=dataclasses.replace(network.training, steps=60, batch_size=64, n_checkpoints=4),
+                training=dataclasses.replace(network.training, steps=20, batch_size=32, n_checkpoints=3),
             )
             for name, network in SHAI2024.networks(small).items()
         }
