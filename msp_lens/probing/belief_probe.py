@@ -29,6 +29,7 @@ from torch import Tensor
 
 from msp_lens._checks import Between, Count, check_finite, checked, converted
 from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
+from msp_lens._names import meant
 from msp_lens._values import Value
 from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.data.labelled import BELIEF
@@ -182,7 +183,8 @@ class BeliefProbe(Value):
 
         Args:
             model: The model to steer. Its hooks are removed at the end, also after an exception.
-            belief: `[state]` for all words, `[batch, state]` for one belief per word, or `[batch, pos, state]`.
+            belief: `[state]` for all words, `[batch, state]` for one belief per word, or `[batch, pos, state]`. For a
+                probe of labels: the name of a class or probabilities of all classes, or the target's own values.
             position: One position, several, a slice, or all (`None`); negative ones count from the end. An integer
                 tensor `[batch, pos]` gives each word its own positions, a boolean one marks them along whole words.
             strength: 0 leaves the activation unchanged, 1 moves it all the way.
@@ -209,13 +211,20 @@ class BeliefProbe(Value):
         return writing(model, {self.sites[0]: change}, position, self.checked_belief(belief))
 
     def checked_belief(self, belief: Any) -> Float64[Tensor, "*batch state"]:
-        """`belief` as a float64 tensor.
+        """`belief` as a float64 tensor; a class's name is the belief that it is certain.
 
         Raises:
-            ValueError: if it has the wrong length, is negative or not finite, or does not sum to 1.
+            KeyError: if the probe knows no class of this name.
+            ValueError: if it has the wrong length, is not finite or, unless the probe reads a target that is no
+                distribution, is negative or does not sum to 1.
         """
+        if isinstance(belief, str):
+            belief = self._certainty_of(belief)
         given: Any = belief if isinstance(belief, Tensor) else converted(belief, Float64[Tensor, "..."], "belief")
         beliefs = self._of_states(given).to("cpu", torch.float64)
+        if not self._reads_distributions:
+            check_finite(beliefs, "belief", "Give finite values of the target.")
+            return beliefs
         tolerance = 1e-4
         # NaN fails the first comparison.
         wrong = ~((beliefs.sum(dim=-1) - 1).abs() <= tolerance) | (beliefs < -tolerance).any(dim=-1)
@@ -226,6 +235,21 @@ class BeliefProbe(Value):
                 "distribution over the hidden states, with entries ≥ 0 that sum to 1. Normalize it first."
             )
         return beliefs
+
+    def _certainty_of(self, name: str) -> list[float]:
+        """All probability on one class."""
+        classes = self.provenance.get("classes") or []
+        if name not in classes:
+            known = f"this probe's classes are {', '.join(classes)}" if classes else "this probe knows no classes"
+            raise KeyError(f"No class {name!r}: {known}. Give a name of a class, or numbers.{meant(name, classes)}")
+        return [float(each == name) for each in classes]
+
+    @property
+    def _reads_distributions(self) -> bool:
+        """Whether its targets are distributions: only what always sums to 1 is read as 1 from any activation."""
+        weights, bias = self.read_map.weights, self.read_map.bias
+        follows = weights.sum(dim=1).abs().max() <= 1e-6 * weights.abs().max().clamp(min=1e-12)
+        return "process" in self.provenance or bool(follows and (bias.sum() - 1).abs() <= 1e-6)
 
     def check_applies(self, model: HookedModel, process: Process | None = None) -> list[str]:
         """Check that this probe can read a model, and return caveats, one sentence each.

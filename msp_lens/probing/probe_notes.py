@@ -266,7 +266,7 @@ def _skill_notes(tables: ProbeTables) -> list[str]:
     assert control is not None
     if tables.skill(best) <= 0:
         return [
-            f"No site reads the belief better than the best control ({control.name}, R² {control.held_out.r2:.3f} held "
+            f"No site reads better than its best control (at {best}: {control.name}, R² {control.held_out.r2:.3f} held "
             "out): what these probes find need not be more than that."
         ]
     low, high = tables.skill_interval(best)

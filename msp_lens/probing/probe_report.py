@@ -18,7 +18,7 @@ from torch import Tensor
 from msp_lens._checks import Count, Seed, checked
 from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan, write_tensors
 from msp_lens._hub import local_path
-from msp_lens._tables import TableView, json_records, nats_text
+from msp_lens._tables import TableView, json_records, nats_text, skill_text
 from msp_lens._values import same_values
 from msp_lens.controls.control_scores import Controls, ControlScore, SavedControl, interval_text, r2_text
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
@@ -396,6 +396,7 @@ class ProbeReport(TableView, ProbeTables):
         if len(self.controls) > 0:
             best = zip(table["R² best control"], table["best control"], strict=True)
             shown["best control"] = ["–" if math.isnan(r2) else f"{r2:.4f} {name}" for r2, name in best]
+            shown["skill"] = table["skill"].map(skill_text)
         if bool(table["beyond next token"].notna().any()):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)

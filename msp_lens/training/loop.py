@@ -69,7 +69,7 @@ def train(
     Args:
         process: The process that emits the tokens.
         model: A model to train in place, or the config of a new one; by default the preset's.
-        preset: Name of a recipe; `"quick"` takes half a minute on one core.
+        preset: Name of a recipe; `"quick"` takes about a minute on one core.
         config: How to train; by default the preset's training.
         seed: Seed of the initial weights and the data. No global random state is touched.
         device: Device of a new model. A given model stays where it is.

@@ -1,5 +1,7 @@
 """Steering and patching through a probe's context managers."""
 
+import math
+
 import pytest
 import torch
 
@@ -126,3 +128,48 @@ def test_a_model_without_the_site_is_refused(probe):
     )
     with pytest.raises(KeyError, match=r"blocks\.1\.hook_resid_post"), deeper.steer(shallow, [1, 0, 0]):
         pass
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """A network with random weights, and probes of a number and of a class at its tokens."""
+    model = msp.build_model(msp.ModelConfig(d_vocab=4, n_layers=1, d_model=16, n_ctx=6), seed=0)
+    tokens = torch.randint(0, 4, (150, 6), generator=torch.Generator().manual_seed(0))
+    mean = (tokens.cumsum(dim=1) / torch.arange(1, 7)).double()
+    size = [["high" if token > 1 else "low" for token in word] for word in tokens.tolist()]
+    data = msp.LabelledTokens.from_tokens(
+        tokens, {"mean": mean, "pair": torch.stack([mean, -mean], dim=2), "size": size}
+    )
+    reports = {name: msp.probe(model, data.only(name), progress=False) for name in ("mean", "pair", "size")}
+    return model, tokens[:5], {name: report["0_post"] for name, report in reports.items()}
+
+
+@pytest.mark.parametrize(("name", "value"), [("mean", [8.0]), ("mean", [-0.5]), ("pair", [4.0, 5.0])])
+def test_a_number_that_is_no_belief_can_be_written(labelled, name, value):
+    model, tokens, probes = labelled
+    probe, written = probes[name], []
+    _, before = model.run_with_cache(tokens)
+    with probe.patch(model, value, position=3), model.hooks([(probe.sites[0], lambda a, hook: written.append(a))]):
+        model(tokens)
+    wanted = probe.activation_mean + (torch.tensor(value).double() - probe.belief_mean) @ probe.decoder
+    torch.testing.assert_close(written[0][:, 3].double(), wanted.expand(5, -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(written[0][:, 2], before[probe.sites[0]][:, 2])
+    with pytest.raises(ValueError, match="belief"):
+        probe.steer(model, [math.nan] * len(value))
+
+
+def test_a_class_is_written_by_its_name(labelled):
+    model, tokens, probes = labelled
+    probe = probes["size"]
+    with probe.steer(model, "high", position=2):
+        named = model(tokens)
+    with probe.steer(model, [1.0, 0.0], position=2):
+        numbered = model(tokens)
+    assert torch.equal(named, numbered)
+    assert not torch.equal(named, model(tokens))
+    with pytest.raises(KeyError, match=r"No class 'hihg': this probe's classes are high, low.*Did you mean high"):
+        probe.steer(model, "hihg")
+    with pytest.raises(ValueError, match="sum to 1"):
+        probe.steer(model, [8.0, 1.0])
+    with pytest.raises(KeyError, match="knows no classes"):
+        probes["mean"].steer(model, "high")
