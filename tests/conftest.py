@@ -11,6 +11,7 @@ import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 import msp_lens as msp
 from msp_lens._files import locked
@@ -162,17 +163,21 @@ def global_state():
 
 @pytest.fixture(scope="module")
 def small_reports():
-    """Reports with few words in each experiment, few checkpoints and small pictures: a fraction of the time."""
+    """Reports with few words in each experiment, few checkpoints and blank pictures: a fraction of the time.
+
+    It yields what draws pictures, for tests that want them (`msp_lens.page.pictures.themed`).
+    """
     from msp_lens.experiments import study
     from msp_lens.page import pictures
 
     few = {name: functools.partial(experiment, n_words=50) for name, experiment in study.EXPERIMENTS.items()}
     themed = pictures.themed
+    blank = pictures.ThemedPicture(Image.new("RGB", (60, 40), "white"), Image.new("RGB", (60, 40), "black"))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(study, "EXPERIMENTS", few)
         patched.setattr(study, "CHECKPOINTS", 4)
-        patched.setattr(pictures, "themed", lambda draw, dots_per_inch=0: themed(draw, 30))
-        yield
+        patched.setattr(pictures, "themed", lambda draw, dots_per_inch=0: blank)
+        yield lambda draw, dots_per_inch=0: themed(draw, 30)
 
 
 @pytest.fixture(scope="session")
