@@ -13,10 +13,11 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
-    """As written, but for the length of training."""
+    """As written, but for the length of training and the width of the network."""
 
     def brief(process):
-        return Recipe(msp.ModelConfig(d_vocab=process.n_tokens), msp.TrainingConfig(steps=2, batch_size=8))
+        model = msp.ModelConfig(d_vocab=process.n_tokens, d_model=8, d_head=4, d_mlp=8)
+        return Recipe(model, msp.TrainingConfig(steps=2, batch_size=8))
 
     monkeypatch.setitem(PRESETS, "paper", brief)
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The page of a run as a reader meets it: in a browser, from disk, without a network."""
 
+import functools
 import shutil
 
 import pytest
@@ -22,7 +23,9 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(PRESETS, "small", small)
         patched.setattr(studies, "CHECKPOINTS", 4)
-        return msp.run(msp.mess3(), preset="small", out=tmp_path_factory.mktemp("run"), progress=False)
+        few = {name: functools.partial(experiment, n_words=100) for name, experiment in studies.EXPERIMENTS.items()}
+        patched.setattr(studies, "EXPERIMENTS", few)
+        yield msp.run(msp.mess3(), preset="small", out=tmp_path_factory.mktemp("run"), progress=False)
 
 
 @pytest.fixture(scope="module")
