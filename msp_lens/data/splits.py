@@ -30,7 +30,7 @@ class Split:
     """What is held out together, and in how many folds.
 
     - `"prefix"`: every distinct prefix is one row, in a group by itself. Two rows with the same prefix are the same
-      activation, so no held-out row has been fitted on; its neighbors in the tree of words have.
+      activation, so no held-out row has been fitted on; prefixes one token longer or shorter may have been.
     - `"sequence"`: every position of every word is a row, and a word is a group: the usual split of data into
       sequences. Words share their beginnings, so held-out rows at early positions *have* been fitted on.
     - `"subtree"`: every distinct prefix is one row, held out with all words that begin with the same `subtree_depth`

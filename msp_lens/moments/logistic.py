@@ -71,7 +71,7 @@ class ClassScore(Value):
         balanced_accuracy: The accuracy within each class that occurs, averaged over classes: a guess that is always the
             same class has 1 / number of classes.
         n: Number of rows.
-        accuracy_interval: 95 % bootstrap interval over cells of groups, with the fitted maps fixed, as that of R²; NaN
+        accuracy_interval: 95 % bootstrap interval over sets of rows, without fitting again, as that of R²; NaN
             in-sample.
         cross_entropy_interval: The same for the cross-entropy.
         reliability: How often the most probable class is the true one, by its probability; bins without rows are left

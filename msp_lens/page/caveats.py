@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from msp_lens._tables import nats_text
+from msp_lens._tables import nats_text, percent
 from msp_lens.formation import Emergence, Snapshot
 from msp_lens.interventions.intervention_report import (
     InterventionReport,
     effect,
     effect_text,
-    percent,
     worse_than_placebo,
 )
 from msp_lens.interventions.necessity import worth_of_context
@@ -43,7 +42,7 @@ def caveats(
         *_skill(report, emergence),
         *_scores(report),
         *(_interventions(report, interventions) if interventions is not None else ()),
-        *(f"Not run: {name}. {reason}" for name, reason in skipped.items()),
+        *(f"Not run: {name.replace('_', ' ')}. {reason}" for name, reason in skipped.items()),
         _of_one_seed(training.seed, several_seeds),
     ]
 
@@ -112,7 +111,8 @@ def _words(report: ProbeReport) -> Iterator[str]:
         return
     process, seen = dataset.process, set(dataset.tokens.unique().tolist())
     if unseen := [token for number, token in enumerate(process.tokens) if number not in seen]:
-        yield f"{_named('Token', unseen)} never in these words: no belief after {_it(unseen)} was read or written."
+        named = f"Token {unseen[0]} never occurs" if len(unseen) == 1 else f"Tokens {_listed(unseen)} never occur"
+        yield f"{named} in these words, so no belief after {_it(unseen)} was read or written."
     constant = dataset.prefix_beliefs.std(dim=0, correction=0) < 1e-9
     if fixed := [state for state, is_constant in zip(process.states, constant, strict=True) if is_constant]:
         yield (
@@ -202,10 +202,6 @@ def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[s
             "does not show that the network uses nothing else."
         )
     yield from (f"{note.removeprefix('* ')}" for note in worse_than_placebo(found))
-
-
-def _named(kind: str, names: list[str]) -> str:
-    return f"{kind} {names[0]} comes" if len(names) == 1 else f"{kind}s {_listed(names)} come"
 
 
 def _it(names: list[str]) -> str:

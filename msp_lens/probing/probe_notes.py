@@ -40,11 +40,11 @@ def probe_notes(
     """One sentence or two in each note."""
     given = provenance
     by = {
-        "prefix": "by prefix: no held-out prefix is fitted, but its neighbors in the tree of words are",
-        "sequence": "by word: words share their beginnings, so rows at early positions have been seen",
-        "subtree": f"by {given.get('groups')}: words that begin alike are held out together",
-        "block": f"by {given.get('groups')}, whose positions are no rows: no neighbor of a held-out row is fitted",
-        "position": "by position: rows next to each other are nearly one row, which split='block' holds out together",
+        "prefix": "by prefix. None is both fitted and scored, but prefixes one token longer or shorter may be fitted",
+        "sequence": "by word. Words share their beginnings, so rows at early positions are both fitted and scored",
+        "subtree": f"by {given.get('groups')}. Words that begin alike are held out together",
+        "block": f"by {given.get('groups')}. Gaps between them are left out: no neighbor of a held-out row is fitted",
+        "position": "by position. Neighboring rows are nearly the same row; split='block' holds them out together",
     }.get(given.get("split", ""), "by the rows' groups")
     lines = [_data_note(tables, given, process), *_reading_notes(given)]
     if model_check is not None:
@@ -57,8 +57,8 @@ def probe_notes(
     else:
         lines += [
             "The table shows R² held out, with its 95 % interval, and R² in-sample; MSE is held out, per coordinate.",
-            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} cells of "
-            "groups, with the fitted maps fixed.",
+            f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} sets of "
+            "rows; the probes are not fitted again.",
             *_constant_notes(tables, given, process),
             *_overfitting_notes(tables),
             *_control_notes(tables),
@@ -267,13 +267,14 @@ def _skill_notes(tables: ProbeTables) -> list[str]:
     if tables.skill(best) <= 0:
         return [
             f"No site reads better than its best control (at {best}: {control.name}, R² {control.held_out.r2:.3f} held "
-            "out): what these probes find need not be more than that."
+            "out): these probes may find nothing more than that control does."
         ]
     low, high = tables.skill_interval(best)
     interval = "" if math.isnan(low) else f" (95 % over groups of rows: {interval_text(low, high)})"
     return [
-        f"Skill, the share of what the best control leaves that the probe explains, is highest at {best}: "
-        f"{skill_text(tables.skill(best))}{interval}. It differs more between trainings: compare several seeds."
+        "Skill is the share of what the best control leaves unexplained that the probe explains. It is highest at "
+        f"{best}: {skill_text(tables.skill(best))}{interval}. It can vary more from one training to the next: compare "
+        "several seeds."
     ]
 
 
@@ -285,7 +286,7 @@ def _regret_notes(regret: Float64[Tensor, "pos"] | None, outside: Float64[Tensor
     if outside is not None:
         unknown, rest = nats_text(outside.mean()), nats_text((regret - outside).mean())
         lines.append(
-            f"Of it, {unknown} nats are due to tokens that are no symbols (report.regret_outside; "
+            f"Of it, {unknown} nats are due to tokens that are not symbols (report.regret_outside; "
             f"{nats_text(outside[-1])} at the last position), and {rest} are KL among the symbols."
         )
     position = untrained_position(regret)
@@ -360,7 +361,7 @@ def transfer_notes(
         words = f"{data.process!r}; {'every possible word' if data.is_population else words}"
     lines = [
         f"{words} of {given.get('n_ctx', rows.n_ctx)} tokens: {score.n:,} rows, weighting={given['weighting']!r}. The "
-        f"interval is a bootstrap over {len(score.mse_by_cell)} cells of rows, dealt by {given['groups']}."
+        f"interval is a bootstrap over {len(score.mse_by_cell)} sets of rows, divided by {given['groups']}."
     ]
     is_same = True
     for what, fingerprint in here.items():

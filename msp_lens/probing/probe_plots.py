@@ -281,6 +281,13 @@ class ProbePlots:
         read = read_beliefs(model, words, probes)
         return dataset, words, {probe.label: beliefs for probe, beliefs in zip(probes, read, strict=True)}
 
+    def best_beliefs(self) -> tuple[dict[str, Tensor], Tensor, Sequence[str]]:
+        """The true beliefs and those read at the best site, by title; the weights of their prefixes; the states."""
+        dataset, _, read = self._read(())
+        (true, read), is_known = self._known(dataset, read)
+        shown = self._seen(dataset, is_known)
+        return {f"true: {len(true):,} prefixes": true, **self._titled(read)}, shown["weights"], shown["states"]
+
     def _titled(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {f"{name}: held-out R² {self.tables[name].scores.held_out.r2:.4f}": at for name, at in read.items()}
 

@@ -140,7 +140,7 @@ class ClassReadouts(Value, TableView):
         n = self.readouts[0].in_sample.n
         return [
             f"{n:,} rows by their weights, on the folds of the report; L2 penalty 1 on standardized features.",
-            "Intervals are bootstraps over cells of groups, with the fitted maps fixed.",
+            "Intervals are bootstraps over sets of rows; the read-outs are not fitted again.",
             "Calibration: Σ share of rows × |accuracy - confidence| over 10 bins of equal width of the most probable "
             "class's probability (report.classes.reliability()); above 0 by chance alone where rows are few.",
             self.best_note(),

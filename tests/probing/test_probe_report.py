@@ -210,7 +210,7 @@ def test_splits_from_lenient_to_strict(model, mess3):
     assert held_out[0] > held_out[2]
     assert reports["sequence"]["1_post"].scores.held_out.n == 5 * 243
     assert "subtree of 3 tokens" in repr(reports["subtree"])
-    assert "have been seen" in " ".join(repr(reports["sequence"]).split())
+    assert "both fitted and scored" in " ".join(repr(reports["sequence"]).split())
 
 
 @pytest.mark.parametrize(

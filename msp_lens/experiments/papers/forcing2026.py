@@ -285,7 +285,8 @@ def steering(networks: Networks, small: bool) -> Section:
             A probe reads the belief from the activation by least squares, and its decoder D is the regression of
             activations on beliefs. Steer adds (e_k - b̂) D, with e_k certainty of state k and b̂ the belief read. Patch
             replaces the activation by its regression at e_k. Neither needs a cluster, and both reach for the vertex
-            itself, where the mean of a cluster stops at that of its beliefs. Placebo: a random step as long as steer’s.
+            itself, where the mean of a cluster stops at that of its beliefs. Placebo: a step in a random
+            direction, as large as steer’s.
             Wrong belief: steered to the belief after another word.
         """,
         claims=(
