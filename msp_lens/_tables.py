@@ -150,10 +150,11 @@ def to_html(table: pd.DataFrame, *, title: str, notes: Sequence[str] = (), shade
         body += "</tr>"
     remarks = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
-        f'<div class="msp-lens-table"><h3>{html.escape(title)}</h3>'
+        '<div class="msp-lens-table">'
         # A table wider than the page scrolls within its box, by keyboard too.
         '<div class="msp-lens-scroll" style="overflow-x: auto" tabindex="0">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
+        f'<table><caption style="caption-side: top; text-align: left"><span>{html.escape(title)}</span></caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{remarks}</div>"
     )
 
 
@@ -192,6 +193,11 @@ def skill_text(skill: float, *, digits: int = 3) -> str:
     if math.isnan(skill):
         return "–"
     return f"{skill:.{digits}f}" if skill > -9.99 else "< -10"
+
+
+def percent(share: float) -> str:
+    """A share as notes quote it, such as "99.6 %"; a dash if it is not known."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
 def json_records(rows: Iterable[Mapping[Any, Any]]) -> list[dict[str, Any]]:

@@ -15,14 +15,17 @@ from msp_lens._checks import Count, checked
 from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
 from msp_lens.figures.style import (
+    PHONE_WIDTH,
     Curves,
     ThemeName,
     Values,
     draw_curve,
     drawable,
     finished,
+    is_for_phones,
     legend_beside,
     marker,
+    name_places,
     new_figure,
     one_for_each,
     say_if_empty,
@@ -164,11 +167,12 @@ def plot_sites(
     rivals: Mapping[str, Values] | None = None,
     theme: ThemeName = "light",
 ) -> Figure:
-    """R² at each site with its controls; where scores come near 1, a second panel stretches the axis there.
+    """R² at each site with its controls; where scores come near 1, the axis is stretched there.
 
     `shuffled` is the in-sample R² of a probe of shuffled beliefs, `control` the held-out R² of the best control (a wide
-    bar behind the site's bars), `intervals` the ends of each held-out R²'s interval, `rivals` by name the held-out R²
-    with which each site reads a rival (a diamond): a site follows the rival where it reads that better.
+    bar behind the site's marks), `intervals` the ends of each held-out R²'s interval, `rivals` by name the held-out R²
+    with which each site reads a rival (a diamond): a site follows the rival where it reads that better. A score below
+    the axis is marked at its foot.
 
     Raises:
         ValueError: if there is no site, or not one of everything for each.
@@ -178,45 +182,40 @@ def plot_sites(
     more_values |= {f"rivals[{name!r}]": values for name, values in (rivals or {}).items()}
     one_for_each(labels=labels, held_out=held_out, in_sample=in_sample, shuffled=shuffled, **more_values)
     held, inside, chance = map(drawable, (held_out, in_sample, shuffled))
-    is_crowded = np.fmax.reduce([*held, 0.0]) > 0.9
-    width, ratios = max(6.4, 0.95 * len(labels) + 2.6), (4, 3) if is_crowded else (1,)
-    width *= 1.75 if is_crowded else 1
-    figure, (axis, *more), look = new_figure(width, 3.8, theme, columns=len(ratios), width_ratios=ratios)
+    width = max(6.4, 1.05 * len(labels) + 3)
+    figure, (axis,), look = new_figure(width, 4.2, theme)
     place, unknown = np.arange(len(labels)), np.full(len(labels), np.nan)
     marks = unknown if control is None else drawable(control)
     low, high = (unknown, unknown) if intervals is None else drawable(np.asarray(intervals)).T
     reach = np.clip(np.nan_to_num([held - low, high - held]), 0, None)
-    error = {"fmt": "none", "ecolor": look.ink, "elinewidth": 1, "capsize": 2, "zorder": 4}
-    # Long site labels are turned so that they do not collide.
-    turn = 25 if is_crowded or max(map(len, labels)) > 8 else 0
-    if not np.isnan(marks).all():
-        axis.bar(place, np.nan_to_num(marks), width=0.92, color=look.wash, label="best control, held out")
-        axis.hlines(marks, place - 0.46, place + 0.46, color=look.ink, linewidth=1.2, zorder=3)
-    series = {"held out": (held, 0), "in-sample": (inside, 1), "shuffled beliefs, in-sample": (chance, 8)}
-    for index, (name, (values, color)) in enumerate(series.items()):
-        at = place + (index - 1) * 0.24
-        axis.bar(at, np.nan_to_num(values), width=0.22, color=look.color(color), label=name)
-    axis.errorbar(place - 0.24, np.nan_to_num(held), yerr=reach, **error)
-    read = {name: drawable(values) for name, values in (rivals or {}).items()}
-    for index, (name, values) in enumerate(read.items()):
-        for each in (axis, *more):
-            mark = {"marker": "D", "s": 34, "color": look.color(2 + index), "edgecolor": look.paper, "zorder": 5}
-            each.scatter(place, values, label=f"{name}, as read there", **mark)
-    lowest = max(np.fmin.reduce([*held, *chance, 0.0]), -0.5)
-    axis.set(ylabel="R² of beliefs", ylim=(lowest, 1.02))
-    axis.set_xticks(place, labels, rotation=turn)
-    for near in more:
+    if np.isfinite(marks).any():
         # The bars begin below the panel.
-        near.bar(place, marks + 9, bottom=-9, width=0.92, color=look.wash)
-        near.hlines(marks, place - 0.46, place + 0.46, color=look.ink, linewidth=1.2)
-        near.errorbar(place - 0.12, held, yerr=reach, **error)
-        near.plot(place - 0.12, held, "o", color=look.color(0), markersize=7)
-        near.plot(place + 0.12, inside, "s", color=look.color(1), markersize=6)
-        others = [value for values in read.values() for value in values]
-        scale_r2(near, [*held, *inside, *marks, *others, *np.where(np.isfinite(low), low, held)])
-        near.set_xticks(place, labels, rotation=turn)
-        near.set_title("The same, stretched near 1")
-    legend_beside((more or [axis])[0], *axis.get_legend_handles_labels())
+        axis.bar(place, marks + 9, bottom=-9, width=0.9, color=look.wash, label="best control, held out")
+        axis.hlines(marks, place - 0.45, place + 0.45, color=look.ink, linewidth=1.2)
+    axis.errorbar(place - 0.12, held, yerr=reach, fmt="none", ecolor=look.ink, elinewidth=1, capsize=2)
+    read = {f"{name}, as read there": drawable(values) for name, values in (rivals or {}).items()}
+    series: dict[str, tuple[np.ndarray, float, str, str]] = {
+        "held out": (held, -0.12, look.color(0), "o"),
+        "in-sample": (inside, 0.12, look.color(1), "s"),
+        "shuffled beliefs, in-sample": (chance, 0.0, look.color(8), "^"),
+    }
+    series |= {name: (values, 0.0, look.color(2 + index), "D") for index, (name, values) in enumerate(read.items())}
+    every = [value for values, *_ in series.values() for value in values]
+    scale_r2(axis, [*every, *marks, *np.where(np.isfinite(low), low, held)])
+    foot = axis.get_ylim()[0]
+    for name, (values, shift, color, shape) in series.items():
+        style: Any = {"color": color, "markersize": 7, "linestyle": "none", "zorder": 4, "markeredgecolor": look.paper}
+        axis.plot(place + shift, values, shape, label=series_label(name), **style)
+        if len(below := np.flatnonzero(values < foot)):
+            axis.plot(place[below] + shift, np.full(len(below), foot), "v", clip_on=False, **style)
+    say_if_empty(axis, every)
+    is_stretched = axis.get_yscale() != "linear"
+    axis.set(ylabel="R² of beliefs (stretched near 1)" if is_stretched else "R² of beliefs")
+    axis.set_xlim(-0.6, len(labels) - 0.4)
+    axis.grid(axis="y", color=look.faint, linewidth=0.4)
+    axis.set_axisbelow(True)
+    name_places(axis, place, labels, width=PHONE_WIDTH - 0.8 if is_for_phones() else width - 3)
+    legend_beside(axis)
     return finished(figure, look)
 
 

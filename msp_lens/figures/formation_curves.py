@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from msp_lens._checks import checked
+from msp_lens.figures.score_curves import scale_r2
 from msp_lens.figures.style import (
     LARGEST,
     Curves,
@@ -66,7 +67,7 @@ def plot_emergence(
         explained.plot(tokens, drawable(values), color=color, label=series_label(site), **style)
         plot_positive(error, tokens, mse[site], color=color, **style)
     plot_positive(predicted, tokens, regret, color=look.ink, **style)
-    explained.set_ylim(max(np.fmin.reduce([*drawable(list(r2.values())).ravel(), 0.9]) - 0.05, -0.5), 1.01)
+    scale_r2(explained, drawable(list(r2.values())).ravel().tolist())
     for axis, shown in zip(axes, (r2.values(), map(positive, mse.values()), [positive(regret)]), strict=True):
         say_if_empty(axis, *shown)
     titles = ("Beliefs: variance explained", "Beliefs: error", "Predictions: regret")

@@ -35,6 +35,9 @@ from msp_lens.figures.style import (
 
 # Font sizes of an arrow's label and of a state's name.
 LABEL_SIZE, NAME_SIZE = 8, 10
+# With more arrows than this, labels on them would hide each other. Up to so many tokens are then told apart by color;
+# of more, only arrows at least so probable are labeled.
+MOST_LABELED, MOST_COLORED, LIKELY = 40, 4, 0.25
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Arrow:
     target: int
     label: str
     weight: float
+    tokens: tuple[str, ...]
 
 
 @checked
@@ -59,7 +63,8 @@ def plot_generator(
 ) -> Figure:
     """A hidden Markov chain: an arrow `token:probability` for everything that can happen in each state.
 
-    `transitions` is `[token, state, state]`, P(emit x, go to j | in i); recurrent states are drawn bold.
+    `transitions` is `[token, state, state]`, P(emit x, go to j | in i); recurrent states are drawn bold. Where there
+    are too many arrows for labels, few tokens have a color each; of many, only probable arrows are labeled.
 
     Raises:
         ValueError: if there are more states than can be told apart.
@@ -67,7 +72,10 @@ def plot_generator(
     _check_size(len(states), "states")
     token, source, target = np.nonzero(np.abs(transitions) > 0)
     arrows = _merged(source, target, [tokens[x] for x in token.tolist()], transitions[token, source, target])
-    places = spring_layout(len(states), _edges(arrows), gap=_gap(arrows))
+    # Where nearly every state leads to every other, the probable arrows give the graph its shape.
+    likely = [arrow for arrow in arrows if arrow.weight >= LIKELY]
+    shaping = likely if len(arrows) > MOST_LABELED and len(likely) >= len(states) else arrows
+    places = spring_layout(len(states), _edges(shaping), gap=_gap(shaping))
     return _Drawing(states, places, is_recurrent, arrows, THEMES[theme]).finished(title)
 
 
@@ -143,6 +151,7 @@ def _merged(sources: np.ndarray, targets: np.ndarray, tokens: Sequence[str], pro
             *pair,
             "\n".join(f"{shortened(token, LONGEST_NAME)}:{p:.3g}" for token, p in lines),
             sum(p for _, p in lines),
+            tuple(token for token, _ in lines),
         )
         for pair, lines in found.items()
     ]
@@ -184,6 +193,10 @@ class _Drawing:
         kinds = {"bold: recurrent; thin: transient": len(set(map(bool, is_recurrent))) == 2}
         kinds["dashed outline: arrows not computed"] = not all(expanded)
         self.legend = [text for text, is_needed in kinds.items() if is_needed]
+        every = list(dict.fromkeys(token for arrow in arrows for token in arrow.tokens))
+        self.is_crowded = len(arrows) > MOST_LABELED
+        is_colored = self.is_crowded and len(every) <= MOST_COLORED
+        self.token_colors = {token: look.color(index) for index, token in enumerate(every)} if is_colored else {}
         main, paper = np.asarray(to_rgb(look.color(0))), np.asarray(to_rgb(look.paper))
         bold = {"facecolor": tuple(0.25 * main + 0.75 * paper), "edgecolor": look.color(0), "linewidth": 2.0}
         thin = {"facecolor": look.paper, "edgecolor": look.soft, "linewidth": 1.0}
@@ -208,7 +221,12 @@ class _Drawing:
     def finished(self, title: str) -> Picture:
         """Draw the arrows, likely ones first, then title and caption; the figure is as large as what it shows."""
         has_label = [self._draw_arrow(arrow) for arrow in sorted(self.arrows, key=lambda arrow: -arrow.weight)]
-        if missing := has_label.count(False):
+        missing = has_label.count(False)
+        if self.token_colors:
+            self.legend.append("the wider an arrow, the more probable")
+        elif self.is_crowded:
+            self.legend.append(f"{missing} arrows without labels: those of probability below {LIKELY:g}")
+        elif missing:
             self.legend.append(f"no room for labels: {missing} of {len(has_label)} arrows")
         caption, title = "; ".join(self.legend), shortened(title, LONGEST_LINE)
         margin, title_size, caption_size = 0.25, 12, 8
@@ -225,11 +243,27 @@ class _Drawing:
         if caption:
             self.axis.text(middle, bottom, caption, ha="center", va="top", fontsize=caption_size, color=self.look.soft)
             bottom -= 0.25
+        if self.token_colors:
+            bottom -= 0.3
+            self._name_colors(middle, bottom + 0.2)
         self.axis.set(xlim=(left, right), ylim=(bottom, top))
         self.axis.set_axis_off()
         self.figure.set_size_inches(right - left, top - bottom)
         plain_text(self.figure)
         return self.figure
+
+    def _name_colors(self, middle: float, y: float) -> None:
+        """The tokens in their colors, in a line below the graph."""
+        colors = self.token_colors | ({"any of these": self.look.ink} if self._has_shared() else {})
+        names = [f"→ {shortened(token, LONGEST_NAME)}" for token in colors]
+        widths = [text_box(name, NAME_SIZE).width + 0.3 for name in names]
+        x = middle - sum(widths) / 2
+        for name, width, color in zip(names, widths, colors.values(), strict=True):
+            write_centered(self.axis, (x + width / 2, y), name, size=NAME_SIZE, color=color)
+            x += width
+
+    def _has_shared(self) -> bool:
+        return any(len(arrow.tokens) > 1 for arrow in self.arrows)
 
     def _draw_arrow(self, arrow: Arrow) -> bool:
         """Draw an arrow, and its label unless there is no room for it; whether there was."""
@@ -237,6 +271,12 @@ class _Drawing:
         strength = min(abs(arrow.weight), 1.0)
         style = {"arrowstyle": "-|>", "mutation_scale": 11, "zorder": 2, "color": self.look.soft}
         style |= {"linewidth": 0.7 + 0.9 * strength, "alpha": 0.35 + 0.65 * strength**0.5}
+        is_labeled = not self.is_crowded or (not self.token_colors and arrow.weight >= LIKELY)
+        if self.token_colors:
+            is_shared = len(arrow.tokens) > 1
+            style["color"] = self.look.ink if is_shared else self.token_colors[arrow.tokens[0]]
+        elif not is_labeled:
+            style |= {"alpha": 0.15 + 0.35 * strength, "zorder": 1}
         if arrow.source == arrow.target:
             curve = self._draw_loop(arrow.source, style)
             node, tip = self.nodes[arrow.source], curve[len(curve) // 2]
@@ -248,6 +288,8 @@ class _Drawing:
             # Where along its arrow a label may stand, the best first.
             along = (0.5, 0.42, 0.58, 0.34, 0.66, 0.26, 0.74, 0.2, 0.8)
             points = curve[[round(t * (len(curve) - 1)) for t in along]]
+        if not is_labeled:
+            return False
         candidates = [label.moved_to(x, y) for x, y in points.tolist()]
         box = candidates[first_free(candidates, self.taken)]
         # A label is omitted if more than this share of it would lie on others or on nodes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from msp_lens._checks import checked
+from msp_lens.figures.formation_curves import positive
 from msp_lens.figures.score_curves import scale_r2
 from msp_lens.figures.style import (
+    PHONE_WIDTH,
     Curves,
     Theme,
     ThemeName,
@@ -19,8 +22,10 @@ from msp_lens.figures.style import (
     draw_curve,
     drawable,
     finished,
+    is_for_phones,
     legend_beside,
     marker,
+    name_places,
     new_figure,
     one_for_each,
     ordered_colors,
@@ -252,3 +257,53 @@ def _between_0_and_1(values: Values) -> np.ndarray:
     """The values that a logarithmic axis of shares has a place for; the others leave gaps."""
     heights = drawable(values)
     return np.where((heights > 1e-30) & (heights <= 1), heights, np.nan)
+
+
+@checked
+def plot_lens(
+    sites: Sequence[str],
+    predictions: Curves,
+    beliefs: Curves,
+    *,
+    levels: Mapping[str, float | Any] | None = None,
+    theme: ThemeName = "light",
+) -> Figure:
+    """What each layer would predict and believe: KL to the optimal prediction in nats, and R² of the belief, by site.
+
+    `levels` are drawn across the first panel.
+
+    Raises:
+        ValueError: if there is no site or no curve, or not a value for each site.
+    """
+    one_for_each(predictions=predictions)
+    one_for_each(beliefs=beliefs)
+    named = {f"predictions[{name!r}]": values for name, values in predictions.items()}
+    named |= {f"beliefs[{name!r}]": values for name, values in beliefs.items()}
+    one_for_each(sites=sites, **named)
+    width = max(10.4, 2 * (0.7 * len(sites) + 2.6))
+    figure, (left, right), look = new_figure(width, 3.8, theme, columns=2)
+    place = np.arange(len(sites))
+    distances = {name: positive(values) for name, values in predictions.items()}
+    scores = {name: drawable(values) for name, values in beliefs.items()}
+    for axis, curves in ((left, distances), (right, scores)):
+        for index, (name, heights) in enumerate(curves.items()):
+            style: Any = {"marker": marker(index), "markersize": 6, "linewidth": 1.3, "label": series_label(name)}
+            draw_curve(axis, place, heights, color=look.color(index), **style, markevery=None)
+        name_places(axis, place, sites, width=PHONE_WIDTH - 0.8 if is_for_phones() else width / 2 - 1)
+        axis.grid(axis="y", color=look.faint, linewidth=0.4)
+        say_if_empty(axis, *curves.values())
+    for (name, level), dashes in zip((levels or {}).items(), itertools.cycle(("--", ":", "-."))):
+        (height,) = positive([level])
+        if np.isfinite(height):
+            left.axhline(height, color=look.soft, linewidth=1.2, linestyle=dashes, label=series_label(name))
+    drawn = np.concatenate([*distances.values(), positive(list((levels or {}).values()))])
+    if np.isfinite(drawn).any():
+        left.set_yscale("log")
+        # Lines across the panel leave no free corner, so there is room for the legend above them.
+        left.set_ylim(np.nanmin(drawn) / 2, 5 * np.nanmax(drawn))
+    scale_r2(right, [value for heights in scores.values() for value in heights])
+    left.set(ylabel="KL to the optimal prediction (nats)", title="Prediction, if the network ended there")
+    right.set(ylabel="R² of beliefs", title="Belief, read there")
+    left.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    right.legend(frameon=False, fontsize=8, loc="best")
+    return finished(figure, look)

@@ -17,19 +17,23 @@ from matplotlib.figure import Figure
 from msp_lens._checks import checked
 from msp_lens.figures.placement import spread_out
 from msp_lens.figures.style import (
+    LONGEST_NAME,
     Curves,
     Theme,
     ThemeName,
     Values,
     drawable,
     finished,
+    is_for_phones,
     legend_beside,
     marker,
+    name_places,
     new_figure,
     one_for_each,
     ordered_colors,
     say_if_empty,
     series_label,
+    shortened,
 )
 
 # An unexplained share below this is rounding: the axis reaches 1 there.
@@ -176,6 +180,51 @@ def plot_parts(
     axis.set_xticks(place, labels, rotation=25 if max(map(len, labels)) > 8 else 0)
     axis.grid(axis="y", color=look.faint, linewidth=0.4)
     legend_beside(axis)
+    return finished(figure, look)
+
+
+@checked
+def plot_score_columns(
+    columns: Mapping[str, Mapping[str, Sequence[Any]]], *, title: str | None = None, theme: ThemeName = "light"
+) -> Figure:
+    """Held-out R² at each site of several networks, a panel each, with the best control as a bar behind.
+
+    A column has `labels` of sites, `held_out` and, if known, `control` and the ends of `intervals`. All share one axis.
+
+    Raises:
+        ValueError: if there is no column or no site, or not a score for each site.
+    """
+    one_for_each(columns=columns)
+    for name, each in columns.items():
+        one_for_each(**{f"columns[{name!r}] {what}": values for what, values in each.items()})
+    figure, axes, look = new_figure(1.2 + 3.4 * len(columns), 4.0, theme, columns=len(columns), sharey=True)
+    shown: list[float] = []
+    for axis, (name, each) in zip(axes, columns.items(), strict=True):
+        held, place = drawable(each["held_out"]), np.arange(len(each["labels"]))
+        if "control" in each and np.isfinite(marks := drawable(each["control"])).any():
+            # The bars begin below the panel.
+            axis.bar(place, marks + 9, bottom=-9, width=0.9, color=look.wash, label="best control")
+            axis.hlines(marks, place - 0.45, place + 0.45, color=look.ink, linewidth=1.2)
+            shown += marks.tolist()
+        if "intervals" in each:
+            ends = drawable(np.asarray(each["intervals"], dtype=float).reshape(-1, 2))
+            axis.vlines(place, *ends.T, color=look.ink, linewidth=1, zorder=3)
+            shown += ends.flatten().tolist()
+        axis.plot(place, held, "o", color=look.color(0), markersize=7, zorder=4, label="held out")
+        shown += held.tolist()
+        say_if_empty(axis, held)
+        axis.set_title(shortened(name, LONGEST_NAME), fontsize=11)
+        axis.set_xlim(-0.6, len(place) - 0.4)
+        axis.grid(axis="y", color=look.faint, linewidth=0.4)
+        axis.set_axisbelow(True)
+        name_places(axis, place, each["labels"], width=2.8)
+    for axis in axes:
+        scale_r2(axis, shown)
+    for axis in axes if is_for_phones() else axes[:1]:
+        axis.set_ylabel("R² of beliefs, held out")
+    legend_beside(axes[-1])
+    if title:
+        figure.suptitle(title)
     return finished(figure, look)
 
 

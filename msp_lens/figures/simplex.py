@@ -7,6 +7,7 @@ other numbers of states see `projections`.
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,19 +24,21 @@ from msp_lens.figures.placement import Box, around, first_free, subscript, text_
 from msp_lens.figures.projections import Beliefs, Panels, Projection, arranged, density_image
 from msp_lens.figures.style import (
     LONGEST_NAME,
+    PHONE_WIDTH,
     THEMES,
     Picture,
     Theme,
     ThemeName,
     finished,
+    is_for_phones,
     new_figure,
     one_for_each,
     shortened,
     write_centered,
 )
 
-# Width of a panel of `plot_beliefs`, in inches.
-PANEL = 5.2
+# Width of a panel of `plot_beliefs`, in inches, where there are few, and how finely its points are drawn.
+PANEL, DOTS_PER_INCH = 5.2, 300
 
 
 @checked
@@ -80,12 +83,16 @@ def plot_beliefs(
     beliefs_of = {f"True beliefs: {len(true):,} prefixes": true} | dict(represented)
     panels = arranged(beliefs_of, weights, states, THEMES[theme])
     across = min(columns, len(beliefs_of))
+    side, size = (PANEL, 12) if across <= 2 else (3.6, 10)
+    if is_for_phones():
+        across = min(len(beliefs_of), 1 if len(beliefs_of) <= 2 else 2)
+        side, size = PHONE_WIDTH / across, 11 if across == 1 else 9
     down = -(-len(beliefs_of) // across)
-    height = (PANEL * panels.aspect + 0.3) * down
-    figure, axes, look = new_figure(PANEL * across, height, theme, rows=down, columns=across)
+    height = (side * panels.aspect + 0.3) * down
+    figure, axes, look = new_figure(side * across, height, theme, rows=down, columns=across)
     for axis, name in zip(axes, panels.points, strict=False):
-        _draw_panel(axis, panels, name, look)
-        axis.set_title(name)
+        _draw_panel(axis, panels, name, look, pixels=round(DOTS_PER_INCH * side))
+        axis.set_title(textwrap.fill(name, 24) if size == 9 else name, fontsize=size)
         if len(path):
             _draw_path(axis, panels, name, torch.as_tensor(path), path_tokens, look)
     for axis in axes[len(panels.points) :]:
@@ -175,6 +182,63 @@ def plot_belief_rows(
         axis.set_title(column, fontsize=11)
     for axis, name in zip(axes[:: len(titles)], found, strict=True):
         _name_row(axis, name)
+    if title:
+        figure.suptitle(title)
+    return finished(figure, look)
+
+
+@checked
+def plot_belief_columns(
+    columns: Mapping[str, Mapping[str, Beliefs]],
+    *,
+    weights: Mapping[str, Float[Tensor, "_"]] | None = None,
+    states: Mapping[str, Sequence[str]] | None = None,
+    title: str | None = None,
+    theme: ThemeName = "light",
+) -> Figure:
+    """Beliefs of several processes side by side, a column each: the true ones on top, and those read in networks below.
+
+    Args:
+        columns: For each process, its beliefs by panel title, the true ones first; some may have fewer.
+        weights: How much each prefix of a process counts; all alike by default.
+        states: Names of a process's states, for the corners.
+        title: Over the whole figure.
+        theme: `"light"` or `"dark"`.
+
+    Raises:
+        ValueError: if there is no process, one has no beliefs, or beliefs cannot be drawn.
+        KeyError: if there are weights or states of something else.
+    """
+    one_for_each(columns=columns)
+    for name, beliefs in columns.items():
+        one_for_each(**{f"columns[{name!r}]": beliefs})
+    for what, given in {"weights": weights or {}, "states": states or {}}.items():
+        if unknown := [name for name in given if name not in columns]:
+            raise KeyError(f"{what} names {unknown[0]!r}; there are the columns {', '.join(map(repr, columns))}.")
+    found = {
+        name: arranged(each, (weights or {}).get(name), (states or {}).get(name), THEMES[theme])
+        for name, each in columns.items()
+    }
+    down, side = max(map(len, columns.values())), 3.4
+    tallest = max(each.aspect for each in found.values())
+    size = (side * len(found), (side * tallest + 0.3) * down + 0.3)
+    # One process for each row of a phone's screen.
+    turned = is_for_phones() and len(found) > 1 and down > 1
+    if turned:
+        side = PHONE_WIDTH / down
+        size = (PHONE_WIDTH, (side * tallest + 0.4) * len(found))
+    rows, across = (len(found), down) if turned else (down, len(found))
+    figure, axes, look = new_figure(*size, theme, rows=rows, columns=across)
+    for place, (name, panels) in enumerate(found.items()):
+        for row in range(down):
+            axis = axes[place * down + row if turned else row * len(found) + place]
+            axis.set_axis_off()
+            if row >= len(panels.points):
+                continue
+            of = list(panels.points)[row]
+            _draw_panel(axis, panels, of, look, pixels=round(DOTS_PER_INCH * side))
+            shown = f"{shortened(name, LONGEST_NAME)}\n{of}" if row == 0 else of
+            axis.set_title(shown, fontsize=9 if turned else 11)
     if title:
         figure.suptitle(title)
     return finished(figure, look)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogFormatter, ScalarFormatter
+from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from msp_lens._checks import shown
@@ -31,6 +34,9 @@ Curves = Mapping[str, Values]
 LONGEST_LINE, LONGEST_NAME = 120, 40
 # A larger number overflows where matplotlib squares it or takes it to another scale.
 LARGEST = 1e100
+# Width in inches of figures for phones, whose screens show them a little smaller.
+PHONE_WIDTH = 4.4
+_IS_FOR_PHONES: ContextVar[bool] = ContextVar("is_for_phones", default=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,15 @@ THEMES = {
 }
 
 
+@contextmanager
+def _as_well_as_can_be() -> Iterator[None]:
+    """Draw what can't be drawn well without a warning."""
+    with warnings.catch_warnings():
+        for message in (r"Glyph \d+ .* missing from", "constrained_layout not applied"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        yield
+
+
 class Picture(Figure):
     """A matplotlib figure that a notebook shows as a picture, whether or not pyplot was imported.
 
@@ -68,9 +83,7 @@ class Picture(Figure):
 
     def draw(self, renderer: Any) -> None:
         """Draw everything; for SVG and PDF the renderer is a stand-in for matplotlib's own class."""
-        with warnings.catch_warnings():
-            for message in (r"Glyph \d+ .* missing from", "constrained_layout not applied"):
-                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        with _as_well_as_can_be():
             super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
@@ -81,11 +94,34 @@ class Picture(Figure):
         return small.getvalue()
 
 
+@contextmanager
+def for_phones() -> Iterator[None]:
+    """Figures made within are as narrow as a phone's screen: panels, and legends, stand one below the other."""
+    token = _IS_FOR_PHONES.set(True)
+    try:
+        yield
+    finally:
+        _IS_FOR_PHONES.reset(token)
+
+
+def is_for_phones() -> bool:
+    """Whether figures are being made for phones."""
+    return _IS_FOR_PHONES.get()
+
+
 def new_figure(
     width: float, height: float, theme: str, *, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Picture, list[Axes], Theme]:
-    """An empty figure of that size in inches, its axes row by row, and its theme; options are those of `subplots`."""
+    """An empty figure of that size in inches, its axes row by row, and its theme; options are those of `subplots`.
+
+    For phones, panels that would stand in one row stand in one column.
+    """
     look = THEMES[theme]
+    if is_for_phones():
+        width = min(width, PHONE_WIDTH)
+        if rows == 1 and columns > 1:
+            rows, columns, height = columns, 1, 0.9 * height * columns
+            options.pop("width_ratios", None)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
     figure = Picture(figsize=(width, height), layout=layout, facecolor=look.paper)
     return figure, figure.subplots(rows, columns, squeeze=False, **options).flatten().tolist(), look
@@ -182,9 +218,34 @@ def series_label(name: str) -> str:
 
 
 def legend_beside(axis: Axes, handles: Sequence[Any] = (), labels: Sequence[str] = ()) -> None:
-    """A legend to the right of the axes, where it hides nothing; by default of all labeled artists."""
+    """A legend beside the axes, or below them for phones, where it hides nothing; by default of all labeled artists."""
     given = (handles, labels) if handles else axis.get_legend_handles_labels()
-    axis.legend(*given, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if not is_for_phones():
+        axis.legend(*given, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        return
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    # It is drawn before it is finished.
+    plain_text(figure)
+    with _as_well_as_can_be():
+        figure.draw_without_rendering()
+        around = axis.get_tightbbox()
+    assert around is not None
+    # Just below the names of the axis, whatever the layout makes of its height.
+    below = (around.y0 - axis.get_window_extent().y0) / figure.dpi - 0.04
+    place = axis.transAxes + ScaledTranslation(0, below, figure.dpi_scale_trans)
+    columns = 1 if max(map(len, given[1]), default=0) > 24 else 2
+    options: Any = {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": place, "borderaxespad": 0}
+    axis.legend(*given, frameon=False, ncols=columns, fontsize=9, **options)
+
+
+def name_places(axis: Axes, places: Values | np.ndarray, names: Sequence[str], *, width: float) -> None:
+    """Put names along the axis, turned if they would not fit side by side into `width` inches."""
+    is_tight = (max(map(len, names)) + 1) * len(names) > 11 * width
+    turn: Any = (
+        {"rotation": 40 if is_for_phones() else 25, "ha": "right", "rotation_mode": "anchor"} if is_tight else {}
+    )
+    axis.set_xticks(places, names, **turn)
 
 
 def write_centered(axis: Axes, place: tuple[float, float], text: str, *, size: float, color: str, **more: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from msp_lens.data import BeliefDataset, Weighting
 from msp_lens.formation.series import AtStep
@@ -59,11 +59,18 @@ class EmergencePlots:
         curves = [self._curves(column, chosen) for column in columns]
         return plot_use(self._seen, *curves, counted=self._counted, theme=theme)
 
-    def movie(self, *sites: str, device: str = "cpu", batch_size: int | None = None) -> Movie:
+    def movie(
+        self,
+        *sites: str,
+        device: str = "cpu",
+        batch_size: int | None = None,
+        theme: ThemeName | Literal["both"] = "light",
+    ) -> Movie:
         """The beliefs that each checkpoint represents, next to the true ones: the fractal as it forms.
 
         Each site is a panel: by default the single site that is read best at the end. Each checkpoint's own probes map
         its activations to beliefs, and all frames share the projection of the true ones. Every model is run again.
+        With `theme="both"`, a page follows its reader's scheme, light or dark.
 
         Raises:
             KeyError: if a site was not probed.
@@ -101,6 +108,7 @@ class EmergencePlots:
             states=self.dataset.process.states,
             progress=Progress(self._seen, curves, self._counted),
             title=f"{self.dataset.process.name}: beliefs forming",
+            theme=theme,
         )
 
     def _curves(self, column: str, sites: Sequence[str]) -> dict[str, list[float]]:

@@ -23,13 +23,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
-from msp_lens._tables import nats_text
+from msp_lens._tables import nats_text, percent
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.beliefs.nearest import nearest_belief
 from msp_lens.beliefs.trajectories import follow
 from msp_lens.data import BeliefDataset
-from msp_lens.interventions.intervention_report import InterventionReport, percent
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.interventions.preparation import Probes, in_firing_order, log_probabilities, over_words, untrained_end
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.hooked import HookedModel

@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, Seed, checked
-from msp_lens._tables import nats_text
+from msp_lens._tables import nats_text, percent
 from msp_lens.beliefs.filtering import filter_beliefs
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.engine import Engine
@@ -28,8 +28,6 @@ from msp_lens.interventions.intervention_report import (
     Layout,
     acts_on_belief,
     effect_text,
-    off_manifold_text,
-    percent,
     worse_than_placebo,
 )
 from msp_lens.interventions.menu import Edits
@@ -205,4 +203,19 @@ def _contrast(found: InterventionReport) -> list[str]:
     contrast = f"{where}, KL to the target and share recovered: {', '.join(numbers)}."
     place = {key: best[key] for key in keys}
     effect = [effect_text(found, **place)] if edit == "steer" else []
-    return [contrast, *effect, off_manifold_text(found, **place)]
+    return [contrast, *effect, _off_manifold_text(found, **place)]
+
+
+def _off_manifold_text(found: InterventionReport, **where: Any) -> str:
+    """A sentence on how far each edit at a place leaves the cloud of real activations."""
+    rows = [row for row in found.table.to_dict(orient="records") if row["strength"] == 1]
+    rows = [row for row in rows if all(row[key] == value for key, value in where.items())]
+    # The donor's distance is the unit.
+    far = [(row["edit"], row["off_manifold"]) for row in rows if row["edit"] != "donor"]
+    if not far or any(math.isnan(ratio) for _, ratio in far):
+        return "How far the edits leave the cloud of real activations is not known: too few words differ there."
+    told = ", ".join(f"{edit} {ratio:.2f}" for edit, ratio in far)
+    return (
+        f"Distance from the nearest real activation there, a donor's being 1 (off_manifold): {told}. Far off, an edit "
+        "may work as no word does."
+    )

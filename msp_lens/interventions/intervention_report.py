@@ -11,7 +11,7 @@ import pandas as pd
 
 from msp_lens._checks import checked, converted, value_errors
 from msp_lens._names import meant
-from msp_lens._tables import TableView, json_records, nats_text
+from msp_lens._tables import TableView, json_records, nats_text, percent
 from msp_lens._values import Value
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Layout:
         mark: A truth value; numbers for which it holds are followed by an asterisk.
         across: The key along a picture's axis.
         xlabel: The label of curves over `across`; if `None`, pictures show bars.
+        panels: A key whose values each get a panel of such curves.
         chosen: Values of keys that a picture shows unless told otherwise.
     """
 
@@ -46,6 +47,7 @@ class Layout:
     mark: str | None = None
     across: str = "site"
     xlabel: str | None = None
+    panels: str | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -221,32 +223,58 @@ class InterventionPlots:
 
     report: InterventionReport
 
-    def __call__(self, *, theme: ThemeName = "light", **where: Any) -> Figure:
+    def __call__(self, *, value: str | None = None, theme: ThemeName = "light", **where: Any) -> Figure:
         """The numbers side by side: bars over sites, or curves over the tokens since an edit.
 
-        `where` gives values of keys, if the table holds more than a picture can show. `KeyError` if several rows would
-        fall on one place; the message names the keys to choose by.
+        Args:
+            value: The measure to draw. By default bars show the share of the KL to the target's optimum that each edit
+                recovers, if it was measured, and curves the measure of the table.
+            theme: `"light"` or `"dark"`.
+            **where: Values of keys, if the table holds more than a picture can show.
+
+        Raises:
+            KeyError: if several rows would fall on one place, the message names the keys to choose by; or if there is
+                no such measure.
         """
-        from msp_lens.figures.edit_bars import plot_edits, plot_strengths
+        from msp_lens.figures.edit_bars import plot_edits
 
         report, layout = self.report, self.report.layout
+        measures = list(report.table.select_dtypes("float"))
+        if value is not None and value not in measures:
+            raise KeyError(f"value={value!r} is no measure of this table; choose one of {', '.join(measures)}.")
         where = {**layout.chosen, **where} if layout else where
-        chosen = (f"{key} {value:g}" if isinstance(value, int | float) else str(value) for key, value in where.items())
-        title = ", ".join(chosen)
+        chosen = (f"{key} {each:g}" if isinstance(each, int | float) else str(each) for key, each in where.items())
+        options: dict[str, Any] = {"title": ", ".join(chosen), "theme": theme}
         if layout is None:
             rows = report._rows(where, ("site",)).set_index("site")
-            series = {name: rows[name].to_dict() for name in rows.select_dtypes("float")}
-            return plot_edits(list(rows.index), series, ylabel=report.title, title=title, theme=theme)
+            series = {name: rows[name].to_dict() for name in measures if value in (None, name)}
+            return plot_edits(list(rows.index), series, ylabel=value or report.title, **options)
+        if layout.xlabel is not None:
+            return self._over_time(layout, value or layout.value, where, options)
+        default = "recovery" if layout.value == "kl_to_target" and "recovery" in measures else layout.value
+        measure = value or default
+        is_share = measure == "recovery"
         rows = report._rows(where, (layout.across, layout.columns))
-        groups = rows.set_index(layout.across).groupby(layout.columns, sort=False)[layout.value]
-        series = {str(name): heights.to_dict() for name, heights in groups}
-        if layout.xlabel is None:
-            places = rows[layout.across].unique().tolist()
-            # The smaller this distance the better, so an edit should lie below the placebo.
-            placebo = "placebo" if layout.value == "kl_to_target" and "placebo" in series else None
-            return plot_edits(places, series, ylabel=layout.label, title=title, placebo=placebo, theme=theme)
-        curves = {name: (list(heights), list(heights.values())) for name, heights in series.items()}
-        return plot_strengths(curves, ylabel=layout.label, xlabel=layout.xlabel, title=title, theme=theme)
+        series = _by_series(rows, layout, measure)
+        options |= {"errors": _by_series(rows, layout, f"{measure}_error")} if f"{measure}_error" in rows else {}
+        # Only of these is it known whether more or less is better.
+        options |= {"placebo": "placebo"} if measure in ("kl_to_target", "recovery") and "placebo" in series else {}
+        label = "share of the KL to the target recovered" if is_share else _label(layout, measure)
+        if is_share:
+            # No edit recovers nothing, by definition.
+            series.pop("none", None)
+        return plot_edits(rows[layout.across].unique().tolist(), series, ylabel=label, is_share=is_share, **options)
+
+    def _over_time(self, layout: Layout, value: str, where: Mapping[str, Any], options: dict[str, Any]) -> Figure:
+        """Curves over the tokens since an edit, in a panel for each way of editing unless one is chosen."""
+        from msp_lens.figures.edit_bars import plot_persistence, plot_strengths
+
+        options |= {"ylabel": _label(layout, value), "xlabel": layout.xlabel}
+        by = (layout.across, layout.columns)
+        if layout.panels is None or layout.panels in where:
+            return plot_strengths(_curves(self.report._rows(where, by), layout, value), **options)
+        ways = self.report._rows(where, (layout.panels, *by)).groupby(layout.panels, sort=False)
+        return plot_persistence({str(way): _curves(part, layout, value) for way, part in ways}, **options)
 
     def map(
         self, edit: str = "steer", *, value: str = "recovery", target: str | None = None, theme: ThemeName = "light"
@@ -275,6 +303,22 @@ class InterventionPlots:
         return plot_strengths(curves, ylabel=label, title=f"edits at {site}", theme=theme)
 
 
+def _label(layout: Layout, measure: str) -> str:
+    return layout.label if measure == layout.value else measure.replace("_", " ")
+
+
+def _by_series(rows: pd.DataFrame, layout: Layout, value: str) -> dict[str, dict[Any, float]]:
+    """One measure by what stands side by side, and then by place."""
+    groups = rows.set_index(layout.across).groupby(layout.columns, sort=False)[value]
+    return {str(name): heights.to_dict() for name, heights in groups}
+
+
+def _curves(rows: pd.DataFrame, layout: Layout, value: str) -> dict[str, tuple[list[Any], list[float]]]:
+    """One measure as curves: places and heights by name."""
+    series = _by_series(rows, layout, value)
+    return {name: (list(heights), list(heights.values())) for name, heights in series.items()}
+
+
 def _wide(table: pd.DataFrame, rows: Sequence[str], columns: str, value: str) -> pd.DataFrame:
     """One measure by rows and columns; numbers ascend, and names keep their order of appearance."""
     keys = [*rows, columns]
@@ -293,6 +337,7 @@ class _SavedLayout(TypedDict):
     mark: NotRequired[str | None]
     across: NotRequired[str]
     xlabel: NotRequired[str | None]
+    panels: NotRequired[str | None]
     chosen: NotRequired[dict[str, Any]]
 
 
@@ -319,6 +364,7 @@ def _check_layout(saved: Mapping[str, Any], layout: Layout | None) -> None:
     if layout is not None:
         named |= {"layout.rows": layout.rows, "layout.columns": [layout.columns], "layout.value": [layout.value]}
         named |= {"layout.shade": [layout.shade], "layout.mark": [layout.mark], "layout.across": [layout.across]}
+        named |= {"layout.panels": [layout.panels]}
         named |= {"layout.chosen": list(layout.chosen)}
     for field, names in named.items():
         if unknown := [name for name in names if name is not None and name not in columns]:
@@ -393,21 +439,6 @@ def worse_than_placebo(found: InterventionReport) -> list[str]:
     return [f"* Worse than the placebo by more than two standard errors: {named}."] if named else []
 
 
-def off_manifold_text(found: InterventionReport, **where: Any) -> str:
-    """A sentence on how far each edit at a place leaves the cloud of real activations."""
-    rows = [row for row in found.table.to_dict(orient="records") if row["strength"] == 1]
-    rows = [row for row in rows if all(row[key] == value for key, value in where.items())]
-    # The donor's distance is the unit.
-    far = [(row["edit"], row["off_manifold"]) for row in rows if row["edit"] != "donor"]
-    if not far or any(math.isnan(ratio) for _, ratio in far):
-        return "How far the edits leave the cloud of real activations is not known: too few words differ there."
-    told = ", ".join(f"{edit} {ratio:.2f}" for edit, ratio in far)
-    return (
-        f"Distance from the nearest real activation there, a donor's being 1 (off_manifold): {told}. Far off, an edit "
-        "may work as no word does."
-    )
-
-
 def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
     """Whether a model left alone is at least twice as near to the actual optimum as to the target's.
 
@@ -415,8 +446,3 @@ def acts_on_belief(kl_to_actual: float, kl_to_target: float) -> bool:
     about as far from the one as from the other.
     """
     return kl_to_actual < 0.5 * kl_to_target
-
-
-def percent(share: float) -> str:
-    """A share as notes quote it, such as "99.6 %"; a dash if it is not known."""
-    return "–" if math.isnan(share) else f"{100 * share:.1f} %"

@@ -20,14 +20,14 @@ from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
 from msp_lens._random import derived_generator
-from msp_lens._tables import nats_text
+from msp_lens._tables import nats_text, percent
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
 from msp_lens.interventions.edits import Edit, applying, moments_of, no_edit
 from msp_lens.interventions.engine import bar_of_edits
 from msp_lens.interventions.erasure import erase, erase_random, keep_only, project_out, project_out_random
-from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
+from msp_lens.interventions.intervention_report import InterventionReport, Layout
 from msp_lens.interventions.preparation import (
     ALL_SITES,
     Probes,

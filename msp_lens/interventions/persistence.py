@@ -13,7 +13,7 @@ recurrent network carries a state on: what is written into it lasts by itself.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 
@@ -94,13 +94,19 @@ def persistence(
         "filtered on from the target; after: tokens fed since the edit.",
         f"one position: the edit is made at position {start} alone. trajectory: the filtered beliefs are written at "
         f"every later position too. Shown are 0, 1 and {n_after} tokens after; to_dataframe() has all.",
-        "The tokens that follow are evidence for the target themselves: an edit lasts only as far as it stays below no "
-        "edit. If an edit of one position fades, later positions read the unedited past; that does not show that the "
-        "belief is unused.",
+        "The tokens that follow are themselves evidence for the target, so compare each edit with no edit: it lasts as "
+        "long as its KL is lower. If an edit of one position fades, later positions read the unedited past; that does "
+        "not show that the belief is unused.",
     )
     chosen = {"position": start, "target": target_name, "n_words": words, "seed": seed}
-    options = {"shade": "recovery", "mark": "worse_than_placebo", "across": "after", "xlabel": "tokens after the edit"}
-    layout = Layout(["site", "after", "edited"], "edit", "kl_to_target", title, chosen={}, **options)
+    options: dict[str, Any] = {
+        "shade": "recovery",
+        "mark": "worse_than_placebo",
+        "across": "after",
+        "xlabel": "tokens after the edit",
+    }
+    options |= {"panels": "edited", "chosen": {"site": _telling_site(table)}}
+    layout = Layout(["site", "after", "edited"], "edit", "kl_to_target", title, **options)
     shown = {"after": sorted({0, 1, n_after})}
     provenance = {"process": process.to_dict(), **chosen, **map_provenance(model)}
     found = InterventionReport(title, table, tuple(keys), notes, provenance, layout, shown)
@@ -108,14 +114,18 @@ def persistence(
     return replace(found, notes=(contrast, *worse_than_placebo(found), *rest))
 
 
-def _contrast(table: pd.DataFrame) -> str:
-    """One position and the trajectory, at the earliest site where the edit works about as well as anywhere."""
-    kl = table.set_index(["edit", "edited", "after", "site"])["kl_to_target"].to_dict()
-    sites = table["site"].unique()
-    edit = "steer" if ("steer", ALONE, 0, sites[0]) in kl else "donor"
+def _telling_site(table: pd.DataFrame) -> str:
+    """The earliest site where the edit works about as well as anywhere."""
+    kl, edit = _kl(table), _edit(table)
+    sites = table["site"].unique().tolist()
     best = min(kl[edit, ALONE, 0, site] for site in sites)
     allowed = best + 0.1 * max(kl["none", ALONE, 0, sites[0]] - best, 0)
-    site = next(site for site in sites if kl[edit, ALONE, 0, site] <= allowed)
+    return next(site for site in sites if kl[edit, ALONE, 0, site] <= allowed)
+
+
+def _contrast(table: pd.DataFrame) -> str:
+    """One position and the trajectory, at the site that tells most."""
+    kl, edit, site = _kl(table), _edit(table), _telling_site(table)
     alone, written, onward = (
         [nats_text(kl[name, edited, after, site]) for after in (0, 1)]
         for name, edited in (("none", ALONE), (edit, ALONE), (edit, ONWARD))
@@ -124,3 +134,11 @@ def _contrast(table: pd.DataFrame) -> str:
         f"{edit} at {site}: KL {written[0]} at once (left alone {alone[0]}); a token later {written[1]} if one "
         f"position was written, {onward[1]} along the trajectory (left alone {alone[1]})."
     )
+
+
+def _kl(table: pd.DataFrame) -> dict[tuple[Any, ...], float]:
+    return table.set_index(["edit", "edited", "after", "site"])["kl_to_target"].to_dict()
+
+
+def _edit(table: pd.DataFrame) -> str:
+    return "steer" if "steer" in set(table["edit"]) else "donor"

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from msp_lens._checks import AtLeast, Count, Seed, checked
 from msp_lens._random import derived_generator
-from msp_lens._tables import nats_text
+from msp_lens._tables import nats_text, percent
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data.belief_dataset import default_count
 from msp_lens.interventions.edits import applying, donor, no_edit, placebo, steer
 from msp_lens.interventions.engine import mean_and_error, ratio
-from msp_lens.interventions.intervention_report import InterventionReport, Layout, percent
+from msp_lens.interventions.intervention_report import InterventionReport, Layout
 from msp_lens.interventions.preparation import chosen_positions, in_firing_order
 from msp_lens.models.activations import stream_activations, vocabulary_out, words_per_batch
 from msp_lens.models.hooked import HookedModel, check_fits, context_length, model_device

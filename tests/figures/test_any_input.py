@@ -18,7 +18,7 @@ import torch
 from matplotlib import mathtext
 
 from msp_lens.figures.curves import plot_inference, plot_learning, plot_regret, plot_sites, plot_sweep, plot_training
-from msp_lens.figures.edit_bars import plot_edits, plot_heat_map, plot_strengths
+from msp_lens.figures.edit_bars import plot_edits, plot_heat_map, plot_persistence, plot_strengths
 from msp_lens.figures.formation_curves import (
     plot_emergence,
     plot_inferred,
@@ -34,6 +34,7 @@ from msp_lens.figures.representation_curves import (
     plot_beyond_belief,
     plot_compared,
     plot_factor_geometry,
+    plot_lens,
 )
 from msp_lens.figures.score_curves import (
     plot_classes,
@@ -42,8 +43,10 @@ from msp_lens.figures.score_curves import (
     plot_learning_curves,
     plot_parts,
     plot_r2,
+    plot_score_columns,
 )
-from msp_lens.figures.simplex import plot_belief_rows, plot_beliefs, plot_positions
+from msp_lens.figures.simplex import plot_belief_columns, plot_belief_rows, plot_beliefs, plot_positions
+from msp_lens.figures.style import for_phones
 from msp_lens.figures.tokens import Html, attention_view, belief_view, readout_view, word_view
 
 NAN, INF = float("nan"), float("inf")
@@ -91,6 +94,13 @@ def of_numbers(name, v):
     yield lambda: plot_sweep({name: (labels, v), "other": (labels, v)}, xlabel=name, ylabel=name)
     yield lambda: plot_sweep({name: (v, v)}, xlabel=name, ylabel=name, is_error=True)
     yield lambda: plot_edits(labels, {name: dict(zip(labels, v, strict=True))}, ylabel=name, title=name)
+    shares = {"errors": {name: dict(zip(labels, v, strict=True))}, "is_share": True, "placebo": name}
+    yield lambda: plot_edits(labels, {name: dict(zip(labels, v, strict=True))}, ylabel=name, **shares)
+    ways = {name: {name: (places, v), "none": (v, v)}, "other": {name: (places, v)}}
+    yield lambda: plot_persistence(ways, ylabel=name, xlabel=name, title=name)
+    yield lambda: plot_lens(labels, {name: v, "other": v}, {name: v}, levels={name: ends[0], "other": ends[1]})
+    scored = {"labels": labels, "held_out": v, "control": v, "intervals": [(x, x) for x in v]}
+    yield lambda: plot_score_columns({name: scored, "other": {"labels": labels, "held_out": v}}, title=name)
     yield lambda: plot_heat_map(np.array([v]), [name], labels, title=name)
     yield lambda: plot_heat_map(np.array([v]), [name], labels, xlabel=name, ylabel=name, lowest=0)
     yield lambda: plot_strengths({name: (places, v), "other": (v, v)}, ylabel=name, xlabel=name, title=name)
@@ -128,6 +138,8 @@ def of_beliefs(name, true):
     yield lambda: plot_beliefs(true, {name: true}, states=states, path=[0], path_tokens=[name], title=name)
     yield lambda: plot_positions(true, {name: true}, last, states=states, title=name)
     yield lambda: plot_belief_rows({name: {"": true, name: true}, "other": {"": true, name: true}}, title=name)
+    columns = {name: {"": true, name: true}, "other": {name: true}}
+    yield lambda: plot_belief_columns(columns, states={name: states}, title=name)
     yield lambda: explore_beliefs(true, {name: true}, words, last, states=states, tokens=[name])
     progress = Progress([0, 10], {name: [0.1, 0.1]})
     yield lambda: beliefs_movie(true, {name: [true, true]}, [name, name], states=states, progress=progress, title=name)
@@ -216,6 +228,18 @@ def test_names_are_text_in_every_figure(name, monkeypatch):
     assert [text for text in parsed if not re.fullmatch(r"\$\\mathdefault\{[-−\d.e^{}\\times ]*\}\$", text)] == []
 
 
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_names_are_text_on_phones_too(name):
+    heights = {name: {f"{name}0": 0.5, f"{name}1": -1.0}, "placebo": {f"{name}0": 0.9}}
+    for figure in (
+        lambda: plot_sites([f"{name}0", f"{name}1"], [0.5, 0.6], [0.7, 0.8], [0.1, 0.2], rivals={name: [0.1, 0.2]}),
+        lambda: plot_edits([f"{name}0", f"{name}1"], heights, ylabel=name, is_share=True),
+        lambda: plot_beliefs(torch.eye(3), {name: torch.eye(3)}, states=[name] * 3),
+    ):
+        with for_phones():
+            ElementTree.fromstring(drawn(figure))
+
+
 def test_names_are_shown_as_they_stand():
     figure = plot_edits(["$a_b$"], {"$c^d$": {"$a_b$": 1.0}, "_e": {"$a_b$": 1.0}}, ylabel="$f$", title=r"\$g$")
     figure.draw_without_rendering()
@@ -230,7 +254,7 @@ def test_names_are_shown_as_they_stand():
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_views_for_browsers_show_names_as_text(name, tmp_path):
-    _, _, _, explored, movie, *views = (figure() for figure in of_beliefs(name, torch.eye(3)))
+    _, _, _, _, explored, movie, *views = (figure() for figure in of_beliefs(name, torch.eye(3)))
     pages = [view.save(tmp_path / "view.html").read_text(encoding="utf-8") for view in views]
     pages += [movie.to_html(), movie._repr_html_(), explored.to_html(include_plotlyjs=False)]
     for page in pages:
@@ -264,6 +288,7 @@ def test_beliefs_that_have_no_place_are_refused(beliefs, message):
         lambda: plot_beliefs(beliefs, {}),
         lambda: plot_positions(beliefs, {}, words[:, 0]),
         lambda: plot_belief_rows({"a": {"true": beliefs}}),
+        lambda: plot_belief_columns({"a": {"true": beliefs}}),
         lambda: explore_beliefs(beliefs, {}, words, words[:, 0]),
         lambda: beliefs_movie(beliefs, {"a": [beliefs]}, ["a"]),
         lambda: word_view(["a"] * len(beliefs), {"a": beliefs}),
@@ -294,6 +319,11 @@ def test_mismatches_are_refused_by_name():
         (lambda: plot_belief_rows({}), r"rows=\[\]: give at least one"),
         (lambda: plot_belief_rows({"a": {}}), r"rows\['a'\] has \[\]"),
         (lambda: plot_belief_rows({"a": {"b": true}, "c": {"d": true}}), r"rows\['c'\] has \['d'\], the first row"),
+        (lambda: plot_belief_columns({}), r"columns=\[\]: give at least one"),
+        (lambda: plot_belief_columns({"a": {}}), r"columns\['a'\]=\[\]"),
+        (lambda: plot_score_columns({"a": {"labels": ["b"], "held_out": []}}), r"columns\['a'\] held_out 0"),
+        (lambda: plot_persistence({"a": {"b": ([1], [])}}, ylabel=""), "its heights 0"),
+        (lambda: plot_lens(["a"], {"b": []}, {"c": [1.0]}), r"predictions\['b'\] 0"),
         (lambda: word_view(["a"], {}), r"beliefs=\[\]"),
         (lambda: word_view(["a"] * 3, {"a": true}, states=["a"]), "states has 1 names"),
         (lambda: plot_sites(["a"], [0.1, 0.2], [0.1], [0.1]), "labels has 1 entries and held_out 2"),

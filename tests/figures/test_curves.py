@@ -2,39 +2,54 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from msp_lens.figures.curves import plot_inference, plot_learning, plot_regret, plot_sites
 from msp_lens.figures.edit_bars import plot_heat_map, plot_strengths
-from msp_lens.figures.score_curves import plot_crossover, plot_distances, plot_learning_curves, plot_parts, plot_r2
+from msp_lens.figures.representation_curves import plot_lens
+from msp_lens.figures.score_curves import (
+    plot_crossover,
+    plot_distances,
+    plot_learning_curves,
+    plot_parts,
+    plot_r2,
+    plot_score_columns,
+)
+from msp_lens.figures.style import PHONE_WIDTH, for_phones
 
 
-def heights(axis, label):
-    container = next(each for each in axis.containers if each.get_label() == label)
-    return [bar.get_height() for bar in container]
+def marks(axis, label):
+    return next(line for line in axis.lines if line.get_label() == label)
 
 
-def test_bars_stand_before_their_control():
+def test_scores_stand_before_their_control():
     figure = plot_sites(["a", "b"], [0.5, 0.6], [0.7, 0.8], [0.1, 0.2], control=[0.4, 0.65])
     (axis,) = figure.axes
-    assert heights(axis, "held out") == [0.5, 0.6]
-    assert heights(axis, "in-sample") == [0.7, 0.8]
-    assert heights(axis, "shuffled beliefs, in-sample") == [0.1, 0.2]
-    assert heights(axis, "best control, held out") == [0.4, 0.65]
-    behind, *front = axis.containers
-    assert behind.get_label() == "best control, held out"
-    wide = behind[0]
-    for each in front[:3]:
-        bar = each[0]
-        assert wide.get_x() < bar.get_x() < bar.get_x() + bar.get_width() < wide.get_x() + wide.get_width()
-        assert bar.get_zorder() >= wide.get_zorder()
+    assert list(marks(axis, "held out").get_ydata()) == [0.5, 0.6]
+    assert list(marks(axis, "in-sample").get_ydata()) == [0.7, 0.8]
+    assert list(marks(axis, "shuffled beliefs, in-sample").get_ydata()) == [0.1, 0.2]
+    (behind,) = [each for each in axis.containers if each.get_label() == "best control, held out"]
+    assert [bar.get_y() + bar.get_height() for bar in behind] == pytest.approx([0.4, 0.65])
+    for bar, *places in zip(
+        behind, *(marks(axis, name).get_xdata() for name in ("held out", "in-sample")), strict=True
+    ):
+        assert all(bar.get_x() < place < bar.get_x() + bar.get_width() for place in places)
+        assert bar.get_zorder() < marks(axis, "held out").get_zorder()
+    low, high = axis.get_ylim()
+    assert low < 0.1 < 0.8 < high
 
 
 def test_what_sites_read_of_a_rival_is_marked():
-    figure = plot_sites(["a", "b"], [0.5, 0.95], [0.7, 0.96], [0.1, 0.2], rivals={"rival": [0.6, 0.8]})
-    for axis in figure.axes:
-        (marks,) = [each for each in axis.collections if each.get_label() == "rival, as read there"]
-        assert marks.get_offsets().tolist() == [[0.0, 0.6], [1.0, 0.8]]
+    (axis,) = plot_sites(["a", "b"], [0.5, 0.95], [0.7, 0.96], [0.1, 0.2], rivals={"rival": [0.6, 0.8]}).axes
+    assert marks(axis, "rival, as read there").get_xydata().tolist() == [[0.0, 0.6], [1.0, 0.8]]
+
+
+def test_a_score_below_the_axis_is_marked_at_its_foot():
+    (axis,) = plot_sites(["a", "b"], [-7.0, 0.95], [0.7, 0.96], [0.1, 0.2]).axes
+    foot = axis.get_ylim()[0]
+    (mark,) = [line for line in axis.lines if line.get_marker() == "v"]
+    assert mark.get_xydata().tolist() == [[-0.12, pytest.approx(foot)]]
 
 
 def test_parts_stand_side_by_side_each_by_its_control():
@@ -49,7 +64,7 @@ def test_parts_stand_side_by_side_each_by_its_control():
         assert segment[0, 0] < x < segment[1, 0]
 
 
-def test_scores_near_one_get_a_panel_that_tells_them_apart():
+def test_scores_near_one_are_told_apart():
     held_out = [0.99, 0.999, 0.9999]
     figure = plot_sites(
         list("abc"),
@@ -59,15 +74,14 @@ def test_scores_near_one_get_a_panel_that_tells_them_apart():
         intervals=[(r - 0.0001, r + 0.00005) for r in held_out],
     )
     figure.canvas.draw()
-    bars, near = figure.axes
-    dots = next(line for line in near.lines if line.get_marker() == "o")
-    assert list(dots.get_ydata()) == held_out
-    first, second, third = near.transData.transform(np.stack([np.zeros(3), held_out], axis=1))[:, 1]
+    (axis,) = figure.axes
+    assert list(marks(axis, "held out").get_ydata()) == held_out
+    first, second, third = axis.transData.transform(np.stack([np.zeros(3), held_out], axis=1))[:, 1]
     # Each has a tenth of the other's errors: equal steps up.
     assert second - first == pytest.approx(third - second, rel=0.01)
     assert second - first > 20
-    flat = bars.transData.transform(np.stack([np.zeros(3), held_out], axis=1))[:, 1]
-    assert flat[2] - flat[1] < 1
+    assert "stretched near 1" in axis.get_ylabel()
+    assert "stretched" not in plot_sites(["a"], [0.5], [0.6], [0.1]).axes[0].get_ylabel()
 
 
 def test_losses_are_the_floor_plus_the_regret():
@@ -203,3 +217,39 @@ def test_an_exact_machine_stands_at_the_bottom(tmp_path):
     np.testing.assert_allclose(curve.get_xydata(), [(1, 0.3), (2, 0.1), (3, 1e-12)])
     np.testing.assert_allclose(left.collections[0].get_offsets(), [(3, 1e-12)])
     assert left.get_yscale() == "log"
+
+
+def test_figures_for_phones_stand_panel_below_panel():
+    with for_phones():
+        figure = plot_regret([0.01, 0.02], [0.9, 0.8])
+        scores = plot_sites(["0_pre", "concatenated"], [0.5, 0.6], [0.7, 0.8], [0.1, 0.2], control=[0.4, 0.65])
+    assert figure.get_figwidth() == scores.get_figwidth() == PHONE_WIDTH
+    FigureCanvasAgg(figure).draw()
+    upper, lower = (axis.get_window_extent() for axis in figure.axes)
+    assert upper.y0 > lower.y1
+    FigureCanvasAgg(scores).draw()
+    (axis,) = scores.axes
+    legend, names = axis.get_legend().get_window_extent(), axis.get_xticklabels()
+    assert legend.y0 >= 0
+    assert legend.y1 <= min(name.get_window_extent().y0 for name in names), "the legend hides names of sites"
+    # It ends with the block.
+    assert plot_regret([0.01, 0.02], [0.9, 0.8]).get_figwidth() > 2 * PHONE_WIDTH
+
+
+def test_networks_side_by_side_share_an_axis():
+    column = {"labels": ["a", "b"], "held_out": [0.5, 0.99], "control": [0.4, 0.6]}
+    first, second = plot_score_columns({"one": column, "other": column | {"held_out": [0.1, 0.2]}}).axes
+    assert first.get_ylim() == second.get_ylim()
+    assert [axis.get_title() for axis in (first, second)] == ["one", "other"]
+    assert list(marks(second, "held out").get_ydata()) == [0.1, 0.2]
+    with pytest.raises(ValueError, match="held_out 1"):
+        plot_score_columns({"one": column | {"held_out": [0.1]}})
+
+
+def test_a_lens_shows_distances_beside_scores():
+    figure = plot_lens(["0_pre", "0_post"], {"lens": [0.3, 0.01]}, {"own": [0.5, 0.99]}, levels={"output": 0.01})
+    left, right = figure.axes
+    assert left.get_yscale() == "log"
+    assert list(marks(left, "lens").get_ydata()) == [0.3, 0.01]
+    assert list(marks(left, "output").get_ydata()) == [0.01, 0.01]
+    assert list(marks(right, "own").get_ydata()) == [0.5, 0.99]

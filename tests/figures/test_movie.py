@@ -28,14 +28,14 @@ def movie(true):
 
 
 def panels(movie):
-    """The two panels' pixels without the curves beneath and the captions above."""
+    """The true and the represented panel's pixels without the curves beneath and the captions above."""
     _, height, width, _ = movie.frames.shape
     inner = movie.frames[:, int(0.18 * height) : int(0.7 * height)]
     return inner[:, :, : width // 2], inner[:, :, width // 2 :]
 
 
 def test_only_the_represented_beliefs_move(movie):
-    represented, true = panels(movie)
+    true, represented = panels(movie)
     assert (true[0] == true[1]).all()
     assert (true[0] == true[2]).all()
     assert (represented[0] != represented[1]).any()
@@ -43,7 +43,7 @@ def test_only_the_represented_beliefs_move(movie):
 
 
 def test_a_perfect_frame_looks_like_the_true_beliefs(movie):
-    represented, true = panels(movie)
+    true, represented = panels(movie)
 
     def ink(pixels):
         return (pixels < 250).any(axis=-1).sum()
@@ -58,7 +58,7 @@ def test_more_states_share_the_true_beliefs_projection():
     shrunk = beliefs.mean(dim=0) + 0.5 * (beliefs - beliefs.mean(dim=0))
     movie = beliefs_movie(beliefs, {"x": [shrunk, beliefs], "y": [beliefs, shrunk]}, ["one", "two"])
     width = movie.frames.shape[2]
-    x, y, true = (movie.frames[:, 100:-5, int(width * k / 3) + 30 : int(width * (k + 1) / 3) - 30] for k in range(3))
+    true, x, y = (movie.frames[:, 100:-5, int(width * k / 3) + 30 : int(width * (k + 1) / 3) - 30] for k in range(3))
     assert (x[0] != x[1]).any()
     assert (true[0] == true[1]).all()
     # The same beliefs lie in the same place, in whichever frame.
@@ -95,6 +95,29 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
+def decoded(url):
+    content = base64.b64decode(url.removeprefix("data:image/webp;base64,"))
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+
+
+def test_a_movie_of_both_themes_follows_the_reader(true):
+    frames = {"a site": [true, true.flip(0)]}
+    both = beliefs_movie(true, frames, ["one", "two"], theme="both")
+    light, dark = (beliefs_movie(true, frames, ["one", "two"], theme=theme) for theme in ("light", "dark"))
+    assert (both.frames == light.frames).all()
+    assert (both.dark_frames == dark.frames).all()
+    assert both != light
+    assert (light.frames[:, 0, 0] == 255).all()
+    assert (dark.frames[:, 0, 0] < 40).all()
+    page = Page()
+    page.feed(both.to_html())
+    sources = page.named("source")
+    assert [source["media"] for source in sources] == ["(prefers-color-scheme: dark)"] * 2
+    for source, frame in zip(sources, dark.frames, strict=True):
+        assert np.abs(decoded(source["srcset"]) - frame).mean() < 2
+    assert "source" not in light.to_html()
+
+
 def test_the_page_stands_alone_and_takes_the_keyboard(movie, tmp_path):
     path = movie.save_html(tmp_path / "movie.html")
     text = path.read_text(encoding="utf-8")
@@ -102,11 +125,9 @@ def test_the_page_stands_alone_and_takes_the_keyboard(movie, tmp_path):
     page.feed(text)
     images = page.named("img")
     assert [image["alt"] for image in images] == list(movie.captions)
-    assert ["hidden" in image for image in images] == [True, True, False]
+    assert ["hidden" in picture for picture in page.named("picture")] == [True, True, False]
     for image, frame in zip(images, movie.frames, strict=True):
-        content = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
-        shown = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
-        assert np.abs(shown - frame).mean() < 1
+        assert np.abs(decoded(image["src"]) - frame).mean() < 2
     (slider,) = page.named("input")
     assert (slider["type"], slider["max"], slider["aria-label"]) == ("range", "2", "Checkpoint")
     assert len(page.named("button")) == 1

@@ -341,8 +341,13 @@ def test_reports_show_what_they_hold(random_model, random_report, mess3, untouch
     persisted = reports[0].select(site="0_post", edit="steer", edited="trajectory", after=1)
     untouched = reports[0].select(site="0_post", edit="none", edited="trajectory", after=1)
     assert persisted["recovery"] == pytest.approx(1 - persisted["kl_to_target"] / untouched["kl_to_target"])
-    with pytest.raises(KeyError, match=r"choose by edited; there are site 0_post; after 0, 1; edited one position, "):
-        reports[0].plot()
+    # A picture of how long edits last has a panel for each way of editing.
+    assert [axis.get_title() for axis in reports[0].plot().axes] == ["one position", "trajectory"]
+    choices = r"choose by after, edited, edit; there are site 0_post; after 0, 1; edited one position, "
+    with pytest.raises(KeyError, match=choices):
+        reports[0].select(site="0_post")
+    with pytest.raises(KeyError, match="value='skill' is no measure of this table; choose one of kl_to_target, "):
+        reports[0].plot(value="skill")
     with pytest.raises(KeyError, match=r"0 results for .*; there are site 0_post"):
         reports[1].select(site="9_post")
     with pytest.raises(KeyError, match="No column 'layer'; there are site"):

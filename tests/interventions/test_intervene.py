@@ -201,7 +201,7 @@ def test_tables_maps_and_figures(random_model, random_report, mess3):
         results.map("erase")
     with pytest.raises(KeyError, match="2 results for edit='steer', site='1_post'"):
         results.curve("steer", site="1_post")
-    assert len(results.plot(position=4).axes[0].patches) == 4 * 7
+    assert len(results.plot(position=4).axes[0].patches) == 4 * 6
     assert results.plot.map("steer").axes[0].get_title() == "steer: recovery"
     assert results.plot.strengths(site="0_post", position=1).axes[0].lines
     # Many edits stand one below the other.
@@ -219,7 +219,7 @@ def test_a_report_survives_json(random_model, random_report, mess3):
     assert again.to_dict() == found.to_dict()
     assert repr(again) == repr(found)
     assert again._repr_html_() == found._repr_html_()
-    assert len(again.plot().axes[0].patches) == len(found.plot().axes[0].patches) == 4 * 7
+    assert len(again.plot().axes[0].patches) == len(found.plot().axes[0].patches) == 4 * 6
 
 
 def test_edits_made_only_in_part_are_shown_too(random_model, random_report, mess3):
