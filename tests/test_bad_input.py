@@ -322,6 +322,7 @@ OVERRIDES: dict[str, dict[str, Callable[[], Any]]] = {
         name: {"words": lambda: msp.inference.process_words(good("process"), 4)}
         for name in ("fit_machine", "predictive_rank", "spectral_operators", "stationarity_gap")
     },
+    "side_by_side": {"subjects": lambda: [good("process")]},
     "similarity": {
         "models": lambda: {"one": good("model"), "other": good("model")},
         "sites": lambda: {"one": SITE},
