@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import functools
+import io
 import json
 import os
 import threading
@@ -172,12 +173,17 @@ def small_reports():
 
     few = {name: functools.partial(experiment, n_words=50) for name, experiment in study.EXPERIMENTS.items()}
     themed = pictures.themed
-    blank = pictures.ThemedPicture(Image.new("RGB", (60, 40), "white"), Image.new("RGB", (60, 40), "black"))
+    white, black = (Image.new("RGB", (60, 40), color) for color in ("white", "black"))
+    white.save(drawn := io.BytesIO(), format="PNG")
+    files = {"png": drawn.getvalue(), "svg": b"<?xml", "pdf": b"%PDF-"}
+    blank = pictures.ThemedPicture(white, black, files=files)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(study, "EXPERIMENTS", few)
         patched.setattr(study, "CHECKPOINTS", 4)
-        patched.setattr(pictures, "themed", lambda draw, dots_per_inch=0: blank)
-        yield lambda draw, dots_per_inch=0: themed(draw, 30)
+        patched.setattr(pictures, "themed", lambda *_, **__: blank)
+        for dots in ("VECTOR_DOTS", "PRINT_DOTS"):
+            patched.setattr(pictures, dots, 30)
+        yield lambda draw, *_, png=False, **__: themed(draw, 30, is_narrow=False, png=png)
 
 
 @pytest.fixture(scope="session")

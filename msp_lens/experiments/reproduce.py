@@ -27,10 +27,12 @@ from msp_lens.experiments.reproduction import (
     Reproduction,
     Trained,
     reproduction_page,
+    section_pictures,
 )
 from msp_lens.experiments.runs_bar import RunsBar
 from msp_lens.models.hooked import check_fits, word_length
 from msp_lens.models.loading import load_model
+from msp_lens.page.pictures import save_files
 from msp_lens.training.folder import check_is_folder, owned
 from msp_lens.training.loop import train
 from msp_lens.training.regret import evaluation_words, regret_by_position
@@ -199,7 +201,9 @@ def _measured(paper: Paper, small: bool, networks: Networks, folder: Path, progr
         sections.append(experiment(networks, small))
         seconds.append(time.perf_counter() - started)
     found = Reproduction(paper, small, networks, tuple(sections), tuple(seconds), folder)
-    page = reproduction_page(found)
+    pictures = section_pictures(found)
+    page = reproduction_page(found, pictures)
+    save_files(pictures, folder)
     write_json(folder / REPRODUCTION_FILE, found.to_dict())
     # The page is written last: a folder that has one holds a complete reproduction.
     write_atomically(found.page, page)

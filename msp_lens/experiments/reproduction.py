@@ -21,7 +21,8 @@ from msp_lens.models.architecture import RecurrentConfig
 from msp_lens.models.build import ModelConfig, untrained_like, versions
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import model_fingerprint
-from msp_lens.page.pictures import themed
+from msp_lens.page.folding import shown_table
+from msp_lens.page.pictures import ThemedPicture, themed
 from msp_lens.processes.process import Process
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.regret import evaluation_words, regret_by_position
@@ -212,14 +213,22 @@ def claims_table(claims: tuple[Claim, ...]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
-def reproduction_page(found: Reproduction) -> str:
-    """The page as one self-contained HTML file: published beside measured beside control."""
+def section_pictures(found: Reproduction) -> dict[str, ThemedPicture]:
+    """The pictures of the sections, by the names under which the page links them."""
+    drawn = {name: section.picture for name, section in zip(_names(found), found.sections, strict=True)}
+    return {name: themed(draw) for name, draw in drawn.items() if draw is not None}
+
+
+def reproduction_page(found: Reproduction, pictures: Mapping[str, ThemedPicture]) -> str:
+    """The page as one self-contained HTML file: published beside measured beside control, with these pictures."""
     sections = []
-    for section in found.sections:
-        picture = themed(section.picture).embedded() if section.picture is not None else None
-        tables = [table._repr_html_() for table in section.tables]
-        shown = {"paragraphs": section.paragraphs, "picture": picture, "tables": tables}
+    for name, section in zip(_names(found), found.sections, strict=True):
+        picture = pictures[name].embedded(name) if name in pictures else None
+        shown: dict[str, Any] = {"id": name, "paragraphs": section.paragraphs, "picture": picture}
+        shown |= {"tables": list(map(shown_table, section.tables))}
+        shown |= {"caption": f"{section.alt[:1].upper()}{section.alt[1:]}{'.' * bool(section.alt)}"}
         sections.append(vars(section) | shown)
+    titles = [(name, section.title) for name, section in zip(_names(found), found.sections, strict=True)]
     networks = [
         {
             "name": name,
@@ -237,12 +246,17 @@ def reproduction_page(found: Reproduction) -> str:
         verdict=verdict_text(found.verdicts),
         differences=found.paper.differences(found.small),
         sections=sections,
+        entries=[("claims", "The verdict"), *titles, ("networks", "The networks"), ("again", "Run it again")],
         number=number_text,
         networks=networks,
         command=f"msp-lens reproduce {found.paper.name}{' --small' if found.small else ''}",
         seconds=f"{sum(found.seconds):.0f} s",
         versions=versions(),
     )
+
+
+def _names(found: Reproduction) -> list[str]:
+    return [f"section-{number}" for number in range(1, len(found.sections) + 1)]
 
 
 def verdict_text(verdicts: dict[str, int]) -> str:

@@ -14,6 +14,7 @@ from msp_lens.data import Weighting
 from msp_lens.inference import Inference
 from msp_lens.models.hooked import HookedModel
 from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
+from msp_lens.page.pictures import PICTURES_FOLDER
 from msp_lens.probing.probe_report import PROBES_FILE
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance
 from msp_lens.training.folder import STATE_FOLDER, check_is_folder
@@ -125,7 +126,7 @@ def replace_run(folder: Path) -> None:
     """Put the run that was made in the hidden folder in the place of the old one; other files stay."""
     # The page goes first and comes last, so that a folder that has one is complete.
     inferred = (INFERENCE_FILE, INFERENCE_PICTURE)
-    for name in (PAGE_FILE, CHECKPOINTS_FOLDER, STATE_FOLDER, SEEDS_FOLDER, *inferred, *RUN_FILES):
+    for name in (PAGE_FILE, PICTURES_FOLDER, CHECKPOINTS_FOLDER, STATE_FOLDER, SEEDS_FOLDER, *inferred, *RUN_FILES):
         new, old = folder / NEW_RUN_FOLDER / name, folder / name
         if old.is_dir():
             shutil.rmtree(old)

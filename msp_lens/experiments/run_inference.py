@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from msp_lens.experiments.study import report
 from msp_lens.inference import Inference, infer
 from msp_lens.models.model_files import load_checkpoint
 from msp_lens.page.inference_section import inference_section, renewed
-from msp_lens.page.pictures import inference_picture
+from msp_lens.page.pictures import inference_picture, save_files
 from msp_lens.training.folder import owned
 
 
@@ -53,9 +52,9 @@ def infer_run(
     with owned(folder):
         before = page.read_text(encoding="utf-8") if page.exists() else None
         found = infer(loaded.model, n_states=n_states, n_starts=n_starts, seed=chosen, progress=progress)
-        picture, drawn = inference_picture(found, loaded.process), io.BytesIO()
-        picture.light.save(drawn, format="PNG")
-        write_atomically(folder / INFERENCE_PICTURE, drawn.getvalue())
+        picture = inference_picture(found, loaded.process)
+        write_atomically(folder / INFERENCE_PICTURE, picture.files["png"])
+        save_files({"inference": picture}, folder)
         found.save(folder / INFERENCE_FILE)
         after = None
         if before is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -50,11 +49,12 @@ from msp_lens.interventions.persistence import persistence
 from msp_lens.models.build import build_model, config_class, config_fields, versions
 from msp_lens.models.hooked import check_fits, word_length
 from msp_lens.models.model_files import MODEL_FILE, model_fingerprint
-from msp_lens.page.pictures import inference_picture, run_pictures
+from msp_lens.page.pictures import inference_picture, run_pictures, save_files
 from msp_lens.page.render import render_page
 from msp_lens.probing.fit import probe
 from msp_lens.probing.probe_report import PROBES_FILE, ProbeReport
 from msp_lens.processes.process import Process
+from msp_lens.representation.logit_lens import LogitLens, logit_lens
 from msp_lens.training.checkpoints import CHECKPOINTS_FOLDER, read_provenance, saved_checkpoints
 from msp_lens.training.config import TrainingConfig
 from msp_lens.training.folder import owned
@@ -62,8 +62,8 @@ from msp_lens.training.loop import train
 from msp_lens.training.presets import recipe
 from msp_lens.training.training_run import TrainingRun, load_run
 
-# Number of models that a run keeps, for the movie of how beliefs formed.
-CHECKPOINTS = 11
+# Number of models that a run keeps, for the movie of how beliefs formed; most are early, when most happens.
+CHECKPOINTS = 16
 # By the names of the study's fields. All but the main table use fewer words than by default, to take only seconds.
 EXPERIMENTS: dict[str, Callable[..., Any]] = {
     "interventions": intervene,
@@ -91,6 +91,7 @@ class Study(Value):
         emergence: How beliefs formed, if it was asked for and the run kept checkpoints.
         over_seeds: How much the scores depend on the seed, if several were asked for.
         inference: The process inferred from the network, if the folder holds one: `infer_run(folder)` puts it there.
+        logit_lens: What each layer would predict, if the network has a residual stream.
     """
 
     training: TrainingRun
@@ -105,6 +106,7 @@ class Study(Value):
     emergence: Emergence | None = None
     over_seeds: OverSeeds | None = None
     inference: Inference | None = None
+    logit_lens: LogitLens | None = None
 
     @property
     def page(self) -> Path:
@@ -121,7 +123,7 @@ class Study(Value):
     def details(self) -> str:
         """Every result as a table with its notes."""
         found = [getattr(self, name) for name in EXPERIMENTS if name not in self.skipped]
-        more = [each for each in (self.over_seeds, self.emergence, self.inference) if each is not None]
+        more = [each for each in (self.over_seeds, self.logit_lens, self.emergence, self.inference) if each is not None]
         results = [self.training, self.report, *found, *more]
         skipped = [f"No {name}: {reason}" for name, reason in self.skipped.items()]
         return "\n\n".join([*map(repr, results), *skipped, f"Report: {self.page}"])
@@ -321,9 +323,15 @@ def _report(
         length = min(len(trained.regret), max(2, int(math.log(7_000, max(2, process.n_tokens)))))
         short = words(process, n_ctx=length, max_words=7_000, seed=config["seed"])
         formed = probe_checkpoints(folder, short, controls=False, device=device, **options)
-        movie = formed.plot.movie(probes.best_site.label, device=str(device))
+        movie = formed.plot.movie(probes.best_site.label, device=str(device), theme="both")
+    lens = None
+    try:
+        lens = logit_lens(trained.model, process, probes=probes, n_words=2000, seed=config["seed"])
+    except ValueError as refusal:
+        # A recurrent network has no residual stream.
+        skipped["logit_lens"] = str(refusal)
     stages.begin()
-    pictures = run_pictures(trained, probes, experiments.get("interventions"), formed)
+    pictures = run_pictures(trained, probes, experiments, formed, lens)
     if inferred is not None:
         pictures["inference"] = inference_picture(inferred, process)
     findings = {
@@ -335,6 +343,7 @@ def _report(
         "skipped": skipped,
         "emergence": json_records(formed.to_dataframe().to_dict("records")) if formed is not None else [],
         "over_seeds": over_seeds.to_dict() if over_seeds is not None else None,
+        "logit_lens": lens.to_dict() if lens is not None else None,
     }
     page = render_page(
         trained,
@@ -347,13 +356,13 @@ def _report(
         inference=inferred,
         over_seeds=over_seeds,
         movie=movie,
+        lens=lens,
         model_file=MODEL_FILE,
     )
     with _explained(folder, "call report, or run with the same folder and options"):
         for name, file in PICTURES.items():
-            buffer = io.BytesIO()
-            pictures[name].light.save(buffer, format="PNG")
-            write_atomically(folder / file, buffer.getvalue())
+            write_atomically(folder / file, pictures[name].files["png"])
+        save_files(pictures, folder)
         if movie is not None:
             movie.save_gif(folder / MOVIE_FILE)
         probes.save(folder / PROBES_FILE)
@@ -361,7 +370,7 @@ def _report(
         # The page is written last: a folder that has one holds a complete run.
         write_atomically(folder / PAGE_FILE, page)
     found = {name: experiments.get(name) for name in EXPERIMENTS}
-    more = {"emergence": formed, "over_seeds": over_seeds, "inference": inferred}
+    more = {"emergence": formed, "over_seeds": over_seeds, "inference": inferred, "logit_lens": lens}
     return Study(trained, probes, **found, skipped=skipped, folder=folder, **more)
 
 

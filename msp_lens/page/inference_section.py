@@ -6,6 +6,7 @@ import re
 
 from msp_lens._templates import render_template
 from msp_lens.inference import Inference
+from msp_lens.page.folding import shown_table
 from msp_lens.page.pictures import ThemedPicture
 from msp_lens.processes.process import Process
 
@@ -26,7 +27,7 @@ def inference_section(
     compared = refusal = None
     if found is not None and process is not None:
         try:
-            compared = found.compare(process)._repr_html_()
+            compared = shown_table(found.compare(process))
         except ValueError as error:
             refusal = str(error)
     return render_template(
@@ -34,10 +35,10 @@ def inference_section(
         "inference.html",
         found=found,
         process=process,
-        table=found._repr_html_() if found is not None else None,
+        table=shown_table(found) if found is not None else None,
         compared=compared,
         refusal=refusal,
-        picture=picture.embedded() if picture is not None else None,
+        picture=picture.embedded("inference") if picture is not None else None,
     )
 
 

@@ -6,13 +6,14 @@ import math
 
 import pandas as pd
 
-from msp_lens._tables import skill_text, to_html
+from msp_lens._tables import skill_text
 from msp_lens.controls.control_scores import interval_text, r2_text
+from msp_lens.page.folding import ShownTable, made_table
 from msp_lens.probing.probe_report import ProbeReport
 
 
-def parts_table(report: ProbeReport) -> str | None:
-    """How well each part of the belief is read at each site, as HTML; `None` if there are no parts."""
+def parts_table(report: ProbeReport) -> ShownTable | None:
+    """How well each part of the belief is read at each site; `None` if there are no parts."""
     if not report.parts:
         return None
     table = report.by_part().reset_index("part")
@@ -28,11 +29,11 @@ def parts_table(report: ProbeReport) -> str | None:
     notes = [
         "Shuffled: in-sample. A rival is another part's true belief, next-token probabilities or constrained beliefs."
     ]
-    return to_html(shown, title="Parts of the belief", notes=notes)
+    return made_table(shown, title="Parts of the belief", notes=notes)
 
 
-def rivals_table(report: ProbeReport) -> str | None:
-    """How well each site reads the rivals, beside the belief, as HTML; `None` if they were not measured."""
+def rivals_table(report: ProbeReport) -> ShownTable | None:
+    """How well each site reads the rivals, beside the belief; `None` if they were not measured."""
     table = report.rivals()
     if not len(table):
         return None
@@ -46,4 +47,4 @@ def rivals_table(report: ProbeReport) -> str | None:
         "All held out. A site follows what it reads better; –: the rival determines the belief, and the two cannot be "
         "told apart. Beyond the rival: the share of what it leaves of the belief that the activations add."
     ]
-    return to_html(shown, title="Rivals", notes=notes)
+    return made_table(shown, title="Rivals", notes=notes)

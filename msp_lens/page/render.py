@@ -6,20 +6,22 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from msp_lens._tables import TableView, nats_text
+from msp_lens._tables import TableView, nats_text, percent
 from msp_lens._templates import render_template
 from msp_lens.beliefs import Measure, entropy_rate, presentation
 from msp_lens.figures.movie import Movie
 from msp_lens.formation import Emergence
 from msp_lens.inference import Inference
-from msp_lens.interventions.intervention_report import Effect, InterventionReport, effect, effect_text, percent
+from msp_lens.interventions.intervention_report import Effect, InterventionReport, effect, effect_text
 from msp_lens.models.model_files import model_fingerprint
 from msp_lens.page.caveats import caveats, of_words, untrained_snapshot
+from msp_lens.page.folding import shown_table
 from msp_lens.page.inference_section import inference_section
 from msp_lens.page.parts_section import parts_table, rivals_table
 from msp_lens.page.pictures import ThemedPicture
 from msp_lens.probing.probe_report import ProbeReport
 from msp_lens.processes.process import Process
+from msp_lens.representation.logit_lens import LogitLens
 from msp_lens.training.training_run import TrainingRun
 
 # Whether the belief is read, and what writing another did.
@@ -47,6 +49,7 @@ def render_page(
     inference: Inference | None = None,
     over_seeds: TableView | None = None,
     movie: Movie | None = None,
+    lens: LogitLens | None = None,
     model_file: str,
 ) -> str:
     """The page as HTML.
@@ -62,15 +65,16 @@ def render_page(
         inference: The process inferred from the network, if it was.
         over_seeds: The scores of networks trained from other seeds, if there are any.
         movie: Its movie.
+        lens: What each layer would predict, if it was measured.
         model_file: Name of the checkpoint in the page's folder.
     """
     steered = experiments.get("interventions")
     best, first = report.best_site, untrained_snapshot(emergence)
     shuffled = best.scores.shuffled_held_out
-    tables: dict[str, Any] = {"probes": report, "controls": report.controls, **experiments}
-    tables |= {"emergence": emergence} if emergence is not None else {}
-    tables |= {"over_seeds": over_seeds} if over_seeds is not None else {}
-    images = {name: both.embedded() for name, both in pictures.items()}
+    tables: dict[str, TableView] = {"probes": report, "controls": report.controls, **experiments}
+    more = {"emergence": emergence, "over_seeds": over_seeds, "logit_lens": lens}
+    tables |= {name: table for name, table in more.items() if table is not None}
+    images = {name: picture.embedded(name) for name, picture in pictures.items()}
     kl = None
     if steered is not None:
         edits = ("steer", "none", "placebo", "donor")
@@ -89,6 +93,7 @@ def render_page(
         report=report,
         best=best,
         control=report.controls.best(best.label),
+        skill=report.skill(best.label),
         answer=answer(training, report, steered),
         untrained_r2=first.report[best.label].scores.held_out.r2 if first is not None else None,
         untrained_regret=first.regret if first is not None else None,
@@ -96,7 +101,7 @@ def render_page(
         shuffled_r2=shuffled.r2 if shuffled is not None else None,
         kl=kl,
         steer_position=steered.provenance["positions"][0] if steered is not None else None,
-        tables={name: table._repr_html_() for name, table in tables.items()},
+        tables={name: shown_table(table) for name, table in tables.items()},
         parts=parts_table(report),
         rivals=rivals_table(report),
         to_oracle=float(to_oracle.mean()) if (to_oracle := report.regret_to_oracle) is not None else None,

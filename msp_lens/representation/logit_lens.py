@@ -247,7 +247,7 @@ def _beliefs(
         for probe in probes:
             activation = batch.activations[probe.sites[0]]
             for reader, found in zip((last, probe), parts[probe.label], strict=True):
-                found.append(reader.predict(activation).cpu())
+                found.append(reader.predict(activation).cpu().double())
     return {label: (torch.cat(by_last), torch.cat(by_own)) for label, (by_last, by_own) in parts.items()}
 
 

@@ -34,7 +34,7 @@ def study(tmp_path_factory):
 
 
 def test_everything_is_there(study):
-    assert {file.name for file in study.folder.iterdir()} == {*run_folder.RUN_FILES, "checkpoints", ".lock"}
+    assert {file.name for file in study.folder.iterdir()} == {*run_folder.RUN_FILES, "checkpoints", "pictures", ".lock"}
     assert "Report: " in study.details()
     assert "Emergence of beliefs" in study.details()
 
@@ -91,6 +91,11 @@ def test_results_can_be_loaded_and_agree(study):
     again = msp.necessity(loaded.model, loaded.process, probes=again, n_words=50).to_dataframe()
     assert again["regret"].tolist() == pytest.approx(study.necessity.to_dataframe()["regret"].tolist(), rel=1e-4)
 
+    lens = msp.representation.logit_lens(loaded.model, loaded.process, probes=study.report, n_words=2000)
+    assert [row["lens"] for row in findings["logit_lens"]["layers"]] == pytest.approx(
+        lens.to_dataframe()["lens"].tolist(), rel=1e-4
+    )
+
     config = json.loads((study.folder / "config.json").read_text())
     assert msp.Process.from_dict(config["process"]) == msp.mess3()
     assert config["versions"].keys() >= {"torch", "transformer_lens", "msp_lens"}
@@ -98,10 +103,11 @@ def test_results_can_be_loaded_and_agree(study):
 
 def test_the_page_stands_alone(study):
     page = study.page.read_text()
-    # Each picture in light and in dark, and the movie's frames.
-    assert page.count("data:image/webp;base64,") == 2 * 9
-    assert page.count("data:image/png;base64,") == len(study.emergence)
-    assert not re.findall(r'(?:src|srcset|href)="(?!data:|#)', page), "the page fetches something"
+    # Each picture and the movie's frames, in light and in dark.
+    assert page.count("data:image/webp;base64,") == 2 * (11 + len(study.emergence))
+    assert not re.findall(r'(?:src|srcset)="(?!data:)', page), "the page fetches something"
+    links = re.findall(r'href="(?!#)([^"]*)"', page)
+    assert {link.partition("/")[0] for link in links} == {"pictures", "https:"}
     for heading in (
         "Whether the network uses the belief",
         "How long does an edit last?",
@@ -109,7 +115,7 @@ def test_the_page_stands_alone(study):
         "Do the beliefs follow Bayes’ rule?",
         "Do the beliefs imply the network’s predictions?",
     ):
-        assert re.search(f"<h[23]>{re.escape(heading)}</h[23]>.*?<table>", page, re.DOTALL), heading
+        assert re.search(f"<h[23][^>]*>{re.escape(heading)}</h[23]>.*?<table>", page, re.DOTALL), heading
     assert "Not run for this network" not in page
     for expected in ("mess3(x=0.05, a=0.85)", "R² held out", "placebo", "msp.load_checkpoint", "fingerprint"):
         assert expected in page
@@ -118,14 +124,15 @@ def test_the_page_stands_alone(study):
 
 def test_pictures_are_pngs(study):
     for name in run_folder.PICTURES.values():
-        assert (study.folder / name).read_bytes().startswith(b"\x89PNG")
+        with Image.open(study.folder / name) as picture:
+            assert picture.format == "PNG"
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_overwritten(study):
     with pytest.raises(ValueError, match=r"already holds a run .*overwrite"):
         msp.run(msp.mess3(), preset="tiny", out=study.folder, progress=False)
     # Refused before any work: nothing of the former run is gone.
-    assert {file.name for file in study.folder.iterdir()} == {*run_folder.RUN_FILES, "checkpoints", ".lock"}
+    assert {file.name for file in study.folder.iterdir()} == {*run_folder.RUN_FILES, "checkpoints", "pictures", ".lock"}
 
 
 @pytest.fixture(scope="module")

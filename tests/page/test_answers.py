@@ -138,14 +138,14 @@ def test_symbols_and_states_of_which_nothing_is_learned_are_named():
     never = torch.cat([msp.processes.golden_mean().transitions, torch.zeros(1, 2, 2, dtype=torch.float64)])
     training, report = untrained(msp.Process(never, name="golden", tokens=("A", "B", "C")))
     said = caveats(training, report, None, None, {})
-    assert "Token C comes never in these words: no belief after it was read or written." in said
+    assert "Token C never occurs in these words, so no belief after it was read or written." in said
     assert not any("the same in every belief" in caveat for caveat in said)
     # A state that is left at once: no belief after a token gives it any probability.
     moore = msp.processes.from_moore([[0.9, 0.1], [0.2, 0.8]], [[0.9, 0.1], [0.3, 0.7]], startprob=[1.0, 0.0])
     training, report = untrained(moore)
     said = caveats(training, report, None, None, {})
     assert any(caveat.startswith("The probability of START is the same in every belief") for caveat in said)
-    assert not any("comes never" in caveat for caveat in said)
+    assert not any("never occur" in caveat for caveat in said)
 
 
 def test_names_are_text_everywhere_on_the_page():

@@ -4,6 +4,7 @@ import functools
 import shutil
 
 import pytest
+from PIL import Image
 
 import msp_lens as msp
 from msp_lens.experiments import infer_run
@@ -50,7 +51,12 @@ def column(page, table, index):
     return page.locator(table).first.locator(f"tbody tr > *:nth-child({index})").all_text_contents()
 
 
-PROBES = ".msp-lens-table:has(h3:text-is('Belief probes')) table"
+PROBES = ".msp-lens-table:has(caption span:text-is('Belief probes')) table"
+
+
+def unfold(page):
+    """Open everything that is folded."""
+    page.locator("main details").evaluate_all("all => all.forEach(each => { each.open = true; })")
 
 
 def test_every_picture_is_drawn(opened):
@@ -58,6 +64,8 @@ def test_every_picture_is_drawn(opened):
     for frame in page.frames:
         frame.wait_for_load_state()
         images = frame.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+        if frame == page.main_frame:
+            assert len(images) >= 9
         assert images
         assert min(images) > 100
     assert len(page.frames) == 2, "the page and its movie"
@@ -65,6 +73,10 @@ def test_every_picture_is_drawn(opened):
 
 def test_headings_sort_by_mouse_and_by_keyboard(opened):
     page = opened()
+    table = page.locator(PROBES)
+    assert not table.is_visible(), "its picture shows it already"
+    page.locator("details:has(table)", has=table).locator("summary").click()
+    assert table.is_visible()
     before = column(page, PROBES, 1)
     scores = [float(text) for text in column(page, PROBES, 2)]
     assert scores != sorted(scores), "there is nothing to sort"
@@ -84,7 +96,7 @@ def test_headings_sort_by_mouse_and_by_keyboard(opened):
 def test_the_movie_is_moved_by_its_slider_and_plays(opened, study):
     page = opened()
     movie = page.frame_locator(".movie iframe")
-    shown = movie.locator("img:not([hidden])")
+    shown = movie.locator("picture:not([hidden]) img")
     captions = movie.locator("img").evaluate_all("images => images.map(image => image.alt)")
     assert len(captions) == len(study.emergence) == 4
     assert shown.get_attribute("alt") == captions[-1]
@@ -95,32 +107,144 @@ def test_the_movie_is_moved_by_its_slider_and_plays(opened, study):
     page.keyboard.press("ArrowRight")
     assert shown.get_attribute("alt") == captions[1]
     movie.get_by_role("button").click()
-    movie.locator(f"img[alt='{captions[2]}']:not([hidden])").wait_for(timeout=5_000)
-    movie.locator(f"img[alt='{captions[3]}']:not([hidden])").wait_for(timeout=5_000)
+    movie.locator(f"img[alt='{captions[2]}']").wait_for(timeout=5_000)
+    movie.locator(f"img[alt='{captions[3]}']").wait_for(timeout=5_000)
     assert slider.input_value() == "3"
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_nothing_overflows_the_page(opened, viewport, inferred_page):
     page = opened(viewport, path=inferred_page)
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-    images = page.locator(".picture img").evaluate_all("images => images.map(i => i.getBoundingClientRect().right)")
-    assert max(images) <= viewport["width"]
+    boxes = page.locator(".picture > button").evaluate_all("all => all.map(i => i.getBoundingClientRect().right)")
+    assert max(boxes) <= viewport["width"]
     movie = page.frames[1]
     height, room = (movie.evaluate(f"document.documentElement.{of}") for of in ("scrollHeight", "clientHeight"))
     assert height <= room, "the movie's controls are cut off"
     assert movie.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
-def test_a_picture_is_enlarged_and_fitted_again(opened):
+def test_text_in_pictures_can_be_read_on_a_phone(opened):
+    """Text of 8 points, the smallest, is at least 8 pixels high; a graph, which has no narrow version, scrolls."""
     page = opened(PHONE)
-    picture = page.locator(".picture").nth(2)
+    sizes = page.locator(".picture img").evaluate_all(
+        """all => Promise.all(all.map(async image => {
+            await image.decode();
+            const figure = image.closest("figure"), isGraph = figure.classList.contains("graph");
+            const inches = Number(getComputedStyle(figure).getPropertyValue("--inches"));
+            // Narrow versions have 160 dots an inch.
+            return image.getBoundingClientRect().width / (isGraph ? inches : image.naturalWidth / 160) / 72 * 8;
+        }))"""
+    )
+    assert len(sizes) >= 9
+    assert min(sizes) >= 8
+    wide = opened().locator(".picture img").evaluate_all("all => all.map(image => image.currentSrc === image.src)")
+    assert all(wide), "a desktop has the wide ones"
+
+
+def test_a_picture_is_enlarged_in_a_window_of_its_own(opened, study):
+    page = opened(PHONE)
+    picture = page.locator(".picture:has(img[alt^='R squared at each site'])")
     width = picture.locator("img").bounding_box()["width"]
-    picture.click()
-    assert picture.locator("img").bounding_box()["width"] > 2 * width
+    picture.get_by_role("button").click()
+    dialog = page.get_by_role("dialog")
+    image = dialog.locator("img")
+    page.wait_for_function("document.querySelector('dialog img').style.width !== ''")
+    fitted = image.bounding_box()["width"]
+    assert fitted <= PHONE["width"]
+    image.click()
+    assert image.bounding_box()["width"] > 2 * fitted
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    picture.click()
+    page.keyboard.press("0")
+    assert image.bounding_box()["width"] == fitted
+    dialog.get_by_role("button", name="Larger").click()
+    assert image.bounding_box()["width"] == pytest.approx(1.5 * fitted, abs=2)
+    # Its files lie beside the page.
+    assert dialog.locator("a").evaluate_all("all => all.map(each => each.getAttribute('href'))") == [
+        "pictures/sites.svg",
+        "pictures/sites.pdf",
+    ]
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
     assert picture.locator("img").bounding_box()["width"] == width
+
+
+def test_every_link_leads_somewhere(opened, study):
+    page = opened()
+    links = page.locator("a").evaluate_all("all => all.map(each => each.getAttribute('href'))")
+    files = [link for link in links if link.startswith("pictures/")]
+    assert len(files) == 2 * page.locator(".picture").count() > 18
+    for link in files:
+        start = (study.folder / link).read_bytes()[:5]
+        assert start == (b"%PDF-" if link.endswith("pdf") else b"<?xml")
+    anchors = [link for link in links if link.startswith("#")]
+    assert all(page.locator(f"[id='{link[1:]}']").count() == 1 for link in anchors)
+    assert set(links) - {*files, *anchors} == {"https://arxiv.org/abs/2405.15943"}
+
+
+def test_pictures_of_a_run_can_be_printed(study):
+    with Image.open(study.folder / "fractal.png") as picture:
+        assert picture.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert picture.width > 3000
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_contents_stay_in_view(opened, viewport):
+    page = opened(viewport)
+    is_wide = viewport is DESKTOP
+    contents = page.get_by_role("navigation", name="Contents")
+    links = contents.get_by_role("link")
+    assert links.first.is_visible() == is_wide
+    titles = contents.locator("a").all_text_contents()
+    headings = page.locator("main h2").all_text_contents()
+    assert titles == ["The answer", *headings], "a heading has no entry"
+    if not is_wide:
+        contents.locator("summary").click()
+    links.filter(has_text="How far to trust").click()
+    heading = page.locator("#trust")
+    page.wait_for_function("document.querySelector('#trust').getBoundingClientRect().top < 200")
+    assert heading.bounding_box()["y"] >= (0 if is_wide else contents.bounding_box()["height"] - 1)
+    assert contents.bounding_box()["y"] == 0
+    if is_wide:
+        contents.locator("[aria-current]", has_text="How far to trust").wait_for(timeout=5_000)
+    else:
+        assert not links.first.is_visible(), "it closes once something was chosen"
+
+
+def test_the_answer_comes_first_then_the_fractal(opened):
+    page = opened()
+    order = page.locator("h1, .lead, .picture img, .numbers, .trust, h2").evaluate_all(
+        "all => all.slice(0, 6).map(each => each.alt || each.className || each.tagName)"
+    )
+    assert order == ["H1", "lead", "True beliefs, and the beliefs read at the best site", "numbers", "trust", "H2"]
+
+
+def test_tables_have_captions(opened):
+    page = opened()
+    tables = page.locator(".msp-lens-table table")
+    captions = tables.evaluate_all("all => all.map(each => each.caption ? each.caption.textContent : '')")
+    assert len(captions) >= 8
+    assert all(captions)
+
+
+def test_the_movie_is_dark_on_dark_pages(opened):
+    for scheme in ("light", "dark"):
+        page = opened(color_scheme=scheme)
+        movie = page.frames[1]
+        corner = movie.evaluate(
+            """async () => {
+                const image = document.querySelector("picture:not([hidden]) img");
+                const canvas = document.createElement("canvas");
+                await image.decode();
+                const context = canvas.getContext("2d");
+                context.drawImage(image, 0, 0);
+                return "rgb(" + [...context.getImageData(0, 0, 1, 1).data].slice(0, 3).join(", ") + ")";
+            }"""
+        )
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert contrast(corner, paper) < 1.05
+        assert contrast(movie.evaluate("getComputedStyle(document.body).backgroundColor"), paper) < 1.05
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
@@ -190,6 +314,7 @@ def test_what_was_inferred_is_shown_and_sorted(opened, inferred_page, color_sche
     table = section.locator("table").first
     rows = [f"{'→ ' * (each is found.chosen)}{each.process.n_states}" for each in found.candidates]
     assert table.locator("tbody tr > *:nth-child(2)").all_text_contents() == rows
+    unfold(page)
     heading = table.locator("thead th:nth-child(2)")
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "ascending"

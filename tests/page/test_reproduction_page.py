@@ -6,8 +6,9 @@ import torch
 import msp_lens as msp
 from msp_lens.experiments.claims import Claim, Section, at_least
 from msp_lens.experiments.papers import PAPERS
-from msp_lens.experiments.reproduction import Reproduction, Trained, reproduction_page
+from msp_lens.experiments.reproduction import Reproduction, Trained, reproduction_page, section_pictures
 from msp_lens.figures.curves import plot_regret
+from msp_lens.page.pictures import save_files
 from tests.page.browsing import DESKTOP, PHONE, contrast, luminance
 
 CLAIMS = (
@@ -43,7 +44,9 @@ def path(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("page")
     found = Reproduction(PAPERS["shai2024"], True, {"z1r": network}, sections, (1.0, 2.0), folder)
-    found.page.write_text(reproduction_page(found))
+    pictures = section_pictures(found)
+    found.page.write_text(reproduction_page(found, pictures))
+    save_files(pictures, folder)
     return found.page
 
 
@@ -55,6 +58,13 @@ def test_nothing_overflows_and_pictures_are_drawn(visit, path, viewport):
     assert len(widths) == 1
     assert widths[0] > 100
     assert page.locator(".picture img").bounding_box()["width"] <= viewport["width"]
+    if viewport is PHONE:
+        page.locator(".contents summary").click()
+    page.get_by_role("link", name="Words alone").click()
+    assert page.locator("#section-2").inner_text() == "Words alone"
+    page.get_by_role("button", name="regret by position").click()
+    assert page.get_by_role("dialog").locator("a").first.get_attribute("href") == "pictures/section-1.svg"
+    assert (path.parent / "pictures" / "section-1.pdf").exists()
 
 
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
@@ -82,7 +92,7 @@ def test_a_reader_sees_published_beside_measured_beside_control(visit, path):
     ]
     assert page.locator(".lead").inner_text() == "1 of 3 claims reproduced, 1 not reproduced, 1 beyond what was run."
     assert page.get_by_text("A paragraph of the paper’s.").count() == 1
-    assert page.get_by_role("link").first.get_attribute("href") == "https://arxiv.org/abs/2405.15943"
+    assert page.locator("main a").first.get_attribute("href") == "https://arxiv.org/abs/2405.15943"
     assert page.locator(".numbers tbody tr").inner_text().split("\t") == ["z1r", "z1r(p=0.5)", "0.2500", "here"]
 
 
