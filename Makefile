@@ -93,7 +93,7 @@ clean:
 # The newest versions of all but torch, whose other builds are gigabytes.
 test-newest:
 	rm -rf .venv-newest
-	$(call install,.venv-newest,--upgrade --editable ".[dev,docs]" "torch==2.13.0")
+	$(call install,.venv-newest,--upgrade $(FOR_DEVELOPERS) "torch==2.13.0")
 	OMP_NUM_THREADS=1 .venv-newest/bin/pytest $(IN_PARALLEL) -m "not slow" -o addopts="$(PLAIN)"
 
 # TransformerLens itself is not locked by constraints.txt, as both of these are installed.
@@ -120,13 +120,16 @@ define install
 		|| $(1)/bin/pip install $(PIP_FLAGS) $(2)
 endef
 
+# A comma within a call of `install` would end its argument.
+FOR_DEVELOPERS = --editable ".[dev,docs]"
+
 # What `make demo` needs, and then what the tests need.
 .venv/core: constraints.txt pyproject.toml
 	$(call install,.venv,--constraint constraints.txt --editable . "transformer-lens==$(LENS_3)")
 	touch $@
 
 .venv/installed: constraints.txt pyproject.toml
-	$(call install,.venv,--constraint constraints.txt --editable ".[dev,docs]" "transformer-lens==$(LENS_3)")
+	$(call install,.venv,--constraint constraints.txt $(FOR_DEVELOPERS) "transformer-lens==$(LENS_3)")
 	touch $@ .venv/core
 
 .venv-4/installed: constraints.txt pyproject.toml
