@@ -119,7 +119,7 @@ class ReportComparison(Value, TableView):
                 "both, with the fitted maps fixed: how the difference would vary with other words for these very "
                 "networks. Networks trained from other seeds may differ by far more (msp.run(…, seeds=5))."
             )
-        known = table["difference low"].groupby(level="report").count()
+        known = table["difference low"].groupby(level="report").count().to_dict()
         lacking = [name for name in others if not known[name]]
         if lacking:
             lines.append(
