@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 # Where annotated calls are not checked, which takes twice the time: whole experiments, and what is generated, killed or
 # shown. What they call is checked in its own room.
 UNCHECKED = (
+    "tests/test_completion.py",
     "msp_lens/beliefs/description.py",
     "msp_lens/experiments/",
     "msp_lens/formation/",

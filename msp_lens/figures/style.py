@@ -121,7 +121,7 @@ def new_figure(
         width = min(width, PHONE_WIDTH)
         if rows == 1 and columns > 1:
             rows, columns, height = columns, 1, 0.9 * height * columns
-            options.pop("width_ratios", None)
+            options = {key: value for key, value in options.items() if key not in ("width_ratios", "gridspec_kw")}
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
     figure = Picture(figsize=(width, height), layout=layout, facecolor=look.paper)
     return figure, figure.subplots(rows, columns, squeeze=False, **options).flatten().tolist(), look

@@ -136,7 +136,7 @@ class BeliefProbe(Value):
         belief: Any,
         *,
         strength: float = 1.0,
-        current: Float[Tensor, "*batch state"] | None = None,
+        current: Float[Tensor, "*#batch state"] | None = None,
     ) -> Float[Tensor, "*batch feature"]:
         """`h + strength (b' - b) D`: the activation moved from the current belief b to the belief b'.
 

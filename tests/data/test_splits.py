@@ -210,7 +210,7 @@ def test_a_random_split_takes_drift_for_belief_and_blocks_do_not():
         assert {each.held_out.n for each in report.controls} == {found[split].n}
         assert found[split].n == {"block": 1_993}.get(split, 2_500)
         assert ("50 positions with gaps of 13" in " ".join(report.summary())) == (split == "block")
-        assert ("split='block' holds out together" in " ".join(report.summary())) == (split == "position")
+        assert ("split='block' holds them out together" in " ".join(report.summary())) == (split == "position")
     assert found["position"].r2 > 0.4
     assert found["prefix"].r2 > 0.4
     assert found["block"].r2 < 0.02, found

@@ -46,7 +46,8 @@ def test_each_run_is_what_it_would_be_alone(found, mess3):
         run for run in found.runs if run.settings["d_model"] == 8 and run.settings["seed"] == 1 and "mess3" in str(run)
     ]
     fields = {key: run.settings[key] for key in ("n_layers", "d_head", "d_mlp", "n_ctx", "d_model")}
-    config = msp.TrainingConfig(steps=20, batch_size=32, warmup_steps=2, learning_rate=1e-2)
+    given = {"steps": 20, "batch_size": 32, "warmup_steps": 2, "learning_rate": 1e-2}
+    config = dataclasses.replace(msp.training.recipe("quick", mess3).training, **given)
     alone = msp.train(mess3, msp.ModelConfig(d_vocab=3, **fields), config=config, seed=1, progress=False)
     report = msp.probe(alone.model, mess3, seed=1, progress=False)
     row = found.to_dataframe().set_index(["process", "d_model", "seed"]).loc[("mess3(x=0.05, a=0.85)", 8, 1)]

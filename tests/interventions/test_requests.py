@@ -219,7 +219,7 @@ def test_probes_are_taken_in_the_order_of_the_forward_pass(random_model, random_
 def test_a_consistency_is_over_20_000_words_unless_told_otherwise(experiment):
     defaults = {name: each.default for name, each in inspect.signature(EXPERIMENTS[experiment]).parameters.items()}
     assert (defaults["n_words"], defaults["seed"], defaults["batch_size"]) == (None, 0, None)
-    assert preparation.default_count(10, preparation.over_words.__kwdefaults__["most"]) == 20_000
+    assert preparation.default_count(10, inspect.signature(preparation.over_words).parameters["most"].default) == 20_000
 
 
 @pytest.mark.parametrize("experiment", ["bayes_consistency", "prediction_consistency"])

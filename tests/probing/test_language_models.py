@@ -38,7 +38,7 @@ def test_the_pass_measures_regret_and_what_of_it_is_outside_the_alphabet(mess3, 
     torch.testing.assert_close(report.regret_outside, msp.training.outside_by_position(model, words))
     assert float(report.regret_outside.min()) > 0.5
     mean = float(report.regret_outside.mean())
-    assert f"Of it, {mean:.4f} nats are due to tokens that are no symbols" in said(report)
+    assert f"Of it, {mean:.4f} nats are due to tokens that are not symbols" in said(report)
     assert msp.ProbeReport.load(report.save(tmp_path / "report.safetensors"), model=model) == report
     assert report.to_dict()["regret_outside_nats"] == report.regret_outside.tolist()
     # The rows are those of the words without what comes after the last symbol.

@@ -278,7 +278,7 @@ def test_pictures_and_geometry_of_a_part(blended, report):
     assert (within.simplex.mean, within.belief_dimension) == pytest.approx((0, 2), abs=0.5)
     assert part.distances(part.probes[1].label).r2_true == pytest.approx(1, abs=1e-6)
     (axis, *_) = report.plot.scores().axes
-    assert any("constrained belief" in str(each.get_label()) for each in axis.collections)
+    assert any("constrained belief" in str(each.get_label()) for each in axis.lines)
 
 
 def test_processes_that_are_no_mixture_have_no_oracle(report):

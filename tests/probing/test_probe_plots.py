@@ -38,11 +38,12 @@ def test_curves_are_the_tables(report):
 def test_bars_are_the_report(report):
     table = report.to_dataframe()
     (axis, *_) = report.plot.scores(theme="dark").axes
-    heights = {
-        bars.get_label(): [bar.get_height() for bar in bars] for bars in axis.containers if hasattr(bars, "patches")
-    }
-    assert heights["held out"] == table["R² held out"].tolist()
-    assert heights["best control, held out"] == table["R² best control"].tolist()
+    marks = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert marks["held out"] == table["R² held out"].tolist()
+    assert marks["in-sample"] == table["R² in-sample"].tolist()
+    (bars,) = [bars for bars in axis.containers if bars.get_label() == "best control, held out"]
+    tops = [bar.get_y() + bar.get_height() for bar in bars]
+    assert tops == pytest.approx(table["R² best control"].tolist())
 
 
 def test_the_crossover_is_of_the_controls_and_the_sites(report):
