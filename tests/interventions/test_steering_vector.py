@@ -124,7 +124,7 @@ def test_neuronpedia_takes_no_strength_above_100(vector):
 
 
 def test_what_has_no_such_form_is_refused(report, vector):
-    with pytest.raises(ValueError, match=r"Neuronpedia steers at the input of a layer, and ln_final.hook_normalized"):
+    with pytest.raises(ValueError, match=r"Neuronpedia steers at the input of a layer, and ln_final.hook_"):
         steering_vector(report["ln_final"], AFTER).to_neuronpedia("tiny")
     nothing = steering_vector(report[SITE], AFTER, current=AFTER)
     with pytest.raises(ValueError, match="The vector is 0, since belief and current are the same"):
