@@ -149,7 +149,7 @@ def best_read(report: ProbeTables, process: Process) -> list[str]:
     """Where a belief is read best, beside the best control: the answer of a probe in a sentence or two."""
     from msp_lens._tables import skill_text
 
-    best, name = report.best_site, repr(process).partition(": ")[0]
+    best, name = report.best_site, process.title
     control, skill = report.controls.best(best.label), report.skill(best.label)
     found = f"The belief of {name} is read best at {best.label}: R² {best.scores.held_out.r2:.4f}, held out"
     if control is None or math.isnan(skill):

@@ -11,7 +11,7 @@ constrained beliefs of one attention layer and, for a part of the belief, the be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
@@ -149,6 +149,11 @@ class Controls(Value, TableView, Sequence[ControlScore]):
         shown["MSE held out"] = table["MSE held out"].map("{:.6f}".format)
         shown["rival"] = ["rival" if each.is_rival else "" for each in self.scores]
         return shown
+
+
+def named_r2_texts(r2: Iterable[float], names: Iterable[str | None]) -> list[str]:
+    """R² of controls or rivals with their names, as tables show them; a dash where there is none."""
+    return ["–" if math.isnan(value) else f"{value:.4f} {name}" for value, name in zip(r2, names, strict=True)]
 
 
 def r2_text(r2: float, digits: int = 5) -> str:

@@ -13,7 +13,7 @@ import pandas as pd
 from msp_lens._checks import checked
 from msp_lens._tables import TableView, nats_text, skill_text
 from msp_lens._values import Value
-from msp_lens.controls.control_scores import r2_text
+from msp_lens.controls.control_scores import named_r2_texts, r2_text
 from msp_lens.experiments.study import Study
 from msp_lens.inference.inference_report import Inference
 from msp_lens.inference.process_comparison import ProcessComparison, compare_processes
@@ -147,8 +147,7 @@ class ReportComparison(Value, TableView):
         ends = zip(table["difference low"], table["difference high"], strict=True)
         shown["95 %"] = ["" if math.isnan(low) else f"{_signed(low)} to {_signed(high)}" for low, high in ends]
         shown["in-sample"] = table["R² in-sample"].map(r2_text)
-        best = zip(table["R² best control"], table["best control"], strict=True)
-        shown["best control"] = ["–" if math.isnan(r2) else f"{r2:.4f} {name}" for r2, name in best]
+        shown["best control"] = named_r2_texts(table["R² best control"], table["best control"])
         shown["skill"] = table["skill"].map(skill_text)
         shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
         return shown

@@ -232,7 +232,7 @@ def reproduction_page(found: Reproduction, pictures: Mapping[str, ThemedPicture]
     networks = [
         {
             "name": name,
-            "process": repr(each.process).partition(": ")[0],
+            "process": each.process.title,
             "regret": nats_text(each.regret.mean()),
             "origin": each.origin,
         }

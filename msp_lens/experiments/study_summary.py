@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from msp_lens._tables import nats_text, skill_text
+from msp_lens._tables import nats_text, percent, skill_text
 from msp_lens.formation import Emergence
 from msp_lens.inference import Inference
-from msp_lens.interventions.intervention_report import InterventionReport, percent
+from msp_lens.interventions.intervention_report import InterventionReport
 from msp_lens.models.architecture import is_of_recurrent
 from msp_lens.models.build import config_fields
 from msp_lens.page.caveats import caveats, of_words, untrained_snapshot
@@ -32,9 +32,7 @@ def question_and_answer(
     training: TrainingRun, report: ProbeReport, interventions: InterventionReport | None
 ) -> tuple[str, str]:
     """What a run asks, and what it found, in a sentence each."""
-    asked = (
-        f"Does a network trained on {repr(training.process).partition(': ')[0]} carry the optimal observer's belief?"
-    )
+    asked = f"Does a network trained on {training.process.title} carry the optimal observer's belief?"
     return asked, _ANSWERS[answer(training, report, interventions)]
 
 

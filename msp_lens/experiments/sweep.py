@@ -191,7 +191,7 @@ def _plan(
             "measures": measures,
         }
         fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-        named = {"process": repr(process).partition(": ")[0], **chosen, "seed": seed}
+        named = {"process": process.title, **chosen, "seed": seed}
         if fingerprint in runs:
             raise ValueError(f"{named} is asked for twice: give each value once.")
         folder = f"{safe_name(process.name)}-{fingerprint}"

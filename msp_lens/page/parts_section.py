@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
 from msp_lens._tables import skill_text
-from msp_lens.controls.control_scores import interval_text, r2_text
+from msp_lens.controls.control_scores import interval_text, named_r2_texts, r2_text
 from msp_lens.page.folding import ShownTable, made_table
 from msp_lens.probing.probe_report import ProbeReport
 
@@ -23,8 +21,7 @@ def parts_table(report: ProbeReport) -> ShownTable | None:
     shown["in-sample"] = table["R² in-sample"].map(r2_text)
     shown["shuffled"] = table["R² shuffled"].map(lambda r2: r2_text(r2, 3))
     for what in ("best control", "best rival"):
-        pairs = zip(table[f"R² {what}"], table[what], strict=True)
-        shown[what] = ["–" if math.isnan(r2) else f"{r2:.4f} {name}" for r2, name in pairs]
+        shown[what] = named_r2_texts(table[f"R² {what}"], table[what])
     shown["MSE"] = table["MSE held out"].map("{:.6f}".format)
     notes = [
         "Shuffled: in-sample. A rival is another part's true belief, next-token probabilities or constrained beliefs."

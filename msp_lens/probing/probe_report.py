@@ -20,7 +20,14 @@ from msp_lens._files import check_tensors, read_entry, read_tensors, without_nan
 from msp_lens._hub import local_path
 from msp_lens._tables import TableView, json_records, nats_text, skill_text
 from msp_lens._values import same_values
-from msp_lens.controls.control_scores import Controls, ControlScore, SavedControl, interval_text, r2_text
+from msp_lens.controls.control_scores import (
+    Controls,
+    ControlScore,
+    SavedControl,
+    interval_text,
+    named_r2_texts,
+    r2_text,
+)
 from msp_lens.data import BeliefDataset, TokenMap, all_words, sampled_words
 from msp_lens.models.checking import Finding, ModelCheck, Verdict
 from msp_lens.models.hooked import HookedModel
@@ -367,11 +374,9 @@ class ProbeReport(TableView, ProbeTables):
         return probe_notes(self, self.provenance, **rest, to_oracle=self.regret_to_oracle)
 
     def _title(self) -> str:
-        return (
-            f"Probes of {self.provenance['part']!r}, a part of the belief"
-            if "part" in self.provenance
-            else "Belief probes"
-        )
+        if "part" not in self.provenance:
+            return "Belief probes"
+        return f"Probes of {self.provenance['part']!r}, a part of the belief"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each probe. R² is relative to the variance over all coordinates, MSE is per coordinate.
@@ -394,8 +399,7 @@ class ProbeReport(TableView, ProbeTables):
         if bool(table["R² shuffled"].notna().any()):
             shown["shuffled"] = table["R² shuffled"].map("{:.3f}".format)
         if len(self.controls) > 0:
-            best = zip(table["R² best control"], table["best control"], strict=True)
-            shown["best control"] = ["–" if math.isnan(r2) else f"{r2:.4f} {name}" for r2, name in best]
+            shown["best control"] = named_r2_texts(table["R² best control"], table["best control"])
             shown["skill"] = table["skill"].map(skill_text)
         if bool(table["beyond next token"].notna().any()):
             shown["beyond"] = table["beyond next token"].map("{:.3f}".format)

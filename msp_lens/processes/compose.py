@@ -122,8 +122,10 @@ class Mixture(Process, kind="mixture"):
         fields = converted(definition, MixtureFields, "definition")
         return cls([Process._rebuilt(part) for part in fields["components"]], fields["weights"], name=fields["name"])
 
-    def _call(self) -> str:
-        shown = [f"{weight:g} {part._call()}" for weight, part in zip(self.weights, self.components, strict=True)]
+    @property
+    def title(self) -> str:
+        """The components with their weights."""
+        shown = [f"{weight:g} {part.title}" for weight, part in zip(self.weights, self.components, strict=True)]
         most = 8
         shown = shown if len(shown) <= most else [*shown[:2], f"… {len(shown) - 3} more …", shown[-1]]
         return f"{self.name}({', '.join(shown)})"

@@ -408,10 +408,12 @@ class Factored(Process, kind="factored"):
         factors = [[part.fingerprint for part in each] for each in self.variants]
         return {"factors": factors, "parents": [list(each) for each in self.parents], "noise": self.noise}
 
-    def _call(self) -> str:
+    @property
+    def title(self) -> str:
+        """The factors, each with those that it depends on."""
         shown = []
         for variants, parents in zip(self.variants, self.parents, strict=True):
-            one = variants[0]._call()
+            one = variants[0].title
             given = f" given {', '.join(self.labels[parent] for parent in parents)}"
             shown.append(f"{len(variants)} variants of {one}{given}" if parents else one)
         return f"{self.name}({' × '.join(shown)}{f', noise={self.noise:g}' if self.noise else ''})"

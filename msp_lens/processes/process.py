@@ -356,7 +356,7 @@ class Process:
             states=self.states,
             tokens=self.tokens,
             is_recurrent=[state in recurrent for state in self.states],
-            title=self._call() if self.parameters else self.name,
+            title=self.title if self.parameters else self.name,
             theme=theme,
         )
 
@@ -432,10 +432,11 @@ class Process:
 
     def __repr__(self) -> str:
         counts = f"{self.n_states} state{'s' * (self.n_states > 1)}, {self.n_tokens} token{'s' * (self.n_tokens > 1)}"
-        return f"{self._call()}: {'generalized, ' * self.is_generalized}{counts}"
+        return f"{self.title}: {'generalized, ' * self.is_generalized}{counts}"
 
-    def _call(self) -> str:
-        """The name and what the process was built from."""
+    @property
+    def title(self) -> str:
+        """The name and what the process was built from: `mess3(x=0.05, a=0.85)`."""
         return f"{self.name}({shown_parameters(self.parameters)})"
 
 

@@ -31,7 +31,7 @@ class PathSampler:
         start = torch.zeros(1, outcomes.shape[1], dtype=torch.float64)
         start[0, :n_states] = initial
         rows = torch.cat([outcomes, start])
-        cumulative = (_cumulative(rows).clamp(max=1) * 2.0**bits).ceil().long()
+        cumulative = (cumulative_probabilities(rows).clamp(max=1) * 2.0**bits).ceil().long()
         row, outcome = (rows > 0).nonzero(as_tuple=True)
         # (state + cumulative probability) · 2^bits, sorted over the whole table.
         self._bounds = (row << bits) + cumulative[row, outcome]
@@ -84,12 +84,12 @@ def sample_by_filtering(
 
 def draw_outcomes(probabilities: Float64[Tensor, "row outcome"], generator: torch.Generator) -> Int[Tensor, "row"]:
     """An outcome for each row in proportion to its probability, on the generator's device, where these are too."""
-    cumulative = _cumulative(probabilities / probabilities.sum(dim=1, keepdim=True))
+    cumulative = cumulative_probabilities(probabilities / probabilities.sum(dim=1, keepdim=True))
     uniform = torch.rand(len(cumulative), 1, dtype=torch.float64, device=cumulative.device, generator=generator)
     return (uniform >= cumulative).sum(dim=1)
 
 
-def _cumulative(probabilities: Float64[Tensor, "row outcome"]) -> Float64[Tensor, "row outcome"]:
+def cumulative_probabilities(probabilities: Float64[Tensor, "row outcome"]) -> Float64[Tensor, "row outcome"]:
     """Cumulative sums in which the last possible outcome reaches past 1, so that rounding never overshoots it."""
     cumulative = probabilities.cumsum(dim=-1)
     is_exhausted = probabilities.flip(-1).cumsum(dim=-1).flip(-1) - probabilities <= 0

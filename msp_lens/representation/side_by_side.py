@@ -83,7 +83,7 @@ def _named(subjects: Sequence[Subject]) -> dict[str, Subject]:
     names = []
     for each in subjects:
         process = each if isinstance(each, Process) else each.process
-        name = "labelled tokens" if process is None else repr(process).partition(": ")[0]
+        name = "labelled tokens" if process is None else process.title
         count = sum(known == name or known.startswith(f"{name} (") for known in names)
         names.append(name if count == 0 else f"{name} ({count + 1})")
     return dict(zip(names, subjects, strict=True))

@@ -35,9 +35,8 @@ def paper_model(process: Process) -> ModelConfig:
 
 def quick(process: Process) -> Recipe:
     """About a minute on one core; the regret falls well below 1e-3 nats on most."""
-    steps, batch_size, rate = {"mess3": (1000, 128, 3e-3), "rrxor": (400, 96, 4e-3)}.get(
-        process.name, (1500, 128, 3e-3)
-    )
+    sizes = {"mess3": (1000, 128, 3e-3), "rrxor": (400, 96, 4e-3)}
+    steps, batch_size, rate = sizes.get(process.name, (1500, 128, 3e-3))
     return Recipe(paper_model(process), _evenly_drawn(steps, batch_size, rate))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from msp_lens._random import derived_generator
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.processes.process import Process
+from msp_lens.processes.sampling import cumulative_probabilities
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -46,12 +47,10 @@ def words_at(
     rows = torch.arange(len(numbers))
     for position in range(length):
         probabilities = next_token_probabilities(process, belief)
-        # Rounding must choose no token that is impossible, such as the last ones.
-        ends = (probabilities / probabilities.sum(dim=1, keepdim=True)).cumsum(dim=1)
-        token = (numbers.unsqueeze(1) >= ends).sum(dim=1)
-        token = torch.where(token == process.n_tokens, probabilities.argmax(dim=1), token)
+        shares = probabilities / probabilities.sum(dim=1, keepdim=True)
+        token = (numbers.unsqueeze(1) >= cumulative_probabilities(shares)).sum(dim=1)
         share = probabilities[rows, token]
-        numbers = ((numbers - (ends[rows, token] - share)) / share).clamp(0, 1 - 2**-53)
+        numbers = ((numbers - (shares.cumsum(dim=1)[rows, token] - share)) / share).clamp(0, 1 - 2**-53)
         used = used * share
         is_used_up = used < 2.0**-26
         fresh = torch.rand(len(numbers), dtype=torch.float64, generator=generator)

@@ -385,7 +385,7 @@ def _rivalry(process: Process, n_ctx: int) -> Claim:
     weights = dataset.word_weights.unsqueeze(1).expand_as(dataset.tokens).flatten()
     rows = torch.cat([constrained_beliefs(process, dataset.tokens), dataset.beliefs], dim=-1).flatten(0, 1)
     moments = Moments({CONSTRAINED: process.n_states, BELIEF: process.n_states}).update(rows, weights)
-    named = repr(process).partition(": ")[0]
+    named = process.title
     r2 = score(least_squares(moments, CONSTRAINED, BELIEF), moments, CONSTRAINED, BELIEF).r2
     return Claim(
         says=f"Constrained beliefs are not the true ones: R² of the second from the first, {named}",
