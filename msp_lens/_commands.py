@@ -37,7 +37,7 @@ _REMEDIES = {
     "n_starts=": "--starts ",
     "overwrite=True (--overwrite)": "--overwrite",
     "overwrite=True": "--overwrite",
-    "find_sites(model) lists": "msp-lens probe RUN --site all probes",
+    "msp.find_sites(model, 'all') lists": "msp-lens probe RUN --site all probes",
 }
 
 

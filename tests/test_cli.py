@@ -188,6 +188,7 @@ def test_theory_is_told_and_drawn(tmp_path):
         (["probe", "nowhere"], "There is no file or folder nowhere"),
         (["probe", "{trained}", "-p", "x=1"], "--param without --process"),
         (["probe", "{trained}", "--site", "9_post"], "no site '9_post'; the nearest are 3_post, 2_post, 1_post"),
+        (["probe", "{trained}", "--site", "9_post"], "msp-lens probe RUN --site all probes "),
         (["probe", "{trained}", "--rank", "0"], "--rank 0: "),
         (["probe", "{trained}", "--rank", "2"], "--rank 2 with --solver auto"),
         (["probe", "{trained}", "--solver", "reduced_rank"], "needs a rank"),

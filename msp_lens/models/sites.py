@@ -260,9 +260,7 @@ class SiteIndex:
             return Site(hook, site.head).name
         if re.search(r"[*?\[]", spelling):
             return None
-        raise KeyError(
-            f"{self.of} has no site {spelling!r}{self._near(spelling)}; find_sites(model) lists all {len(self.names)}."
-        )
+        raise KeyError(f"{self.of} has no site {spelling!r}{self._near(spelling)}; {self._listing()}.")
 
     def _matching(self, pattern: Any) -> Sequence[str]:
         """The sites that a glob, a function or `"all"` selects: in the order of the forward pass, each place once."""
@@ -279,9 +277,7 @@ class SiteIndex:
             )
         if not matched:
             shown = f"{pattern!r}{self._near(pattern)}" if isinstance(pattern, str) else "that function"
-            raise KeyError(
-                f"{self.of} has no site that matches {shown}; find_sites(model) lists all {len(self.names)}."
-            )
+            raise KeyError(f"{self.of} has no site that matches {shown}; {self._listing()}.")
         return matched
 
     def _globbed(self, pattern: str) -> list[str]:
@@ -323,6 +319,13 @@ class SiteIndex:
             if name in self._label_of and twin not in self._label_of:
                 kept[self._places[name]] = name
         return sorted(kept.values(), key=self.names.index)
+
+    def _listing(self) -> str:
+        """How to see what there is, for a message."""
+        try:
+            return f"msp.find_sites(model, 'all') lists {len(self.all)}"
+        except ValueError:
+            return f"its hooks are {_listed(self.names)}"
 
     def _near(self, spelling: str) -> str:
         """The three nearest spellings, for a message."""

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from transformer_lens import HookedRootModule
@@ -165,6 +167,17 @@ def test_wrong_spellings_are_refused_with_near_ones(transformer, wrong, near):
         find_sites(transformer, wrong)
     with pytest.raises(KeyError, match=near):
         find_sites(transformer, ["0_post", ["1_post", wrong]])
+
+
+@pytest.mark.parametrize("wrong", ["7_post", "7_*"])
+def test_an_unknown_site_is_refused_with_a_call_that_works(transformer, wrong):
+    with pytest.raises(KeyError) as refused:
+        find_sites(transformer, wrong)
+    call, count = re.search(r"(msp\.find_sites\(.*\)) lists (\d+)", refused.value.args[0]).groups()
+    assert len(eval(call, {"msp": msp, "model": transformer})) == int(count)
+    # A network of one's own without layers has nothing that "all" lists.
+    with pytest.raises(KeyError, match=r"; its hooks are hook_embed, .*hook_state"):
+        find_sites(build("own"), wrong)
 
 
 def test_what_chooses_nothing_or_is_no_site_is_refused(transformer):
