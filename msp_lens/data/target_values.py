@@ -7,6 +7,7 @@ strings, or -100 among integers, as PyTorch's losses and Hugging Face's collator
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -160,6 +161,40 @@ def named_targets(targets: Any) -> Mapping[str, Any]:
         return {str(name): targets[name] for name in targets.columns}
     values = target_values("targets", targets)
     return {LABEL if isinstance(values, np.ndarray) else BELIEF: targets}
+
+
+@dataclass(frozen=True)
+class TargetWords:
+    """What a probe reads, in words.
+
+    Attributes:
+        kind: `"belief"`, `"label"` for classes of your own, or `"target"` for numbers of your own.
+        name: The kind with a name, if there is one: "belief about 'left'", "label 'parity'", "target 'mean'".
+        classes: The names of its entries, if they are known.
+    """
+
+    kind: str
+    name: str
+    classes: tuple[str, ...] = ()
+
+    @property
+    def is_belief(self) -> bool:
+        """Whether it is the belief, or a part of it."""
+        return self.kind == BELIEF
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], *, is_distribution: bool) -> TargetWords:
+        """What a probe of this provenance reads. Numbers without a name are beliefs of a process, or distributions."""
+        part = given.get("part")
+        classes = tuple(given.get("classes" if part is None else "part_states") or ())
+        if part is not None and "process" in given and "source" not in given:
+            return cls(BELIEF, f"belief about {part!r}", classes)
+        name = given.get("target", BELIEF) if part is None else part
+        if name == BELIEF and not classes:
+            kind = BELIEF if "process" in given or is_distribution else "target"
+            return cls(kind, kind)
+        kind = LABEL if classes else "target"
+        return cls(kind, kind if name == kind else f"{kind} {name!r}", classes)
 
 
 def target_rows(

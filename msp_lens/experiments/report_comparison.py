@@ -107,11 +107,11 @@ class ReportComparison(Value, TableView):
     def summary(self) -> list[str]:
         """What was compared, what the interval means, and in what the reports differ besides their networks."""
         first, *others = self.reports
-        given = self.reports[first].provenance
-        process = self.reports[first].process
-        what = process.name if process is not None else f"the target {given.get('target')!r}"
+        given, process = self.reports[first].provenance, self.reports[first].process
+        reads = self.reports[first].probes[0].reads
+        what = f"The {reads.name}" if process is None or not reads.is_belief else f"Beliefs of {process.name}"
         counted = f", weighting {given['weighting']}" if "weighting" in given else ""
-        lines = [f"Beliefs of {what}{counted}. Difference: held-out R² less that of {first}."]
+        lines = [f"{what}{counted}. Difference: held-out R² less that of {first}."]
         table = self.to_dataframe()
         if bool(table["difference low"].notna().any()):
             lines.append(

@@ -20,6 +20,7 @@ from msp_lens._files import as_saved, read_header, read_json
 from msp_lens._hub import check_repository, committed, fetched
 from msp_lens._tables import nats_text, skill_text
 from msp_lens.controls.control_scores import interval_text, r2_text
+from msp_lens.data.target_values import TargetWords
 from msp_lens.experiments.run_folder import (
     CONFIG_FILE,
     INFERENCE_FILE,
@@ -227,10 +228,16 @@ def model_card(material: _Material, repository: str, license: str) -> str:
         lines += [f"![The true beliefs beside those read from the network]({PICTURES['fractal']})", ""]
     lines += [*_about(material, process), ""]
     if material.probes is not None:
-        lines += ["## The belief that its activations carry", "", *_scores(material), ""]
+        lines += [f"## The {_plain(_read(material).name)} that its activations carry", "", *_scores(material), ""]
     lines += ["## Load it", "", "```python", "import msp_lens as msp", "", *_code(material, repository), "```", ""]
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     return "\n".join([*lines, f"Only safetensors and JSON are read. Made with {made}.", ""])
+
+
+def _read(material: _Material) -> TargetWords:
+    """What the probes read."""
+    provenance = (material.probes or {}).get("provenance", {})
+    return TargetWords.of(provenance, is_distribution=False)
 
 
 def _process(material: _Material) -> Process | None:
@@ -300,9 +307,10 @@ def _scores(material: _Material) -> Iterator[str]:
     given = material.probes["provenance"]
     yield ""
     yield (
-        "R² is the share of the belief's variance that an affine map of the activation explains. A control has no "
-        "trained network behind it: the last tokens alone, or the same architecture untrained. Skill is the share of "
-        "what the best control leaves unexplained that the network explains; below 0, the control explains more."
+        f"R² is the share of the {_read(material).kind}'s variance that an affine map of the activation explains. A "
+        "control has no trained network behind it: the last tokens alone, or the same architecture untrained. Skill is "
+        "the share of what the best control leaves unexplained that the network explains; below 0, the control "
+        "explains more."
     )
     if not any(row["best control"] for row in material.probes["sites"]):
         yield ""

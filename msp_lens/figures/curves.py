@@ -165,6 +165,7 @@ def plot_sites(
     control: Values | None = None,
     intervals: Sequence[tuple[float | Any, float | Any]] | None = None,
     rivals: Mapping[str, Values] | None = None,
+    of: str = "beliefs",
     theme: ThemeName = "light",
 ) -> Figure:
     """R² at each site with its controls; where scores come near 1, the axis is stretched there.
@@ -172,7 +173,7 @@ def plot_sites(
     `shuffled` is the in-sample R² of a probe of shuffled beliefs, `control` the held-out R² of the best control (a wide
     bar behind the site's marks), `intervals` the ends of each held-out R²'s interval, `rivals` by name the held-out R²
     with which each site reads a rival (a diamond): a site follows the rival where it reads that better. A score below
-    the axis is marked at its foot.
+    the axis is marked at its foot. `of` is what is read.
 
     Raises:
         ValueError: if there is no site, or not one of everything for each.
@@ -197,7 +198,7 @@ def plot_sites(
     series: dict[str, tuple[np.ndarray, float, str, str]] = {
         "held out": (held, -0.12, look.color(0), "o"),
         "in-sample": (inside, 0.12, look.color(1), "s"),
-        "shuffled beliefs, in-sample": (chance, 0.0, look.color(8), "^"),
+        f"shuffled {of}, in-sample": (chance, 0.0, look.color(8), "^"),
     }
     series |= {name: (values, 0.0, look.color(2 + index), "D") for index, (name, values) in enumerate(read.items())}
     every = [value for values, *_ in series.values() for value in values]
@@ -210,7 +211,7 @@ def plot_sites(
             axis.plot(place[below] + shift, np.full(len(below), foot), "v", clip_on=False, **style)
     say_if_empty(axis, every)
     is_stretched = axis.get_yscale() != "linear"
-    axis.set(ylabel="R² of beliefs (stretched near 1)" if is_stretched else "R² of beliefs")
+    axis.set(ylabel=f"R² of {of} (stretched near 1)" if is_stretched else f"R² of {of}")
     axis.set_xlim(-0.6, len(labels) - 0.4)
     axis.grid(axis="y", color=look.faint, linewidth=0.4)
     axis.set_axisbelow(True)

@@ -221,7 +221,7 @@ def plot_score_columns(
     for axis in axes:
         scale_r2(axis, shown)
     for axis in axes if is_for_phones() else axes[:1]:
-        axis.set_ylabel("R² of beliefs, held out")
+        axis.set_ylabel("R², held out")
     legend_beside(axes[-1])
     if title:
         figure.suptitle(title)
@@ -293,11 +293,16 @@ def plot_classes(
 
 @checked
 def plot_crossover(
-    lengths: Sequence[int], windows: Curves, sites: Mapping[str, float | Any], *, theme: ThemeName = "light"
+    lengths: Sequence[int],
+    windows: Curves,
+    sites: Mapping[str, float | Any],
+    *,
+    of: str = "beliefs",
+    theme: ThemeName = "light",
 ) -> Figure:
     """Held-out R² of windows over their length k, and of each site as a level, ringed where a window first reaches it.
 
-    `windows` has a curve for each kind of window, NaN where there is none.
+    `windows` has a curve for each kind of window, NaN where there is none; `of` is what is read.
 
     Raises:
         ValueError: if there is no window, or not a score for each length.
@@ -321,7 +326,7 @@ def plot_crossover(
         if len(overtaken):
             axis.plot(lengths[overtaken[0]], value, "o", markersize=11, mfc="none", mec=look.ink)
     _name_levels(axis, sites, look)
-    axis.set(xlabel="tokens in the window, k", ylabel="R² of beliefs, held out", xticks=lengths)
+    axis.set(xlabel="tokens in the window, k", ylabel=f"R² of {of}, held out", xticks=lengths)
     axis.set_title("Probes of the network and windows of the last k tokens")
     axis.legend(frameon=False, loc="lower right")
     return finished(figure, look)

@@ -120,7 +120,7 @@ class SteeringVector(Value):
 
         Args:
             model_id: What Neuronpedia calls the model, such as `"gpt2-small"`.
-            label: What to call the vector there; by default the belief that it writes.
+            label: What to call the vector there; by default the belief, or the value of the label, that it writes.
 
         Raises:
             ValueError: if the site is not the residual stream between layers, or the vector is 0.
@@ -141,7 +141,7 @@ class SteeringVector(Value):
             "hookType": "hook_resid_pre",
             "vector": (self.vector.double() / strength).tolist(),
             "vectorDefaultSteerStrength": strength,
-            "vectorLabel": label if label is not None else f"belief ({written})",
+            "vectorLabel": label if label is not None else f"{self.provenance.get('reads', 'belief')} ({written})",
         }
 
     @checked
@@ -219,6 +219,7 @@ def steering_vector(
     step = (after - before) @ probe.decoder
     kept = ("process", "process_fingerprint", "model_fingerprint", "weighting", "target", "part")
     provenance = {name: probe.provenance[name] for name in kept if name in probe.provenance}
+    provenance["reads"] = probe.reads.name
     if not math.isfinite(float(step.norm())):
         raise ValueError(f"{probe!r} has a decoder that is not finite: probe the model again.")
     return SteeringVector(probe.sites[0], step.float(), after, before, step @ probe.read_map.weights, provenance)

@@ -191,8 +191,8 @@ def check_causal(model: HookedModel, *, tokens: Int[Tensor, "word pos"] | None =
 
 _PARTS = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 _NOT_CAUSAL = (
-    "A prefix then has no activation of its own, and a belief is about the tokens so far: mask later tokens "
-    '(attention_dir="causal"), or give whole words with targets of your own as LabelledTokens.'
+    "A prefix then has no activation of its own, and what is read there is about the tokens so far: mask later "
+    'tokens (attention_dir="causal"), or give whole words with targets of your own as LabelledTokens.'
 )
 
 

@@ -162,7 +162,7 @@ def _spread(belief: Float[Tensor, "*batch state"] | None, n_words: int, n_positi
     shaped = belief if belief.ndim == 3 else belief.reshape(-1, 1, belief.shape[-1])
     if shaped.shape[0] not in (1, n_words) or shaped.shape[1] not in (1, n_positions):
         raise ValueError(
-            f"Beliefs of shape {tuple(belief.shape)} do not fit a batch of {n_words} words and {n_positions} edited "
-            "positions: give [state], [word, state] or [word, pos, state]."
+            f"What is written has shape {tuple(belief.shape)} and does not fit a batch of {n_words} words and "
+            f"{n_positions} edited positions: give [state], [word, state] or [word, pos, state]."
         )
     return shaped.expand(n_words, n_positions, -1)

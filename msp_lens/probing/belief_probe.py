@@ -33,6 +33,7 @@ from msp_lens._names import meant
 from msp_lens._values import Value
 from msp_lens.data import BeliefDataset, TokenMap
 from msp_lens.data.labelled import BELIEF
+from msp_lens.data.target_values import TargetWords
 from msp_lens.models.activations import stream_activations
 from msp_lens.models.beginning import stream_prefixes
 from msp_lens.models.hooked import HookedModel, check_fits, find_sites
@@ -85,6 +86,18 @@ class BeliefProbe(Value):
         if self.name is not None:
             return self.name
         return site_label(self.sites[0]) if len(self.sites) == 1 else "concatenated"
+
+    @property
+    def reads(self) -> TargetWords:
+        """What it reads, in words: the belief, a part of it, or a target of your own."""
+        return TargetWords.of(self.provenance, is_distribution=self._sums_to_one)
+
+    @property
+    def steering(self) -> str:
+        """A call that writes what it reads, as text: the name of a class, or the mean of what it reads."""
+        numbers = ", ".join(f"{value:.6g}" for value in self.belief_mean[:4]) + ", …" * (self.n_states > 4)
+        value = repr(self.reads.classes[0]) if self.reads.classes else f"[{numbers}]"
+        return f"report[{self.label!r}].steer(model, {value}, position=-1)"
 
     @property
     def n_states(self) -> int:
@@ -166,8 +179,10 @@ class BeliefProbe(Value):
     def _of_states(self, belief: Any) -> Tensor:
         values = torch.as_tensor(belief)
         if values.ndim == 0 or values.shape[-1] != self.n_states:
+            kind, size = self.reads.kind, f"have {self.n_states} states"
+            size = size if self.reads.is_belief else f"are vectors of length {self.n_states}"
             shape = tuple(values.shape)
-            raise ValueError(f"belief has shape {shape}; this probe's beliefs have {self.n_states} states.")
+            raise ValueError(f"{kind} has shape {shape}; this probe's {kind}s {size}, as in {self.steering}.")
         return values
 
     @checked
@@ -220,36 +235,41 @@ class BeliefProbe(Value):
         """
         if isinstance(belief, str):
             belief = self._certainty_of(belief)
-        given: Any = belief if isinstance(belief, Tensor) else converted(belief, Float64[Tensor, "..."], "belief")
+        given: Any = (
+            belief if isinstance(belief, Tensor) else converted(belief, Float64[Tensor, "..."], self.reads.kind)
+        )
         beliefs = self._of_states(given).to("cpu", torch.float64)
-        if not self._reads_distributions:
-            check_finite(beliefs, "belief", "Give finite values of the target.")
+        if not (self.reads.is_belief or self._sums_to_one):
+            check_finite(beliefs, self.reads.kind, "Give finite values of the target.")
             return beliefs
         tolerance = 1e-4
         # NaN fails the first comparison.
         wrong = ~((beliefs.sum(dim=-1) - 1).abs() <= tolerance) | (beliefs < -tolerance).any(dim=-1)
         if wrong.any():
             example = beliefs[wrong][0]
+            kind, classes = self.reads.kind, self.reads.classes
+            over = f"the classes {', '.join(classes)}" if classes else "its entries"
+            over = "the hidden states" if self.reads.is_belief else over
             raise ValueError(
-                f"belief={[round(v, 6) for v in example.tolist()]} sums to {float(example.sum()):g}: a belief is a "
-                "distribution over the hidden states, with entries ≥ 0 that sum to 1. Normalize it first."
+                f"{kind}={[round(v, 6) for v in example.tolist()]} sums to {float(example.sum()):g}: a "
+                f"{kind} is a distribution over {over}, with entries ≥ 0 that sum to 1. Normalize it first."
             )
         return beliefs
 
     def _certainty_of(self, name: str) -> list[float]:
         """All probability on one class."""
-        classes = self.provenance.get("classes") or []
+        classes = self.reads.classes
         if name not in classes:
             known = f"this probe's classes are {', '.join(classes)}" if classes else "this probe knows no classes"
             raise KeyError(f"No class {name!r}: {known}. Give a name of a class, or numbers.{meant(name, classes)}")
         return [float(each == name) for each in classes]
 
     @property
-    def _reads_distributions(self) -> bool:
-        """Whether its targets are distributions: only what always sums to 1 is read as 1 from any activation."""
+    def _sums_to_one(self) -> bool:
+        """Whether what it reads is distributions: only what always sums to 1 is read as 1 from any activation."""
         weights, bias = self.read_map.weights, self.read_map.bias
         follows = weights.sum(dim=1).abs().max() <= 1e-6 * weights.abs().max().clamp(min=1e-12)
-        return "process" in self.provenance or bool(follows and (bias.sum() - 1).abs() <= 1e-6)
+        return bool(follows and (bias.sum() - 1).abs() <= 1e-6)
 
     def check_applies(self, model: HookedModel, process: Process | None = None) -> list[str]:
         """Check that this probe can read a model, and return caveats, one sentence each.
@@ -362,8 +382,9 @@ class BeliefProbe(Value):
     def __repr__(self) -> str:
         held_out = self.scores.held_out
         r2 = "not defined, as nothing varies" if math.isnan(held_out.r2) else f"{held_out.r2:.4f}"
+        read = f"{self.n_states} states" if self.reads.is_belief else f"{self.reads.name} [{self.n_states}]"
         return (
-            f"BeliefProbe({self.label}: {sum(self.widths)} features → {self.n_states} states, "
+            f"BeliefProbe({self.label}: {sum(self.widths)} features → {read}, "
             f"held-out R² {r2}, MSE {held_out.mse:.2g}, n {held_out.n})"
         )
 

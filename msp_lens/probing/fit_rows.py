@@ -255,7 +255,7 @@ def _rivals(sums: Sums, part: Part, parts: Sequence[Part], solver: Solver) -> li
     rivals: dict[str, tuple[ControlKind, str]] = {kind: (kind, block) for kind, block in part.target.rivals}
     for other in parts if part in parts else ():
         if other != part:
-            rivals[f"belief about {other.name}"] = ("other part", other.target.block)
+            rivals[other.title] = ("other part", other.target.block)
     found = []
     for name, (kind, block) in rivals.items():
         if block not in known:

@@ -55,6 +55,11 @@ class Part:
         """The block of its constrained beliefs."""
         return dict(self.target.rivals)[CONSTRAINED]
 
+    @property
+    def title(self) -> str:
+        """What it is called among the controls of the others. Only parts of beliefs have rivals."""
+        return f"belief about {self.name}" if self.target.rivals else self.name
+
     def description(self) -> dict[str, Any]:
         """What a report's provenance says of it."""
         return {} if self.target == Target() else {"part": self.name, "part_states": list(self.states) or None}

@@ -17,6 +17,7 @@ from msp_lens._files import parsed_json
 from msp_lens._tables import nats_text, skill_text
 from msp_lens.controls.control_scores import interval_text
 from msp_lens.data import BeliefDataset, LabelledTokens, TokenMap
+from msp_lens.data.labelled import BELIEF
 from msp_lens.models.checking import ModelCheck
 from msp_lens.moments.grid import bytes_text
 from msp_lens.moments.scores import HeldOutScore
@@ -38,7 +39,7 @@ def probe_notes(
     model_check: ModelCheck | None = None,
 ) -> list[str]:
     """One sentence or two in each note."""
-    given = provenance
+    given, reads = provenance, tables.probes[0].reads
     by = {
         "prefix": "by prefix. None is both fitted and scored, but prefixes one token longer or shorter may be fitted",
         "sequence": "by word. Words share their beginnings, so rows at early positions are both fitted and scored",
@@ -51,21 +52,21 @@ def probe_notes(
         lines += [f"Check of the model (report.model_check): {problem}" for problem in model_check.problems]
     if math.isnan(tables.probes[0].scores.in_sample.r2):
         lines.append(
-            f"The {_target(given)} never varies on these rows, so there is nothing to read: R² is not defined and "
-            "shown as –. Probe other words, or a process whose belief changes."
+            f"The {reads.name} never varies on these rows, so there is nothing to read: R² is not defined and shown as "
+            f"–. Probe other words{', or a process whose belief changes' * reads.is_belief}."
         )
     else:
         lines += [
             "The table shows R² held out, with its 95 % interval, and R² in-sample; MSE is held out, per coordinate.",
             f"Held out: {given['n_folds']} folds {by}. The interval is a bootstrap over {given['n_cells']} sets of "
             "rows; the probes are not fitted again.",
-            *_constant_notes(tables, given, process),
+            *_constant_notes(tables, process),
             *_overfitting_notes(tables),
             *_control_notes(tables),
         ]
         lines += _rival_notes(tables)
     lines += _part_notes(parts, given)
-    if process is not None and "part" not in given:
+    if process is not None and reads.name == BELIEF:
         lines.append(str(process.degeneracy()))
     if given.get("unused_tokens"):
         names = ", ".join(given["unused_tokens"])
@@ -117,7 +118,7 @@ def positions_left_out(given: Mapping[str, Any]) -> str:
 
 def _rival_notes(tables: ProbeTables) -> list[str]:
     """How much each rival explains, and which sites follow it."""
-    lines = []
+    lines, reads = [], tables.probes[0].reads
     next_token, constrained = (
         next((each for each in tables.controls.rivals if each.kind == kind), None)
         for kind in ("next token", "constrained belief")
@@ -126,7 +127,7 @@ def _rival_notes(tables: ProbeTables) -> list[str]:
         is_told_apart = any(not math.isnan(tables.beyond_next_token(label)) for label in tables)
         beyond = " Beyond: the share of the rest that the activations add." if is_told_apart else ""
         r2 = next_token.held_out.r2
-        lines.append(f"Next-token probabilities alone explain R² {r2:.3f} of the beliefs, held out.{beyond}")
+        lines.append(f"Next-token probabilities alone explain R² {r2:.3f} of the {reads.kind}s, held out.{beyond}")
     if constrained is not None:
         read = {label: scores for label, probe in tables.items() if (scores := probe.scores.rival(constrained.name))}
         follow = [label for label, scores in read.items() if scores.held_out.r2 > tables[label].scores.held_out.r2]
@@ -138,14 +139,15 @@ def _rival_notes(tables: ProbeTables) -> list[str]:
     others = [each for each in tables.controls.rivals if each.kind == "other part" and not math.isnan(each.held_out.r2)]
     if others:
         best = max(others, key=lambda each: each.held_out.r2)
+        what = "parts" if reads.is_belief else "targets"
         lines.append(
-            f"Of the other parts, {best.name!r} explains most of this one: R² {best.held_out.r2:.3f}, held out."
+            f"Of the other {what}, {best.name!r} explains most of this one: R² {best.held_out.r2:.3f}, held out."
         )
     return lines
 
 
 def _part_notes(parts: Mapping[str, ProbeTables], given: dict[str, Any]) -> list[str]:
-    """Where each part of the belief is read best, and beside what."""
+    """Where each part of the belief, or each other target, is read best, and beside what."""
     read = []
     for name, tables in parts.items():
         scored = [probe for probe in tables.probes if not math.isnan(probe.scores.held_out.r2)]
@@ -156,24 +158,19 @@ def _part_notes(parts: Mapping[str, ProbeTables], given: dict[str, Any]) -> list
         control = tables.controls.best(best.label)
         beside = "" if control is None else f", best control {control.held_out.r2:.3f}"
         read.append(f"{name} R² {best.scores.held_out.r2:.3f} at {best.label}{beside}")
-    lines = [f"Parts of the belief (report.parts, report.by_part()), held out: {'; '.join(read)}."] if read else []
+    what = "Parts of the belief" if all(each.probes[0].reads.is_belief for each in parts.values()) else "Other targets"
+    lines = [f"{what} (report.parts, report.by_part()), held out: {'; '.join(read)}."] if read else []
     if given.get("parts_left_out"):
         names = ", ".join(given["parts_left_out"])
         lines.append(f"Parts left out, since they are defined in too few rows: {names}.")
     return lines
 
 
-def _target(given: dict[str, Any]) -> str:
-    if "part" in given:
-        return f"belief about {given['part']!r}"
-    name = given.get("target", "belief")
-    return "belief" if name == "belief" else f"target {name!r}"
-
-
 def _data_note(tables: ProbeTables, given: dict[str, Any], process: Process | None) -> str:
     n = tables.probes[0].scores.in_sample.n
     weighting = f"weighting={given.get('weighting', 'as given')!r}"
-    target = "" if _target(given) == "belief" else f"; the {_target(given)}"
+    reads = tables.probes[0].reads
+    target = "" if reads.name == BELIEF else f"; the {reads.name}"
     if "words" not in given:
         return f"{n:,} rows, {weighting}{target}."
     named = f"{process!r}; " if process is not None else ""
@@ -204,20 +201,16 @@ def _reading_notes(given: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _constant_notes(tables: ProbeTables, given: dict[str, Any], process: Process | None) -> list[str]:
+def _constant_notes(tables: ProbeTables, process: Process | None) -> list[str]:
     r2 = tables.probes[0].scores.in_sample.r2_by_target
-    names = (
-        given.get("part_states")
-        or given.get("classes")
-        or (process.states if process and process.n_states == len(r2) else range(len(r2)))
-    )
+    reads = tables.probes[0].reads
+    states = process.states if process and reads.is_belief and process.n_states == len(r2) else range(len(r2))
+    names = reads.classes or states
     constant = [str(name) for name, value in zip(names, r2, strict=True) if math.isnan(value)]
     if not constant:
         return []
     which = ", ".join(constant)
-    return [
-        f"Coordinates of the {_target(given)} that never vary on these rows: {which}. They have no R² of their own."
-    ]
+    return [f"Coordinates of the {reads.name} that never vary on these rows: {which}. They have no R² of their own."]
 
 
 def _overfitting_notes(tables: ProbeTables) -> list[str]:
@@ -225,7 +218,8 @@ def _overfitting_notes(tables: ProbeTables) -> list[str]:
     if not worse:
         return []
     probe = min(worse, key=lambda each: each.scores.held_out.r2)
-    lowest = f"Below 0 held out ({', '.join(each.label for each in worse)}): worse than the mean belief."
+    where, kind = ", ".join(each.label for each in worse), probe.reads.kind
+    lowest = f"Below 0 held out ({where}): worse than the mean {kind}."
     if probe.scores.in_sample.r2 < 0.05:
         return [f"{lowest} These sites carry nothing that a linear map reads."]
     remedy = "" if probe.scores.solver == "ridge" else " solver='ridge' chooses how much to shrink them."
@@ -246,7 +240,8 @@ def _control_notes(tables: ProbeTables) -> list[str]:
         ]
     against = [f"{len(windows)} readings of the last tokens and the position (report.controls)"] if windows else []
     against += [f"{len(twins)} untrained network{'s' * (len(twins) > 1)}"] if twins else []
-    lines = ["Shuffled: in-sample R² of a probe of randomly permuted beliefs."] if has_shuffled else []
+    permuted = f"randomly permuted {tables.probes[0].reads.kind}s"
+    lines = [f"Shuffled: in-sample R² of a probe of {permuted}."] if has_shuffled else []
     if against:
         lines += [f"Best control: the best held-out score of {' and '.join(against)}.", *_skill_notes(tables)]
     if not twins:

@@ -76,7 +76,8 @@ class ProbePlots:
         """
         from msp_lens.figures.simplex import plot_beliefs
 
-        if self.process is None and not sites and not word:
+        is_drawn = self.process is not None and self.tables.probes[0].reads.is_belief
+        if not is_drawn and not sites and not word:
             return self.scores(theme=theme)
         dataset, _, read = self._read(sites)
         tokens = _one_word(dataset.process, word)[0].tolist() if len(word) else []
@@ -142,16 +143,20 @@ class ProbePlots:
 
     @checked
     def scores(self, *, theme: ThemeName = "light") -> Figure:
-        """R² at each site, held out and in-sample, with those of shuffled beliefs and of the best control."""
+        """R² at each site, held out and in-sample, with those of shuffled rows and of the best control."""
         from msp_lens.figures.curves import plot_sites
 
         table = self.tables.to_dataframe()
         columns = ("R² held out", "R² in-sample", "R² shuffled", "R² best control")
         *bars, control = (table[column].tolist() for column in columns)
         intervals = list(zip(table["low"], table["high"], strict=True))
-        return plot_sites(
-            list(table.index), *bars, control=control, intervals=intervals, rivals=self._rivals(), theme=theme
-        )
+        rest = {"control": control, "intervals": intervals, "rivals": self._rivals(), "of": self._kinds}
+        return plot_sites(list(table.index), *bars, **rest, theme=theme)
+
+    @property
+    def _kinds(self) -> str:
+        """What is read, for axes: beliefs, labels or targets."""
+        return f"{self.tables.probes[0].reads.kind}s"
 
     def _rivals(self) -> dict[str, list[float]]:
         """Held-out R² of each rival at every site, of those that can be told from the belief."""
@@ -174,14 +179,22 @@ class ProbePlots:
 
         if not self.parts_read:
             raise ValueError("This report has no parts: probe a product or a mixture of processes.")
-        tables = {name: part.to_dataframe() for name, part in {"belief": self.tables, **self.parts_read}.items()}
+        tables = {
+            name: part.to_dataframe() for name, part in {self.tables.whole: self.tables, **self.parts_read}.items()
+        }
         columns = {
             column: {name: table[column].tolist() for name, table in tables.items()}
             for column in ("R² held out", "R² best control", "low", "high")
         }
         ends = {name: list(zip(columns["low"][name], columns["high"][name], strict=True)) for name in tables}
         controls = columns["R² best control"]
-        return plot_parts(list(self.tables), columns["R² held out"], controls=controls, intervals=ends, theme=theme)
+        what = (
+            "Parts of the belief"
+            if all(each.probes[0].reads.is_belief for each in self.parts_read.values())
+            else "Targets"
+        )
+        how = {"controls": controls, "intervals": ends, "title": f"{what} by site; bars: best control", "theme": theme}
+        return plot_parts(list(self.tables), columns["R² held out"], **how)
 
     @checked
     def classes(self, *sites: str, theme: ThemeName = "light") -> Figure:
@@ -227,14 +240,14 @@ class ProbePlots:
     @checked
     def by_rank(self, *, in_sample: bool = False, theme: ThemeName = "light") -> Figure:
         """R² of reduced-rank regression over its rank, one curve for each site."""
-        ylabel = f"R² of beliefs, {'in-sample' if in_sample else 'held out'}"
+        ylabel = f"R² of {self._kinds}, {'in-sample' if in_sample else 'held out'}"
         return _curves(self.tables.by_rank(in_sample=in_sample), "Reduced-rank probes", ylabel, theme)
 
     @checked
     def by_position(self, *, own: bool = False, theme: ThemeName = "light") -> Figure:
         """Held-out R² at each position, one curve for each site; `own` as for the table `by_position`."""
         title = "Probes fitted at each position" if own else "One probe of all positions, by position"
-        return _curves(self.tables.by_position(own=own), title, "R² of beliefs, held out", theme)
+        return _curves(self.tables.by_position(own=own), title, f"R² of {self._kinds}, held out", theme)
 
     @checked
     def crossover(self, *, theme: ThemeName = "light") -> Figure:
@@ -247,7 +260,8 @@ class ProbePlots:
 
         windows = window_scores(self.tables.controls)
         sites = {label: probe.scores.held_out.r2 for label, probe in self.tables.items()}
-        return plot_crossover(list(windows.index), windows.to_dict(orient="list"), sites, theme=theme)
+        curves = windows.to_dict(orient="list")
+        return plot_crossover(list(windows.index), curves, sites, of=self._kinds, theme=theme)
 
     @checked
     def regret(self, *, theme: ThemeName = "light") -> Figure:

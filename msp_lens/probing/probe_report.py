@@ -113,7 +113,7 @@ class ProbeReport(TableView, ProbeTables):
         return ProbePlots(*given)
 
     def by_part(self) -> pd.DataFrame:
-        """How well each part of the belief is read at each site; the whole belief is the part `"belief"`.
+        """How well each part of the belief is read at each site; the whole is `"belief"`, or the target's name.
 
         The best control is the best of the site's, and the best rival what explains most of that part without the
         network: the other parts' true beliefs, next-token probabilities, constrained beliefs. All R² are held out but
@@ -121,7 +121,7 @@ class ProbeReport(TableView, ProbeTables):
         """
         columns = ["R² held out", "low", "high", "R² in-sample", "MSE held out", "R² shuffled", "R² best control"]
         tables = {}
-        for name, report in {"belief": self, **self.parts}.items():
+        for name, report in {self.whole: self, **self.parts}.items():
             table, rival = report.to_dataframe(), report.best_rival()
             tables[name] = table[[*columns, "best control", "skill"]].copy()
             tables[name]["R² best rival"] = rival.held_out.r2 if rival else math.nan
@@ -148,14 +148,14 @@ class ProbeReport(TableView, ProbeTables):
         return super().by_position(own=own)
 
     def by_state(self) -> pd.DataFrame:
-        """Held-out R² of each coordinate of the belief, one row for each probe."""
-        process, n_states = self.process, self.probes[0].n_states
-        names = self.provenance.get("part_states") or tuple(map(str, range(n_states)))
-        if process and process.n_states == n_states and "part" not in self.provenance:
+        """Held-out R² of each coordinate of the belief or target, one row for each probe."""
+        process, n_states, reads = self.process, self.probes[0].n_states, self.probes[0].reads
+        names = reads.classes or tuple(map(str, range(n_states)))
+        if process and process.n_states == n_states and reads.is_belief and "part" not in self.provenance:
             names = process.states
         rows = {probe.label: probe.scores.held_out.r2_by_target for probe in self.probes}
         table = pd.DataFrame.from_dict(rows, orient="index", columns=pd.Index(names))
-        return table.rename_axis(index="site", columns="state")
+        return table.rename_axis(index="site", columns="state" if reads.is_belief else reads.kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the probes' weights, as JSON-ready values; undefined numbers are `None`."""
@@ -184,9 +184,9 @@ class ProbeReport(TableView, ProbeTables):
         """
         if "own_dataset" in self.provenance and "process" not in self.provenance:
             raise ValueError(
-                "This report is of labelled tokens, which have no process whose beliefs could be drawn or written. "
-                "report.plot.scores() shows what was read; to write a target v, use "
-                "`with report['1_post'].steer(model, v):` around model(tokens)."
+                f"This report is of the {self.probes[0].reads.name} of labelled tokens, and this takes the words of a "
+                "process. report.plot.scores() shows what was read; to write a value, use "
+                f"`with {self.probes[0].steering}:` around model(tokens)."
             )
         if self.model is None or self.dataset is None:
             raise ValueError(
@@ -374,9 +374,10 @@ class ProbeReport(TableView, ProbeTables):
         return probe_notes(self, self.provenance, **rest, to_oracle=self.regret_to_oracle)
 
     def _title(self) -> str:
-        if "part" not in self.provenance:
-            return "Belief probes"
-        return f"Probes of {self.provenance['part']!r}, a part of the belief"
+        if not self.probes[0].reads.is_belief:
+            return f"Probes of the {self.probes[0].reads.name}"
+        part = self.provenance.get("part")
+        return "Belief probes" if part is None else f"Probes of {part!r}, a part of the belief"
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each probe. R² is relative to the variance over all coordinates, MSE is per coordinate.

@@ -234,6 +234,12 @@ class ProbeTables(Mapping[str, BeliefProbe]):
         return len(self.probes)
 
     @property
+    def whole(self) -> str:
+        """What is read, as it is called beside its parts: `"belief"`, or your own target's name."""
+        read = self.probes[0].reads
+        return read.kind if read.is_belief else read.name
+
+    @property
     def best_site(self) -> BeliefProbe:
         """The single-site probe with the highest held-out R²; the first, if R² is not defined.
 

@@ -155,9 +155,9 @@ class TransferReport(Value, TableView):
         best, control = self.best, self.controls.best(self.best.site)
         lines = list(self.notes)
         if math.isnan(best.score.r2):
-            return [*lines, "The belief never varies on these rows, so there is nothing to read: R² is not defined."]
+            return [*lines, "What is read never varies on these rows: R² is not defined."]
         lines.append(
-            "R²: read as fitted; 0 is that of these rows' mean belief. Corrected: after an affine map of what is read, "
+            "R²: read as fitted; 0 is that of these rows' mean. Corrected: after an affine map of what is read, "
             "fitted to the other folds of these rows. Where fitted: held out, on the probe's own rows."
         )
         score, corrected = r2_text(best.score.r2, 3), r2_text(best.corrected.r2, 3)
@@ -224,11 +224,12 @@ class TransferPlots:
         curves = {name: [part.r2 for part in parts] for name, parts in found.items()}
         ends = {name: [part.r2_interval for part in parts] for name, parts in found.items()}
         title = "Frozen probes" + (", corrected" if corrected else "") + ", by position"
-        return plot_learning_curves(self.found.ranges, curves, intervals=ends, title=title, theme=theme)
+        how = {"intervals": ends, "title": title, "ylabel": "R²", "theme": theme}
+        return plot_learning_curves(self.found.ranges, curves, **how)
 
     @checked
     def matrix(self, *, corrected: bool = False, theme: ThemeName = "light") -> Figure:
-        """R² of each probe, a row, at each place, a column; below 0, worse than the mean belief, colors are alike."""
+        """R² of each probe, a row, at each place, a column; below 0, worse than the mean, colors are alike."""
         from msp_lens.figures.edit_bars import plot_heat_map
 
         table = self.found.matrix(corrected=corrected)
@@ -379,9 +380,7 @@ def _named(probes: Probes) -> dict[str, BeliefProbe]:
         labels = ", ".join(label for label, _ in given)
         raise ValueError(f"probes has two of one name ({labels}): give a mapping of names to probes.")
     if len(parts := {probe.provenance.get("part") for probe in named.values()}) > 1:
-        raise ValueError(
-            f"probes reads several parts of the belief ({', '.join(map(str, parts))}): read one at a time."
-        )
+        raise ValueError(f"probes reads several parts ({', '.join(map(str, parts))}): read one at a time.")
     return named
 
 
@@ -425,7 +424,8 @@ def _labelled(
     ((target, values),) = labelled.targets.items()
     for name, probe in probes.items():
         if probe.n_states != values.shape[1]:
-            problem = f"probes: {name} reads {probe.n_states} states, and data has {values.shape[1]}"
+            entries = "states" if probe.reads.is_belief else "entries"
+            problem = f"probes: {name} reads {probe.n_states} {entries}, and data has {values.shape[1]}"
             raise ValueError(f"{problem}: give data with as many, or probe the model again.")
     # Rows without a belief are left out.
     kept = ~labelled.undefined.get(target, torch.zeros(len(labelled), dtype=torch.bool))

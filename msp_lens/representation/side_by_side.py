@@ -72,7 +72,9 @@ def side_by_side(
             options["states"][name] = each.states
             continue
         if each.process is None:
-            raise ValueError(f"{name} is a report of labelled tokens, which have no beliefs: choose show='scores'.")
+            raise ValueError(
+                f"{name} is a report of labelled tokens and has no picture of beliefs: choose show='scores'."
+            )
         beliefs[name], weights, states = each.plot.best_beliefs()
         options["weights"][name], options["states"][name] = weights, states
     return plot_belief_columns(beliefs, **options, title=title, theme=theme)

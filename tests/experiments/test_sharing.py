@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import constants
 
@@ -220,6 +221,17 @@ def test_a_revision_stays_the_same(hub, run_folder, tmp_path):
     assert (from_hub(NAME, revision=first) / "probes.safetensors").is_file()
     with pytest.raises(FileNotFoundError, match="has no revision 'v9'"):
         from_hub(NAME, revision="v9")
+
+
+def test_the_card_of_labels_of_ones_own_speaks_of_them(hub, run_folder):
+    tokens = torch.randint(0, 2, (40, 3), generator=torch.Generator().manual_seed(0))
+    data = msp.LabelledTokens.from_tokens(tokens, {"count": tokens.cumsum(dim=1).double()})
+    model = msp.load_checkpoint(run_folder).model
+    push_to_hub(msp.probe(model, data, progress=False), NAME)
+    card = hub.files()[CARD_FILE].decode()
+    assert "## The target 'count' that its activations carry" in card
+    assert "R² is the share of the target's variance" in card
+    assert "elief" not in card.split("---", 2)[2]
 
 
 def test_a_report_is_shared_without_its_model(hub, run_folder):

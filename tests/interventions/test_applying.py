@@ -226,7 +226,7 @@ def test_bad_requests_are_refused(random_model, random_report, tokens):
     refused("none of the word's 5 positions", steer, [1.0, 0, 0], position=slice(9, None))
     refused("given for 2 words; the batch has 4", steer, [1.0, 0, 0], position=torch.tensor([[1], [2]]))
     refused("The mask of positions has shape", steer, [1.0, 0, 0], position=torch.ones(4, 3, dtype=torch.bool))
-    refused("do not fit a batch of 4 words", steer, torch.full((3, 3), 1 / 3), position=2)
+    refused("does not fit a batch of 4 words", steer, torch.full((3, 3), 1 / 3), position=2)
     refused("position=4 is outside", steer, [1.0, 0, 0], position=4, run=tokens[:, :3])
     with pytest.raises(ValueError, match="reads 4 sites at once"):
         edits.steer(random_report["concatenated"])

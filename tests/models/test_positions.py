@@ -67,7 +67,11 @@ def test_gradients_reach_the_belief():
         (slice(5, None), None, "is none of the word's 5 positions"),
         (torch.zeros(2, 1, dtype=torch.int64), None, "given for 2 words; the batch has 3"),
         (torch.ones(3, 4, dtype=torch.bool), None, r"mask of positions has shape \(3, 4\)"),
-        (1, torch.ones(2, 2), r"Beliefs of shape \(2, 2\) do not fit a batch of 3 words and 1 edited positions"),
+        (
+            1,
+            torch.ones(2, 2),
+            r"What is written has shape \(2, 2\) and does not fit a batch of 3 words and 1 edited positions",
+        ),
     ],
 )
 def test_positions_and_beliefs_that_do_not_fit_are_refused(position, belief, message):

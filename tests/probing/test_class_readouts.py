@@ -94,7 +94,8 @@ def test_the_report_tells_and_keeps_them(report, model, data, tmp_path):
     said = " ".join(repr(report).split())
     assert "Classes, by logistic read-outs (report.classes), held out: at " in said
     assert "alone is right for" in said
-    assert "the target 'previous'" in said
+    assert said.startswith("Probes of the label 'previous'")
+    assert "; the label 'previous'." in said
     assert sum(report.classes.shares.values()) == pytest.approx(1)
     assert "Calibration error" in said
     table = report.classes.to_dataframe()
@@ -124,7 +125,9 @@ def test_the_report_tells_and_keeps_them(report, model, data, tmp_path):
     assert pickle.loads(pickle.dumps(report.classes)) == report.classes
     assert report.plot().axes
     assert_drawn(report)
-    with pytest.raises(ValueError, match=r"labelled tokens.*report\.plot\.scores\(\).*steer\(model, v\)"):
+    with pytest.raises(
+        ValueError, match=r"labelled tokens.*report\.plot\.scores\(\).*steer\(model, 'ant', position=-1\)"
+    ):
         report.run_on()
 
 

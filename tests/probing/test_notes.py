@@ -49,7 +49,7 @@ def test_a_constant_target_gets_a_sentence():
     assert "Coordinates of the target 'both' that never vary on these rows: 1." in text(partly)
     assert "the target 'both'." in text(partly)
     constant = msp.probe(network(), LabelledTokens.from_tokens(tokens, values[..., 1]), progress=False)
-    assert "The belief never varies" in text(constant)
+    assert "The target never varies" in text(constant)
     assert "nan" not in text(constant)
 
 

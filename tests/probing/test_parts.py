@@ -382,7 +382,9 @@ def test_further_targets_of_given_tokens_are_parts():
     assert list(report.parts) == ["parity"]
     assert report.parts["parity"]["0_pre"].n_states == 2
     assert list(report.parts["parity"].by_state().columns) == ["0", "1"]
-    assert "belief about parity" not in report.controls.names
+    assert "parity" not in report.controls.names
+    assert "Other targets (report.parts" in repr(report)
+    assert set(report.by_part().index.get_level_values("part")) == {"target", "parity"}
 
 
 def test_own_rows_with_parts():
@@ -395,7 +397,8 @@ def test_own_rows_with_parts():
     assert report.parts["a"]["h"].scores.held_out.r2 == pytest.approx(1, abs=1e-6)
     assert report.parts["b"]["h"].scores.held_out.r2 < 0.05
     assert math.isclose(report["h"].scores.held_out.r2, 0.5, abs_tol=0.1)
-    assert report.parts["a"].controls.select("belief about b").held_out.r2 < 0.05
+    assert report.parts["a"].controls.select("b").held_out.r2 < 0.05
+    assert "elief" not in repr(report.parts["a"]) + repr(report.parts["a"].controls)
 
 
 def test_a_bos_token_keeps_the_parts_and_is_named_in_a_note():

@@ -225,7 +225,7 @@ def test_probes_of_a_part_are_scored_where_it_is_defined():
             own, score = probe.scores.in_sample, found.select(label).score
             assert (score.r2, score.mse) == pytest.approx((own.r2, own.mse), abs=1e-9)
     both = {"a": report.parts["component"].probes[0], "b": report.probes[0]}
-    with pytest.raises(ValueError, match="probes reads several parts of the belief"):
+    with pytest.raises(ValueError, match="probes reads several parts"):
         transfer(small, both, mixed, **QUIET)
     with pytest.raises(ValueError, match="is of 'component', no part of the beliefs"):
         transfer(small, both["a"], msp.processes.golden_mean(), **QUIET)
