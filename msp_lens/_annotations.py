@@ -55,6 +55,9 @@ def converted(value: Any, annotation: Any, where: str) -> Any:
     try:
         return kind.read(value)
     except MismatchError as mismatch:
+        instead = _INSTEAD.get(type(mismatch.value)) if mismatch.is_wrong_type else None
+        if instead is not None:
+            mismatch.rule = f"{mismatch.rule}. {instead}"
         raise refusal(mismatch, f"{where}{mismatch.place}", mismatch.value) from None
 
 
@@ -104,6 +107,14 @@ def register(annotation: Any, rule: str, accepts: Callable[[Any], bool]) -> None
 
 
 _REGISTERED: dict[Any, Kind] = {}
+
+
+def tell_instead(kind: type, instead: str) -> None:
+    """Tell where values of a type belong, for the error where something else is wanted; without the full stop."""
+    _INSTEAD[kind] = instead
+
+
+_INSTEAD: dict[type, str] = {}
 
 
 def _read_none(value: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from msp_lens._annotations import tell_instead
 from msp_lens._checks import Count, checked, converted
 from msp_lens._names import meant
 from msp_lens._values import Value
@@ -71,7 +72,7 @@ class LabelledTokens(Value):
 
     def __post_init__(self) -> None:
         if not self.targets:
-            raise ValueError("targets={}: give at least one, e.g. {'belief': beliefs}.")
+            raise ValueError("targets={}: give at least one, e.g. {'mean': numbers}.")
         n_rows, sizes = len(self.words), ((self.words, len(self.tokens)), (self.columns, self.n_ctx))
         inside = all(((numbers >= 0) & (numbers < size)).all() for numbers, size in sizes)
         if len(self.columns) != n_rows or not inside or ((self.words * self.n_ctx + self.columns).diff() <= 0).any():
@@ -387,6 +388,11 @@ class LabelledTokens(Value):
         size = f"{len(self.tokens)} words of {self.n_ctx} tokens: {len(self)} rows in {n_groups} groups"
         shown = (f"{k} [{v.shape[1]}{' classes' * (k in self.classes)}]" for k, v in self.targets.items())
         return f"LabelledTokens({size}; {', '.join(shown)})"
+
+
+_INSTEAD = "Labelled tokens have no process: msp.probe(model, data) reads their labels, and "
+_INSTEAD += "`with report['1_post'].steer(model, label):` around model(tokens) writes one"
+tell_instead(LabelledTokens, _INSTEAD)
 
 
 def label_rows(

@@ -147,18 +147,19 @@ def single_site_probes(model: HookedModel, process: Process, probes: Probes) -> 
         raise ValueError(f"probes: two of them read {twice[0]}: give one probe of each site.")
     fingerprint = model_fingerprint(model)
     for probe in chosen:
-        known = probe.provenance.get
+        known, reads = probe.provenance.get, probe.reads
+        is_of_beliefs = known("source") not in ("tokens", "text") or probe.n_states == process.n_states
+        is_named = known("target", BELIEF) != BELIEF or (known("part") is not None and not reads.is_belief)
+        if is_named or not is_of_beliefs:
+            raise ValueError(
+                f"{probe!r} reads the {reads.name} of labelled tokens, and experiments write beliefs of a process, "
+                "which say what the network should predict. Write the value yourself: "
+                f"`with {probe.steering}:` around model(tokens); or give probes of msp.probe(model, {process.name})."
+            )
         if (part := known("part")) is not None:
             raise ValueError(
                 f"{probe!r} reads {part!r}, a part of the belief, and experiments write whole beliefs: give the report "
                 "itself, or write the part yourself: `with probe.steer(model, belief):` around model(tokens)."
-            )
-        is_of_beliefs = known("source") != "tokens" or probe.n_states == process.n_states
-        if known("target") not in (None, BELIEF) or not is_of_beliefs:
-            raise ValueError(
-                f"{probe!r} reads the target {known('target')!r} of labelled tokens, not the beliefs of a process, so "
-                f"there is no belief to write. Give probes of msp.probe(model, {process.name}), or write a target v "
-                "yourself: `with probe.steer(model, v):` around model(tokens)."
             )
         if probe.n_states != process.n_states or known("process_fingerprint") not in (None, process.fingerprint):
             raise ValueError(f"{probe!r} was fitted on another process than {process!r}: fit it on this one.")

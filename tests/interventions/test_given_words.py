@@ -135,13 +135,21 @@ def test_labelled_data_has_no_beliefs_to_write(model, mess3, monkeypatch):
         for target in (labels, {"token": tokens}, {"three numbers": three}, tokens.double())
     ]
     monkeypatch.setattr(model, "forward", lambda tokens: pytest.fail("The model was run."))
-    for report, name in zip(reports, ("label", "token", "three numbers", "belief"), strict=True):
+    called = (("label", "'ham'"), ("label 'token'", "'0'"), ("target 'three numbers'", r"\["), ("target", r"\["))
+    for report, (name, value) in zip(reports, called, strict=True):
         for experiment in EXPERIMENTS.values():
             for probes in (report, report["hook_state"]):
-                with pytest.raises(
-                    ValueError, match=rf"(?s)target '{name}' of labelled tokens.*probe\.steer\(model, v\)"
-                ):
+                write = rf"report\['hook_state'\]\.steer\(model, {value}.*, position=-1\)"
+                with pytest.raises(ValueError, match=rf"the {name} of labelled tokens.*Write the value.*{write}"):
                     experiment(model, mess3, probes=probes)
+
+
+def test_labelled_tokens_are_no_words_of_a_process(model, mess3):
+    data = LabelledTokens.from_tokens(mess3.sample(40, 4, seed=0), ["spam", "ham"] * 20)
+    report = msp.probe(model, data, sites="hook_state", progress=False)
+    for experiment in EXPERIMENTS.values():
+        with pytest.raises(TypeError, match=r"data=LabelledTokens.*have no process.*steer\(model, label\)"):
+            experiment(model, data, probes=report)
 
 
 def test_beliefs_of_ones_own_are_written(model, words, mess3):
