@@ -30,6 +30,7 @@ from msp_lens.models import HookedModel
 from msp_lens.probing import read_beliefs
 
 HERE = Path(__file__).parent / "_static"
+README = HERE.parents[1] / "demos" / "fractal.png"
 THEMES = ("light", "dark")
 MESS3 = msp.mess3(x=0.05, a=0.85)
 
@@ -62,6 +63,13 @@ def fractal(model: HookedModel, theme: str) -> None:
     figure = plot_beliefs(dataset.prefix_beliefs, {title: read}, states=MESS3.states, theme=theme)
     figure.axes[0].set_title("What an optimal observer believes")
     save(figure, f"fractal-{theme}", dpi=110, text=1.5, photo=True)
+
+
+def readme(model: HookedModel) -> None:
+    """The picture of the README: the true beliefs, and those read at the embedding, halfway and at all sites."""
+    dataset = msp.words(MESS3, n_ctx=10)
+    report = msp.probe(model, dataset, weighting="sequence", controls=False, by_position=False, progress=False)
+    report.plot("0_pre", "1_post", "concatenated").savefig(README, dpi=120)
 
 
 def start(model: HookedModel, report: msp.ProbeReport, theme: str) -> None:
@@ -278,6 +286,7 @@ def main() -> None:
         "regret": lambda theme: regret(report(), theme),
         "start": lambda theme: start(model(), report(), theme),
         "fractal": lambda theme: fractal(model(), theme),
+        "readme": lambda theme: readme(model()) if theme == "light" else None,
     }
     for name in sys.argv[1:] or drawn:
         for theme in THEMES:
