@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -135,12 +136,16 @@ def site_index(model: HookedModel) -> SiteIndex:
         # Positions are not added to the embedding, so the hook is never reached, under none of its names.
         unused = places.get("hook_pos_embed")
         places = {name: place for name, place in places.items() if place != unused}
-    return SiteIndex(
-        places,
-        n_heads=config_value(model, "n_heads"),
-        # Without normalization, a bridge still has the hook, on a module that does nothing.
-        normalizes=config_value(model, "normalization_type", "LN") is not None,
-    )
+    n_heads = config_value(model, "n_heads")
+    # Without normalization, a bridge still has the hook, on a module that does nothing.
+    normalizes = config_value(model, "normalization_type", "LN") is not None
+    return _index(tuple(places.items()), n_heads if isinstance(n_heads, int) else None, normalizes)
+
+
+@lru_cache(maxsize=128)
+def _index(places: tuple[tuple[str, int], ...], n_heads: int | None, normalizes: bool) -> SiteIndex:
+    """The index of these places, which is asked for in every forward pass and takes longer than a small one."""
+    return SiteIndex(dict(places), n_heads=n_heads, normalizes=normalizes)
 
 
 def config_value(model: HookedModel, name: str, default: Any = None) -> Any:
@@ -305,14 +310,15 @@ def evaluating(model: HookedModel) -> Iterator[None]:
     """
     model = unwrapped(model)
     with holding(model):
-        modes = [(module, module.training) for module in model.modules()]
-        model.train(False)
+        in_training = [module for module in model.modules() if module.training]
+        if in_training:
+            model.train(False)
         try:
             with torch.no_grad():
                 yield
         finally:
-            for module, mode in modes:
-                module.training = mode
+            for module in in_training:
+                module.training = True
 
 
 @checked

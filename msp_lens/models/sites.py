@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, TypeAlias
 
 from jaxtyping import Float
@@ -113,6 +114,7 @@ class Site:
 
 
 @checked
+@cache
 def site_label(name: str) -> str:
     """A site's short label, in TransformerLens's style; the name itself if it has no label.
 

@@ -13,6 +13,7 @@ Memory is that of one matrix, however many rows there are.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
@@ -166,24 +167,12 @@ class Moments:
 
     def columns(self, names: str | Sequence[str]) -> Int[Tensor, "column"]:
         """The indices of the columns of one or several blocks, in the order given; `KeyError` if there is none."""
-        starts = dict(zip(self.blocks, itertools.accumulate(self.blocks.values(), initial=0), strict=False))
-        wanted = (names,) if isinstance(names, str) else names
-        for name in wanted:
-            if name not in self.blocks:
-                near = meant(name, self.blocks)
-                raise KeyError(f"No block {name!r} in these moments; they have {', '.join(self.blocks)}.{near}")
-        found = [torch.arange(starts[name], starts[name] + self.blocks[name]) for name in wanted]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        found = self._place(names)
+        return torch.arange(found.start, found.stop) if isinstance(found, slice) else found.clone()
 
     def _place(self, names: str | Sequence[str]) -> slice | Int[Tensor, "column"]:
         """Where the columns of blocks are: a slice, which is not copied, if the blocks are neighbors in this order."""
-        names = (names,) if isinstance(names, str) else tuple(names)
-        order = list(self.blocks)
-        first = order.index(names[0]) if names and names[0] in self.blocks else 0
-        if tuple(order[first : first + len(names)]) != names:
-            return self.columns(names)
-        start = sum(self.blocks[name] for name in order[:first])
-        return slice(start, start + sum(self.blocks[name] for name in names))
+        return _place((names,) if isinstance(names, str) else tuple(names), tuple(self.blocks.items()))
 
     def select(self, names: Sequence[str]) -> Moments:
         """The moments of these blocks alone, in the order given; `KeyError` if there is no such block."""
@@ -216,6 +205,10 @@ class Moments:
         """The weighted population covariance between two groups of blocks, Σ = S / W."""
         return self.scatter[self._place(rows)][:, self._place(columns)] / self.weight
 
+    def block_scatter(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
+        """The centered sum of weighted squares of each of the blocks' columns."""
+        return self.scatter.diagonal()[self._place(names)]
+
     @checked
     def save(self, path: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Path:
         """Write the moments, and what they are of (JSON-ready), to one safetensors file, atomically."""
@@ -238,6 +231,25 @@ class Moments:
 
     def __repr__(self) -> str:
         return f"Moments({self.n} rows of {self.blocks}, weight {self.weight:g})"
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(names: tuple[str, ...], blocks: tuple[tuple[str, int], ...]) -> slice | Int[Tensor, "column"]:
+    """Where the columns of some blocks are among those of all, which are given with their widths; `Moments.columns`.
+
+    Solving asks for the same few blocks thousands of times.
+    """
+    widths = dict(blocks)
+    starts = dict(zip(widths, itertools.accumulate(widths.values(), initial=0), strict=False))
+    for name in names:
+        if name not in widths:
+            near = meant(name, widths)
+            raise KeyError(f"No block {name!r} in these moments; they have {', '.join(widths)}.{near}")
+    ends = [starts[name] + widths[name] for name in names]
+    if names and [starts[name] for name in names[1:]] == ends[:-1]:
+        return slice(starts[names[0]], ends[-1])
+    ranges = [torch.arange(starts[name], end) for name, end in zip(names, ends, strict=True)]
+    return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:

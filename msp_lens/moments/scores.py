@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
@@ -156,17 +157,25 @@ def bootstrap_interval(
     Percentiles are expanded by the t-distribution, since plain ones are too narrow with few cells (Hesterberg 2015,
     section 5.3.2). NaN if there are fewer than 3 cells or nothing varies.
     """
-    confidence, n_resamples, n_cells = 0.95, 1000, len(errors)
+    n_cells = len(errors)
     if n_cells < 3 or float(spread.sum()) <= SMALLEST:
         return (math.nan, math.nan)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n_cells, (n_resamples, n_cells), generator=generator)
+    drawn, tail = _resamples(n_cells, seed)
     of_errors, of_spread = errors[drawn].sum(dim=1), spread[drawn].sum(dim=1)
     # A resample in which nothing varies has no R².
     r2 = torch.where(of_spread > SMALLEST, 1 - of_errors / of_spread, math.nan)
-    tail = float(stats.norm.cdf(math.sqrt(n_cells / (n_cells - 1)) * stats.t.ppf((1 - confidence) / 2, n_cells - 1)))
     low, high = np.nanquantile(r2.numpy(), [tail, 1 - tail])
     return (float(low), float(high))
+
+
+@lru_cache(maxsize=16)
+def _resamples(n_cells: int, seed: int) -> tuple[Int[Tensor, "resample cell"], float]:
+    """The cells of each resample, and the expanded percentile at which an interval of 95 % begins."""
+    confidence, n_resamples = 0.95, 1000
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(n_cells, (n_resamples, n_cells), generator=generator)
+    expanded = math.sqrt(n_cells / (n_cells - 1)) * stats.t.ppf((1 - confidence) / 2, n_cells - 1)
+    return drawn, float(stats.norm.cdf(expanded))
 
 
 def skill(network_mse: float, control_mse: float, variance: float) -> float:
@@ -227,7 +236,7 @@ def cell_errors(
     """Weighted squared errors by cell, with the targets' spread about the common mean."""
     weight = torch.tensor([cell.weight for cell in cells], dtype=torch.float64)
     means = torch.stack([cell.block_mean(targets) for cell in cells])
-    own = torch.stack([cell.scatter.diagonal()[cell.columns(targets)] for cell in cells])
+    own = torch.stack([cell.block_scatter(targets) for cell in cells])
     common = pooled_mean(means, weight)
     spread = own + weight.unsqueeze(1) * (means - common) ** 2
     varies = without_rounding(spread.sum(dim=0) / weight.sum(), common) > 0

@@ -83,18 +83,30 @@ class Spectrum:
 
         This is scikit-learn's `Ridge(alpha=λ W)` on scaled features, W being the rows' total weight.
         """
-        eigenvalues, basis = self.eigenvalues[self.kept], self.basis[:, self.kept]
-        scale = self.scale.unsqueeze(1)
+        weights, bias = self.ridge_path(targets, penalties)
+        return [LinearMap(weights[:, i], bias[i], self.rank) for i in range(len(penalties))]
+
+    def ridge_path(
+        self, targets: Blocks, penalties: Sequence[float]
+    ) -> tuple[Float64[Tensor, "feature penalty target"], Float64[Tensor, "penalty target"]]:
+        """The weights and the biases of the maps of `ridge`, from one product of matrices."""
+        basis, scale = self.basis[:, self.kept], self.scale.unsqueeze(1)
         projected = basis.T @ (self._second(self.features, targets) / scale)
-        weights = [(basis @ (projected / (eigenvalues + each).unsqueeze(1))) / scale for each in penalties]
-        return [self._map(each, self.features, targets, self.rank) for each in weights]
+        shrunk = self.eigenvalues[self.kept].unsqueeze(1) + torch.tensor(penalties, dtype=torch.float64)
+        in_basis = projected.unsqueeze(1) / shrunk.unsqueeze(2)
+        weights = (basis @ in_basis.flatten(1) / scale).unflatten(1, in_basis.shape[1:])
+        return weights, self._bias(weights.flatten(1), self.features, targets, n=len(penalties))
 
     def _second(self, rows: Blocks, columns: Blocks) -> Float64[Tensor, "row column"]:
         return second_moment(self.moments, rows, columns, intercept=self.intercept)
 
     def _map(self, weights: Tensor, features: Blocks, targets: Blocks, rank: int) -> LinearMap:
-        bias = self.moments.block_mean(targets) - self.moments.block_mean(features) @ weights
-        return LinearMap(weights, bias if self.intercept else torch.zeros_like(bias), rank)
+        return LinearMap(weights, self._bias(weights, features, targets)[0], rank)
+
+    def _bias(self, weights: Tensor, features: Blocks, targets: Blocks, *, n: int = 1) -> Float64[Tensor, "map target"]:
+        """The biases of `n` maps whose weights stand side by side."""
+        read = (self.moments.block_mean(features) @ weights).reshape(n, -1)
+        return self.moments.block_mean(targets) - read if self.intercept else torch.zeros_like(read)
 
     def reduced_rank(self, targets: Blocks, ranks: Sequence[int], *, penalty: float = 0.0) -> list[LinearMap]:
         """The best map of each rank: the ridge map, its fit projected on that many leading directions.
@@ -183,19 +195,31 @@ def mean_squared_errors(
     linear_map: LinearMap, moments: Moments, features: Blocks, targets: Blocks
 ) -> Float64[Tensor, "target"]:
     """The map's mean squared error in each target on the rows of `moments`, whether fitted on them or not."""
-    weights = linear_map.weights
-    crossed = (weights * moments.covariance(features, targets)).sum(dim=0)
-    squared = (weights * (moments.covariance(features, features) @ weights)).sum(dim=0)
-    residual = variances(moments, targets) - 2 * crossed + squared
-    offset = moments.block_mean(targets) - moments.block_mean(features) @ weights - linear_map.bias
+    weights, bias = linear_map.weights.unsqueeze(1), linear_map.bias.unsqueeze(0)
+    return path_errors(weights, bias, moments, features, targets)[0]
+
+
+def path_errors(
+    weights: Float64[Tensor, "feature map target"],
+    bias: Float64[Tensor, "map target"],
+    moments: Moments,
+    features: Blocks,
+    targets: Blocks,
+) -> Float64[Tensor, "map target"]:
+    """The mean squared errors of several maps to the same targets, as for `mean_squared_errors`, from one product."""
+    side_by_side = weights.flatten(1)
+    crossed = (weights * moments.covariance(features, targets).unsqueeze(1)).sum(dim=0)
+    squared = (side_by_side * (moments.covariance(features, features) @ side_by_side)).sum(dim=0)
+    residual = variances(moments, targets) - 2 * crossed + squared.reshape(bias.shape)
+    read = (moments.block_mean(features) @ side_by_side).reshape(bias.shape)
+    offset = moments.block_mean(targets) - read - bias
     # Rounding may take a perfect fit slightly below zero.
     return (residual + offset**2).clamp(min=0)
 
 
 def variances(moments: Moments, targets: Blocks) -> Float64[Tensor, "target"]:
     """Variance of each target about the rows' own mean; 0 if it varies by rounding alone."""
-    found = moments.scatter.diagonal()[moments.columns(targets)] / moments.weight
-    return without_rounding(found, moments.block_mean(targets))
+    return without_rounding(moments.block_scatter(targets) / moments.weight, moments.block_mean(targets))
 
 
 def without_rounding(variance: Float64[Tensor, "target"], mean: Float64[Tensor, "target"]) -> Float64[Tensor, "target"]:

@@ -20,7 +20,7 @@ from msp_lens._checks import Between, Count, checked
 from msp_lens._names import meant
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments
-from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, mean_squared_errors
+from msp_lens.moments.solve import RANK_CUTOFF, Blocks, LinearMap, Spectrum, decompose, path_errors
 
 # Choosing a penalty and scoring the choice honestly takes one fold to fit, one to choose and one to score.
 MIN_FOLDS = 3
@@ -208,13 +208,11 @@ def choose_penalties(
 
     def errors(left_out: Sequence[int]) -> dict[int, Float64[Tensor, "target penalty"]]:
         """Squared error on each fold left out, under each penalty."""
-        maps = solver.decompose(cells.without(*left_out), features).ridge(targets, penalties)
-        # Side by side, so that one product evaluates the whole path.
-        weights, bias = torch.cat([each.weights for each in maps], dim=1), torch.cat([each.bias for each in maps])
-        path, repeated = LinearMap(weights, bias, maps[0].rank), list(targets) * len(penalties)
+        spectrum = solver.decompose(cells.without(*left_out), features)
+        weights, bias = spectrum.ridge_path(targets, penalties)
         found = {}
         for k in left_out:
-            by_column = mean_squared_errors(path, folds[k], features, repeated).reshape(len(penalties), -1)
+            by_column = path_errors(weights, bias, folds[k], features, targets)
             by_target = torch.stack([each.mean(dim=1) for each in by_column.split(widths, dim=1)])
             found[k] = folds[k].weight * by_target
         return found

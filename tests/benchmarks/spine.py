@@ -38,7 +38,8 @@ def mess3_model():
 
 def imports(process):
     """What every part holds before it begins."""
-    assert mess3_model() and msp.probe
+    assert mess3_model()
+    assert msp.probe
     return {}
 
 
