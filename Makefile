@@ -44,6 +44,8 @@ docs: .venv/installed
 
 # One thread a worker, also in the processes that tests start: threads of two jobs on the same cores wait for each other.
 test-fast test-3 test-4: export OMP_NUM_THREADS = 1
+# Bytecode is kept: else each process that tests start would compile what it imports, for four seconds.
+test-fast test-3 test-4: export PYTHONDONTWRITEBYTECODE =
 
 # For the inner loop: no slow tests, and no checks of annotated calls.
 test-fast: .venv/installed

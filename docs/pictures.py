@@ -69,7 +69,9 @@ def readme(model: HookedModel) -> None:
     """The picture of the README: the true beliefs, and those read at the embedding, halfway and at all sites."""
     dataset = msp.words(MESS3, n_ctx=10)
     report = msp.probe(model, dataset, weighting="sequence", controls=False, by_position=False, progress=False)
-    report.plot("0_pre", "1_post", "concatenated").savefig(README, dpi=120)
+    drawn = io.BytesIO()
+    report.plot("0_pre", "1_post", "concatenated").savefig(drawn, format="png", dpi=120)
+    Image.open(drawn).convert("RGB").quantize(256).save(README, optimize=True)
 
 
 def start(model: HookedModel, report: msp.ProbeReport, theme: str) -> None:

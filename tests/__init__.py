@@ -9,7 +9,7 @@ from collections import Counter
 
 from beartype import BeartypeConf, beartype
 
-CALLS_OF_EACH = 5
+CALLS_OF_EACH = 2
 # By function, in the test that runs.
 calls = Counter()
 
