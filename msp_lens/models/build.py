@@ -7,6 +7,7 @@ offers the same hooks under the same names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import inspect
 import math
@@ -217,9 +218,11 @@ def _check_sizes(fields: Mapping[str, Any]) -> None:
     check_memory(f"A model of {told}", 4 * least_weights(sizes) + context, "Make it smaller.")
 
 
-def _parameters(kind: Any) -> set[str]:
+@functools.cache
+def _parameters(kind: Any) -> frozenset[str]:
     """What the constructor of a config of TransformerLens's takes, in this class or those that it extends."""
-    return {name for each in kind.__mro__ for name in inspect.signature(each).parameters} - {"self", "args", "kwargs"}
+    found = {name for each in kind.__mro__ for name in inspect.signature(each).parameters}
+    return frozenset(found - {"self", "args", "kwargs"})
 
 
 def _bridge_config() -> Any:
