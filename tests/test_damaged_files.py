@@ -24,7 +24,7 @@ from msp_lens.moments.moments import Moments
 from msp_lens.moments.pass_progress import PassCheckpoint
 from msp_lens.training.resume import read_state
 
-N_CASES = 80
+N_CASES = 40
 STRANGE = [
     None,
     True,

@@ -1,5 +1,6 @@
 """What can be trained can be saved, loaded and twinned: every kind of model, with all that its config holds."""
 
+import itertools
 import json
 
 import numpy as np
@@ -17,7 +18,6 @@ from tests.hooked_models import Averager
 TOKENS = torch.tensor([[0, 1, 2, 0, 1]])
 SIZES = {"d_vocab": 3, "n_layers": 2, "d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 32, "n_ctx": 5}
 COMMON = {"act_fn": "relu", "normalization_type": "LN"}
-HALF_AND_DOUBLE = (torch.float16, torch.bfloat16, torch.float64)
 CLASSES = [False, True] if has_hooked_transformer() else [True]
 
 
@@ -80,18 +80,12 @@ def comes_back(model, tmp_path):
 @pytest.mark.parametrize(
     "more",
     [
-        {},
-        {"attn_only": True},
-        {"attention_dir": "bidirectional"},
-        {"d_vocab_out": 2},
-        {"attn_scale": 3.0},
-        {"n_key_value_heads": 1},
-        {"gated_mlp": True, "act_fn": "silu"},
-        {"normalization_type": None},
-        {"normalization_type": "RMSPre"},
-        {"positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_base": 100},
-        {"attn_scores_soft_cap": 0.5, "output_logits_soft_cap": 0.1},
-        {"eps": 0.1, "tie_word_embeddings": True, "init_mode": "xavier_normal", "default_prepend_bos": False},
+        {"attn_only": True, "attn_scale": 3.0},
+        {"attention_dir": "bidirectional", "d_vocab_out": 2},
+        {"n_key_value_heads": 1, "gated_mlp": True, "act_fn": "silu", "normalization_type": "RMSPre"},
+        {"normalization_type": None, "positional_embedding_type": "rotary", "rotary_dim": 4, "rotary_base": 100},
+        {"attn_scores_soft_cap": 0.5, "output_logits_soft_cap": 0.1}
+        | {"eps": 0.1, "tie_word_embeddings": True, "init_mode": "xavier_normal", "default_prepend_bos": False},
     ],
     ids=str,
 )
@@ -120,9 +114,10 @@ def test_what_only_a_hooked_transformer_has(more, tmp_path):
 
 
 @pytest.mark.parametrize("bridge", CLASSES)
-@pytest.mark.parametrize("scalar", [np.int64, np.float32, np.array, torch.tensor])
-def test_whatever_scalar_a_config_holds(bridge, scalar, tmp_path):
-    fields = {name: scalar(value) for name, value in SIZES.items()} | COMMON | {"eps": np.float32(0.25)}
+def test_whatever_scalar_a_config_holds(bridge, tmp_path):
+    scalars = itertools.cycle([np.int64, np.float32, np.array, torch.tensor])
+    fields = {name: scalar(value) for scalar, (name, value) in zip(scalars, SIZES.items(), strict=False)}
+    fields |= COMMON | {"eps": np.float32(0.25)}
     model = msp.build_model(fields, seed=1, bridge=bridge)
     plain = msp.build_model(SIZES | COMMON | {"eps": 0.25}, seed=1, bridge=bridge)
     assert config_fields(model) == config_fields(plain)
@@ -133,8 +128,9 @@ def test_whatever_scalar_a_config_holds(bridge, scalar, tmp_path):
 
 
 @pytest.mark.parametrize("bridge", CLASSES)
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-@pytest.mark.parametrize("how", ["built", "converted"])
+@pytest.mark.parametrize(
+    ("how", "dtype"), [("built", "float16"), ("built", "float64"), ("converted", "bfloat16"), ("converted", "float64")]
+)
 def test_every_dtype(bridge, dtype, how, tmp_path):
     if how == "built":
         model = msp.build_model(SIZES | COMMON | {"dtype": dtype}, bridge=bridge)
@@ -146,7 +142,10 @@ def test_every_dtype(bridge, dtype, how, tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "dtype"),
-    [*((make, torch.float32) for make in HUGGING_FACE), *((HUGGING_FACE[4], dtype) for dtype in HALF_AND_DOUBLE)],
+    [
+        *((make, torch.float32) for make in HUGGING_FACE),
+        *((HUGGING_FACE[4], dtype) for dtype in (torch.bfloat16, torch.float64)),
+    ],
 )
 def test_networks_of_hugging_face(make, dtype, tmp_path, monkeypatch):
     def refuse(*args, **options):
