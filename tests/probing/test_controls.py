@@ -95,7 +95,7 @@ def test_held_out_windows_fall_back_to_the_longest_that_was_met(report):
 def test_untrained_twins_are_probed_on_the_same_rows_and_folds(report, mess3):
     for k in (1, 2):
         config = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
-        alone = msp.probe(msp.build_model(config, seed=k), mess3, progress=False)
+        alone = msp.probe(msp.build_model(config, seed=k), mess3, controls=False, by_position=False, progress=False)
         for label in report:
             found = report.controls.select(f"untrained {k}", label)
             assert found.held_out.r2 == pytest.approx(alone[label].scores.held_out.r2, abs=1e-9)
@@ -195,6 +195,8 @@ def test_controls_on_the_published_model(published_model, mess3):
     """The window of four tokens on all 88,572 prefixes, and a probe beside it; figures by scikit-learn."""
     report = msp.probe(published_model, mess3, weighting="prefix", by_position=False, progress=False)
     found = {name: report.controls.select(name).in_sample.r2 for name in ("window 4", "window 4 additive", "window 1")}
+    in_sample = [0.68573, 0.98574, 0.99406, 0.99559, 0.99648, 0.99727, 0.99870]
+    assert [probe.scores.in_sample.r2 for probe in report.probes] == pytest.approx(in_sample, abs=5.1e-6)
     assert found == pytest.approx({"window 4": 0.9808, "window 4 additive": 0.9314, "window 1": 0.6857}, abs=5.1e-5)
     assert report.controls.best("3_post").name == "window 4"
     assert 0.8 < report.skill("3_post") < 0.83

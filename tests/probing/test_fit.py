@@ -73,7 +73,7 @@ def test_given_tokens_with_given_targets(model):
     # What a window of one token tells is no merit of the network.
     assert read.controls.best("0_pre").held_out.r2 > 0.999
     assert abs(read.skill("0_pre")) < 0.1 or read.skill("0_pre") <= 0
-    unread = msp.probe(model, data.only("next token"), progress=False)
+    unread = msp.probe(model, data.only("next token"), controls=False, by_position=False, progress=False)
     assert all(probe.scores.held_out.r2 < 0.02 for probe in unread.probes)
     with pytest.raises(ValueError, match=r"targets 'this token', 'next token': choose one, data\.only\('this token'\)"):
         msp.probe(model, data, progress=False)
@@ -82,7 +82,7 @@ def test_given_tokens_with_given_targets(model):
 
 
 def test_a_cache_and_own_batches_give_the_same_probes(model, mess3):
-    report = msp.probe(model, mess3, solver="ols", progress=False)
+    report = msp.probe(model, mess3, solver="ols", controls=False, by_position=False, progress=False)
     dataset = report.dataset
     data = LabelledTokens.from_beliefs(dataset)
     _, cache = model.run_with_cache(dataset.tokens)
@@ -161,12 +161,13 @@ def test_whatever_holds_a_number_is_a_number(model, mess3, report):
 
 
 def test_there_are_no_more_folds_than_groups(model, mess3):
-    found = msp.probe(model, msp.words(mess3, n_ctx=2), split=Split(n_folds=10_000), controls=False, progress=False)
+    options = {"sites": "0_post", "controls": False, "by_position": False, "progress": False}
+    found = msp.probe(model, msp.words(mess3, n_ctx=2), split=Split(n_folds=10_000), **options)
     assert found.provenance["n_folds"] == 3 + 9
 
 
 def test_positions_choose_rows(model, mess3):
-    found = msp.probe(model, msp.words(mess3, n_ctx=5, positions=slice(2, None)), progress=False)
+    found = msp.probe(model, msp.words(mess3, n_ctx=5, positions=slice(2, None)), controls=False, progress=False)
     assert found["0_post"].scores.in_sample.n == 27 + 81 + 243
 
 
@@ -174,9 +175,10 @@ def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatc
     monkeypatch.setattr(fitting, "MAX_WORDS", 100)
     monkeypatch.setattr(fitting, "FIRST_WORDS", 50)
     monkeypatch.setattr(fitting, "MAX_TOKENS", 8_000)
-    wide = msp.probe(model, msp.words(mess3, n_ctx=5, n_words=50), progress=False)
+    options = {"sites": ["0_post", "1_post"], "controls": False, "by_position": False, "progress": False}
+    wide = msp.probe(model, msp.words(mess3, n_ctx=5, n_words=50), **options)
     assert max(probe.scores.held_out.width for probe in wide.probes) > 0.01
-    found = msp.probe(model, mess3, progress=False)
+    found = msp.probe(model, mess3, **options)
     assert not found.provenance["is_population"]
     assert found.provenance["draws"] > 100
     assert f"{found.provenance['draws']:,} sampled words ({found.provenance['words']:,} distinct)" in repr(found)
@@ -185,7 +187,7 @@ def test_words_are_sampled_until_the_interval_is_narrow(model, mess3, monkeypatc
     assert torch.equal(loaded.dataset.word_weights, found.dataset.word_weights)
     # Where more words do not narrow the intervals, no more are drawn.
     monkeypatch.setattr("msp_lens.moments.scores.HeldOutScore.width", 0.5)
-    assert msp.probe(model, mess3, progress=False).provenance["draws"] == 200
+    assert msp.probe(model, mess3, **options).provenance["draws"] == 200
 
 
 def test_drawn_rows_stream(model, mess3, report):

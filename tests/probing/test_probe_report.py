@@ -200,7 +200,9 @@ def test_positions_are_scored_by_the_one_probe_and_on_their_own(report, model, m
 
 def test_splits_from_lenient_to_strict(model, mess3):
     reports = {
-        split: msp.probe(model, mess3, split=split, solver="ols", by_position=False, progress=False)
+        split: msp.probe(
+            model, mess3, sites="1_post", split=split, solver="ols", by_position=False, controls=False, progress=False
+        )
         for split in ("sequence", "prefix", "subtree")
     }
     in_sample = [report["1_post"].scores.in_sample.r2 for report in reports.values()]
@@ -223,7 +225,9 @@ def test_splits_from_lenient_to_strict(model, mess3):
     ],
 )
 def test_other_ways_to_solve(model, mess3, report, solver, says):
-    found = msp.probe(model, mess3, sites=["0_post", "1_post"], solver=solver, by_position=False, progress=False)
+    found = msp.probe(
+        model, mess3, sites=["0_post", "1_post"], solver=solver, by_position=False, controls=False, progress=False
+    )
     assert says in " ".join(repr(found).split())
     ordinary, other = report["1_post"].scores, found["1_post"].scores
     assert other.in_sample.r2 <= ordinary.in_sample.r2 + 1e-9

@@ -150,7 +150,7 @@ def test_an_affine_change_is_corrected_and_another_is_not(mess3):
 
 
 def test_a_learning_curve_shows_when_the_belief_appears(mess3):
-    dataset = msp.words(mess3, n_ctx=120, n_words=20)
+    dataset = msp.words(mess3, n_ctx=120, n_words=12)
     probe = msp.probe(
         Observer(mess3), replace(dataset, positions=slice(-40, None)), sites="hook_beliefs", **QUIET
     ).probes[0]
