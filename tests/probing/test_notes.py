@@ -104,10 +104,8 @@ def test_the_solver_that_was_chosen_is_named_with_the_reason(mess3):
     assert "Probes are fitted by least squares." in text(ols)
     assert ols["0_post"].scores == report["0_post"].scores
     # Where rows are few, ridge is what keeps a probe from overfitting: a z1r network's 4 words of 5 tokens.
-    few = {
-        solver: msp.probe(network(2), msp.processes.z1r(), solver=solver, controls=False, progress=False)
-        for solver in ("ols", "auto")
-    }
+    options = {"controls": False, "by_position": False, "progress": False}
+    few = {solver: msp.probe(network(2), msp.processes.z1r(), solver=solver, **options) for solver in ("ols", "auto")}
     assert few["auto"]["0_post"].scores.solver == "ridge"
     assert few["auto"]["0_post"].scores.held_out.r2 > few["ols"]["0_post"].scores.held_out.r2
 

@@ -176,11 +176,11 @@ def test_a_learning_curve_shows_when_the_belief_appears(mess3):
 
 def test_one_long_word_is_resampled_by_blocks(mess3):
     observer, dataset = Observer(mess3), msp.words(mess3, n_ctx=400, n_words=1)
-    probe = msp.probe(observer, dataset, sites="hook_beliefs", split="block", **QUIET).probes[0]
+    probe = msp.probe(observer, dataset, sites="hook_beliefs", split="block", controls=False, **QUIET).probes[0]
     with torch.no_grad():
         observer.scale.fill_(0.9)
     for data in (dataset, msp.LabelledTokens.from_beliefs(dataset)):
-        found = transfer(observer, probe, data, split="block", **QUIET).best
+        found = transfer(observer, probe, data, split="block", controls=False, **QUIET).best
         low, high = found.score.r2_interval
         assert low < found.score.r2 < high < 1
         assert found.corrected.r2 == pytest.approx(1, abs=1e-9)
@@ -220,7 +220,7 @@ def test_probes_of_a_part_are_scored_where_it_is_defined():
     small = msp.build_model(replace(CONFIG, d_vocab=mixed.n_tokens), seed=1)
     report = msp.probe(small, mixed, sites=["0_post", "1_post"], controls=False, by_position=False, **QUIET)
     for part in report.parts.values():
-        found = transfer(small, part, mixed, **QUIET)
+        found = transfer(small, part, mixed, controls=False, **QUIET)
         for label, probe in part.items():
             own, score = probe.scores.in_sample, found.select(label).score
             assert (score.r2, score.mse) == pytest.approx((own.r2, own.mse), abs=1e-9)
