@@ -12,6 +12,8 @@ from msp_lens.models.hooked import check_fits, context_length, model_device
 
 TOKENS = torch.tensor([[0, 1, 2, 0, 1]])
 CONFIG = msp.ModelConfig(d_vocab=3, n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=5)
+# What takes most of the time of a small probe, for tests that do not look at it.
+SCORES_ALONE = {"controls": False, "by_position": False, "progress": False}
 CLASSES = [False, True] if has_hooked_transformer() else [True]
 
 
@@ -60,7 +62,7 @@ def test_all_sites_of_attention_alone(bridge, mess3):
     model = msp.build_model(CONFIG.to_dict() | {"attn_only": True}, bridge=bridge)
     labels = [msp.models.site_label(site) for site in find_sites(model, "all")]
     assert labels == ["0_pre", "0_attn_out", "0_post", "1_attn_out", "1_post", "ln_final"]
-    report = msp.probe(model, mess3, sites="all", progress=False)
+    report = msp.probe(model, mess3, sites="all", **SCORES_ALONE)
     assert [label for label in labels if label in report] == labels
     with pytest.raises(KeyError, match="no site '0_mlp_out'"):
         find_sites(model, "0_mlp_out")
@@ -82,7 +84,7 @@ def test_a_model_that_predicts_too_few_tokens(bridge, mess3):
     with pytest.raises(ValueError, match="predicts 2 tokens"):
         msp.training.regret_by_position(model, msp.words(mess3, n_ctx=5))
     # What its activations hold can be read all the same.
-    assert msp.probe(model, mess3, progress=False)["0_post"].scores.in_sample.r2 > 0
+    assert msp.probe(model, mess3, sites="0_post", **SCORES_ALONE)["0_post"].scores.in_sample.r2 > 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -92,7 +94,7 @@ def test_every_precision_is_probed_and_steered(dtype, bridge, mess3):
     exact = msp.build_model(fields, seed=1, bridge=bridge)
     model = msp.build_model(fields | {"dtype": dtype}, bridge=bridge)
     load_weights(model, weights(exact))
-    probe, expected = (msp.probe(each, mess3, progress=False)["0_post"] for each in (model, exact))
+    probe, expected = (msp.probe(each, mess3, sites="0_post", **SCORES_ALONE)["0_post"] for each in (model, exact))
     assert probe.scores.in_sample.r2 == pytest.approx(expected.scores.in_sample.r2, abs=2e-2)
     changes = []
     with torch.no_grad():

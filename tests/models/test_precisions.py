@@ -55,7 +55,8 @@ def words(mess3):
 
 @pytest.fixture(scope="module")
 def reports(pair, words):
-    return [msp.probe(model, words, sites=SITES, progress=False) for model in pair[:2]]
+    options = {"sites": SITES, "controls": False, "by_position": False, "progress": False}
+    return [msp.probe(model, words, **options) for model in pair[:2]]
 
 
 def test_probes(pair, reports):

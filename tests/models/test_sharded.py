@@ -15,6 +15,9 @@ AROUND = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
 PIECES = ["disk", *(["cpu"] if torch.cuda.is_available() else [])]
 
 
+OF_BOTH_LAYERS = {"sites": ["0_post", "1_post"], "controls": False, "by_position": False, "progress": False}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     found = tmp_path_factory.mktemp("llama")
@@ -72,9 +75,7 @@ def test_its_weights_are_known(model, plain):
 
 def test_it_is_probed_and_steered(model, plain, mess3):
     words = msp.words(mess3, n_ctx=5)
-    report, expected = (
-        msp.probe(each, words, sites=["0_post", "1_post"], concatenate=True, progress=False) for each in (model, plain)
-    )
+    report, expected = (msp.probe(each, words, concatenate=True, **OF_BOTH_LAYERS) for each in (model, plain))
     for label in ("0_post", "1_post", "concatenated"):
         r2, other = (each[label].scores.in_sample.r2 for each in (report, expected))
         assert r2 == pytest.approx(other, abs=1e-6)
@@ -89,7 +90,7 @@ def test_it_is_probed_and_steered(model, plain, mess3):
 
 def test_experiments_and_regret(model, plain, mess3):
     words = msp.words(mess3, n_ctx=4)
-    report, expected = (msp.probe(each, words, sites=["0_post", "1_post"], progress=False) for each in (model, plain))
+    report, expected = (msp.probe(each, words, **OF_BOTH_LAYERS) for each in (model, plain))
     tables = [
         msp.intervene(each, words, probes=probes, n_words=10, edits=["steer"]).to_dataframe()
         for each, probes in ((model, report), (plain, expected))

@@ -52,8 +52,14 @@ def test_a_wrapped_model_is_read_and_edited(small_model, mess3, wrap):
 
 @WRAPPERS
 def test_a_wrapped_model_is_probed_as_the_model_itself(small_model, mess3, wrap):
+    words = msp.words(mess3, n_ctx=4)
+
     def scores(model):
-        return msp.probe(model, mess3, untrained=1, progress=False).to_dataframe().to_csv()
+        return (
+            msp.probe(model, words, sites="0_post", untrained=1, by_position=False, progress=False)
+            .to_dataframe()
+            .to_csv()
+        )
 
     plain = scores(small_model)
     assert scores(wrap(small_model)) == plain
