@@ -178,7 +178,7 @@ def test_networks_that_read_one_factor_or_learned_nothing_do_not_pass(pair):
         assert {control.name for control in each.controls if control.kind == "untrained"} == {"untrained 1"}
         assert max(each.skill(label) for label in each) < 0
     untrained = {name: each["0_post"].scores.held_out.r2 for name, each in found.parts.items()}
-    found = msp.probe(erasing_second(trained, random), words, **options)
+    found = msp.probe(erasing_second(trained, random), words, **options | {"sites": "0_post"})
     first, second = found.parts["mess3_0"], found.parts["mess3_1"]
     assert first["0_post"].scores.held_out.r2 > 0.98 > first.controls.select("window 2").held_out.r2
     assert first["0_post"].scores.held_out.r2 > untrained["mess3_0"] + 0.1
@@ -405,7 +405,8 @@ def test_a_bos_token_keeps_the_parts_and_is_named_in_a_note():
     process = msp.processes.with_bos(msp.processes.mixture([msp.mess3(), msp.processes.z1r()], [0.5, 0.5]))
     config = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=5)
     model = msp.build_model(config, seed=0)
-    report = msp.probe(model, process, sites="0_post", progress=False)
+    options = {"sites": "0_post", "controls": False, "by_position": False, "progress": False}
+    report = msp.probe(model, process, **options)
     assert list(report.parts) == ["component", "mess3", "z1r"]
     assert list(report.parts["component"].by_state().columns) == ["mess3", "z1r"]
     assert any("All words begin with BOS" in line and "positions=slice(1, None)" in line for line in report.summary())
@@ -414,12 +415,12 @@ def test_a_bos_token_keeps_the_parts_and_is_named_in_a_note():
     mixed, apart = inner(process, 5), [inner(msp.processes.with_bos(each), 5) for each in process.process.components]
     torch.testing.assert_close(report.regret_to_oracle, report.regret + mixed - 0.5 * (apart[0] + apart[1]))
     words = msp.words(process, n_ctx=5, positions=slice(1, None))
-    later = msp.probe(model, words, sites="0_post", progress=False)
+    later = msp.probe(model, words, **options)
     assert not any("All words begin with" in line for line in later.summary())
     # Read through a token map of its own, also before the BOS token, where no part has a belief.
     mapped = replace(words, positions=None, token_map=msp.TokenMap(range(6), prompt=(6,), include_prior=True))
     model = msp.build_model(replace(config, d_vocab=7, n_ctx=6), seed=0)
-    found = msp.probe(model, mapped, sites="0_post", progress=False)
+    found = msp.probe(model, mapped, **options)
     assert found["0_post"].scores.in_sample.n == mapped.n_prefixes + 1
     assert found.parts["component"]["0_post"].scores.in_sample.n == mapped.n_prefixes
 
