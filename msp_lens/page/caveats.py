@@ -20,6 +20,8 @@ from msp_lens.training.training_run import TrainingRun
 
 # A skill below this leaves most of what is read to the best control.
 LITTLE_SKILL = 0.5
+# An edited activation that is more times as far from real ones as a donor's is unlike any that a word leads to.
+FAR_AWAY = 3.0
 
 
 def caveats(
@@ -130,15 +132,15 @@ def _skill(report: ProbeReport, emergence: Emergence | None) -> Iterator[str]:
         )
     if below := [label for label in report if report.skill(label) <= 0]:
         yield (
-            f"Skill is not positive at {_listed(below)}: there, a control that sees only the last tokens or the "
-            "position reads the belief at least as well."
+            f"At {_listed(below)}, a control that sees only the last tokens or the position reads the belief at least "
+            "as well as the probe (skill of 0 or less)."
         )
     control, skill = report.controls.best(best), report.skill(best)
     if control is not None and 0 < skill < LITTLE_SKILL:
         yield (
-            f"Skill is only {skill:.2f} at {best}, where the belief is read best: {control.name} alone reaches "
-            f"R² {control.held_out.r2:.4f} held out, so reading the belief there shows little more than that the "
-            "network remembers the last tokens."
+            f"At {best}, where the belief is read best, {control.name} alone reaches R² {control.held_out.r2:.4f} held "
+            f"out. The probe explains only {percent(skill)} of what this control leaves unexplained (its skill), so "
+            "reading the belief there shows little more than that the network remembers the last tokens."
         )
     if any(each.kind == "untrained" for each in report.controls):
         return
@@ -178,7 +180,7 @@ def _scores(report: ProbeReport) -> Iterator[str]:
     if optimistic:
         yield (
             f"In-sample errors are less than {100 * share:.0f} % of the held-out errors at {_listed(optimistic)}: "
-            "quote the held-out scores."
+            "in-sample scores are too optimistic there, and only held-out scores should be quoted."
         )
     widest = max(report.probes, key=lambda probe: sum(probe.widths))
     n, width = widest.scores.in_sample.n, sum(widest.widths)
@@ -195,11 +197,18 @@ def _scores(report: ProbeReport) -> Iterator[str]:
 
 def _interventions(report: ProbeReport, found: InterventionReport) -> Iterator[str]:
     site = report.best_site.label
-    yield effect_text(found, site=site)
     if effect(found, site=site) == "acts":
         yield (
             f"A successful edit shows that the belief written at {site} is sufficient to set the next prediction. It "
             "does not show that the network uses nothing else."
+        )
+    else:
+        yield effect_text(found, site=site)
+    away = float(found.select(site=site, edit="steer").off_manifold)
+    if away > FAR_AWAY:
+        yield (
+            f"Steering at {site} leaves the activation {away:.1f} times as far from the nearest real one as a donor's "
+            "is. It is unlike those that words lead to, and the network may treat it differently."
         )
     yield from (f"{note.removeprefix('* ')}" for note in worse_than_placebo(found))
 

@@ -75,6 +75,7 @@ def render_page(
     more = {"emergence": emergence, "over_seeds": over_seeds, "logit_lens": lens}
     tables |= {name: table for name, table in more.items() if table is not None}
     images = {name: picture.embedded(name) for name, picture in pictures.items()}
+    skill_low, skill_high = report.skill_interval(best.label)
     kl = None
     if steered is not None:
         edits = ("steer", "none", "placebo", "donor")
@@ -94,6 +95,9 @@ def render_page(
         best=best,
         control=report.controls.best(best.label),
         skill=report.skill(best.label),
+        skill_low=skill_low,
+        skill_high=skill_high,
+        beliefs_follow=training.process.degeneracy().beliefs_follow_from_next_token,
         answer=answer(training, report, steered),
         untrained_r2=first.report[best.label].scores.held_out.r2 if first is not None else None,
         untrained_regret=first.regret if first is not None else None,
@@ -141,10 +145,27 @@ def _facts(process: Process) -> dict[str, str]:
     return {
         "coordinates" if process.is_generalized else "hidden states": ", ".join(process.states),
         "tokens": ", ".join(process.tokens),
-        "beliefs": presentation(process).description,
-        "entropy rate": f"{rate_text(rate)} nats per token, the lowest possible loss in the long run",
-        "next token": str(process.degeneracy()),
+        "reachable beliefs": presentation(process).description,
+        "entropy rate": f"{rate_text(rate)} nats per token, the lowest possible loss after a long context",
+        "next token": _next_token_text(process),
     }
+
+
+def _next_token_text(process: Process) -> str:
+    """What the probabilities of the next token say about the belief."""
+    degeneracy = process.degeneracy()
+    if degeneracy.belief_dimensions == 0:
+        return "its probabilities are the same after every word"
+    if degeneracy.beliefs_follow_from_next_token:
+        return (
+            "its probabilities determine the belief by an affine map, so a probe alone cannot tell whether a network "
+            "represents the belief or only its own prediction"
+        )
+    return (
+        f"its probabilities show only {degeneracy.next_token_dimensions} of the {degeneracy.belief_dimensions} "
+        "dimensions of the beliefs, so a probe can tell a network that represents the belief from one that represents "
+        "only its own prediction"
+    )
 
 
 def rate_text(rate: Measure) -> str:

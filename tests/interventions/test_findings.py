@@ -46,14 +46,14 @@ def reports(random_model, random_report, mess3):
     ]
 
 
-def made(kl, *, regret, error=0.01, above=0.5, site="1_post", marked=()):
+def made(kl, *, regret, error=0.01, above=0.5, site="1_post", marked=(), away=1.0):
     """A report of one place with these KLs to the target."""
     rows = [
         {
             **{"site": site, "position": 5, "edit": edit, "target": "another word", "strength": 1.0},
             **{"kl_to_target": value, "kl_to_actual": regret if edit == "none" else value},
             **{"recovery": 1 - value / kl["none"], "recovery_error": error, "above_placebo": above},
-            "worse_than_placebo": edit in marked,
+            **{"worse_than_placebo": edit in marked, "off_manifold": away},
         }
         for edit, value in kl.items()
     ]

@@ -88,6 +88,52 @@ def test_the_headline(random_network, kl, regret, r2, expected, said):
         assert "18.5 % of the way" in page
 
 
+def with_skill(report, low, high):
+    """The report with these skills at every site, each on half of the groups of rows."""
+
+    def scored(probe):
+        held_out, control = probe.scores.held_out, report.controls.best(probe.label).held_out
+        half = len(control.mse_by_cell) // 2
+        shares = [1 - high] * half + [1 - low] * (len(control.mse_by_cell) - half)
+        cells = tuple(share * mse for share, mse in zip(shares, control.mse_by_cell, strict=True))
+        mse = sum(cells) / sum(control.mse_by_cell) * control.mse
+        held_out = dataclasses.replace(held_out, mse=mse, r2=1 - mse / held_out.variance, mse_by_cell=cells)
+        return dataclasses.replace(probe, scores=dataclasses.replace(probe.scores, held_out=held_out))
+
+    return dataclasses.replace(report, probes=tuple(map(scored, report.probes)))
+
+
+@pytest.mark.parametrize(("low", "high", "is_certain"), [(0.2, 0.4, True), (-0.6, 0.9, False)])
+def test_the_answer_says_what_it_leaves_open(random_network, low, high, is_certain):
+    training, report = random_network
+    report = with_skill(report, low, high)
+    best = report.best_site.label
+    ends = report.skill_interval(best)
+    assert report.skill(best) > 0
+    assert (ends[0] > 0) == is_certain
+    page = " ".join(page_of(training, report).split())
+    assert ("It is not certain that the probe reads the belief better than a control" in page) == (not is_certain)
+    shown = " to ".join(f"{100 * end:.0f} %" for end in ends)
+    assert f"of what the best control leaves unexplained (95 % interval {shown})" in page
+    assert "only its own next prediction would give the same result" in page
+
+
+def test_beliefs_that_predictions_do_not_determine_are_said_to_be_told_apart():
+    training, report = untrained(msp.processes.z1r())
+    page = " ".join(page_of(training, with_r2(report, 1.0)).split())
+    assert "its probabilities show only 1 of the 2 dimensions of the beliefs" in page
+    assert "only its own next prediction would give the same result" not in page
+
+
+@pytest.mark.parametrize("away", [1.0, 12.4])
+def test_an_edit_far_from_all_real_activations_is_a_caveat(random_network, away):
+    training, report = random_network
+    found = at_best(report, TRAINED, regret=0.002, away=away)
+    said = [each for each in caveats(training, report, found, None, {}) if "nearest real one" in each]
+    assert len(said) == (away > 3)
+    assert all("12.4 times as far" in each for each in said)
+
+
 def test_a_network_that_has_learned_nothing_is_said_to(random_network):
     training, report = random_network
     page = page_of(dataclasses.replace(training, regret=torch.full((4,), 0.9, dtype=torch.float64)), report)
