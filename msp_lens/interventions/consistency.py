@@ -104,7 +104,7 @@ def bayes_consistency(
     left = {row["site"]: 1 - row["skill"] for row in records if row["token"] == every_token}
     known = [f"{percent(share)} at {site}" for site, share in left.items() if not math.isnan(share)]
     notes = (
-        f"Of the copy's error, the process's own update leaves {', '.join(known)}."
+        f"The error of the updated belief, as a share of the copy's error: {', '.join(known)}."
         if known
         else "No belief read moves at all: a copy has no error that an update could reduce.",
         f"{description}. Mean squared error per coordinate, words weighted by probability.",
@@ -165,7 +165,7 @@ def prediction_consistency(
     found, average = (nats_text(float(nearest[column])) for column in ("implied_to_model", "average_to_model"))
     notes = (
         f"At {nearest['site']} the belief read implies what the model says to within {found} nats; a prediction that "
-        f"ignores the words is {average} away.",
+        f"ignores the words is {average} nats away from what the model says.",
         *(f"{sentence} Here it is left out." for sentence in caution),
         f"{description}. KL in nats, mean over positions, words weighted by probability.",
         "implied_to_model: KL(b̂ E ‖ model's), 0 if the model says what the belief read there implies. "

@@ -216,6 +216,6 @@ def _off_manifold_text(found: InterventionReport, **where: Any) -> str:
         return "How far the edits leave the cloud of real activations is not known: too few words differ there."
     told = ", ".join(f"{edit} {ratio:.2f}" for edit, ratio in far)
     return (
-        f"Distance from the nearest real activation there, a donor's being 1 (off_manifold): {told}. Far off, an edit "
-        "may work as no word does."
+        f"Distance from the nearest real activation, as a multiple of a donor's (off_manifold): {told}. An activation "
+        "far from all real ones may have effects that no word has."
     )

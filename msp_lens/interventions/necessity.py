@@ -20,7 +20,7 @@ from torch import Tensor
 
 from msp_lens._checks import Count, Seed, checked
 from msp_lens._random import derived_generator
-from msp_lens._tables import nats_text, percent
+from msp_lens._tables import nats_text
 from msp_lens.beliefs.filtering import next_token_probabilities
 from msp_lens.beliefs.information import kl_divergence
 from msp_lens.data import BeliefDataset
@@ -103,7 +103,7 @@ def necessity(
     table = pd.DataFrame(records)
     title = "Regret with the belief erased, and with nothing else kept, nats"
     notes = (
-        _contrast(table),
+        _contrast(table, worth),
         *(f"{sentence} Here it is left out of every mean." for sentence in caution),
         f"{description}, edited at every position. Mean regret over positions, nats; "
         f"a predictor that knows only how often each token comes has {nats_text(worth)}.",
@@ -147,18 +147,17 @@ def _ablations(group: Sequence[BeliefProbe], n_random: int, seed: int) -> dict[s
     return made
 
 
-def _contrast(table: pd.DataFrame) -> str:
+def _contrast(table: pd.DataFrame, worth: float) -> str:
     """The edits side by side at the single site where the belief alone is most nearly enough."""
     rows = table.set_index(["site", "edit"])
     kept = rows["regret"].xs("keep only", level="edit").drop(ALL_SITES, errors="ignore")
     site = kept.idxmin()
 
     def figure(edit: str) -> str:
-        regret, share = rows.loc[(site, edit), ["regret", "share_lost"]]
-        return nats_text(regret) + ("" if math.isnan(share) else f" ({percent(share)})")
+        return nats_text(rows.loc[(site, edit), "regret"])
 
     return (
-        f"At {site}, regret and the share of what context gives that is lost: left alone {figure('none')}, belief "
-        f"erased {figure('erase')}, as much erased at random {figure('erase random')}, nothing but the belief kept "
-        f"{figure('keep only')}."
+        f"Regret at {site} is {figure('none')} left alone, {figure('erase')} with the belief erased, "
+        f"{figure('erase random')} with as many random dimensions erased, and {figure('keep only')} with nothing but "
+        f"the belief kept. A prediction that ignores the words has {nats_text(worth)}."
     )

@@ -131,8 +131,9 @@ def _contrast(table: pd.DataFrame) -> str:
         for name, edited in (("none", ALONE), (edit, ALONE), (edit, ONWARD))
     )
     return (
-        f"{edit} at {site}: KL {written[0]} at once (left alone {alone[0]}); a token later {written[1]} if one "
-        f"position was written, {onward[1]} along the trajectory (left alone {alone[1]})."
+        f"{edit} at {site}: the KL is {written[0]} right after the edit ({alone[0]} without it). One token later it is "
+        f"{written[1]} if only one position was written, and {onward[1]} if the next one was, too ({alone[1]} without "
+        "an edit)."
     )
 
 

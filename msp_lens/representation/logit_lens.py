@@ -99,7 +99,7 @@ class LogitLens(Value, TableView):
         found = [
             f"If the network ended at {first.site}, its prediction would be {nats_text(first.lens)} nats from the "
             f"optimum; at {last.site} it is {nats_text(last.lens)}. A prediction that ignores the words is "
-            f"{nats_text(self.average)} away."
+            f"{nats_text(self.average)} nats from the optimum."
         ]
         if readable is not None and spoken is not None:
             found.append(
