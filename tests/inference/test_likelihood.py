@@ -62,12 +62,12 @@ def test_the_process_is_found_from_its_words(name):
 def test_larger_processes_are_found_from_more_starts(name):
     process, length = CATALOG[name]
     # A word of days is 11 times as many for each token.
-    length, n_starts = (3, 24) if name == "days of week" else (9, 64)
+    length, n_starts = (3, 12) if name == "days of week" else (9, 64)
     fit = fit_machine(process_words(process, length), process.n_states, n_starts=n_starts)
     assert fit.divergence < 1e-6
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(st.integers(2, 3), st.integers(2, 3), st.integers(0, 1000))
 def test_random_processes_are_found(n_states, n_tokens, seed):
     process = msp.processes.random_process(n_states, n_tokens, seed=seed)

@@ -13,8 +13,6 @@ from tests.trained import make
 processes = msp.processes
 # How each network is trained: process, steps, words in a step.
 TRAINED = {
-    "golden mean": (processes.golden_mean(p=0.5), 150, 256, 3e-3),
-    "z1r": (processes.z1r(p=0.5), 200, 256, 3e-3),
     "sns": (processes.sns(p=0.5, q=0.5), 200, 256, 3e-3),
 }
 
@@ -35,9 +33,8 @@ def inferred(name):
     return process, msp.infer(model, n_starts=8, progress=False)
 
 
-@pytest.mark.parametrize("name", ["golden mean", "even", "z1r"])
-def test_the_machine_is_found_up_to_the_names_of_its_states(name):
-    process, found = inferred(name)
+def test_the_machine_is_found_up_to_the_names_of_its_states():
+    process, found = inferred("even")
     assert found.is_trusted, found.doubts
     assert found.process.is_unifilar
     assert found.rank.rank == found.n_states == process.n_states
@@ -96,7 +93,7 @@ def test_rrxor_comes_back_as_it_is():
 
 
 def test_the_published_mess3(published_model, mess3):
-    found = msp.infer(published_model, n_states=[2, 3, 4], progress=False)
+    found = msp.infer(published_model, n_states=[2, 3, 4], n_starts=8, max_words=1000, progress=False)
     assert found.is_trusted, found.doubts
     assert found.rank.rank == found.n_states == 3
     assert found.rank.interval == (3, 3)
@@ -107,7 +104,9 @@ def test_the_published_mess3(published_model, mess3):
     assert [float(each.real) for each in beside.first.eigenvalues] == pytest.approx([1, 0.85, 0.85], abs=0.005)
     assert beside.r2_first > 0.999
     assert beside.r2_second > 0.999
-    told = msp.probe(published_model, mess3, controls=False, progress=False)
-    untold = msp.probe(published_model, found.process, controls=False, progress=False)
+    told, untold = (
+        msp.probe(published_model, msp.data.all_words(process, 7), controls=False, progress=False)
+        for process in (mess3, found.process)
+    )
     for site in told:
         assert untold[site].scores.held_out.r2 == pytest.approx(told[site].scores.held_out.r2, abs=0.002)

@@ -3,14 +3,12 @@
 import pytest
 
 import msp_lens as msp
+from tests.trained import make
 
 
 @pytest.fixture(scope="module")
 def trained():
-    process = msp.rrxor()
-    config = msp.ModelConfig(d_vocab=2, n_layers=2, d_model=64, n_heads=2, d_head=16, d_mlp=128, n_ctx=10)
-    recipe = msp.TrainingConfig(steps=1500, batch_size=64, learning_rate=5e-3, warmup_steps=50)
-    model = msp.train(process, config, config=recipe, progress=False).model
+    process, model = msp.rrxor(), make.load("rrxor_adamw")
     return process, model, msp.probe(model, process, split=msp.probing.Split(n_folds=2), progress=False)
 
 
