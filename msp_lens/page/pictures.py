@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
 from msp_lens._files import write_atomically
@@ -176,18 +178,16 @@ def _image(figure: Figure, dots_per_inch: int) -> Image.Image:
 
 def _files(figure: Figure, png: bool) -> dict[str, bytes]:
     """The figure as SVG and PDF, the same bytes each time, and as PNG for print."""
-    # Without dates; identifiers in an SVG are otherwise random.
-    settings: dict[str, dict[str, Any]] = {
-        "svg": {"metadata": {"Date": None}},
-        "pdf": {"metadata": {"CreationDate": None}},
-    }
-    # Compressing more would take seconds and save a tenth.
-    settings |= {"png": {"dpi": PRINT_DOTS, "pil_kwargs": {"compress_level": 3}}} if png else {}
-    files = {}
+    # The canvases' own methods draw once; `savefig` would draw twice. Without dates, and with identifiers in the SVG
+    # that are otherwise random, the bytes are the same each time.
+    files = {"svg": io.BytesIO(), "pdf": io.BytesIO()}
     with rc_context({"svg.hashsalt": "msp_lens"}):
-        for ending, options in settings.items():
-            given: dict[str, Any] = {"dpi": VECTOR_DOTS, **options}
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=ending, **given)
-            files[ending] = buffer.getvalue()
-    return files
+        figure.set_dpi(VECTOR_DOTS)
+        FigureCanvasSVG(figure).print_svg(files["svg"], metadata={"Date": None})
+        figure.set_dpi(VECTOR_DOTS)
+        FigureCanvasPdf(figure).print_pdf(files["pdf"], metadata={"CreationDate": None})
+        if png:
+            figure.set_dpi(PRINT_DOTS)
+            # Compressing more would take seconds and save a tenth.
+            FigureCanvasAgg(figure).print_png(files.setdefault("png", io.BytesIO()), pil_kwargs={"compress_level": 3})
+    return {ending: file.getvalue() for ending, file in files.items()}
