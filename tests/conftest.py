@@ -163,28 +163,39 @@ def global_state():
     assert torch.equal(before, torch.get_rng_state()), "the global random state was touched"
 
 
+def blank_picture():
+    """In both themes, and as files."""
+    from msp_lens.page import pictures
+
+    white, black = (Image.new("RGB", (60, 40), color) for color in ("white", "black"))
+    white.save(drawn := io.BytesIO(), format="PNG")
+    return pictures.ThemedPicture(white, black, files={"png": drawn.getvalue(), "svg": b"<?xml", "pdf": b"%PDF-"})
+
+
+def laid_out(draw, *_, **__):
+    """A blank picture in place of this one, of which everything is placed but no pixel drawn."""
+    draw("light").draw_without_rendering()
+    return blank_picture()
+
+
 @pytest.fixture(scope="module")
 def small_reports():
     """Reports with few words in each experiment, few checkpoints and blank pictures: a fraction of the time.
 
-    It yields what draws pictures, for tests that want them (`msp_lens.page.pictures.themed`).
+    It yields what lays pictures out, for tests that want to see that they can be (`msp_lens.page.pictures.themed`).
     """
     from msp_lens.experiments import study
     from msp_lens.page import pictures
 
     few = {name: functools.partial(experiment, n_words=50) for name, experiment in study.EXPERIMENTS.items()}
-    themed = pictures.themed
-    white, black = (Image.new("RGB", (60, 40), color) for color in ("white", "black"))
-    white.save(drawn := io.BytesIO(), format="PNG")
-    files = {"png": drawn.getvalue(), "svg": b"<?xml", "pdf": b"%PDF-"}
-    blank = pictures.ThemedPicture(white, black, files=files)
+    blank = blank_picture()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(study, "EXPERIMENTS", few)
         patched.setattr(study, "CHECKPOINTS", 4)
         patched.setattr(pictures, "themed", lambda *_, **__: blank)
         for dots in ("VECTOR_DOTS", "PRINT_DOTS"):
             patched.setattr(pictures, dots, 30)
-        yield lambda draw, *_, png=False, **__: themed(draw, 30, is_narrow=False, png=png)
+        yield laid_out
 
 
 @pytest.fixture(scope="session")
