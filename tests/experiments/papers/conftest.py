@@ -6,7 +6,7 @@ from tests.conftest import laid_out
 
 @pytest.fixture(autouse=True, scope="package")
 def pictures_laid_out():
-    """The pictures are laid out but not drawn: in two themes, two widths and three formats they take most of the time."""
+    """Pictures are laid out but not drawn: in two themes, two widths and three formats they take most of the time."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(reproduction, "themed", laid_out)
         yield
