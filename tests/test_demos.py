@@ -31,11 +31,11 @@ SMALL = {
     "4_is_it_causal": {"PRESET": "tiny", "N_CTX": 6, "N_PAIRS": 100, "N_WORDS": 200},
     "5_theory": {"N_POINTS": 50_000, "LENGTH": 8, "MAX_LEVEL": 5_000},
     "6_which_world": {
-        **{"STEPS": 100, "N_CTX": 5, "N_STARTS": 4, "MAX_STATES": 3, "N_PAIRS": 50, "N_SEQUENCES": 200},
+        **{"STEPS": 100, "N_CTX": 5, "N_STARTS": 2, "MAX_STATES": 3, "N_PAIRS": 50, "N_SEQUENCES": 200},
         "CHECKPOINTS": (0, 10),
     },
     "7_worlds_with_parts": {"STEPS": 20, "N_CTX": 5, "N_WORDS": 50, "N_STREAMS": 200, "N_THROWS": 20},
-    "8_a_language_model": {"PACKAGE": "no_such_package", "MOST_CONTEXTS": 8, "LONGEST": 80, "N_EDITED": 2},
+    "8_a_language_model": {"PACKAGE": "no_such_package", "MOST_CONTEXTS": 6, "LONGEST": 50, "N_EDITED": 2},
 }
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/<])/(?:home|Users|root|tmp|work|usr|opt|mnt|var|private)/|[A-Z]:\\\\")
 

@@ -118,11 +118,14 @@ class HookedModel(Protocol):
         ...
 
 
-register(
-    HookedModel,
-    "give a HookedTransformer, a TransformerBridge or any other HookedRootModule",
-    lambda value: isinstance(getattr(unwrapped(value), "hook_dict", None), Mapping),
-)
+def _is_hooked(value: Any) -> bool:
+    model = unwrapped(value)
+    # A bridge makes its dictionary anew whenever it is asked for it, which takes as long as a small forward pass.
+    is_made_anew = isinstance(getattr(type(model), "hook_dict", None), property)
+    return is_made_anew or isinstance(getattr(model, "hook_dict", None), Mapping)
+
+
+register(HookedModel, "give a HookedTransformer, a TransformerBridge or any other HookedRootModule", _is_hooked)
 
 
 def site_index(model: HookedModel) -> SiteIndex:
