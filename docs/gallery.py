@@ -83,17 +83,28 @@ def verdict_text(verdicts: dict[str, int]) -> str:
     return f"{sum(verdicts.values())} claims: {', '.join(counts)}."
 
 
+def title_of(record: dict[str, Any]) -> str:
+    """The paper's title, and whether its own weights were used."""
+    loaded = any("loaded" in each["origin"] for each in record["networks"].values())
+    return PAPERS[record["paper"]].title + (" (with the published weights)" if loaded else "")
+
+
+def origin_text(origin: str) -> str:
+    """Where a network comes from; of a folder of this machine only the name."""
+    start, loaded, path = origin.partition("loaded from ")
+    return f"{start}{loaded}the folder `{Path(path).name}`" if loaded else origin
+
+
 def page_of(name: str, folder: Path, machine: str) -> str:
     """The page of one reproduction."""
     record = json.loads((folder / "reproduction.json").read_text())
     paper, sections = PAPERS[record["paper"]], read_page(folder / "reproduction.html")
     date = datetime.fromtimestamp((folder / "reproduction.json").stat().st_mtime, UTC)
-    origins = [each["origin"] for each in record["networks"].values()]
-    title = paper.title + (" (with the published weights)" if any("loaded" in each for each in origins) else "")
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
+    trained = sum("loaded" not in each["origin"] for each in record["networks"].values())
     minutes = max(1, round(sum(record["seconds"].values()) / 60))
     lines = [
-        f"# {title}",
+        f"# {title_of(record)}",
         "",
         f"*{paper.authors}, [{paper.source}]({paper.url})*",
         "",
@@ -102,7 +113,7 @@ def page_of(name: str, folder: Path, machine: str) -> str:
         f"**{verdict_text(record['verdicts'])}**",
         "",
         f"Run at the {record['size']} size on {date:%-d %B %Y}, on {machine}, with {versions}. The measurements took "
-        f"{minutes} minute{'s' * (minutes > 1)}, beside the training of {len(origins)} networks. "
+        f"{minutes} minute{'s' * (minutes > 1)}, beside the training of {trained} network{'s' * (trained != 1)}. "
         "Each rule was fixed before the run.",
         "",
         "## What differs from the paper",
@@ -141,8 +152,8 @@ def page_of(name: str, folder: Path, machine: str) -> str:
                 row = [claim["says"], published, claim["measured"], control, verdict, claim["rule"] or claim["beyond"]]
                 lines.append(f"| {' | '.join(cell(part) for part in row)} |")
         lines += ["", *(f"{text}\n" for text in section.remarks)]
-    networks = [f"- `{key}`: {each['origin']}" for key, each in record["networks"].items()]
-    small = " --small" if record["size"] == "small" else ""
+    networks = [f"- `{key}`: {origin_text(each['origin'])}" for key, each in record["networks"].items()]
+    options = " --small" * (record["size"] == "small") + " --checkpoints FOLDER" * (trained < len(record["networks"]))
     lines += [
         "## The networks",
         "",
@@ -151,7 +162,7 @@ def page_of(name: str, folder: Path, machine: str) -> str:
         "## Run it again",
         "",
         "```sh",
-        f"msp-lens reproduce {paper.name}{small}",
+        f"msp-lens reproduce {paper.name}{options}",
         "```",
         "",
     ]
@@ -176,10 +187,10 @@ def index_of(names: dict[str, Path]) -> str:
             cards += [
                 f"```{{image}} ../_static/papers/{name}-{theme}.webp",
                 f":class: only-{theme}",
-                f":alt: {record['title']}",
+                f":alt: {title_of(record)}",
                 "```",
             ]
-        cards += [f"{record['title']}", ":::", ""]
+        cards += [title_of(record), ":::", ""]
     cards += ["::::", "", "```{toctree}", ":hidden:", "", *names, "```", ""]
     return "\n".join([*lines, *cards])
 
