@@ -248,7 +248,7 @@ def regret(report: msp.ProbeReport, theme: str) -> None:
     left.plot(
         places, optimum + report.regret, color=look.color(1), marker="o", markersize=4, linestyle="", label="network"
     )
-    left.set(title="loss, nats", xlabel="tokens seen", ylim=(0.7, 1.15))
+    left.set(title="loss, nats", xlabel="tokens seen", ylim=(0.7, 1.35))
     for order, style in ((1, ":"), (2, "--"), (3, "-.")):
         values = markov_regret(MESS3, order, n_ctx).numpy()
         label = "last token" if order == 1 else f"last {order} tokens"
