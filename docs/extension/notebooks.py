@@ -24,7 +24,7 @@ def readable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = BADGE.sub(r"[\1](\2)", cell.source)
+            cell.source = BADGE.sub(r"[\1](\2).", cell.source)
         else:
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     return notebook
