@@ -301,7 +301,7 @@ def _relation_claims(process: str, cosines: dict[tuple[str, str], tuple[float, f
     found = [cosines[process, kind] for kind in IN_FIGURE_4]
     true, markov, twin = (list(each) for each in zip(*found, strict=True))
     low, high = MARKOV_COSINES[process]
-    text = f"between {low:g} and {high:g}, or .1 beyond"
+    text = f"between {low:g} and {high:g}, or .1 beyond" if low < high else f"within .1 of {low:g}"
     return [
         Claim(
             says=f"{process}: cosines between beliefs are kept; lower R² of transformer and LSTM",
