@@ -24,9 +24,9 @@ def tiny(small_reports):
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4)
         return Recipe(model, msp.TrainingConfig(steps=20, batch_size=16, warmup_steps=2))
 
-    PRESETS["smallest"] = recipe_of
-    yield {"preset": "smallest", "progress": False, "emergence": False}
-    del PRESETS["smallest"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PRESETS, "smallest", recipe_of)
+        yield {"preset": "smallest", "progress": False, "emergence": False}
 
 
 @pytest.fixture(scope="module")

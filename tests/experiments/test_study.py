@@ -23,9 +23,9 @@ def tiny_preset(small_reports):
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=2, d_model=16, d_head=8, d_mlp=32, n_ctx=5)
         return Recipe(model, msp.TrainingConfig(steps=60, batch_size=64, learning_rate=1e-2, warmup_steps=10))
 
-    PRESETS["tiny"] = tiny
-    yield
-    del PRESETS["tiny"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PRESETS, "tiny", tiny)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +143,9 @@ def tinier():
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=8, d_head=4, d_mlp=8, n_ctx=4)
         return Recipe(model, msp.TrainingConfig(steps=20, batch_size=16, warmup_steps=2, log_every=5, save_every=5))
 
-    PRESETS["tinier"] = recipe_of
-    yield {"preset": "tinier", "progress": False, "emergence": False}
-    del PRESETS["tinier"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PRESETS, "tinier", recipe_of)
+        yield {"preset": "tinier", "progress": False, "emergence": False}
 
 
 @pytest.fixture(scope="module")
