@@ -53,10 +53,9 @@ def colors_of(beliefs: torch.Tensor, look: Theme) -> np.ndarray:
     return colors + look.lift * (1 - colors)
 
 
-def fractal(model: HookedModel, theme: str) -> None:
+def fractal(report: msp.ProbeReport, theme: str) -> None:
     """The true beliefs, and those read from all sites of the published network together."""
-    dataset = msp.words(MESS3, n_ctx=10)
-    report = msp.probe(model, dataset, weighting="sequence", controls=False, by_position=False, progress=False)
+    model, dataset = report.run_on()
     (read,) = read_beliefs(model, dataset, [report["concatenated"]])
     r2 = report["concatenated"].scores.held_out.r2
     title = f"Read in the residual stream: R² {r2:.4f}"
@@ -65,10 +64,8 @@ def fractal(model: HookedModel, theme: str) -> None:
     save(figure, f"fractal-{theme}", dpi=110, text=1.5, photo=True)
 
 
-def readme(model: HookedModel) -> None:
+def readme(report: msp.ProbeReport) -> None:
     """The picture of the README: the true beliefs, and those read at the embedding, halfway and at all sites."""
-    dataset = msp.words(MESS3, n_ctx=10)
-    report = msp.probe(model, dataset, weighting="sequence", controls=False, by_position=False, progress=False)
     drawn = io.BytesIO()
     report.plot("0_pre", "1_post", "concatenated").savefig(drawn, format="png", dpi=120)
     Image.open(drawn).convert("RGB").quantize(256).save(README, optimize=True)
@@ -274,6 +271,11 @@ def main() -> None:
         return msp.probe(model(), MESS3, untrained=3, concatenate=False, progress=False)
 
     @cache
+    def by_sequence() -> msp.ProbeReport:
+        dataset = msp.words(MESS3, n_ctx=10)
+        return msp.probe(model(), dataset, weighting="sequence", controls=False, by_position=False, progress=False)
+
+    @cache
     def result() -> msp.InterventionReport:
         return msp.intervene(model(), MESS3, probes=report()["3_post"])
 
@@ -287,8 +289,8 @@ def main() -> None:
         "edits": lambda theme: edits(result(), theme),
         "regret": lambda theme: regret(report(), theme),
         "start": lambda theme: start(model(), report(), theme),
-        "fractal": lambda theme: fractal(model(), theme),
-        "readme": lambda theme: readme(model()) if theme == "light" else None,
+        "fractal": lambda theme: fractal(by_sequence(), theme),
+        "readme": lambda theme: readme(by_sequence()) if theme == "light" else None,
     }
     for name in sys.argv[1:] or drawn:
         for theme in THEMES:

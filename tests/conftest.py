@@ -182,7 +182,7 @@ def laid_out(draw, *_, **__):
 def small_reports():
     """Reports with few words in each experiment, few checkpoints and blank pictures: a fraction of the time.
 
-    It yields what lays pictures out, for tests that want to see that they can be (`msp_lens.page.pictures.themed`).
+    Tests that want to see that pictures can be laid out put `laid_out` in the place of `pictures.themed`.
     """
     from msp_lens.experiments import study
     from msp_lens.page import pictures
@@ -195,7 +195,7 @@ def small_reports():
         patched.setattr(pictures, "themed", lambda *_, **__: blank)
         for dots in ("VECTOR_DOTS", "PRINT_DOTS"):
             patched.setattr(pictures, dots, 30)
-        yield laid_out
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ TRIANGLE = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 3**0.5 / 2]], dtype=torch
 TETRAHEDRON = torch.tensor(
     [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 3**0.5 / 2, 0.0], [0.5, 3**0.5 / 6, (2 / 3) ** 0.5]], dtype=torch.float64
 )
+# Of the disc that a point is drawn as, in cells of the image.
+LARGEST_RADIUS = 8
 Beliefs = Float[Tensor, "prefix state"]
 Bounds = tuple[tuple[float, float], tuple[float, float]]
 
@@ -235,19 +237,18 @@ def density_image(
     height = max(1, round(pixels * (top - bottom) / (right - left)))
     column = ((points[:, 0] - left) / (right - left) * pixels).floor().long()
     row = ((points[:, 1] - bottom) / (top - bottom) * height).floor().long()
-    # Points of one cell are added up first, those whose disc could reach the image; a margin is as wide as a disc.
-    margin = largest = 8
-    near = (row >= -margin) & (row < height + margin) & (column >= -margin) & (column < pixels + margin)
-    cells, cell_of_point = torch.unique(
-        (row[near] + margin) * (pixels + 2 * margin) + column[near] + margin, return_inverse=True
-    )
-    row, column = cells // (pixels + 2 * margin) - margin, cells % (pixels + 2 * margin) - margin
+    # Points of one cell are added up first. The image has a margin, from which discs reach into it.
+    margin = LARGEST_RADIUS
+    row, column, stride = row + margin, column + margin, pixels + 2 * margin
+    near = (row >= 0) & (row < height + 2 * margin) & (column >= 0) & (column < stride)
+    cells, cell_of_point = torch.unique(row[near] * stride + column[near], return_inverse=True)
+    row, column = cells // stride - margin, cells % stride - margin
     channels = torch.cat([colors * weights[:, None], weights[:, None]], dim=1)[near]
     channels = torch.zeros(len(cells), 4, dtype=torch.float64).index_add_(0, cell_of_point, channels)
     # Many points on few cells are drawn as large as those few cells allow.
     n_points = len(cells) if len(cells) < 2_000 else len(points)
     # Radius of a disc in cells: about six for a hundred points, none from 200,000 on.
-    radius = int(np.clip(round(pixels / 45 / max(n_points, 1) ** 0.25), 1, largest)) if n_points < 200_000 else 0
+    radius = int(np.clip(round(pixels / 45 / max(n_points, 1) ** 0.25), 1, LARGEST_RADIUS)) if n_points < 200_000 else 0
     total = torch.zeros(height * pixels, 4, dtype=torch.float64)
     for shift_row, shift_column in itertools.product(range(-radius, radius + 1), repeat=2):
         if shift_row**2 + shift_column**2 > radius**2 + 0.5:

@@ -13,6 +13,7 @@ from msp_lens.experiments import run_folder
 from msp_lens.experiments import study as studies
 from msp_lens.page import pictures
 from msp_lens.training import PRESETS, Recipe, loop
+from tests.conftest import laid_out
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -388,8 +389,8 @@ def test_bad_requests_write_nothing(tmp_path):
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_other_processes_run_to_the_end(process, skipped, tmp_path, tinier, small_reports, monkeypatch):
-    monkeypatch.setattr(pictures, "themed", small_reports)
+def test_other_processes_run_to_the_end(process, skipped, tmp_path, tinier, monkeypatch):
+    monkeypatch.setattr(pictures, "themed", laid_out)
     study = msp.run(process, out=tmp_path, **tinier)
     page = study.page.read_text()
     assert {name for name in studies.EXPERIMENTS if getattr(study, name) is None} == skipped.keys()
@@ -403,8 +404,8 @@ def test_other_processes_run_to_the_end(process, skipped, tmp_path, tinier, smal
     assert json.loads((study.folder / "report.json").read_text())["skipped"] == study.skipped
 
 
-def test_a_context_of_one_token_runs_to_the_end(tmp_path, monkeypatch, small_reports):
-    monkeypatch.setattr(pictures, "themed", small_reports)
+def test_a_context_of_one_token_runs_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "themed", laid_out)
 
     def short(process):
         model = msp.ModelConfig(d_vocab=process.n_tokens, n_layers=1, d_model=16, d_head=8, d_mlp=32, n_ctx=1)
