@@ -245,7 +245,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "cache": lambda: {SITE: torch.zeros(1, 2, 8)},
     "rows": lambda: msp.probing.model_rows(good("model"), good("dataset")),
     "moments": moments,
-    "cells": lambda: msp.moments.folds.Cells(tuple((moments(),) for _ in range(3)), 3),
+    "cells": lambda: msp.moments.folds.Cells(tuple(moments() for _ in range(3)), 3),
     "linear_map": lambda: msp.moments.least_squares(moments(), "features", "targets"),
     "batches": list,
     "features": lambda: "features",

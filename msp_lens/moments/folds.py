@@ -7,6 +7,7 @@ The bootstrap resamples cells, so none of this takes a second pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,31 +16,33 @@ from msp_lens.moments.moments import Moments, merge_all
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The moments of blocks that share a Gram matrix, by cell and position.
+    """The moments of blocks that share a Gram matrix, by cell and, of the same rows, by fold and position.
 
     Attributes:
-        parts: `parts[cell][position]`; there is one position if positions are not kept apart.
+        parts: The moments of each cell.
         n_folds: Cell c belongs to fold c mod n_folds.
         n_groups: Number of groups of rows that were dealt into cells; `None` if it is not known.
+        positions: `positions[fold][position]`; empty if positions are not kept apart.
     """
 
-    parts: tuple[tuple[Moments, ...], ...]
+    parts: tuple[Moments, ...]
     n_folds: int
     n_groups: int | None = None
+    positions: tuple[tuple[Moments, ...], ...] = ()
 
     @cached_property
-    def _filled(self) -> list[list[tuple[Moments, ...]]]:
-        """The parts of the cells that hold rows, by fold; folds without rows are left out."""
-        by_fold: dict[int, list[tuple[Moments, ...]]] = {}
-        for number, positions in enumerate(self.parts):
-            if any(part.weight > 0 for part in positions):
-                by_fold.setdefault(number % self.n_folds, []).append(positions)
-        return [by_fold[k] for k in sorted(by_fold)]
+    def _filled(self) -> dict[int, list[Moments]]:
+        """The cells that hold rows, by the number of their fold; folds without rows are left out."""
+        by_fold: dict[int, list[Moments]] = {}
+        for number, part in enumerate(self.parts):
+            if part.weight > 0:
+                by_fold.setdefault(number % self.n_folds, []).append(part)
+        return dict(sorted(by_fold.items()))
 
-    @cached_property
+    @property
     def cells(self) -> list[list[Moments]]:
         """The moments by fold and cell; empty cells and folds are left out."""
-        return [[parts[0] if len(parts) == 1 else merge_all(parts) for parts in fold] for fold in self._filled]
+        return list(self._filled.values())
 
     @cached_property
     def folds(self) -> list[Moments]:
@@ -55,7 +58,7 @@ class Cells:
         """The moments of all rows outside these folds; merged, since subtracting from the whole would lose digits."""
         return merge_all([part for k, part in enumerate(self.folds) if k not in folds])
 
-    @cached_property
-    def by_fold_and_position(self) -> list[list[Moments]]:
-        """The moments by fold and position."""
-        return [[merge_all(cells) for cells in zip(*fold, strict=True)] for fold in self._filled]
+    @property
+    def by_fold_and_position(self) -> list[Sequence[Moments]]:
+        """The moments by fold and position, without the folds that `folds` leaves out."""
+        return [self.positions[k] for k in self._filled] if self.positions else []

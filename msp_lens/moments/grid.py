@@ -6,6 +6,7 @@ Fitting site by site needs the products of each site's columns with the targets,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
@@ -33,7 +34,8 @@ class MomentsGrid:
     Args:
         groups: Blocks wanted jointly. A group contained in another is read from that one.
         targets: Blocks joined with every group.
-        n_cells: Number of cells that rows are dealt into.
+        n_cells: Number of cells that rows are dealt into; several numbers if the same rows are dealt in several ways,
+            such as by fold and by position.
         max_bytes: Largest memory that the moments may take.
         accumulation: As for `Moments.update`; by default whichever is fast on the blocks' device.
 
@@ -53,24 +55,26 @@ class MomentsGrid:
         groups: Sequence[Sequence[str]],
         *,
         targets: Sequence[str],
-        n_cells: Count = 1,
+        n_cells: Count | tuple[Count, ...] = 1,
         max_bytes: Count = MAX_BYTES,
         accumulation: Accumulation | None = None,
     ) -> None:
         if not groups or not all(groups):
             raise ValueError(f"groups={list(groups)}: give at least one group, each of at least one block.")
         self.groups, self.targets = _outermost(groups), tuple(targets)
-        self.n_cells, self.max_bytes = n_cells, max_bytes
+        self.n_cells = (n_cells,) if isinstance(n_cells, int) else n_cells
+        self.max_bytes = max_bytes
         self.accumulation: Accumulation | None = accumulation
         self.n_batches = 0
-        # By group and cell; built at the first batch, which shows how wide its blocks are.
+        # By group and cell, the cells of each way after those of the way before; built at the first batch, which shows
+        # how wide its blocks are.
         self.moments: list[list[Moments]] = []
 
     def update(
         self,
         blocks: Mapping[str, Float[Tensor, "_ _"] | Sequence[Float[Tensor, "_ _"]]],
         weights: Float[Tensor, "row"],
-        cells: Int[Tensor, "row"] | None = None,
+        cells: Int[Tensor, "row"] | Int[Tensor, "row way"] | None = None,
         *,
         are_finite: bool = False,
     ) -> MomentsGrid:
@@ -80,7 +84,7 @@ class MomentsGrid:
             blocks: The groups' blocks, each on any device, and the targets. Other blocks are ignored. The rows of a
                 block may come in parts, one below the other, which spares joining them.
             weights: How much each row counts.
-            cells: The cell of each row, 0 … n_cells - 1; cell 0 for all by default.
+            cells: The cell of each row, 0 … n_cells - 1, with a column for each way; cell 0 for all by default.
             are_finite: Whether the blocks' numbers are known to be finite, which is then not checked again.
 
         Raises:
@@ -89,16 +93,22 @@ class MomentsGrid:
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
         parts = {name: (block,) if isinstance(block, Tensor) else tuple(block) for name, block in blocks.items()}
+        cells = torch.zeros(len(weights), len(self.n_cells), dtype=torch.int64) if cells is None else cells.cpu()
+        cells = cells.unsqueeze(1) if cells.ndim == 1 else cells
         self._check(parts, weights, cells, are_finite=are_finite)
         joint = [(*group, *self.targets) for group in self.groups]
         if not self.moments:
             widths = {name: of_block[0].shape[1] for name, of_block in parts.items()}
-            check_memory(self.groups, widths, targets=self.targets, n_cells=self.n_cells, max_bytes=self.max_bytes)
+            n_cells = sum(self.n_cells)
+            check_memory(self.groups, widths, targets=self.targets, n_cells=n_cells, max_bytes=self.max_bytes)
             for names in joint:
                 own, device = {name: widths[name] for name in names}, parts[names[0]][0].device
-                self.moments.append([Moments(own, device=device) for _ in range(self.n_cells)])
-        cells = torch.zeros(len(weights), dtype=torch.int64) if cells is None else cells.cpu()
-        order, sizes = cells.argsort(stable=True), torch.bincount(cells, minlength=self.n_cells).tolist()
+                self.moments.append([Moments(own, device=device) for _ in range(n_cells)])
+        # Rows that share their cells in all ways are multiplied together.
+        order, counts = _sorted_by_cells(cells, self.n_cells)
+        starts = [0, *itertools.accumulate(self.n_cells)][:-1]
+        taken = (cells[order[counts.cumsum(0) - counts]] + torch.tensor(starts)).tolist()
+        sizes = counts.tolist()
         # Where each row goes for the rows of a cell to be together.
         places = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
         by_cell = weights.to("cpu", torch.float64)[order]
@@ -115,16 +125,20 @@ class MomentsGrid:
             # New memory, which absorb_rows overwrites.
             joined = _joined([targets.get(name, parts[name]) for name in names], there)
             rounding = max(rounding_of(part.dtype) for name in names for part in parts[name])
-            of_cells = zip(row_of_cells, joined.split(sizes), by_cell.split(sizes), beside, strict=True)
-            for moments, rows, *weights_of_rows in of_cells:
-                if len(rows):
-                    moments.rounding = max(moments.rounding, rounding)
-                    moments.absorb_rows(rows, *weights_of_rows, accumulation=self.accumulation)
+            of_cells = zip(taken, joined.split(sizes), by_cell.split(sizes), beside, strict=True)
+            for numbers, rows, *weights_of_rows in of_cells:
+                into = [row_of_cells[number] for number in numbers]
+                own = into[0] if len(into) == 1 else Moments(into[0].blocks, device=into[0].mean.device)
+                own.rounding = max(own.rounding, rounding)
+                own.absorb_rows(rows, *weights_of_rows, accumulation=self.accumulation)
+                if len(into) > 1:
+                    for moments in into:
+                        moments.absorb(own)
         self.n_batches += 1
         return self
 
     def cells(self, names: Sequence[str]) -> list[Moments]:
-        """The moments of these blocks in each cell, on the CPU.
+        """The moments of these blocks in each cell of the first way, on the CPU.
 
         Raises:
             KeyError: if no group holds all of them.
@@ -138,7 +152,7 @@ class MomentsGrid:
             groups = "; ".join(", ".join(group) for group in self.groups)
             raise KeyError(f"No group holds {', '.join(names)} jointly; the groups are: {groups}.")
         narrowest = min(holding, key=lambda row: len(row[0].mean))
-        return [moments.select(names).cpu() for moments in narrowest]
+        return [moments.select(names).cpu() for moments in narrowest[: self.n_cells[0]]]
 
     def whole(self, names: Sequence[str]) -> Moments:
         """The moments of these blocks over all cells; errors as for `cells`."""
@@ -154,14 +168,15 @@ class MomentsGrid:
         Raises:
             ValueError: if they have other groups, targets or cells.
         """
-        expected = [f"{g}/{c}" for g in range(len(self.groups)) for c in range(self.n_cells)]
+        n_cells = sum(self.n_cells)
+        expected = [f"{g}/{c}" for g in range(len(self.groups)) for c in range(n_cells)]
         fits = list(parts) == expected and all(
             tuple(parts[f"{g}/0"].blocks) == (*group, *self.targets) for g, group in enumerate(self.groups)
         )
         if parts and not fits:
             raise ValueError("These moments have other groups, targets or cells: they belong to another pass.")
         n_groups = len(self.groups) if parts else 0
-        self.moments = [[parts[f"{g}/{c}"] for c in range(self.n_cells)] for g in range(n_groups)]
+        self.moments = [[parts[f"{g}/{c}"] for c in range(n_cells)] for g in range(n_groups)]
         self.n_batches = self.n_batches if n_batches is None else n_batches
         return self
 
@@ -169,7 +184,7 @@ class MomentsGrid:
         self,
         parts: Mapping[str, tuple[Tensor, ...]],
         weights: Tensor,
-        cells: Tensor | None,
+        cells: Int[Tensor, "row way"],
         *,
         are_finite: bool,
     ) -> None:
@@ -188,13 +203,28 @@ class MomentsGrid:
             numbers = [(f"{name} in batch {self.n_batches}", part) for name in names for part in parts[name]]
             check_all_finite(numbers, "Check where the rows come from.")
         check_weights(weights, f"Weights of batch {self.n_batches}")
-        if cells is not None and len(cells):
-            low, high = int(cells.min()), int(cells.max())
-            if low < 0 or high >= self.n_cells:
-                raise ValueError(f"cells run from {low} to {high}; this grid has 0 … {self.n_cells - 1}.")
+        if cells.shape != (len(weights), len(self.n_cells)):
+            ways = f"{len(weights)} rows in {len(self.n_cells)} ways"
+            raise ValueError(f"cells have the shape {tuple(cells.shape)}: give a cell for each of {ways}.")
+        for of_way, n_cells in zip(cells.T if len(cells) else (), self.n_cells, strict=False):
+            low, high = int(of_way.min()), int(of_way.max())
+            if low < 0 or high >= n_cells:
+                raise ValueError(f"cells run from {low} to {high}; this grid has 0 … {n_cells - 1}.")
 
     def __repr__(self) -> str:
-        return f"MomentsGrid({len(self.groups)} groups × {self.n_cells} cells, {self.n_batches} batches)"
+        n_cells = " + ".join(map(str, self.n_cells))
+        return f"MomentsGrid({len(self.groups)} groups × {n_cells} cells, {self.n_batches} batches)"
+
+
+def _sorted_by_cells(
+    cells: Int[Tensor, "row way"], n_cells: Sequence[int]
+) -> tuple[Int[Tensor, "row"], Int[Tensor, "set"]]:
+    """The rows with those that share their cells in all ways together, and how many rows each such set has."""
+    combined = torch.zeros(len(cells), dtype=torch.int64)
+    for of_way, number in zip(cells.T, n_cells, strict=True):
+        combined = combined * number + of_way
+    order = combined.argsort(stable=True)
+    return order, combined[order].unique_consecutive(return_counts=True)[1]
 
 
 def _joined(blocks: Sequence[Sequence[Tensor]], places: Int[Tensor, "row"]) -> Float[Tensor, "row column"]:

@@ -153,6 +153,13 @@ class Moments:
         self._shift(total, mean)
         return self
 
+    def absorb(self, other: Moments) -> None:
+        """Take in the rows of other moments of the same blocks: `merge`, without a new object."""
+        self.n, self.rounding = self.n + other.n, max(self.rounding, other.rounding)
+        if other.weight > 0:
+            self.scatter += other.scatter
+            self._shift(other.weight, other.mean)
+
     def _shift(self, weight: float, mean: Float64[Tensor, "column"]) -> None:
         """Take in the weight and the mean of rows whose own scatter has been added."""
         total = self.weight + weight

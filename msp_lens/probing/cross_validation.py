@@ -142,7 +142,7 @@ def evaluate_all(
             penalty=choice.overall if fold is None else choice.of_fold[fold],
         )
 
-    by_position = extras and len(cells.parts[0]) > 1
+    by_position = extras and bool(cells.positions)
     errors: dict[_Reading, list[Tensor]] = {reading: [] for reading in readings}
     at_position: dict[_Reading, list[list[Tensor]]] = {probe: [] for probe in probes}
     for k, fold in enumerate(cells.cells):

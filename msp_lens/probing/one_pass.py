@@ -68,16 +68,18 @@ class Sums:
     """The moments of one pass.
 
     Attributes:
-        by_panel: By sites that share a Gram matrix, cell, position and stratum.
+        by_panel: By sites that share a Gram matrix, cell and stratum.
         strata: The targets that are not defined in each stratum.
         n_folds: Cell c belongs to fold c mod n_folds.
         n_groups: Number of groups of rows, about.
+        at_positions: The same rows by panel, fold, position and stratum; empty if positions are not kept apart.
     """
 
-    by_panel: Mapping[tuple[str, ...], Sequence[Sequence[Sequence[Moments]]]]
+    by_panel: Mapping[tuple[str, ...], Sequence[Sequence[Moments]]]
     strata: tuple[Stratum, ...]
     n_folds: int
     n_groups: int | None = None
+    at_positions: Mapping[tuple[str, ...], Sequence[Sequence[Sequence[Moments]]]] = field(default_factory=dict)
     _merged: dict[Any, Cells] = field(default_factory=dict, init=False, repr=False)
 
     def kept(self, targets: Iterable[str] = ()) -> tuple[int, ...]:
@@ -96,12 +98,12 @@ class Sums:
             # The merged moments of all panels would take as much again as the moments.
             self._merged.clear()
         if (panel, kept) not in self._merged:
-            by_cell = [
-                tuple(strata[0] if len(strata) == 1 else merge_all([strata[k] for k in kept]) for strata in positions)
-                for positions in self.by_panel[panel]
-                if kept
-            ]
-            found = Cells(tuple(by_cell), self.n_folds, self.n_groups)
+
+            def known(parts: Sequence[Sequence[Moments]]) -> tuple[Moments, ...]:
+                return tuple(of[0] if len(of) == 1 else merge_all([of[k] for k in kept]) for of in parts if kept)
+
+            positions = tuple(known(of_fold) for of_fold in self.at_positions.get(panel, ()))
+            found = Cells(known(self.by_panel[panel]), self.n_folds, self.n_groups, positions)
             if len(found.folds) < 2:
                 problem = f"The rows fill {len(found.folds)} of {self.n_folds} folds: there are too few groups"
                 raise ValueError(f"{problem} with weight to hold any out. Give more rows, or more groups.")
@@ -110,8 +112,8 @@ class Sums:
 
     def of_targets(self, names: Sequence[str]) -> Cells:
         """The moments of some targets alone, with the rows where all are defined; errors as for `cells`."""
-        parts = [tuple(part.select(names) for part in positions) for positions in self.cells(targets=names).parts]
-        return Cells(tuple((merge_all(positions),) for positions in parts), self.n_folds, self.n_groups)
+        parts = tuple(part.select(names) for part in self.cells(targets=names).parts)
+        return Cells(parts, self.n_folds, self.n_groups)
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,12 @@ class MomentsPlan:
         targets: The blocks that are no sites.
         n_cells: Number of cells that groups of rows are dealt into.
         n_positions: Number of positions kept apart; `None` if none were to be, or they would take too much.
-        n_bytes: What the moments take.
         n_bytes_by_position: What they would take with all positions kept apart.
     """
 
     targets: tuple[str, ...]
     n_cells: int
     n_positions: int | None
-    n_bytes: int
     n_bytes_by_position: int
 
 
@@ -149,17 +149,18 @@ def plan_moments(
     sites = {site for panel in panels for site in panel}
     targets = tuple(name for name in widths if name not in sites)
     size = n_strata * moments_bytes(panels, widths, targets=targets)
-    n_cells, positions, budget = n_folds * CELLS_PER_FOLD, n_positions or 1, modest(max_bytes)
+    n_cells, budget = n_folds * CELLS_PER_FOLD, modest(max_bytes)
+    n_apart = n_folds * (n_positions or 0)
     # Above the budget, some cells, then positions, then more cells are given up.
-    if n_cells * positions * size > budget:
+    if (n_cells + n_apart) * size > budget:
         n_cells = n_folds * 2
-    by_position = n_cells * positions * size
+    by_position = (n_cells + n_apart) * size
     if by_position > budget:
-        positions, n_positions = 1, None
+        n_positions = None
     if n_cells * size > budget:
         n_cells = n_folds
     check_memory(panels, widths, targets=targets, n_cells=n_cells * n_strata, max_bytes=max_bytes)
-    return MomentsPlan(targets, n_cells, n_positions, n_cells * positions * size, by_position)
+    return MomentsPlan(targets, n_cells, n_positions, by_position)
 
 
 def modest(max_bytes: int) -> int:
@@ -245,11 +246,13 @@ class Accumulator:
         self.flush()
         if self.grid is None:
             raise ValueError("There are no rows to hold any out: give more.")
-        grid, by_panel = reduce_grid(self.grid), {}
+        grid, by_panel, at_positions = reduce_grid(self.grid), {}, {}
         for panel, row in zip(grid.groups, grid.moments, strict=True):
-            parts = [part.cpu() for part in row]
-            by_panel[panel] = _batched(_batched(parts, len(self.strata)), self.n_positions or 1)
-        return Sums(by_panel, self.strata, self.n_folds, self._count_groups())
+            parts = _batched([part.cpu() for part in row], len(self.strata))
+            by_panel[panel] = parts[: self.n_cells]
+            if self.n_positions is not None:
+                at_positions[panel] = _batched(parts[self.n_cells :], self.n_positions)
+        return Sums(by_panel, self.strata, self.n_folds, self._count_groups(), at_positions)
 
     def _count_groups(self) -> int:
         """The number of groups, or an estimate of it: random bits were set, one for each, and (1 - 1 / m)ⁿ are not."""
@@ -270,8 +273,9 @@ class Accumulator:
         )
         self.n_cells, self.n_positions = plan.n_cells, plan.n_positions
         self.n_bytes_by_position = plan.n_bytes_by_position
-        n_parts = plan.n_cells * (plan.n_positions or 1) * len(self.strata)
-        self.grid = MomentsGrid(self.panels, targets=plan.targets, n_cells=n_parts, max_bytes=self.max_bytes)
+        by_position = () if plan.n_positions is None else (self.n_folds * plan.n_positions,)
+        n_cells = tuple(n * len(self.strata) for n in (plan.n_cells, *by_position))
+        self.grid = MomentsGrid(self.panels, targets=plan.targets, n_cells=n_cells, max_bytes=self.max_bytes)
         if self.progress is not None:
             self.grid.restore(self.progress.moments, n_batches=self.progress.n_batches)
 
@@ -280,17 +284,19 @@ class Accumulator:
         if not self._waiting or self.grid is None:
             return
         batches = [batch for batch, _ in self._waiting]
-        keys = torch.cat([cells for _, cells in self._waiting])
+        cells = torch.cat([cells for _, cells in self._waiting])
+        keys = [cells]
         if self.n_positions is not None:
             # The prior, before the first symbol (-1), counts as the first position.
             positions = torch.cat([batch.positions.cpu() for batch in batches]).clamp(min=0)
-            keys = keys * self.n_positions + positions
+            keys.append(cells % self.n_folds * self.n_positions + positions)
         if len(self.strata) > 1:
-            keys = keys * len(self.strata) + torch.cat([self._stratum(batch) for batch in batches])
+            strata = torch.cat([self._stratum(batch) for batch in batches])
+            keys = [key * len(self.strata) + strata for key in keys]
         targets = {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
         weights = torch.cat([batch.weights for batch in batches])
         features = {site: [batch.features[site] for batch in batches] for site in batches[0].features}
-        self.grid.update(features | targets, weights, keys, are_finite=True)
+        self.grid.update(features | targets, weights, torch.stack(keys, dim=1), are_finite=True)
         self._waiting, self._bytes = [], 0
 
     def _stratum(self, batch: RowBatch) -> Int[Tensor, "row"]:

@@ -355,7 +355,7 @@ def transfer(
     for k, (name, place) in enumerate(pairs):
         cells = found.cells([str(k)])
         of_all = evaluate(cells, [str(k)], OLS(), extras=False)[1].held_out
-        of_ranges = evaluate_positions(cells, [str(k)], OLS()) if len(cells.parts[0]) > 1 else ()
+        of_ranges = evaluate_positions(cells, [str(k)], OLS()) if cells.positions else ()
         by_position = tuple(errors.score(k, number) for number in range(len(ranges)))
         fitted = named[name].scores.held_out.r2
         scores.append(TransferScore(name, place.label, errors.score(k), of_all, by_position, of_ranges, fitted))

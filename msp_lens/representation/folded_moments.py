@@ -61,8 +61,8 @@ def folded_moments(
     found = {}
     for group, row in zip(grid.groups, grid.moments, strict=True):
         parts = [part.cpu() for part in row]
-        cells = Cells(tuple(tuple(parts[k * positions : (k + 1) * positions]) for k in range(n_folds)), n_folds)
-        found[group[0]] = cells
+        apart = [tuple(parts[k * positions : (k + 1) * positions]) for k in range(n_folds)]
+        found[group[0]] = Cells(tuple(map(merge_all, apart)), n_folds, positions=tuple(apart) if by_position else ())
     return {site: found[site] for site in sites}
 
 

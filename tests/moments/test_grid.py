@@ -49,6 +49,33 @@ def test_each_cell_of_each_group_holds_its_rows(n, seed):
         torch.testing.assert_close(grid.whole(("belief", site)).scatter, whole.scatter)
 
 
+@given(st.integers(1, 80), st.integers(0, 1000), st.sampled_from(["float64", "split"]))
+def test_rows_dealt_in_two_ways_are_in_a_cell_of_each(n, seed, accumulation):
+    blocks, weights, cells = data(n, seed)
+    weights[::5] = 0
+    positions = torch.arange(n) % 4
+    grid = MomentsGrid([("0_post",)], targets=("belief",), n_cells=(3, 4), accumulation=accumulation)
+    fill(grid, blocks, weights, torch.stack([cells, positions], dim=1))
+    members = [*(cells == cell for cell in range(3)), *(positions == position for position in range(4))]
+    for inside, found in zip(members, grid.moments[0], strict=True):
+        share = {name: block[inside] for name, block in blocks.items()}
+        expected = expected_moments(share, weights[inside], ("0_post", "belief"))
+        assert (found.n, found.blocks) == (expected.n, expected.blocks)
+        assert found.weight == pytest.approx(expected.weight)
+        torch.testing.assert_close(found.scatter, expected.scatter, rtol=1e-8, atol=1e-7)
+        torch.testing.assert_close(found.mean, expected.mean)
+    # The whole counts each row once.
+    assert len(grid.cells(("belief",))) == 3
+    assert grid.whole(("0_post", "belief")).n == n
+    assert "1 groups × 3 + 4 cells" in repr(grid)
+    with pytest.raises(ValueError, match=r"cells run from \d to [4-7]; this grid has 0 … 3"):
+        grid.update(blocks, weights, torch.stack([cells, positions + 4], dim=1))
+    with pytest.raises(
+        ValueError, match=rf"cells have the shape \({n}, 1\): give a cell for each of {n} rows in 2 ways"
+    ):
+        grid.update(blocks, weights, cells)
+
+
 def test_apart_is_the_same_as_side_by_side():
     blocks, weights, cells = data(50, 0)
     groups = [("0_post",), ("1_post",), ("0_post", "1_post")]

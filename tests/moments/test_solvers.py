@@ -32,7 +32,7 @@ def moments_of(features, targets, weights):
 
 
 def cells_of(features, targets, weights, n_folds=5, n_cells=10):
-    parts = [(moments_of(features[c::n_cells], targets[c::n_cells], weights[c::n_cells]),) for c in range(n_cells)]
+    parts = [moments_of(features[c::n_cells], targets[c::n_cells], weights[c::n_cells]) for c in range(n_cells)]
     return Cells(tuple(parts), n_folds)
 
 

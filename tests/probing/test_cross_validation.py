@@ -28,11 +28,13 @@ def cells_of(features, targets, weights, *, n_folds=5, n_cells=10, n_positions=1
     blocks, rows = {"h": features.shape[1], "belief": targets.shape[1]}, torch.cat([features, targets], dim=1)
     numbers = torch.arange(len(rows))
 
-    def part(c, p):
-        inside = (numbers % n_cells == c) & (numbers // n_cells % n_positions == p)
+    def part(inside):
         return Moments(blocks).update(rows[inside], weights[inside])
 
-    return Cells(tuple(tuple(part(c, p) for p in range(n_positions)) for c in range(n_cells)), n_folds)
+    fold, position = numbers % n_cells % n_folds, numbers // n_cells % n_positions
+    cells = tuple(part(numbers % n_cells == c) for c in range(n_cells))
+    apart = [tuple(part((fold == k) & (position == p)) for p in range(n_positions)) for k in range(n_folds)]
+    return Cells(cells, n_folds, positions=tuple(apart) if n_positions > 1 else ())
 
 
 def held_out(features, targets, weights, solver=None, **options):
