@@ -6,7 +6,6 @@ Fitting site by site needs the products of each site's columns with the targets,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
@@ -22,6 +21,8 @@ from msp_lens.moments.moments import Moments, check_weights, merge_all, rounding
 
 # For all moments of a pass: a laptop can hold these as well as a model, and decompose them within minutes.
 MAX_BYTES = 2 * 2**30
+# Rows that are multiplied are held in float64, so many at a time.
+ROWS_AT_A_TIME = 2_048
 
 
 class TooWideError(ValueError):
@@ -72,7 +73,7 @@ class MomentsGrid:
 
     def update(
         self,
-        blocks: Mapping[str, Float[Tensor, "_ _"] | Sequence[Float[Tensor, "_ _"]]],
+        blocks: Mapping[str, Float[Tensor, "row _"]],
         weights: Float[Tensor, "row"],
         cells: Int[Tensor, "row"] | Int[Tensor, "row way"] | None = None,
         *,
@@ -81,8 +82,7 @@ class MomentsGrid:
         """Add a batch of rows, all of it or (on an error) none; returns the grid.
 
         Args:
-            blocks: The groups' blocks, each on any device, and the targets. Other blocks are ignored. The rows of a
-                block may come in parts, one below the other, which spares joining them.
+            blocks: The groups' blocks, each on any device, and the targets. Other blocks are ignored.
             weights: How much each row counts.
             cells: The cell of each row, 0 … n_cells - 1, with a column for each way; cell 0 for all by default.
             are_finite: Whether the blocks' numbers are known to be finite, which is then not checked again.
@@ -92,50 +92,51 @@ class MomentsGrid:
             ValueError: if a number is not finite, a weight is negative, a cell is out of range, or a width changed.
             TooWideError: at the first batch, if the moments would take more than `max_bytes`.
         """
-        parts = {name: (block,) if isinstance(block, Tensor) else tuple(block) for name, block in blocks.items()}
         cells = torch.zeros(len(weights), len(self.n_cells), dtype=torch.int64) if cells is None else cells.cpu()
         cells = cells.unsqueeze(1) if cells.ndim == 1 else cells
-        self._check(parts, weights, cells, are_finite=are_finite)
+        self._check(blocks, weights, cells, are_finite=are_finite)
         joint = [(*group, *self.targets) for group in self.groups]
         if not self.moments:
-            widths = {name: of_block[0].shape[1] for name, of_block in parts.items()}
+            widths = {name: block.shape[1] for name, block in blocks.items()}
             n_cells = sum(self.n_cells)
             check_memory(self.groups, widths, targets=self.targets, n_cells=n_cells, max_bytes=self.max_bytes)
             for names in joint:
-                own, device = {name: widths[name] for name in names}, parts[names[0]][0].device
+                own, device = {name: widths[name] for name in names}, blocks[names[0]].device
                 self.moments.append([Moments(own, device=device) for _ in range(n_cells)])
-        # Rows that share their cells in all ways are multiplied together.
-        order, counts = _sorted_by_cells(cells, self.n_cells)
-        starts = [0, *itertools.accumulate(self.n_cells)][:-1]
-        taken = (cells[order[counts.cumsum(0) - counts]] + torch.tensor(starts)).tolist()
-        sizes = counts.tolist()
-        # Where each row goes for the rows of a cell to be together.
-        places = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
-        by_cell = weights.to("cpu", torch.float64)[order]
+        shared, order = _joint_cells(cells, self.n_cells).sort(stable=True)
+        weights = weights.to("cpu", torch.float64)[order]
 
         @cache
-        def shared(device: torch.device) -> tuple[dict[str, list[Tensor]], Tensor, tuple[Tensor, ...]]:
-            # The targets, places and weights of all groups come to a device once.
+        def on(device: torch.device) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+            # The targets, the order and the weights of all groups come to a device once.
             precise = torch.float64 if has_float64(device) else torch.float32
-            targets = {name: [moved(part.to(precise), device) for part in parts[name]] for name in self.targets}
-            return targets, moved(places, device), moved(by_cell.to(precise), device).split(sizes)
+            targets = {name: moved(blocks[name].to(precise), device) for name in self.targets}
+            return targets, moved(order, device), moved(weights.to(precise), device)
 
         for names, row_of_cells in zip(joint, self.moments, strict=True):
-            targets, there, beside = shared(parts[names[0]][0].device)
-            # New memory, which absorb_rows overwrites.
-            joined = _joined([targets.get(name, parts[name]) for name in names], there)
-            rounding = max(rounding_of(part.dtype) for name in names for part in parts[name])
-            of_cells = zip(taken, joined.split(sizes), by_cell.split(sizes), beside, strict=True)
-            for numbers, rows, *weights_of_rows in of_cells:
-                into = [row_of_cells[number] for number in numbers]
-                own = into[0] if len(into) == 1 else Moments(into[0].blocks, device=into[0].mean.device)
-                own.rounding = max(own.rounding, rounding)
-                own.absorb_rows(rows, *weights_of_rows, accumulation=self.accumulation)
-                if len(into) > 1:
-                    for moments in into:
-                        moments.absorb(own)
+            targets, rows, beside = on(blocks[names[0]].device)
+            of_group = [targets.get(name, blocks[name]) for name in names]
+            rounding = max(rounding_of(blocks[name].dtype) for name in names)
+            for start in range(0, len(rows), ROWS_AT_A_TIME):
+                here = slice(start, start + ROWS_AT_A_TIME)
+                # Rows that share their cells in all ways are multiplied together.
+                sets, counts = shared[here].unique_consecutive(return_counts=True)
+                joined, sizes = _joined(of_group, rows[here]), counts.tolist()
+                by_set = (values.split(sizes) for values in (joined, weights[here], beside[here]))
+                for number, *of_set in zip(sets.tolist(), *by_set, strict=True):
+                    into = [row_of_cells[cell] for cell in _cells_of(number, self.n_cells)]
+                    self._absorb(into, *of_set, rounding=rounding)
         self.n_batches += 1
         return self
+
+    def _absorb(self, into: Sequence[Moments], *of_rows: Tensor, rounding: float) -> None:
+        """Add rows to one or several moments, by one product."""
+        first = into[0]
+        own = first if len(into) == 1 else Moments(first.blocks, device=first.mean.device)
+        own.rounding = max(own.rounding, rounding)
+        own.absorb_rows(*of_rows, accumulation=self.accumulation)
+        for moments in into if len(into) > 1 else ():
+            moments.absorb(own)
 
     def cells(self, names: Sequence[str]) -> list[Moments]:
         """The moments of these blocks in each cell of the first way, on the CPU.
@@ -182,7 +183,7 @@ class MomentsGrid:
 
     def _check(
         self,
-        parts: Mapping[str, tuple[Tensor, ...]],
+        blocks: Mapping[str, Tensor],
         weights: Tensor,
         cells: Int[Tensor, "row way"],
         *,
@@ -190,17 +191,16 @@ class MomentsGrid:
     ) -> None:
         names = dict.fromkeys([name for group in self.groups for name in group] + list(self.targets))
         for name in names:
-            if not parts.get(name):
-                raise KeyError(f"The rows have no block {name!r}; they have {', '.join(parts)}.{meant(name, parts)}")
-            n_rows, width = sum(map(len, parts[name])), parts[name][0].shape[1]
+            if name not in blocks:
+                raise KeyError(f"The rows have no block {name!r}; they have {', '.join(blocks)}.{meant(name, blocks)}")
+            n_rows, width = blocks[name].shape
             if n_rows != len(weights):
                 raise ValueError(f"{name!r} has {n_rows} rows, the weights {len(weights)}: give one weight per row.")
             known = next((row[0].blocks[name] for row in self.moments if name in row[0].blocks), width)
-            for part in parts[name]:
-                if part.shape[1] != known:
-                    raise ValueError(f"{name!r} has {part.shape[1]} columns; in earlier batches it had {known}.")
+            if width != known:
+                raise ValueError(f"{name!r} has {width} columns; in earlier batches it had {known}.")
         if not are_finite:
-            numbers = [(f"{name} in batch {self.n_batches}", part) for name in names for part in parts[name]]
+            numbers = [(f"{name} in batch {self.n_batches}", blocks[name]) for name in names]
             check_all_finite(numbers, "Check where the rows come from.")
         check_weights(weights, f"Weights of batch {self.n_batches}")
         if cells.shape != (len(weights), len(self.n_cells)):
@@ -216,25 +216,31 @@ class MomentsGrid:
         return f"MomentsGrid({len(self.groups)} groups × {n_cells} cells, {self.n_batches} batches)"
 
 
-def _sorted_by_cells(
-    cells: Int[Tensor, "row way"], n_cells: Sequence[int]
-) -> tuple[Int[Tensor, "row"], Int[Tensor, "set"]]:
-    """The rows with those that share their cells in all ways together, and how many rows each such set has."""
-    combined = torch.zeros(len(cells), dtype=torch.int64)
-    for of_way, number in zip(cells.T, n_cells, strict=True):
-        combined = combined * number + of_way
-    order = combined.argsort(stable=True)
-    return order, combined[order].unique_consecutive(return_counts=True)[1]
+def _joint_cells(cells: Int[Tensor, "row way"], n_cells: Sequence[int]) -> Int[Tensor, "row"]:
+    """A number for the cells of each row in all ways."""
+    joint = torch.zeros(len(cells), dtype=torch.int64)
+    for of_way, n in zip(cells.T, n_cells, strict=True):
+        joint = joint * n + of_way
+    return joint
 
 
-def _joined(blocks: Sequence[Sequence[Tensor]], places: Int[Tensor, "row"]) -> Float[Tensor, "row column"]:
-    """Blocks side by side in the widest type of the places' device, each row of their parts at its place."""
-    precise = torch.float64 if has_float64(places.device) else torch.float32
-    widths = [parts[0].shape[1] for parts in blocks]
-    joined = torch.empty(len(places), sum(widths), dtype=precise, device=places.device)
-    for columns, parts in zip(joined.split(widths, dim=1), blocks, strict=True):
-        for part, at in zip(parts, places.split([len(part) for part in parts]), strict=True):
-            columns.index_copy_(0, at, part.to(places.device, precise))
+def _cells_of(number: int, n_cells: Sequence[int]) -> list[int]:
+    """The cells that a number of `_joint_cells` stands for, those of each way counted after those of the way before."""
+    found, start = [], sum(n_cells)
+    for n in reversed(n_cells):
+        number, cell = divmod(number, n)
+        start -= n
+        found.append(start + cell)
+    return found
+
+
+def _joined(blocks: Sequence[Tensor], rows: Int[Tensor, "row"]) -> Float[Tensor, "row column"]:
+    """Some rows of blocks, side by side in new memory, in the widest type of the device that `rows` is on."""
+    precise = torch.float64 if has_float64(rows.device) else torch.float32
+    widths = [block.shape[1] for block in blocks]
+    joined = torch.empty(len(rows), sum(widths), dtype=precise, device=rows.device)
+    for columns, block in zip(joined.split(widths, dim=1), blocks, strict=True):
+        columns.copy_(block[rows.to(block.device)])
     return joined
 
 

@@ -164,7 +164,8 @@ class Moments:
         """Take in the weight and the mean of rows whose own scatter has been added."""
         total = self.weight + weight
         shift = mean.to(self.mean.device) - self.mean
-        self.scatter.addr_(shift, shift, alpha=self.weight * weight / total)
+        if self.weight > 0:
+            self.scatter.addr_(shift, shift, alpha=self.weight * weight / total)
         self.mean += shift * (weight / total)
         self.weight = total
 

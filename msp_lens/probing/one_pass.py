@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -168,6 +168,14 @@ def modest(max_bytes: int) -> int:
     return max_bytes // 4
 
 
+class _Waiting(NamedTuple):
+    """A batch to be added: the rest of it, its activations by site, and the cell of each row."""
+
+    batch: RowBatch
+    features: dict[str, Tensor]
+    cells: Int[Tensor, "row"]
+
+
 @dataclass(eq=False)
 class Accumulator:
     """Sums batches of rows, one buffer at a time, into the moments of every cell.
@@ -199,7 +207,7 @@ class Accumulator:
     n_cells: int = 0
     grid: MomentsGrid | None = None
     n_bytes_by_position: int = 0
-    _waiting: list[tuple[RowBatch, Tensor]] = field(default_factory=list)
+    _waiting: list[_Waiting] = field(default_factory=list)
     _bytes: int = 0
     _n_batches: int = 0
     _groups_seen: Tensor = field(default_factory=lambda: torch.zeros(2**20, dtype=torch.bool))
@@ -229,7 +237,7 @@ class Accumulator:
         cells = deal(batch.groups, self.n_cells, n_groups=self.n_groups, seed=self.seed)
         if self.group_count is None and self.n_groups is None:
             self._groups_seen[deal(batch.groups, len(self._groups_seen), n_groups=None, seed=self.seed)] = True
-        self._waiting.append((replace(batch, features=features, output=None), cells))
+        self._waiting.append(_Waiting(replace(batch, features={}, output=None), features, cells))
         self._bytes += sum(values.nbytes for values in features.values())
         self._n_batches += 1
         # Moments of a few rows cost as much as those of many, so rows wait until they fill this many bytes.
@@ -283,8 +291,8 @@ class Accumulator:
         """Add the waiting rows to the moments."""
         if not self._waiting or self.grid is None:
             return
-        batches = [batch for batch, _ in self._waiting]
-        cells = torch.cat([cells for _, cells in self._waiting])
+        batches = [waiting.batch for waiting in self._waiting]
+        cells = torch.cat([waiting.cells for waiting in self._waiting])
         keys = [cells]
         if self.n_positions is not None:
             # The prior, before the first symbol (-1), counts as the first position.
@@ -295,7 +303,9 @@ class Accumulator:
             keys = [key * len(self.strata) + strata for key in keys]
         targets = {name: torch.cat([b.targets[name] for b in batches]) for name in batches[0].targets}
         weights = torch.cat([batch.weights for batch in batches])
-        features = {site: [batch.features[site] for batch in batches] for site in batches[0].features}
+        # The batches let go of a site's activations as they are joined.
+        sites = list(self._waiting[0].features)
+        features = {site: torch.cat([waiting.features.pop(site) for waiting in self._waiting]) for site in sites}
         self.grid.update(features | targets, weights, torch.stack(keys, dim=1), are_finite=True)
         self._waiting, self._bytes = [], 0
 

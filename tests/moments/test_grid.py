@@ -201,22 +201,3 @@ def test_without_cells_all_rows_are_one():
     grid = MomentsGrid([("0_post",)], targets=("belief",)).update(blocks, weights)
     expected = expected_moments(blocks, weights, ("0_post", "belief"))
     torch.testing.assert_close(merge_all(grid.cells(("0_post", "belief"))).scatter, expected.scatter)
-
-
-def test_rows_may_come_in_parts():
-    generator = torch.Generator().manual_seed(0)
-    rows = {"h": torch.randn(30, 4, generator=generator), "b": torch.randn(30, 2, generator=generator)}
-    weights, cells = torch.rand(30, generator=generator), torch.randint(3, (30,), generator=generator)
-    whole = MomentsGrid([("h",)], targets=("b",), n_cells=3).update(rows, weights, cells)
-    in_parts = MomentsGrid([("h",)], targets=("b",), n_cells=3)
-    in_parts.update({"h": rows["h"].split([7, 0, 23]), "b": list(rows["b"].double().split(10))}, weights, cells)
-    for one, other in zip(whole.cells(("h", "b")), in_parts.cells(("h", "b")), strict=True):
-        assert one.n == other.n
-        torch.testing.assert_close(one.scatter, other.scatter, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(one.mean, other.mean, rtol=1e-12, atol=1e-12)
-    with pytest.raises(ValueError, match="'h' has 29 rows, the weights 30"):
-        in_parts.update({"h": rows["h"].split(29)[:1], "b": rows["b"]}, weights, cells)
-    with pytest.raises(ValueError, match="'h' has 3 columns; in earlier batches it had 4"):
-        in_parts.update({"h": (rows["h"][:20], rows["h"][20:, :3]), "b": rows["b"]}, weights, cells)
-    with pytest.raises(KeyError, match="no block 'h'"):
-        in_parts.update({"h": [], "b": rows["b"]}, weights, cells)
