@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -178,6 +179,16 @@ def laid_out(draw, *_, **__):
     return blank_picture()
 
 
+def blank_movie(_, __, captions, *, title, **___):
+    """A movie in both themes of as many frames of a few pixels: a square that moves."""
+    from msp_lens.figures.movie import Movie
+
+    frames = np.zeros((len(captions), 40, 60, 3), dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        frame[10:30, 5 * index :][:, :10] = 255
+    return Movie(255 - frames, tuple(captions), title, dark_frames=frames)
+
+
 @pytest.fixture(scope="module")
 def small_reports():
     """Reports with few words in each experiment, few checkpoints and blank pictures: a fraction of the time.
@@ -185,6 +196,7 @@ def small_reports():
     Tests that want to see that pictures can be laid out put `laid_out` in the place of `pictures.themed`.
     """
     from msp_lens.experiments import study
+    from msp_lens.figures import movie
     from msp_lens.page import pictures
 
     few = {name: functools.partial(experiment, n_words=50) for name, experiment in study.EXPERIMENTS.items()}
@@ -193,6 +205,10 @@ def small_reports():
         patched.setattr(study, "EXPERIMENTS", few)
         patched.setattr(study, "CHECKPOINTS", 4)
         patched.setattr(pictures, "themed", lambda *_, **__: blank)
+        patched.setattr(
+            pictures, "attractor", lambda process, _, **options: msp.beliefs.attractor(process, 100, **options)
+        )
+        patched.setattr(movie, "beliefs_movie", blank_movie)
         for dots in ("VECTOR_DOTS", "PRINT_DOTS"):
             patched.setattr(pictures, dots, 30)
         yield

@@ -173,7 +173,7 @@ def _images(frames: UInt8[np.ndarray, "frame row column 3"]) -> list[Image.Image
 
 def _data_url(frame: UInt8[np.ndarray, "row column 3"]) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="WEBP", quality=85)
+    Image.fromarray(frame).save(buffer, format="WEBP", quality=85, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -9,7 +9,9 @@ from PIL import Image
 import msp_lens as msp
 from msp_lens.experiments import infer_run
 from msp_lens.experiments import study as studies
+from msp_lens.page import pictures
 from msp_lens.training import PRESETS, Recipe
+from tests.conftest import blank_picture
 from tests.page.browsing import DESKTOP, PHONE, contrast, luminance
 
 
@@ -287,7 +289,9 @@ def test_what_is_said_is_what_was_found(opened, study):
     assert any("seed 0" in caveat for caveat in trust)
 
 
-def test_the_page_can_be_made_again_from_its_folder(study, tmp_path, opened):
+def test_the_page_can_be_made_again_from_its_folder(study, tmp_path, opened, monkeypatch):
+    # That pictures are drawn is seen on the run's own page.
+    monkeypatch.setattr(pictures, "themed", lambda *_, **__: blank_picture())
     folder = tmp_path / "copy"
     shutil.copytree(study.folder, folder)
     for file in ("report.html", "report.json", "movie.gif", "config.json"):
