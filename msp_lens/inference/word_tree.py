@@ -23,18 +23,69 @@ from torch import Tensor
 
 from msp_lens.inference.word_probabilities import WordProbabilities
 
+# Above this many pairs of a prefix and a token for each pair that occurs, tokens are followed one by one.
+MOST_PAIRS = 2
+
 
 @dataclass(frozen=True)
 class _Level:
-    """The prefixes of one length, in the order of their last token.
+    """The prefixes of one length, in the order of the prefixes that they lengthen, and then of their last token.
 
     Attributes:
         parents: Each prefix without its last token, in the level above.
-        tokens: Last tokens that occur, each with the prefixes that end with it.
+        pairs: The place of each prefix among all pairs of a prefix above and a token; `None` if every pair occurs.
+        by_token: The prefixes that end with each token, where few of all pairs occur; else empty.
     """
 
     parents: Int[Tensor, "node"]
-    tokens: tuple[tuple[int, slice], ...]
+    pairs: Int[Tensor, "node"] | None
+    by_token: tuple[Int[Tensor, "node"], ...]
+
+    @classmethod
+    def of(cls, pairs: Int[Tensor, "node"], n_above: int, n_tokens: int) -> _Level:
+        """The level of these pairs, numbered by prefix above and token."""
+        parents, tokens, n_pairs = pairs // n_tokens, pairs % n_tokens, n_above * n_tokens
+        is_sparse = n_pairs > MOST_PAIRS * len(pairs)
+        by_token = tuple((tokens == token).nonzero().squeeze(1) for token in range(n_tokens)) if is_sparse else ()
+        return cls(parents, None if n_pairs == len(pairs) else pairs, by_token)
+
+    def forward(
+        self, above: Float64[Tensor, "machine above state"], transitions: Float64[Tensor, "machine token i j"]
+    ) -> Float64[Tensor, "machine node state"]:
+        """α at this level from α at the level above."""
+        if self.by_token:
+            below = above.new_empty(len(above), len(self.parents), above.shape[2])
+            for token, nodes in enumerate(self.by_token):
+                below.index_copy_(1, nodes, above[:, self.parents[nodes]] @ transitions[:, token])
+            return below
+        every = (above @ _side_by_side(transitions)).reshape(len(above), -1, above.shape[2])
+        return every if self.pairs is None else every[:, self.pairs]
+
+    def backward(
+        self,
+        above: Float64[Tensor, "machine above state"],
+        back: Float64[Tensor, "machine node state"],
+        transitions: Float64[Tensor, "machine token i j"],
+    ) -> tuple[Float64[Tensor, "machine above state"], Float64[Tensor, "machine token i j"]]:
+        """β at the level above from β at this level, and what this level adds to the gradient."""
+        if self.by_token:
+            beta, gradient = torch.zeros_like(above), torch.empty_like(transitions)
+            for token, nodes in enumerate(self.by_token):
+                parents, own = self.parents[nodes], back[:, nodes]
+                gradient[:, token] = above[:, parents].transpose(1, 2) @ own
+                beta.index_add_(1, parents, own @ transitions[:, token].transpose(1, 2))
+            return beta, gradient
+        n_machines, n_tokens, n_states, _ = transitions.shape
+        if self.pairs is not None:
+            every = above.new_zeros(n_machines, above.shape[1] * n_tokens, n_states)
+            back = every.index_copy_(1, self.pairs, back)
+        back = back.reshape(n_machines, above.shape[1], n_tokens * n_states)
+        gradient = (above.transpose(1, 2) @ back).unflatten(2, (n_tokens, n_states)).transpose(1, 2)
+        return back @ _side_by_side(transitions).transpose(1, 2), gradient
+
+
+def _side_by_side(transitions: Float64[Tensor, "machine token i j"]) -> Float64[Tensor, "machine i token_and_j"]:
+    return transitions.transpose(1, 2).flatten(2)
 
 
 class WordTree:
@@ -46,16 +97,9 @@ class WordTree:
         self.levels: list[_Level] = []
         number, n_above = torch.zeros(len(words.tokens), dtype=torch.int64), 1
         for column in words.tokens.T:
-            # Keys sort by token first, so that the nodes of one token are a slice.
-            keys, number = torch.unique(column * n_above + number, return_inverse=True)
-            counts = torch.bincount(keys // n_above, minlength=words.n_tokens)
-            ends = counts.cumsum(dim=0).tolist()
-            slices = [
-                (token, slice(end - size, end))
-                for token, (end, size) in enumerate(zip(ends, counts.tolist(), strict=True))
-            ]
-            self.levels.append(_Level(keys % n_above, tuple(each for each in slices if each[1].start < each[1].stop)))
-            n_above = len(keys)
+            pairs, number = torch.unique(number * words.n_tokens + column, return_inverse=True)
+            self.levels.append(_Level.of(pairs, n_above, words.n_tokens))
+            n_above = len(pairs)
         self.probabilities = torch.zeros(n_above, dtype=torch.float64).index_add_(0, number, words.probabilities)
 
     @property
@@ -69,10 +113,7 @@ class WordTree:
         """α at each level, from the root."""
         vectors = [initial.unsqueeze(1)]
         for level in self.levels:
-            below = torch.empty(len(initial), len(level.parents), initial.shape[1], dtype=torch.float64)
-            for token, nodes in level.tokens:
-                torch.matmul(vectors[-1][:, level.parents[nodes]], transitions[:, token], out=below[:, nodes])
-            vectors.append(below)
+            vectors.append(level.forward(vectors[-1], transitions))
         return vectors
 
     def divergence(
@@ -91,11 +132,8 @@ class WordTree:
         back = (self.probabilities / found.clamp_min(1e-300)).unsqueeze(2).expand_as(vectors[-1])
         gradient = torch.zeros_like(transitions)
         for level, above in zip(reversed(self.levels), reversed(vectors[:-1]), strict=True):
-            below, back = back, torch.zeros_like(above)
-            for token, nodes in level.tokens:
-                parents = level.parents[nodes]
-                gradient[:, token] += above[:, parents].transpose(1, 2) @ below[:, nodes]
-                back.index_add_(1, parents, below[:, nodes] @ transitions[:, token].transpose(1, 2))
+            back, added = level.backward(above, back, transitions)
+            gradient += added
         return self._divergence(found), gradient, back[:, 0]
 
     def _divergence(self, found: Float64[Tensor, "machine word"]) -> Float64[Tensor, "machine"]:

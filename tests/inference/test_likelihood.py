@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import msp_lens as msp
+from msp_lens.inference import word_tree
 from msp_lens.inference.likelihood import fit_machine, objective, refitted, stationary_of
-from msp_lens.inference.word_probabilities import data_words, process_words
+from msp_lens.inference.word_probabilities import WordProbabilities, data_words, process_words
 from msp_lens.inference.word_tree import WordTree
 from tests.inference.worlds import CATALOG
 
@@ -44,6 +45,30 @@ def test_the_slope_is_that_of_small_changes(n_states, n_tokens, seed):
         way, step = torch.randn(logits.shape, generator=generator, dtype=torch.float64), 1e-5
         ahead, behind = objective(tree, logits + step * way)[0], objective(tree, logits - step * way)[0]
         assert float((slope * way).sum()) == pytest.approx((ahead - behind) / (2 * step), abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("most_pairs", "is_sparse"), [(0, [True] * 4), (2, [False, False, True, True]), (9, [False] * 4)]
+)
+def test_the_gradient_is_the_same_however_few_of_all_words_occur(monkeypatch, most_pairs, is_sparse):
+    # Of 3, 6, 6 and 6 words of one to four tokens, each is lengthened by one or two of three tokens.
+    monkeypatch.setattr(word_tree, "MOST_PAIRS", most_pairs)
+    tokens = torch.tensor([[0, 1, 2, 2], [0, 2, 1, 1], [1, 0, 2, 0], [1, 2, 0, 2], [2, 0, 1, 0], [2, 1, 0, 1]])
+    words = WordProbabilities(tokens, torch.tensor([0.1, 0.2, 0.1, 0.1, 0.2, 0.3]).double(), 3, is_population=True)
+    tree = WordTree(words)
+    assert [bool(level.by_token) for level in tree.levels] == is_sparse
+    machines = random_machines(2, 3, 2).requires_grad_()
+    initial = torch.tensor([[0.3, 0.7], [0.9, 0.1]], dtype=torch.float64, requires_grad=True)
+    likelihood = 0.0
+    for word, probability in zip(tokens.tolist(), words.probabilities.tolist(), strict=True):
+        alpha = initial.unsqueeze(1)
+        for token in word:
+            alpha = alpha @ machines[:, token]
+        likelihood = likelihood + probability * alpha.sum(dim=(1, 2)).log()
+    divergence, *found = tree.with_gradient(machines.detach(), initial.detach())
+    torch.testing.assert_close(divergence, (-likelihood.detach() - words.entropy) / 4)
+    expected = torch.autograd.grad(likelihood.sum(), [machines, initial])
+    torch.testing.assert_close(found, list(expected))
 
 
 @pytest.mark.parametrize("name", QUICK)
