@@ -32,6 +32,16 @@ run = msp.train(msp.mess3(), config=TrainingConfig(steps=2))
 report: msp.ProbeReport = msp.probe(run.model, msp.mess3())
 r2: float = report["3_post"].scores.held_out.r2
 """
+# The command line, with few models in the movie and small pictures, as drawing takes most of a run's time.
+COARSELY = """
+from msp_lens.cli import main
+from msp_lens.experiments import study
+from msp_lens.page import pictures
+
+study.CHECKPOINTS, themed = 3, pictures.themed
+pictures.themed = lambda draw, *_, png=False, **__: themed(draw, 36, is_narrow=False, png=png)
+main()
+"""
 WRONG = {
     "msp.mess3(x='much')": "reportArgumentType",
     "msp.probe(msp.mess3())": "reportCallIssue",
@@ -143,7 +153,9 @@ def test_another_missing_module_is_another_fault():
 @pytest.mark.slow
 def test_the_wheel_runs_an_experiment_where_nothing_else_is_installed(bare, tmp_path):
     alone = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    done = run(bare / "msp-lens", "run", "mess3", "--preset", "tiny", "--out", "found", cwd=tmp_path, env=alone)
+    assert msp.__version__ in run(bare / "msp-lens", "--version", cwd=tmp_path, env=alone).stdout
+    arguments = ("run", "mess3", "--preset", "tiny", "--out", "found")
+    done = run(bare / "python", "-c", COARSELY, *arguments, cwd=tmp_path, env=alone)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mess3" in (tmp_path / "found" / "report.html").read_text()
     assert (tmp_path / "found" / "fractal.png").stat().st_size > 10_000

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -88,10 +89,22 @@ class Picture(Figure):
 
     def _repr_png_(self) -> bytes:
         """In 256 colors: a third of the bytes, in every notebook that keeps it."""
-        drawn, small = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format="png", dpi=120)
-        Image.open(drawn).convert("RGB").quantize(256).save(small, format="PNG", optimize=True)
+        small = io.BytesIO()
+        rendered(self, 120).quantize(256).save(small, format="PNG")
         return small.getvalue()
+
+
+def rendered(figure: Figure, dots_per_inch: float) -> Image.Image:
+    """The figure as an image, laid out and drawn once; `savefig` would lay it out twice."""
+    canvas, dots_before = figure.canvas, figure.dpi
+    try:
+        figure.set_dpi(dots_per_inch)
+        drawn = FigureCanvasAgg(figure)
+        drawn.draw()
+        return Image.fromarray(np.asarray(drawn.buffer_rgba())[..., :3])
+    finally:
+        figure.set_canvas(canvas)
+        figure.set_dpi(dots_before)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -20,7 +19,7 @@ from msp_lens._files import write_atomically
 from msp_lens.beliefs import attractor, presentation
 from msp_lens.figures.curves import plot_regret, plot_training
 from msp_lens.figures.simplex import plot_beliefs
-from msp_lens.figures.style import ThemeName, for_phones
+from msp_lens.figures.style import ThemeName, for_phones, rendered
 from msp_lens.formation import Emergence
 from msp_lens.inference import Inference
 from msp_lens.interventions.intervention_report import InterventionReport
@@ -159,22 +158,15 @@ def themed(
 ) -> ThemedPicture:
     """A picture in light and in dark, and narrow for phones too; also as files, among them a PNG for print if asked."""
     light, dark = map(draw, ("light", "dark"))
-    images = [_image(figure, dots_per_inch) for figure in (light, dark)]
+    images = [rendered(figure, dots_per_inch) for figure in (light, dark)]
     narrow = None
     if is_narrow:
         with for_phones():
             slim = [draw("light"), draw("dark")]
-        narrow = ThemedPicture(*(_image(figure, PHONE_DOTS) for figure in slim), inches=float(slim[0].get_figwidth()))
+        narrow = ThemedPicture(*(rendered(figure, PHONE_DOTS) for figure in slim), inches=float(slim[0].get_figwidth()))
     # What was laid out once stays so: saving is then quick.
     light.set_layout_engine("none")
     return ThemedPicture(*images, inches=float(light.get_figwidth()), narrow=narrow, files=_files(light, png))
-
-
-def _image(figure: Figure, dots_per_inch: int) -> Image.Image:
-    figure.set_dpi(dots_per_inch)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _files(figure: Figure, png: bool) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import mathtext
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from msp_lens.figures.curves import plot_inference, plot_learning, plot_regret, plot_sites, plot_sweep, plot_training
@@ -161,7 +162,8 @@ def drawn(figure):
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure().savefig(content, format="svg", dpi=30)
+        # `savefig` would draw twice.
+        FigureCanvasSVG(figure()).print_svg(content)
     return content.getvalue().decode()
 
 

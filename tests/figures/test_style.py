@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from msp_lens.figures.curves import plot_regret, plot_sites
-from msp_lens.figures.style import THEMES, ordered_colors
+from msp_lens.figures.style import THEMES, ordered_colors, rendered
 
 BARS = (["a", "b"], [0.5, 0.6], [0.7, 0.8], [0.1, 0.2])
 
@@ -51,6 +51,17 @@ def test_figures_are_exported_without_a_browser(kind, tmp_path):
     plot_regret([0.1, 0.2], [1.0, 0.9], theme="dark").savefig(tmp_path / f"figure.{kind}")
     content = (tmp_path / f"figure.{kind}").read_bytes()
     assert content.startswith({"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[kind])
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_what_is_rendered_is_what_matplotlib_saves(theme, tmp_path):
+    figure = plot_sites(*BARS, theme=theme)
+    canvas, dots = figure.canvas, figure.dpi
+    image = rendered(figure, 90)
+    assert (figure.canvas, figure.dpi) == (canvas, dots)
+    figure.savefig(tmp_path / "figure.png", dpi=90)
+    with Image.open(tmp_path / "figure.png") as saved:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(saved.convert("RGB")))
 
 
 def test_a_notebook_shows_a_figure_that_pyplot_does_not_know():
