@@ -97,6 +97,7 @@ _NAMES = (  # noqa: SIM905 (words are easier to read)
 ).split()
 
 
+@functools.cache
 def transformer_lens_version() -> str:
     """The installed version of TransformerLens."""
     return importlib.metadata.version("transformer-lens")
@@ -168,8 +169,10 @@ def build_model(
             model = build_network(fields[HUGGING_FACE], dtype)
         else:
             model = _built(fields, as_bridge=not has_hooked_transformer() if bridge is None else bridge)
-    module: Any = model.to(dtype, print_details=False)
-    return cast(HookedModel, module.to(device, print_details=False))
+    # It was built in float32 on the CPU. TransformerLens's `to` takes longer than that, even if nothing is to be moved.
+    module: Any = model if dtype == torch.float32 else model.to(dtype, print_details=False)
+    moved = module if torch.device(device).type == "cpu" else module.to(device, print_details=False)
+    return cast(HookedModel, moved)
 
 
 @contextmanager
