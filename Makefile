@@ -13,9 +13,9 @@ PLAIN = --doctest-modules --strict-markers
 KNOWS_NOTHING = moments processes beliefs figures page experiments formation data controls docs \
 	$(addprefix test_,architecture.py bad_input.py checks.py cli.py damaged_files.py distributed.py distribution.py \
 	files.py parallel.py pyright.py refusals.py tables.py) \
-	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py) \
-	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py parts.py probe.py \
-	probe_plots.py probe_report.py transfer.py) \
+	$(addprefix inference/test_,networks.py likelihood.py machine.py predictive_states.py infer.py site_ranks.py) \
+	$(addprefix probing/test_,class_readouts.py cross_validation.py distances.py geometry.py notes.py own_labels.py \
+	parts.py probe.py probe_plots.py probe_report.py transfer.py) \
 	$(addprefix interventions/test_,edits.py experiments.py findings.py given_words.py inferred_process.py manifold.py \
 	published.py requests.py rrxor.py targets.py) \
 	$(addprefix representation/test_,crosstalk.py curvature.py factor_geometry.py inert_past.py) \
