@@ -400,13 +400,11 @@ def load_weights(model: HookedModel, state: Mapping[str, Any]) -> None:
 
 def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """What does not match, tensor by tensor: missing, left over, or of another shape than the model's."""
-    shapes = {name: (tuple(tensors[name].shape), tuple(expected[name].shape)) for name in expected if name in tensors}
+    both = {name: (tuple(tensors[name].shape), tuple(expected[name].shape)) for name in expected if name in tensors}
     found = {
         "missing": [name for name in expected if name not in tensors],
         "left over": [name for name in tensors if name not in expected],
-        "of another shape": [
-            f"{name} {has}, the model's {wants}" for name, (has, wants) in shapes.items() if has != wants
-        ],
+        "of another shape": [f"{name} {has}, the model's {its}" for name, (has, its) in both.items() if has != its],
     }
     return [f"{what} ({len(names)}): {listed(names)}" for what, names in found.items() if names]
 
