@@ -202,11 +202,11 @@ class TokenMap:
             held = f"{int(words.min())} to {int(words.max())}"
             raise ValueError(f"The words hold symbols {held}; the token map has ids for 0 to {last}.")
         words = words.cpu()
-        longest = max(map(len, self.symbols))
-        if longest == 1 and not self.separator:
+        if self.predicts_symbols:
             first = torch.tensor(self.start, dtype=torch.int64).expand(len(words), -1)
             columns = torch.arange(first.shape[1], first.shape[1] + words.shape[1]).expand_as(words)
             return torch.cat([first, torch.tensor(self.symbols)[words, 0]], dim=1), columns
+        longest = max(map(len, self.symbols))
         table = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in self.symbols])
         lengths = torch.tensor([len(ids) for ids in self.symbols])[words]
         ends = len(self.start) + (lengths + len(self.separator)).cumsum(dim=1) - len(self.separator)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
-from PIL import Image
 
 from msp_lens._checks import Count, checked
 from msp_lens.figures.formation_curves import positive
@@ -28,6 +26,7 @@ from msp_lens.figures.style import (
     name_places,
     new_figure,
     one_for_each,
+    rendered,
     say_if_empty,
     series_label,
 )
@@ -322,12 +321,6 @@ def plot_inference(
     for axis in axes[:2]:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis, machine in zip(axes[2:], machines, strict=True):
-        axis.imshow(_picture(machine), aspect="equal", interpolation="antialiased")
+        axis.imshow(np.asarray(rendered(machine, 200)), aspect="equal", interpolation="antialiased")
         axis.set_axis_off()
     return finished(figure, look)
-
-
-def _picture(figure: Figure) -> np.ndarray:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=200)
-    return np.asarray(Image.open(drawn).convert("RGB"))

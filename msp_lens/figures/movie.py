@@ -5,7 +5,6 @@ All frames share the *true* beliefs' projection, one area and one layout: only t
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from msp_lens.figures.projections import (
     without_outliers,
 )
 from msp_lens.figures.simplex import draw_simplex
-from msp_lens.figures.style import LONGEST_LINE, THEMES, Picture, Theme, ThemeName, plain_text, shortened
+from msp_lens.figures.style import LONGEST_LINE, THEMES, Picture, Theme, ThemeName, data_url, plain_text, shortened
 
 # Drawn small and shown large, so that text can be read on a phone: pixels of the frames and of the page, to the inch.
 DOTS_PER_INCH, SHOWN_PER_INCH = 190, 140
@@ -172,9 +171,7 @@ def _images(frames: UInt8[np.ndarray, "frame row column 3"]) -> list[Image.Image
 
 
 def _data_url(frame: UInt8[np.ndarray, "row column 3"]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="WEBP", quality=85, method=2)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_url(Image.fromarray(frame), quality=85)
 
 
 @checked

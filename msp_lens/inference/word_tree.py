@@ -50,42 +50,43 @@ class _Level:
         return cls(parents, None if n_pairs == len(pairs) else pairs, by_token)
 
     def forward(
-        self, above: Float64[Tensor, "machine above state"], transitions: Float64[Tensor, "machine token i j"]
+        self, above: Float64[Tensor, "machine above state"], transitions: Float64[Tensor, "machine i token j"]
     ) -> Float64[Tensor, "machine node state"]:
         """α at this level from α at the level above."""
         if self.by_token:
             below = above.new_empty(len(above), len(self.parents), above.shape[2])
             for token, nodes in enumerate(self.by_token):
-                below.index_copy_(1, nodes, above[:, self.parents[nodes]] @ transitions[:, token])
+                below.index_copy_(1, nodes, above[:, self.parents[nodes]] @ transitions[:, :, token])
             return below
-        every = (above @ _side_by_side(transitions)).reshape(len(above), -1, above.shape[2])
+        every = (above @ transitions.flatten(2)).reshape(len(above), -1, above.shape[2])
         return every if self.pairs is None else every[:, self.pairs]
 
     def backward(
         self,
         above: Float64[Tensor, "machine above state"],
         back: Float64[Tensor, "machine node state"],
-        transitions: Float64[Tensor, "machine token i j"],
-    ) -> tuple[Float64[Tensor, "machine above state"], Float64[Tensor, "machine token i j"]]:
+        transitions: Float64[Tensor, "machine i token j"],
+    ) -> tuple[Float64[Tensor, "machine above state"], Float64[Tensor, "machine i token j"]]:
         """β at the level above from β at this level, and what this level adds to the gradient."""
         if self.by_token:
             beta, gradient = torch.zeros_like(above), torch.empty_like(transitions)
             for token, nodes in enumerate(self.by_token):
                 parents, own = self.parents[nodes], back[:, nodes]
-                gradient[:, token] = above[:, parents].transpose(1, 2) @ own
-                beta.index_add_(1, parents, own @ transitions[:, token].transpose(1, 2))
+                gradient[:, :, token] = above[:, parents].transpose(1, 2) @ own
+                beta.index_add_(1, parents, own @ transitions[:, :, token].transpose(1, 2))
             return beta, gradient
-        n_machines, n_tokens, n_states, _ = transitions.shape
+        n_machines, n_states, n_tokens, _ = transitions.shape
         if self.pairs is not None:
             every = above.new_zeros(n_machines, above.shape[1] * n_tokens, n_states)
             back = every.index_copy_(1, self.pairs, back)
         back = back.reshape(n_machines, above.shape[1], n_tokens * n_states)
-        gradient = (above.transpose(1, 2) @ back).unflatten(2, (n_tokens, n_states)).transpose(1, 2)
-        return back @ _side_by_side(transitions).transpose(1, 2), gradient
+        gradient = (above.transpose(1, 2) @ back).reshape(transitions.shape)
+        return back @ transitions.flatten(2).transpose(1, 2), gradient
 
 
-def _side_by_side(transitions: Float64[Tensor, "machine token i j"]) -> Float64[Tensor, "machine i token_and_j"]:
-    return transitions.transpose(1, 2).flatten(2)
+def _by_origin(transitions: Float64[Tensor, "machine token i j"]) -> Float64[Tensor, "machine i token j"]:
+    """With the tokens of each state side by side, to be followed by one product."""
+    return transitions.transpose(1, 2).contiguous()
 
 
 class WordTree:
@@ -111,9 +112,9 @@ class WordTree:
         self, transitions: Float64[Tensor, "machine token i j"], initial: Float64[Tensor, "machine state"]
     ) -> list[Float64[Tensor, "machine node state"]]:
         """α at each level, from the root."""
-        vectors = [initial.unsqueeze(1)]
+        vectors, by_origin = [initial.unsqueeze(1)], _by_origin(transitions)
         for level in self.levels:
-            vectors.append(level.forward(vectors[-1], transitions))
+            vectors.append(level.forward(vectors[-1], by_origin))
         return vectors
 
     def divergence(
@@ -130,11 +131,12 @@ class WordTree:
         vectors = self.forward(transitions, initial)
         found = vectors[-1].sum(dim=2)
         back = (self.probabilities / found.clamp_min(1e-300)).unsqueeze(2).expand_as(vectors[-1])
-        gradient = torch.zeros_like(transitions)
+        by_origin = _by_origin(transitions)
+        gradient = torch.zeros_like(by_origin)
         for level, above in zip(reversed(self.levels), reversed(vectors[:-1]), strict=True):
-            back, added = level.backward(above, back, transitions)
+            back, added = level.backward(above, back, by_origin)
             gradient += added
-        return self._divergence(found), gradient, back[:, 0]
+        return self._divergence(found), gradient.transpose(1, 2).contiguous(), back[:, 0]
 
     def _divergence(self, found: Float64[Tensor, "machine word"]) -> Float64[Tensor, "machine"]:
         cross = -torch.special.xlogy(self.probabilities, found.clamp_min(1e-300)).sum(dim=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -103,7 +104,9 @@ class MomentsGrid:
             for names in joint:
                 own, device = {name: widths[name] for name in names}, blocks[names[0]].device
                 self.moments.append([Moments(own, device=device) for _ in range(n_cells)])
-        shared, order = _joint_cells(cells, self.n_cells).sort(stable=True)
+        # A number for the cells of each row in all ways, and where in `moments` the cells of each way begin.
+        shared, order = torch.from_numpy(np.ravel_multi_index(tuple(cells.numpy().T), self.n_cells)).sort(stable=True)
+        first = np.cumsum([0, *self.n_cells[:-1]])
         weights = weights.to("cpu", torch.float64)[order]
 
         @cache
@@ -121,11 +124,11 @@ class MomentsGrid:
                 here = slice(start, start + ROWS_AT_A_TIME)
                 # Rows that share their cells in all ways are multiplied together.
                 sets, counts = shared[here].unique_consecutive(return_counts=True)
+                taken = np.stack(np.unravel_index(sets.numpy(), self.n_cells), axis=1) + first
                 joined, sizes = _joined(of_group, rows[here]), counts.tolist()
                 by_set = (values.split(sizes) for values in (joined, weights[here], beside[here]))
-                for number, *of_set in zip(sets.tolist(), *by_set, strict=True):
-                    into = [row_of_cells[cell] for cell in _cells_of(number, self.n_cells)]
-                    self._absorb(into, *of_set, rounding=rounding)
+                for cells_of_set, *of_set in zip(taken.tolist(), *by_set, strict=True):
+                    self._absorb([row_of_cells[cell] for cell in cells_of_set], *of_set, rounding=rounding)
         self.n_batches += 1
         return self
 
@@ -135,8 +138,9 @@ class MomentsGrid:
         own = first if len(into) == 1 else Moments(first.blocks, device=first.mean.device)
         own.rounding = max(own.rounding, rounding)
         own.absorb_rows(*of_rows, accumulation=self.accumulation)
-        for moments in into if len(into) > 1 else ():
-            moments.absorb(own)
+        if own is not first:
+            for moments in into:
+                moments.absorb(own)
 
     def cells(self, names: Sequence[str]) -> list[Moments]:
         """The moments of these blocks in each cell of the first way, on the CPU.
@@ -214,24 +218,6 @@ class MomentsGrid:
     def __repr__(self) -> str:
         n_cells = " + ".join(map(str, self.n_cells))
         return f"MomentsGrid({len(self.groups)} groups × {n_cells} cells, {self.n_batches} batches)"
-
-
-def _joint_cells(cells: Int[Tensor, "row way"], n_cells: Sequence[int]) -> Int[Tensor, "row"]:
-    """A number for the cells of each row in all ways."""
-    joint = torch.zeros(len(cells), dtype=torch.int64)
-    for of_way, n in zip(cells.T, n_cells, strict=True):
-        joint = joint * n + of_way
-    return joint
-
-
-def _cells_of(number: int, n_cells: Sequence[int]) -> list[int]:
-    """The cells that a number of `_joint_cells` stands for, those of each way counted after those of the way before."""
-    found, start = [], sum(n_cells)
-    for n in reversed(n_cells):
-        number, cell = divmod(number, n)
-        start -= n
-        found.append(start + cell)
-    return found
 
 
 def _joined(blocks: Sequence[Tensor], rows: Int[Tensor, "row"]) -> Float[Tensor, "row column"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from msp_lens._files import write_atomically
 from msp_lens.beliefs import attractor, presentation
 from msp_lens.figures.curves import plot_regret, plot_training
 from msp_lens.figures.simplex import plot_beliefs
-from msp_lens.figures.style import ThemeName, for_phones, rendered
+from msp_lens.figures.style import ThemeName, data_url, for_phones, rendered
 from msp_lens.formation import Emergence
 from msp_lens.inference import Inference
 from msp_lens.interventions.intervention_report import InterventionReport
@@ -59,8 +58,8 @@ class ThemedPicture:
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     def embedded(self, name: str | None = None) -> dict[str, Any]:
-        """All versions as data URLs, in WebP: a third of what PNG takes. Under that name its files are linked."""
-        urls = {theme: _data_url(getattr(self, theme)) for theme in ("light", "dark")}
+        """All versions as data URLs. Under that name its files are linked."""
+        urls = {theme: data_url(getattr(self, theme), quality=90) for theme in ("light", "dark")}
         narrow = self.narrow.embedded() if self.narrow is not None else None
         return {**urls, "narrow": narrow, "inches": round(self.inches, 2), "name": name if self.files else None}
 
@@ -73,13 +72,6 @@ def save_files(pictures: Mapping[str, ThemedPicture], folder: Path) -> None:
         for ending in ("svg", "pdf"):
             if ending in picture.files:
                 write_atomically(place / f"{name}.{ending}", picture.files[ending])
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    # Twice as fast as by default, for a hundredth more bytes.
-    image.save(buffer, format="WEBP", quality=90, method=2)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def run_pictures(

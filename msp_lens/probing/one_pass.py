@@ -99,11 +99,14 @@ class Sums:
             self._merged.clear()
         if (panel, kept) not in self._merged:
 
-            def known(parts: Sequence[Sequence[Moments]]) -> tuple[Moments, ...]:
-                return tuple(of[0] if len(of) == 1 else merge_all([of[k] for k in kept]) for of in parts if kept)
+            def defined(parts: Sequence[Sequence[Moments]]) -> tuple[Moments, ...]:
+                """Each part's rows in the strata that are kept."""
+                return tuple(
+                    strata[0] if len(strata) == 1 else merge_all([strata[k] for k in kept]) for strata in parts if kept
+                )
 
-            positions = tuple(known(of_fold) for of_fold in self.at_positions.get(panel, ()))
-            found = Cells(known(self.by_panel[panel]), self.n_folds, self.n_groups, positions)
+            positions = tuple(map(defined, self.at_positions.get(panel, ())))
+            found = Cells(defined(self.by_panel[panel]), self.n_folds, self.n_groups, positions)
             if len(found.folds) < 2:
                 problem = f"The rows fill {len(found.folds)} of {self.n_folds} folds: there are too few groups"
                 raise ValueError(f"{problem} with weight to hold any out. Give more rows, or more groups.")
