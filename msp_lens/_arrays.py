@@ -59,7 +59,8 @@ def moved(tensor: Tensor, device: str | torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     # The driver takes a copy of a little memory at once; for more it waits for the GPU, unless the memory is pinned.
-    pinned = tensor.pin_memory() if tensor.nbytes > 2**16 else tensor
+    # Pinned memory can't hold the same number for several places, as an expanded tensor does.
+    pinned = tensor.contiguous().pin_memory() if tensor.nbytes > 2**16 else tensor
     return pinned.to(device, non_blocking=True)
 
 
