@@ -18,7 +18,7 @@ from msp_lens._arrays import moved
 from msp_lens._checks import Count, check_all_finite, checked
 from msp_lens._names import meant
 from msp_lens.moments.exact_products import Accumulation, has_float64
-from msp_lens.moments.moments import Moments, check_weights, merge_all, rounding_of
+from msp_lens.moments.moments import Moments, absorb, check_weights, merge_all, rounding_of
 
 # For all moments of a pass: a laptop can hold these as well as a model, and decompose them within minutes.
 MAX_BYTES = 2 * 2**30
@@ -128,19 +128,10 @@ class MomentsGrid:
                 joined, sizes = _joined(of_group, rows[here]), counts.tolist()
                 by_set = (values.split(sizes) for values in (joined, weights[here], beside[here]))
                 for cells_of_set, *of_set in zip(taken.tolist(), *by_set, strict=True):
-                    self._absorb([row_of_cells[cell] for cell in cells_of_set], *of_set, rounding=rounding)
+                    into = [row_of_cells[cell] for cell in cells_of_set]
+                    absorb(into, *of_set, rounding=rounding, accumulation=self.accumulation)
         self.n_batches += 1
         return self
-
-    def _absorb(self, into: Sequence[Moments], *of_rows: Tensor, rounding: float) -> None:
-        """Add rows to one or several moments, by one product."""
-        first = into[0]
-        own = first if len(into) == 1 else Moments(first.blocks, device=first.mean.device)
-        own.rounding = max(own.rounding, rounding)
-        own.absorb_rows(*of_rows, accumulation=self.accumulation)
-        if own is not first:
-            for moments in into:
-                moments.absorb(own)
 
     def cells(self, names: Sequence[str]) -> list[Moments]:
         """The moments of these blocks in each cell of the first way, on the CPU.

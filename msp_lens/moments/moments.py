@@ -117,48 +117,9 @@ class Moments:
             check_finite(rows[:, self.columns(name)], f"{name} after {self.n} rows", "Check where the rows come from.")
         check_weights(weights)
         precise = torch.float64 if has_float64(rows.device) else torch.float32
-        self.rounding = max(self.rounding, rounding_of(rows.dtype))
-        weights = weights.to("cpu", torch.float64)
-        return self.absorb_rows(rows.to(precise, copy=True), weights, accumulation=accumulation)
-
-    def absorb_rows(
-        self,
-        rows: Float[Tensor, "row column"],
-        weights: Float64[Tensor, "row"],
-        beside: Float[Tensor, "row"] | None = None,
-        *,
-        accumulation: Accumulation | None = None,
-    ) -> Moments:
-        """`update` without its copy, its checks and `rounding`: the rows' memory is overwritten.
-
-        Rows are float64, or float32 on a device that has nothing better; weights are on the CPU, and may be given a
-        second time `beside` the rows, on their device.
-        """
-        self.n += len(rows)
-        total = float(weights.sum())
-        if total == 0:
-            return self
-        if (accumulation or accumulation_for(rows.device)) == "split":
-            for weight, mean, scatter in split_scatters(rows, weights):
-                self.scatter += scatter.to(self.scatter.device)
-                self._shift(weight, mean)
-            return self
-        weights = moved(weights, rows.device) if beside is None else beside
-        mean = weights @ rows / total
-        rows.sub_(mean).mul_(weights.sqrt().unsqueeze(1))
-        if rows.device == self.scatter.device:
-            self.scatter.addmm_(rows.T, rows)
-        else:
-            self.scatter += (rows.T @ rows).to(self.scatter.device)
-        self._shift(total, mean)
+        rounding, weights = rounding_of(rows.dtype), weights.to("cpu", torch.float64)
+        absorb((self,), rows.to(precise, copy=True), weights, rounding=rounding, accumulation=accumulation)
         return self
-
-    def absorb(self, other: Moments) -> None:
-        """Take in the rows of other moments of the same blocks: `merge`, without a new object."""
-        self.n, self.rounding = self.n + other.n, max(self.rounding, other.rounding)
-        if other.weight > 0:
-            self.scatter += other.scatter
-            self._shift(other.weight, other.mean)
 
     def _shift(self, weight: float, mean: Float64[Tensor, "column"]) -> None:
         """Take in the weight and the mean of rows whose own scatter has been added."""
@@ -211,7 +172,11 @@ class Moments:
 
     def covariance(self, rows: str | Sequence[str], columns: str | Sequence[str]) -> Float64[Tensor, "row column"]:
         """The weighted population covariance between two groups of blocks, Σ = S / W."""
-        return self.scatter[self._place(rows)][:, self._place(columns)] / self.weight
+        return self.scatter_of(rows, columns) / self.weight
+
+    def scatter_of(self, rows: str | Sequence[str], columns: str | Sequence[str]) -> Float64[Tensor, "row column"]:
+        """The centered sum of weighted products between two groups of blocks; a view where blocks are neighbors."""
+        return self.scatter[self._place(rows)][:, self._place(columns)]
 
     def block_scatter(self, names: str | Sequence[str]) -> Float64[Tensor, "column"]:
         """The centered sum of weighted squares of each of the blocks' columns."""
@@ -258,6 +223,46 @@ def _place(names: tuple[str, ...], blocks: tuple[tuple[str, int], ...]) -> slice
         return slice(starts[names[0]], ends[-1])
     ranges = [torch.arange(starts[name], end) for name, end in zip(names, ends, strict=True)]
     return torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
+
+
+def absorb(
+    into: Sequence[Moments],
+    rows: Float[Tensor, "row column"],
+    weights: Float64[Tensor, "row"],
+    beside: Float[Tensor, "row"] | None = None,
+    *,
+    rounding: float,
+    accumulation: Accumulation | None = None,
+) -> None:
+    """Add the same rows to one or several moments by one product, unchecked: the rows' memory is overwritten.
+
+    Rows are float64, or float32 on a device that has nothing better; weights are on the CPU, and may be given a second
+    time `beside` the rows, on their device. `rounding` is that of the type which the rows had.
+    """
+    for moments in into:
+        moments.n += len(rows)
+        moments.rounding = max(moments.rounding, rounding)
+    total = float(weights.sum())
+    if total == 0:
+        return
+    if (accumulation or accumulation_for(rows.device)) == "split":
+        for weight, mean, scatter in split_scatters(rows, weights):
+            for moments in into:
+                moments.scatter += scatter.to(moments.scatter.device)
+                moments._shift(weight, mean)
+        return
+    weights = moved(weights, rows.device) if beside is None else beside
+    mean = weights @ rows / total
+    rows.sub_(mean).mul_(weights.sqrt().unsqueeze(1))
+    if len(into) == 1 and rows.device == into[0].scatter.device:
+        # A wide matrix is not held twice.
+        into[0].scatter.addmm_(rows.T, rows)
+    else:
+        product = rows.T @ rows
+        for moments in into:
+            moments.scatter += product.to(moments.scatter.device)
+    for moments in into:
+        moments._shift(total, mean)
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:

@@ -90,9 +90,11 @@ class Spectrum:
         self, targets: Blocks, penalties: Sequence[float]
     ) -> tuple[Float64[Tensor, "feature penalty target"], Float64[Tensor, "penalty target"]]:
         """The weights and the biases of the maps of `ridge`, from one product of matrices."""
-        basis, scale = self.basis[:, self.kept], self.scale.unsqueeze(1)
+        # Eigenvalues ascend: those above the cutoff are the last.
+        first, scale = len(self.kept) - self.rank, self.scale.unsqueeze(1)
+        basis = self.basis[:, first:]
         projected = basis.T @ (self._second(self.features, targets) / scale)
-        shrunk = self.eigenvalues[self.kept].unsqueeze(1) + torch.tensor(penalties, dtype=torch.float64)
+        shrunk = self.eigenvalues[first:].unsqueeze(1) + torch.tensor(penalties, dtype=torch.float64)
         in_basis = projected.unsqueeze(1) / shrunk.unsqueeze(2)
         weights = (basis @ in_basis.flatten(1) / scale).unflatten(1, in_basis.shape[1:])
         return weights, self._bias(weights.flatten(1), self.features, targets, n=len(penalties))
@@ -196,23 +198,31 @@ def mean_squared_errors(
 ) -> Float64[Tensor, "target"]:
     """The map's mean squared error in each target on the rows of `moments`, whether fitted on them or not."""
     weights, bias = linear_map.weights.unsqueeze(1), linear_map.bias.unsqueeze(0)
-    return path_errors(weights, bias, moments, features, targets)[0]
+    return path_errors(weights, bias, [moments], features, targets)[0, 0]
 
 
 def path_errors(
     weights: Float64[Tensor, "feature map target"],
     bias: Float64[Tensor, "map target"],
-    moments: Moments,
+    moments: Sequence[Moments],
     features: Blocks,
     targets: Blocks,
-) -> Float64[Tensor, "map target"]:
-    """The mean squared errors of several maps to the same targets, as for `mean_squared_errors`, from one product."""
-    side_by_side = weights.flatten(1)
-    crossed = (weights * moments.covariance(features, targets).unsqueeze(1)).sum(dim=0)
-    squared = (side_by_side * (moments.covariance(features, features) @ side_by_side)).sum(dim=0)
-    residual = variances(moments, targets) - 2 * crossed + squared.reshape(bias.shape)
-    read = (moments.block_mean(features) @ side_by_side).reshape(bias.shape)
-    offset = moments.block_mean(targets) - read - bias
+) -> Float64[Tensor, "moments map target"]:
+    """The errors of several maps to the same targets, as for `mean_squared_errors`, on the rows of each of the moments.
+
+    What takes a product of matrices is done for each of the moments, the rest for all at once.
+    """
+    side_by_side, read = weights.flatten(1), []
+    for each in moments:
+        squared = (each.scatter_of(features, features) @ side_by_side).view_as(weights)
+        crossed = each.scatter_of(features, targets).unsqueeze(1)
+        read.append((weights * (squared - 2 * crossed)).sum(dim=0))
+    total = torch.tensor([each.weight for each in moments], dtype=torch.float64).unsqueeze(1)
+    of_targets = torch.stack([each.block_mean(targets) for each in moments])
+    scatter = torch.stack([each.block_scatter(targets) for each in moments])
+    residual = without_rounding(scatter / total, of_targets).unsqueeze(1) + torch.stack(read) / total.unsqueeze(2)
+    means = torch.stack([each.block_mean(features) for each in moments])
+    offset = of_targets.unsqueeze(1) - (means @ side_by_side).unflatten(1, bias.shape) - bias
     # Rounding may take a perfect fit slightly below zero.
     return (residual + offset**2).clamp(min=0)
 
@@ -222,6 +232,8 @@ def variances(moments: Moments, targets: Blocks) -> Float64[Tensor, "target"]:
     return without_rounding(moments.block_scatter(targets) / moments.weight, moments.block_mean(targets))
 
 
-def without_rounding(variance: Float64[Tensor, "target"], mean: Float64[Tensor, "target"]) -> Float64[Tensor, "target"]:
+def without_rounding(
+    variance: Float64[Tensor, "*moments target"], mean: Float64[Tensor, "*moments target"]
+) -> Float64[Tensor, "*moments target"]:
     """The variances of targets, with 0 where a deviation of 1e-12 of the mean is rounding."""
     return torch.where(variance > (1e-12 * mean) ** 2, variance, 0.0)

@@ -211,8 +211,8 @@ def choose_penalties(
         spectrum = solver.decompose(cells.without(*left_out), features)
         weights, bias = spectrum.ridge_path(targets, penalties)
         found = {}
-        for k in left_out:
-            by_column = path_errors(weights, bias, folds[k], features, targets)
+        by_fold = path_errors(weights, bias, [folds[k] for k in left_out], features, targets)
+        for k, by_column in zip(left_out, by_fold, strict=True):
             by_target = torch.stack([each.mean(dim=1) for each in by_column.split(widths, dim=1)])
             found[k] = folds[k].weight * by_target
         return found

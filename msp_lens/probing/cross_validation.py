@@ -23,7 +23,7 @@ from msp_lens.data.labelled import BELIEF
 from msp_lens.moments.folds import Cells
 from msp_lens.moments.moments import Moments, merge_all
 from msp_lens.moments.scores import HeldOutScore, SavedHeldOut, SavedScore, Score, cell_errors, from_json, score_of
-from msp_lens.moments.solve import LinearMap, Spectrum, mean_squared_errors, variances
+from msp_lens.moments.solve import LinearMap, Spectrum, path_errors, variances
 from msp_lens.moments.solvers import OLS, Auto, PenaltyChoice, ReducedRank, Ridge, Solver, choose_penalties
 
 SHUFFLED = "shuffled belief"
@@ -63,11 +63,14 @@ class _Maps:
     features: tuple[str, ...]
     joined: LinearMap
 
-    def errors(self, moments: Moments) -> dict[_Reading, Float64[Tensor, "target"]]:
-        """The mean squared errors of each reading on these rows."""
+    def errors(self, parts: Sequence[Moments]) -> dict[_Reading, Float64[Tensor, "part target"]]:
+        """The weighted sums of each reading's squared errors on the rows of each part."""
         targets = [reading.target for reading in self.by_reading]
-        found = mean_squared_errors(self.joined, moments, self.features, targets)
-        return dict(zip(self.by_reading, found.split([moments.blocks[target] for target in targets]), strict=True))
+        weights, bias = self.joined.weights.unsqueeze(1), self.joined.bias.unsqueeze(0)
+        found = path_errors(weights, bias, parts, self.features, targets).squeeze(1)
+        found = found * torch.tensor([part.weight for part in parts], dtype=torch.float64).unsqueeze(1)
+        widths = [parts[0].blocks[target] for target in targets]
+        return dict(zip(self.by_reading, found.split(widths, dim=1), strict=True))
 
 
 def _solve(spectrum: Spectrum, solver_of: Callable[[str], Solver], readings: Sequence[_Reading]) -> _Maps:
@@ -144,27 +147,25 @@ def evaluate_all(
 
     by_position = extras and bool(cells.positions)
     errors: dict[_Reading, list[Tensor]] = {reading: [] for reading in readings}
-    at_position: dict[_Reading, list[list[Tensor]]] = {probe: [] for probe in probes}
+    at_position: dict[_Reading, list[Tensor]] = {probe: [] for probe in probes}
     for k, fold in enumerate(cells.cells):
         spectrum = solver.decompose(cells.without(k), group)
         maps = _solve(spectrum, lambda block, k=k: solver_of(block, k), readings)
-        for cell in fold:
-            for reading, found in maps.errors(cell).items():
-                errors[reading].append(found * cell.weight)
+        for reading, found in maps.errors(fold).items():
+            errors[reading].append(found)
         if by_position:
-            maps = _solve(spectrum, lambda block, k=k: solver_of(block, k), probes)
-            parts = [(maps.errors(part), part.weight) for part in cells.by_fold_and_position[k]]
+            found = maps.errors(cells.by_fold_and_position[k])
             for probe, of_folds in at_position.items():
-                of_folds.append([found[probe] * weight for found, weight in parts])
+                of_folds.append(found[probe])
 
     every_cell = [cell for fold in cells.cells for cell in fold]
     fold_of_cell = torch.tensor([k for k, fold in enumerate(cells.cells) for _ in fold])
     whole = _solve(solver.decompose(everything, group), solver_of, readings)
     held_out, in_sample = {}, {}
-    for reading, found in whole.errors(everything).items():
-        of_cells = torch.stack(errors[reading])
+    for reading, found in whole.errors([everything]).items():
+        of_cells = torch.cat(errors[reading])
         held_out[reading] = cell_errors(of_cells, every_cell, fold_of_cell, reading.target).score()
-        in_sample[reading] = score_of(found, variances(everything, reading.target), everything.n)
+        in_sample[reading] = score_of(found[0] / everything.weight, variances(everything, reading.target), everything.n)
     own = _own_positions(cells, group, solver, probes) if by_position and own_positions else {}
 
     results = []
@@ -213,7 +214,7 @@ def _n_ranks(moments: Moments, block: str) -> int:
     return max(1, min(most, int((eigenvalues > 1e-10 * float(eigenvalues[-1].clamp(min=1e-24))).sum())))
 
 
-def _position_scores(cells: Cells, errors: Sequence[Sequence[Tensor]], block: str) -> tuple[HeldOutScore, ...]:
+def _position_scores(cells: Cells, errors: Sequence[Tensor], block: str) -> tuple[HeldOutScore, ...]:
     """Held-out scores at each position, against the variance there."""
     scores = []
     for p, parts in enumerate(zip(*cells.by_fold_and_position, strict=True)):
@@ -239,8 +240,8 @@ def _own_positions(
         if len(parts) >= 2:
             for k, part in enumerate(parts):
                 spectrum = solver.decompose(merge_all(parts[:k] + parts[k + 1 :]), group)
-                for probe, found in _solve(spectrum, lambda _: solver, probes).errors(part).items():
-                    errors[probe].append(found * part.weight)
+                for probe, found in _solve(spectrum, lambda _: solver, probes).errors([part]).items():
+                    errors[probe].append(found[0])
         for probe, of_parts in errors.items():
             unknown = HeldOutScore(math.nan, math.nan, sum(part.n for part in parts))
             folds = torch.arange(len(parts))
