@@ -10,20 +10,25 @@ from collections import Counter
 from beartype import BeartypeConf, beartype
 
 CALLS_OF_EACH = 2
+# An int will do for a float, as everywhere in Python.
+CONFIG = BeartypeConf(is_pep484_tower=True)
 # By function, in the test that runs.
 calls = Counter()
 
 
 def typechecked(function):
     """The function with its annotations checked in its first calls of a test."""
-    # An int will do for a float, as everywhere in Python.
-    checked = beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
-    if checked is function:
+    if not getattr(function, "__annotations__", None):
         return function
+
+    @functools.cache
+    def checked():
+        # Made at the first call: most functions are never called by most workers.
+        return beartype(conf=CONFIG)(function)
 
     @functools.wraps(function)
     def sometimes_checked(*args, **kwargs):
         calls[function] += 1
-        return (checked if calls[function] <= CALLS_OF_EACH else function)(*args, **kwargs)
+        return (checked() if calls[function] <= CALLS_OF_EACH else function)(*args, **kwargs)
 
     return sometimes_checked

@@ -351,11 +351,11 @@ def build_network(description: Mapping[str, Any], dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     if description["architecture"] == "GPT2LMHeadModel":
-        from transformers import GPT2Config as Config
-        from transformers import GPT2LMHeadModel as Network
+        from transformers.models.gpt2 import GPT2Config as Config
+        from transformers.models.gpt2 import GPT2LMHeadModel as Network
     else:
-        from transformers import LlamaConfig as Config
-        from transformers import LlamaForCausalLM as Network
+        from transformers.models.llama import LlamaConfig as Config
+        from transformers.models.llama import LlamaForCausalLM as Network
 
     options: dict[str, Any] = {**description["fields"], "attn_implementation": description["attention"]}
     config: Any = Config(**options)

@@ -189,7 +189,7 @@ def _of_transformer_lens(name: str) -> Any:
     if has_hooked_transformer():
         from transformer_lens import HookedTransformer
 
-        return HookedTransformer.from_pretrained_no_processing(name, device="cpu")
+        return cast(Any, HookedTransformer).from_pretrained_no_processing(name, device="cpu")
     from transformer_lens.model_bridge import sources
 
     return cast(Any, sources).boot_tl_legacy(name, device="cpu")
@@ -258,15 +258,16 @@ def _network(
         determine_architecture_from_hf_config,
         get_hf_model_class_for_architecture,
     )
-    from transformers import AutoConfig
+    from transformers.models.auto import AutoConfig
 
     source: dict[str, Any] = {"local_files_only": is_local, "trust_remote_code": False}
     source |= {"gguf_file": gguf_file} if gguf_file else {}
     config: Any = AutoConfig.from_pretrained(where, **source)
-    architecture = determine_architecture_from_hf_config(config)
+    # As `Any`, like transformers' own modules instead of its root: a type checker would read every model that there is.
+    architecture = cast(Any, determine_architecture_from_hf_config)(config)
     options = {"attn_implementation": "eager", "device_map": device_map, "dtype": dtype or "auto"} | source
     options |= {} if gguf_file else {"use_safetensors": True}
-    kind: Any = get_hf_model_class_for_architecture(architecture)
+    kind = cast(Any, get_hf_model_class_for_architecture)(architecture)
     network, told = kind.from_pretrained(
         where, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
@@ -291,7 +292,7 @@ def _network(
 
 def _tokenizer(where: str, source: Mapping[str, Any]) -> Any:
     """The tokenizer that is there, as TransformerLens wants it, with its BOS token first; `None` if there is none."""
-    from transformers import AutoTokenizer
+    from transformers.models.auto import AutoTokenizer
 
     for options in ({"add_bos_token": True}, {}):
         try:
