@@ -241,12 +241,12 @@ def _own_positions(
             for k, part in enumerate(parts):
                 spectrum = solver.decompose(merge_all(parts[:k] + parts[k + 1 :]), group)
                 for probe, found in _solve(spectrum, lambda _: solver, probes).errors([part]).items():
-                    errors[probe].append(found[0])
+                    errors[probe].append(found)
         for probe, of_parts in errors.items():
             unknown = HeldOutScore(math.nan, math.nan, sum(part.n for part in parts))
             folds = torch.arange(len(parts))
             scores[probe].append(
-                cell_errors(torch.stack(of_parts), parts, folds, probe.target).score() if of_parts else unknown
+                cell_errors(torch.cat(of_parts), parts, folds, probe.target).score() if of_parts else unknown
             )
     return {probe: tuple(found) for probe, found in scores.items()}
 
